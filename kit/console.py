@@ -1,0 +1,122 @@
+"""What people see: results on stdout, progress and notices on stderr; plain text when not a terminal.
+
+The only importer of rich.
+"""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+T = TypeVar("T")
+
+PLAIN_EVERY_S = 10.0  # a log file gets a progress line no more often than this
+
+
+def _stderr() -> Console:
+    return Console(file=sys.stderr, soft_wrap=True, highlight=False)
+
+
+def say(text: str) -> None:
+    """Tells the user something on stderr."""
+    _stderr().print(text, markup=False)
+
+
+def result(text: str) -> None:
+    """Prints a result line on stdout, plain, so that it can be piped."""
+    print(text)  # noqa: T201
+
+
+def failure(message: str, hint: str = "") -> None:
+    """Shows an error and its remedy on stderr."""
+    console = _stderr()
+    console.print("error:", style="bold red", end=" ")
+    console.print(message, markup=False)
+    if hint:
+        console.print("hint: ", style="bold cyan", end=" ")
+        console.print(hint, markup=False)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:
+    """Prints a table on stdout: framed on a terminal, aligned plain columns with nothing cut when piped."""
+    cells = [[f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    if sys.stdout.isatty():
+        framed = Table(*columns, title=title or None, title_justify="left")
+        for row in cells:
+            framed.add_row(*row)
+        Console().print(framed)
+        return
+    widths = [max(len(row[i]) for row in [list(columns), *cells]) for i in range(len(columns))]
+    for row in [list(columns), *cells]:
+        result("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+class Meter:
+    """A running count of work: a live bar on a terminal, a plain line now and then elsewhere.
+
+    Args:
+        what: what is being counted, for example `cut tiles`.
+        total: how many there will be.
+    """
+
+    def __init__(self, what: str, total: int) -> None:
+        self.what, self.total, self.done, self.note = what, total, 0, ""
+        self.start = self.last_line = time.monotonic()
+        self.bar: Progress | None = None
+        if sys.stderr.isatty():
+            self.bar = Progress(
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+                console=Console(file=sys.stderr),
+            )  # fmt: skip
+            self.bar.start()
+            self.task = self.bar.add_task(what, total=total, rate="", note="")
+
+    def rate(self) -> float:
+        """Returns items per second since the start."""
+        return self.done / max(time.monotonic() - self.start, 1e-9)
+
+    def advance(self, n: int = 1, note: str | None = None) -> None:
+        """Counts `n` more; `note` stands behind the bar, for example the loss."""
+        self.done += n
+        self.note = self.note if note is None else note
+        if self.bar:
+            self.bar.update(self.task, advance=n, rate=f"{self.rate():.1f}/s", note=self.note)
+        elif time.monotonic() - self.last_line > PLAIN_EVERY_S and self.done < self.total:
+            self._line()
+
+    def _line(self) -> None:
+        self.last_line = time.monotonic()
+        rate = self.rate()
+        left = f", {(self.total - self.done) / rate:.0f} s left" if self.done < self.total and rate else ""
+        say(f"{self.what} {self.done}/{self.total}, {rate:.1f}/s{left}{', ' + self.note if self.note else ''}")
+
+    def close(self) -> None:
+        """Ends the bar; elsewhere prints the last line."""
+        if self.bar:
+            self.bar.stop()
+        else:
+            self._line()
+
+
+@contextmanager
+def meter(what: str, total: int) -> Iterator[Meter]:
+    """Yields a `Meter` that is closed when the block ends, however it ends."""
+    running = Meter(what, total)
+    try:
+        yield running
+    finally:
+        running.close()
+
+
+def track(items: Sequence[T], what: str) -> Iterator[T]:
+    """Yields the items of a sequence while a `Meter` counts them."""
+    with meter(what, len(items)) as running:
+        for item in items:
+            yield item
+            running.advance()

@@ -1,0 +1,67 @@
+"""What can go wrong, one class per cause; each error carries the remedy as a hint."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class KitError(Exception):
+    """A cause that the user can mend: shown as `error:` and `hint:`, exit code 1.
+
+    Args:
+        message: what is wrong, with the value, and what was expected.
+        hint: what to do next; a command where there is one.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class CatalogError(KitError):
+    """A STAC catalogue is missing or does not have the challenge's layout."""
+
+
+class RasterError(KitError):
+    """An image cannot be read, or has the wrong bands."""
+
+
+class FootprintError(KitError):
+    """A label file is missing, empty or not made of polygons."""
+
+
+class DataError(KitError):
+    """A prepared data set is missing, ambiguous or incomplete."""
+
+
+class RecipeError(KitError):
+    """A recipe is missing, or one of its functions is missing or misshapen."""
+
+
+class EncoderError(KitError):
+    """An encoder or its pretrained weights cannot be had."""
+
+
+class RunError(KitError):
+    """A training run is missing, unfinished or made with other settings."""
+
+
+class WeightsError(KitError):
+    """A weights file is missing, not kit's, or does not match its card."""
+
+
+class SubmissionError(KitError):
+    """Predictions or a submission are incomplete or malformed."""
+
+
+class ScoreError(KitError):
+    """Predictions and truth cannot be compared."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Returns a hint that offers the known name nearest to `name`, or lists them all."""
+    names = sorted(known)
+    close = get_close_matches(name, names, n=1)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"known: {', '.join(names)}" if names else "there are none yet"

@@ -1,0 +1,1 @@
+"""Networks: timm encoders, the slim DynamicUnet, losses and metrics."""

@@ -1,0 +1,79 @@
+"""Where everything lives below the root folder: the only place that knows folder names."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from kit.errors import KitError
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The folders of one working root.
+
+    Args:
+        root: the folder given by `--root` or `KIT_ROOT`; the current folder by default.
+    """
+
+    root: Path
+
+    @property
+    def sample(self) -> Path:
+        """The embedded sample city."""
+        return self.root / "sample"
+
+    @property
+    def recipes(self) -> Path:
+        """The user's own recipes, searched before the installed ones."""
+        return self.root / "recipes"
+
+    @property
+    def weights(self) -> Path:
+        """Exported weights, their cards and `index.csv`."""
+        return self.root / "weights"
+
+    def data(self, name: str) -> Path:
+        """A prepared data set."""
+        return self.root / "data" / name
+
+    def data_names(self) -> list[str]:
+        """Names of the data sets that are prepared here, sorted."""
+        return sorted(p.parent.name for p in (self.root / "data").glob("*/index.csv"))
+
+    def run(self, recipe: str, fold: int | str) -> Path:
+        """The folder of one fold of one recipe; `fold` is a number or `all`."""
+        return self.root / "runs" / recipe / f"fold{fold}"
+
+    def submission(self, name: str) -> Path:
+        """The folder of one submission."""
+        return self.root / "submissions" / name
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a temporary name beside `path` that becomes `path` when the block ends well, and is removed when not.
+
+    Works for a file and for a folder (an existing folder of that name is replaced).
+
+    Raises:
+        KitError: the disk is full or the folder cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        yield temporary
+        if temporary.is_dir() and path.is_dir():
+            shutil.rmtree(path)
+        temporary.replace(path)
+    except OSError as cause:
+        if cause.errno is None or isinstance(cause, FileNotFoundError):
+            raise
+        raise KitError(f"cannot write {path}: {cause.strerror}", "free some space or choose another --root") from cause
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Training: recipes, callbacks and one fit."""

@@ -1,0 +1,1 @@
+"""Recipes: each module defines data, learner and fit for one encoder."""
