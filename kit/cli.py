@@ -1,0 +1,255 @@
+"""The commands: each parses, calls one function, and prints its result. Heavy imports wait inside."""
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+
+from kit import __version__
+from kit.console import failure, result, say, table
+from kit.errors import KitError
+from kit.paths import Paths
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
+    help="From drone imagery of a city to building masks.\n\nExample: kit run quickstart && kit submit",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
+
+Root = Annotated[Path, typer.Option("--root", envvar="KIT_ROOT", help="Folder of data, runs, weights, submissions.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+HERE = Path()
+
+
+@app.command()
+def sample(
+    out: Annotated[Path | None, typer.Option(help="Where to; ROOT/sample by default.")] = None,
+    seed: Annotated[int, typer.Option(help="Another city for another number; the same bytes for the same.")] = 0,
+    root: Root = HERE,
+    debug: Debug = False,
+) -> None:
+    """Draw the sample city: scenes with footprints, test chips with their truth aside.
+
+    Example: kit sample
+    """
+    from kit.data.sample import draw_sample
+
+    result(str(draw_sample(out or Paths(root).sample, seed)))
+
+
+@app.command()
+def prepare(
+    catalog: Annotated[Path, typer.Argument(help="A STAC catalogue, or the folder that holds it.")],
+    name: Annotated[str, typer.Option(help="Of the data set; the catalogue's id by default.")] = "",
+    grid: Annotated[str, typer.Option(help="z19 (any zoom), 0.1m (any resolution) or native.")] = "z19",
+    side: Annotated[int, typer.Option(help="Side of a tile, px.", min=32)] = 1024,
+    root: Root = HERE,
+    debug: Debug = False,
+) -> None:
+    """Cut a catalogue's scenes into tiles: images, masks, index, folds.
+
+    Example: kit prepare train_tier_1 --name tier1
+    """
+    from kit.data.tiles import prepare as prepare_tiles
+
+    paths = Paths(root)
+    made = prepare_tiles(catalog, paths, name, grid, side)
+    if made.notice:
+        say(f"folds: {made.notice}")
+    rows = []
+    for (area, scene), part in made.index.groupby(["area", "scene"]):
+        share = (part["building_fraction"] * part["valid_fraction"]).sum() / part["valid_fraction"].sum()
+        fold = ",".join(map(str, sorted(set(part["fold"]))))
+        rows.append((f"{area}/{scene}", len(part), made.skipped[area, scene], f"{share:.1%}", fold))
+    table(("scene", "tiles", "empty", "buildings", "fold"), rows)
+    result(str(paths.data(made.name)))
+
+
+@app.command()
+def folds(
+    name: Annotated[str, typer.Argument(help="The data set.")],
+    by: Annotated[str, typer.Option(help="scene, area, or tile (the seed's: it leaks).")] = "scene",
+    k: Annotated[int, typer.Option("-k", help="Number of folds.")] = 5,
+    root: Root = HERE,
+    debug: Debug = False,
+) -> None:
+    """Make the folds of a data set again, without cutting.
+
+    Example: kit folds tier1 --by tile -k 5
+    """
+    from kit.data.tiles import refold
+
+    index, notice = refold(Paths(root), name, by, k)
+    if notice:
+        say(notice)
+    scenes = index.assign(scene=index["area"] + "/" + index["scene"]).groupby("fold")
+    rows = [(fold, len(part), f"{part['building_fraction'].mean():.1%}", ", ".join(sorted(set(part["scene"])))) for fold, part in scenes]
+    table(("fold", "tiles", "buildings", "scenes"), rows)
+    result(str(Paths(root).data(name) / "index.csv"))
+
+
+@app.command()
+def recipes(as_json: Json = False, root: Root = HERE, debug: Debug = False) -> None:
+    """List the recipes: encoder, parameters, cost of one 512 x 512 image.
+
+    Example: kit recipes
+    """
+    import json
+
+    from kit.pipeline.recipes import describe_recipes
+
+    rows = describe_recipes(Paths(root))
+    if as_json:
+        result(json.dumps(rows, indent=1))
+    else:
+        table(("recipe", "encoder", "params_m", "gflop_512", "purpose"), [tuple(row.values()) for row in rows])
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="A name (see kit recipes) or a path.")],
+    data: Annotated[str, typer.Option(help="The data set; the only one by default.")] = "",
+    fold: Annotated[str, typer.Option(help="Folds to hold out: 0 or 0,2 or all.")] = "all",
+    all_: Annotated[bool, typer.Option("--all", help="Hold nothing out: one model on every fold.")] = False,
+    minutes: Annotated[float, typer.Option(help="Wall time per fold; the recipe's own by default.", min=0)] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
+    views: Annotated[str, typer.Option(help="Of the export: none, flips or d4.")] = "flips",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1; the best there is by default.")] = "",
+    encoder_weights: Annotated[Path | None, typer.Option(help="State dict of the encoder.")] = None,
+    pretrained: Annotated[bool, typer.Option(help="Start from ImageNet weights.")] = True,
+    restart: Annotated[bool, typer.Option("--restart", help="Forget earlier runs of these folds.")] = False,
+    local_rank: Annotated[int, typer.Option("--local-rank", "--local_rank", hidden=True)] = 0,
+    root: Root = HERE,
+    debug: Debug = False,
+) -> None:
+    """Train a recipe's folds, score them out of fold, export the ensemble.
+
+    Example: kit run lite0 --data tier1 --fold 0,1 --minutes 12
+    """
+    from kit.models.encoders import Source
+    from kit.pipeline.run import Plan
+    from kit.pipeline.run import run as run_recipe
+
+    plan = Plan(
+        data=data, folds=_folds(fold, all_), minutes=minutes, seed=seed, device=device,
+        source=Source(pretrained, encoder_weights), views=views, restart=restart,
+    )  # fmt: skip
+    exported = run_recipe(recipe, Paths(root), plan)
+    result(str(exported.path))
+
+
+def _folds(text: str, all_: bool) -> tuple[int | str, ...]:
+    if all_:
+        return ("all",)
+    if text == "all":
+        return ()
+    try:
+        return tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no list of folds, for example 0 or 0,2", param_hint="--fold") from None
+
+
+@app.command()
+def export(
+    runs: Annotated[list[str], typer.Argument(help="<recipe>/fold<k>, of any recipes.")],
+    name: Annotated[str, typer.Option(help="Of the weights.")],
+    views: Annotated[str, typer.Option(help="none, flips or d4.")] = "flips",
+    root: Root = HERE,
+    debug: Debug = False,
+) -> None:
+    """Freeze finished runs into one weights file.
+
+    Example: kit export lite0/fold0 lite0/fold1 --name duo --views d4
+    """
+    from kit.pipeline.run import export as export_runs
+
+    result(str(export_runs(runs, name, Paths(root), views).path))
+
+
+@app.command()
+def submit(
+    test: Annotated[Path | None, typer.Argument(help="A STAC catalogue or a folder of chips; the sample's by default.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="The weights file; the newest by default.")] = None,
+    name: Annotated[str, typer.Option(help="Of the submission; <weights>-<test> by default.")] = "",
+    device: Annotated[str, typer.Option(help="cpu, cuda; the best there is by default.")] = "",
+    root: Root = HERE,
+    debug: Debug = False,
+) -> None:
+    """Predict test chips and pack the submission.
+
+    Example: kit submit test --weights weights/lite0.pt
+    """
+    from kit.deploy.predict import newest_weights
+    from kit.deploy.submit import submit as submit_chips
+    from kit.models.devices import pick_device
+
+    paths = Paths(root)
+    chips = test or paths.sample / "test"
+    chosen = weights or newest_weights(paths.weights)
+    say(f"weights {chosen}, test set {chips}")
+    where = chips.parent if chips.suffix == ".json" else chips
+    folder = paths.submission(name or f"{chosen.stem}-{where.resolve().name}")
+    made = submit_chips(chips, chosen, folder, str(pick_device(device)))
+    say(f"{made.chips} chips checked: {made.building_fraction:.1%} building, {made.empty} without any")
+    result(str(made.path))
+
+
+@app.command()
+def score(
+    predictions: Annotated[Path, typer.Argument(help="A folder or archive of masks.")],
+    truth: Annotated[Path, typer.Argument(help="A folder or archive of true masks.")],
+    as_json: Json = False,
+    root: Root = HERE,
+    debug: Debug = False,
+) -> None:
+    """Score masks against the truth: Jaccard per scene and pooled.
+
+    Example: kit score submissions/quickstart-test sample/test_labels
+    """
+    from kit.deploy.score import score as score_masks
+
+    scored = score_masks(predictions, truth)
+    if as_json:
+        result(scored.to_json())
+    else:
+        for line in scored.lines():
+            result(line)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        result(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _common(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False) -> None:
+    """From drone imagery of a city to building masks."""
+
+
+def main() -> None:
+    """Runs a command: exit 0 done, 1 for what the user can mend, 2 for usage."""
+    debug = "--debug" in sys.argv
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for its version
+    try:
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.UsageError as usage:
+        usage.show()
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        failure("interrupted", "nothing is lost: the same command again goes on with what is missing")
+    except KitError as error:
+        if debug:
+            traceback.print_exc()
+        failure(error.message, error.hint)
+    except Exception as bug:  # the last resort: nobody meets a traceback
+        if debug:
+            traceback.print_exc()
+        failure(f"{type(bug).__name__}: {bug}", "this is a fault of kit: run it again with --debug and report it")
+    sys.exit(1)

@@ -1,0 +1,166 @@
+"""Tiles to batches: a fold, its crops and its fastai DataLoaders."""
+
+import os
+import warnings
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+import albumentations as A  # noqa: N812: its own documentation calls it A
+import numpy as np
+import pandas as pd
+import rasterio
+import torch
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
+from numpy.typing import NDArray
+from rasterio.errors import RasterioIOError
+from torch import Tensor
+
+from kit.errors import DataError
+
+MEMORY_BYTES = 2 << 30  # tiles of a fold up to this size are read once and kept, shared by the loader's workers
+BYTES_PER_PX = 4  # three bands and a mask
+
+Key = tuple[int, int]  # place in the epoch's draw, row of the index
+
+
+@dataclass(frozen=True)
+class Fold:
+    """What one model trains on: the rows of the index on either side of the split.
+
+    Args:
+        number: the fold held out, or `all` for none.
+        train: index rows to train on.
+        valid: index rows held out; the training rows' first ones for `all`, so that something can be watched.
+        seed: of every random choice.
+        device: where batches go.
+        workers: loader processes; -1 chooses for the machine.
+    """
+
+    number: int | str
+    train: pd.DataFrame
+    valid: pd.DataFrame
+    seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    workers: int = -1
+
+
+def split_fold(index: pd.DataFrame, number: int | str, **options: Any) -> Fold:
+    """Returns a fold of an index; `all` trains on everything.
+
+    Raises:
+        DataError: there is no such fold, or nothing is left to train on.
+    """
+    if number == "all":
+        return Fold("all", index, index.iloc[:0], **options)
+    held_out = index["fold"] == number
+    if not held_out.any() or held_out.all():
+        known = sorted(set(index["fold"]))
+        raise DataError(f"no fold {number} among {known}", "choose another with --fold, or make folds with kit folds")
+    return Fold(number, index[~held_out], index[held_out], **options)
+
+
+def read_tile(image: str, mask: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Returns a tile's image (H, W, 3) and mask (H, W), both uint8.
+
+    Raises:
+        DataError: one of them cannot be read.
+    """
+    try:
+        with rasterio.open(image) as source, rasterio.open(mask) as truth:
+            return np.ascontiguousarray(source.read((1, 2, 3)).transpose(1, 2, 0)), truth.read(1)
+    except RasterioIOError as cause:
+        raise DataError(f"a tile cannot be read: {cause}", "cut the data set again: kit prepare") from cause
+
+
+class TileDataset:
+    """Tiles, augmented: one (image, mask) pair per key.
+
+    Each sample's randomness is seeded by (seed, epoch, place in the draw), so that crops differ over epochs, places
+    and workers, and do not depend on how many workers there are. albumentations' own state would repeat the same
+    crops in each epoch and worker.
+
+    Args:
+        rows: of the index.
+        transform: augmentation of image and mask together; none gives whole tiles.
+        seed: see above.
+
+    Shape:
+        image (3, H, W) uint8, 0 to 255; mask (H, W) int64: 0, 1, 255 = ignored.
+    """
+
+    def __init__(self, rows: pd.DataFrame, transform: A.Compose | None = None, seed: int = 0) -> None:
+        self.rows = rows.reset_index(drop=True)
+        self.files = list(zip(self.rows["image"], self.rows["mask"], strict=True))
+        self.transform = transform
+        self.seed = seed
+        self.epoch = 0
+        size = int((self.rows["width_px"] * self.rows["height_px"]).sum()) * BYTES_PER_PX
+        self.read = lru_cache(maxsize=None)(read_tile) if size <= MEMORY_BYTES else read_tile
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, key: int | Key) -> tuple[Tensor, Tensor]:
+        place, row = key if isinstance(key, tuple) else (key, key)
+        image, mask = self.read(*self.files[row])
+        if self.transform is not None:
+            seeds = np.random.SeedSequence([self.seed, self.epoch, place])
+            self.transform.set_random_seed(int(seeds.generate_state(1)[0]))
+            augmented = self.transform(image=image, mask=mask)
+            image, mask = augmented["image"], augmented["mask"]
+        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        return pixels, torch.from_numpy(mask.astype(np.int64))
+
+
+
+
+def strict(build: Any, *args: Any, **kwargs: Any) -> Any:
+    """Returns `build(...)`, with the warnings of albumentations about ignored arguments raised as errors.
+
+    Raises:
+        DataError: an argument is unknown to this version and would have been ignored.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        made = build(*args, **kwargs)
+    for warning in caught:
+        if "not valid for transform" in str(warning.message):
+            raise DataError(f"augmentation: {warning.message}", "albumentations 2.0.8 would ignore it: mend the recipe")
+    return made
+
+
+def dataloaders(fold: Fold, transform: A.Compose, batch_size: int, valid_batch_size: int = 4) -> DataLoaders:
+    """Returns fastai DataLoaders of a fold: augmented crops for training, whole tiles for validation.
+
+    Args:
+        fold: given to the recipe's `data`.
+        transform: of training tiles; must end at one crop size.
+        batch_size: crops per step.
+        valid_batch_size: tiles per validation step.
+    """
+    workers = default_workers(fold.device) if fold.workers < 0 else fold.workers
+    train = TileDataset(fold.train, transform, fold.seed)
+    valid = TileDataset(fold.valid)
+    shared = {"num_workers": workers, "device": fold.device, "pin_memory": fold.device.type == "cuda"}
+    loaders = DataLoaders(
+        DataLoader(train, bs=batch_size, shuffle=True, drop_last=True, **shared),
+        DataLoader(valid, bs=valid_batch_size, **shared),
+        device=fold.device,
+    )
+    loaders.fold = fold
+    return loaders
+
+
+def default_workers(device: torch.device) -> int:
+    """Returns how many processes augment: none where the network itself wants the two or four cores there are."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if device.type == "cpu":
+        return 0 if cores <= 4 else 2
+    return min(8, cores)
+
+
+def with_workers(fold: Fold, workers: int) -> Fold:
+    """Returns the fold with another number of loader processes."""
+    return replace(fold, workers=workers)

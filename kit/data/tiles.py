@@ -1,0 +1,318 @@
+"""Scenes cut into tiles: image, mask and one index row each."""
+
+import math
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import rasterio
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+from rasterio.enums import ColorInterp, Resampling
+from rasterio.errors import RasterioError, RasterioIOError
+from rasterio.transform import Affine
+from rasterio.vrt import WarpedVRT
+from rasterio.warp import transform as project
+from rasterio.warp import transform_bounds
+from rasterio.windows import Window
+
+from kit.console import Meter, meter
+from kit.data.catalog import Scene, read_scenes
+from kit.data.folds import assign_folds
+from kit.data.footprints import IGNORE, Footprints, draw_mask, read_footprints
+from kit.errors import DataError, FootprintError, RasterError, nearest
+from kit.paths import Paths, replacing
+
+MERCATOR_M = 2 * math.pi * 6378137.0  # equator of EPSG:3857; the XYZ scheme halves it once per zoom
+MIN_VALID = 0.01  # tiles with less imagery are skipped, and counted
+# lossless, and each 256 px block can be read alone; predictor 2 halves the size of photographs
+IMAGE_FORMAT = {"compress": "deflate", "zlevel": 6, "predictor": 2, "tiled": True, "blockxsize": 256, "blockysize": 256}
+MASK_FORMAT = {"compress": "deflate", "tiled": True, "blockxsize": 256, "blockysize": 256}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Square tiles of one CRS: tile (row, column) starts at (left + column x side, top - row x side).
+
+    Args:
+        crs: of the grid.
+        pixel: side of a pixel, in units of the CRS.
+        left: x of column 0.
+        top: y of row 0.
+        side_px: side of a tile.
+    """
+
+    crs: str
+    pixel: float
+    left: float
+    top: float
+    side_px: int
+
+    def transform(self, row: int, column: int) -> Affine:
+        """Returns the pixel-to-CRS transform of a tile."""
+        side = self.pixel * self.side_px
+        return Affine(self.pixel, 0, self.left + column * side, 0, -self.pixel, self.top - row * side)
+
+    def span(self, bounds: tuple[float, float, float, float]) -> tuple[range, range]:
+        """Returns the rows and columns that cover (left, bottom, right, top), in the grid's CRS."""
+        side = self.pixel * self.side_px
+        slack = 1e-6  # of a tile: a scene that ends on a grid line has no tile beyond it
+        columns = (bounds[0] - self.left) / side, (bounds[2] - self.left) / side
+        rows = (self.top - bounds[3]) / side, (self.top - bounds[1]) / side
+        return tuple(range(math.floor(a + slack), math.ceil(b - slack)) for a, b in (rows, columns))  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One row of the index.
+
+    Args:
+        tile: id, unique in the data set: area, scene, row and column on the grid.
+        image: path of the RGB GeoTIFF, relative to the data set.
+        mask: path of the mask (0 background, 1 building, 255 no data), likewise.
+        gsd_m: metres on the ground per pixel.
+        valid_fraction: share of pixels with imagery.
+        building_fraction: share of buildings among those.
+        n_footprints: polygons that touch the tile.
+    """
+
+    tile: str
+    area: str
+    scene: str
+    tier: int
+    image: str
+    mask: str
+    width_px: int
+    height_px: int
+    gsd_m: float
+    valid_fraction: float
+    building_fraction: float
+    n_footprints: int
+
+
+def grid_of(name: str, side_px: int, source: rasterio.DatasetReader) -> Grid:
+    """Returns the grid `z19` (XYZ, any zoom), `0.1m` (any resolution, in the scene's CRS) or `native` of a scene.
+
+    Raises:
+        DataError: another name, or a metric grid for a scene in degrees.
+    """
+    zoom = re.fullmatch(r"z(\d+)", name)
+    if zoom:
+        return Grid("EPSG:3857", MERCATOR_M / 2 ** int(zoom[1]) / side_px, -MERCATOR_M / 2, MERCATOR_M / 2, side_px)
+    metres = re.fullmatch(r"([\d.]+)m", name)
+    if not metres and name != "native":
+        raise DataError(f"no grid {name!r}", "expected an XYZ zoom such as z19, a resolution such as 0.1m, or native")
+    if metres and not source.crs.is_projected:
+        raise DataError(f"{source.name} is in {source.crs}, not in metres", "use --grid z19 or --grid native")
+    pixel = float(metres[1]) if metres else abs(source.transform.a)
+    return Grid(source.crs.to_string(), pixel, source.bounds.left, source.bounds.top, side_px)
+
+
+def ground_m(grid: Grid, transform: Affine) -> float:
+    """Returns metres on the ground per pixel at the tile's centre: web mercator stretches by 1 / cos(latitude)."""
+    crs = CRS.from_string(grid.crs)
+    x, y = transform * (grid.side_px / 2, grid.side_px / 2)
+    _, (latitude,) = project(crs, CRS.from_epsg(4326), [x], [y])
+    if crs.to_epsg() == 3857:
+        return grid.pixel * math.cos(math.radians(latitude))
+    return grid.pixel * (MERCATOR_M / 360 if crs.is_geographic else 1.0)
+
+
+def open_scene(href: str) -> rasterio.DatasetReader:
+    """Opens a scene and checks its bands.
+
+    Raises:
+        RasterError: it cannot be read, has no CRS, or is not uint8 RGB or RGBA.
+    """
+    try:
+        source = rasterio.open(href)
+    except RasterioIOError as cause:
+        raise RasterError(f"{href} cannot be read: {cause}", "expected a GeoTIFF; fetch the file again") from cause
+    if source.count not in (3, 4) or source.dtypes[0] != "uint8":
+        raise RasterError(
+            f"{href} has {source.count} bands of {source.dtypes[0]}, expected 3 or 4 (RGB, alpha) of uint8",
+            "convert it: gdal_translate -ot Byte -b 1 -b 2 -b 3",
+        )
+    if source.crs is None:
+        raise RasterError(f"{href} has no coordinate system", "assign one: gdal_edit.py -a_srs EPSG:...")
+    return source
+
+
+def _warped(source: rasterio.DatasetReader, grid: Grid, rows: range, columns: range) -> WarpedVRT:
+    """Returns the scene on the grid, RGB and alpha, covering the given tiles exactly."""
+    has_alpha = ColorInterp.alpha in source.colorinterp
+    return WarpedVRT(
+        source,
+        crs=grid.crs,
+        transform=grid.transform(rows.start, columns.start),
+        width=len(columns) * grid.side_px,
+        height=len(rows) * grid.side_px,
+        resampling=Resampling.bilinear,
+        add_alpha=not has_alpha,
+    )
+
+
+def cut_scene(scene: Scene, grid_name: str, side_px: int, folder: Path, progress: Meter) -> tuple[list[Tile], int]:
+    """Cuts one scene into tiles below `folder`, and returns their rows and how many tiles were skipped as empty.
+
+    Raises:
+        RasterError: the scene cannot be read to its end.
+        FootprintError: no footprint lies on the scene.
+    """
+    tiles: list[Tile] = []
+    skipped = 0
+    with open_scene(scene.image) as source:
+        grid = grid_of(grid_name, side_px, source)
+        bounds = transform_bounds(source.crs, grid.crs, *source.bounds)
+        footprints = read_footprints(scene.labels, grid.crs)
+        if not len(footprints.touching(bounds)):
+            raise FootprintError(
+                f"none of the {len(footprints.polygons)} footprints of {scene.area}/{scene.scene} lies on the scene",
+                f"check the coordinates in {scene.labels[0]}: GeoJSON is longitude, latitude",
+            )
+        rows, columns = grid.span(bounds)
+        progress.total += len(rows) * len(columns)
+        with _warped(source, grid, rows, columns) as warped:
+            for i, j in np.ndindex(len(rows), len(columns)):
+                window = Window(j * side_px, i * side_px, side_px, side_px)
+                try:
+                    pixels = warped.read(window=window)  # (4, side, side)
+                except RasterioError as cause:
+                    raise RasterError(
+                        f"{scene.image} is broken at tile row {i}, column {j}: {cause}", "fetch the file again"
+                    ) from cause
+                valid = pixels[3] > 0
+                progress.advance()
+                if valid.mean() < MIN_VALID:
+                    skipped += 1
+                    continue
+                tiles.append(_write(scene, grid, rows[i], columns[j], pixels[:3], valid, footprints, folder))
+    return tiles, skipped
+
+
+def _write(
+    scene: Scene,
+    grid: Grid,
+    row: int,
+    column: int,
+    rgb: NDArray[np.uint8],
+    valid: NDArray[np.bool_],
+    footprints: Footprints,
+    folder: Path,
+) -> Tile:
+    transform = grid.transform(row, column)
+    side = grid.side_px
+    left, top = transform.c, transform.f
+    polygons = footprints.touching((left, top - side * grid.pixel, left + side * grid.pixel, top))
+    mask = draw_mask(polygons, transform, (side, side), valid)
+    name = f"{scene.area}_{scene.scene}_r{row}_c{column}"
+    tile = Tile(
+        tile=name,
+        area=scene.area,
+        scene=scene.scene,
+        tier=scene.tier,
+        image=f"images/{name}.tif",
+        mask=f"masks/{name}.tif",
+        width_px=side,
+        height_px=side,
+        gsd_m=round(ground_m(grid, transform), 6),
+        valid_fraction=round(float(valid.mean()), 6),
+        building_fraction=round(float((mask == 1).sum() / valid.sum()), 6),
+        n_footprints=len(polygons),
+    )
+    rgb = np.where(valid, rgb, 0)
+    shared = {"driver": "GTiff", "width": side, "height": side, "dtype": "uint8", "crs": grid.crs}
+    shared["transform"] = transform
+    with rasterio.open(folder / tile.image, "w", count=3, photometric="rgb", **shared, **IMAGE_FORMAT) as target:
+        target.write(rgb)
+    with rasterio.open(folder / tile.mask, "w", count=1, nodata=IGNORE, **shared, **MASK_FORMAT) as target:
+        target.write(mask, 1)
+    return tile
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `prepare` made.
+
+    Args:
+        name: of the data set.
+        index: one row a tile, with its fold.
+        skipped: tiles without imagery, per (area, scene).
+        notice: something to tell about the folds, or nothing.
+    """
+
+    name: str
+    index: pd.DataFrame
+    skipped: dict[tuple[str, str], int]
+    notice: str
+
+
+def prepare(
+    catalog: Path, paths: Paths, name: str = "", grid: str = "z19", side_px: int = 1024, by: str = "scene", k: int = 5
+) -> Prepared:
+    """Cuts a catalogue's scenes into `data/NAME`: images, masks, `index.csv` with folds.
+
+    The folder appears under its name when it is complete, and not before.
+
+    Args:
+        catalog: a STAC catalogue, or the folder that holds it.
+        paths: of the working root.
+        name: of the data set; the catalogue's id by default.
+        grid: see `grid_of`.
+        side_px: side of a tile.
+        by: how tiles are put into folds, see `kit.data.folds`.
+        k: number of folds.
+
+    Raises:
+        CatalogError, RasterError, FootprintError, DataError: see the functions above.
+    """
+    identity, scenes = read_scenes(catalog)
+    tiles: list[Tile] = []
+    skipped: dict[tuple[str, str], int] = {}
+    with replacing(paths.data(name or identity)) as folder, meter("cut tiles", 0) as progress:
+        for part in ("images", "masks"):
+            (folder / part).mkdir(parents=True)
+        for scene in scenes:
+            found, skipped[scene.area, scene.scene] = cut_scene(scene, grid, side_px, folder, progress)
+            if not found:
+                raise RasterError(f"{scene.image} holds no imagery: every tile is empty", "check its alpha band")
+            tiles.extend(found)
+        index = pd.DataFrame([asdict(tile) for tile in tiles])
+        index.insert(4, "fold", 0)
+        index["fold"], notice = assign_folds(index, by, k)
+        index.to_csv(folder / "index.csv", index=False)
+    return Prepared(name or identity, index, skipped, notice)
+
+
+def read_index(paths: Paths, name: str = "") -> tuple[str, pd.DataFrame]:
+    """Returns a data set's name and index; without a name, the only one there is. Paths in it become absolute.
+
+    Raises:
+        DataError: there is none of that name, none at all, or several to choose from.
+    """
+    known = paths.data_names()
+    if name and name not in known:
+        raise DataError(f"no data set {name!r} below {paths.data('').parent}", f"{nearest(name, known)}; or kit prepare")
+    if not name and len(known) != 1:
+        if not known:
+            raise DataError("no data set is prepared here", "kit prepare CATALOG; or kit run quickstart for the sample")
+        raise DataError(f"several data sets are prepared: {', '.join(known)}", "choose one with --data NAME")
+    name = name or known[0]
+    folder = paths.data(name)
+    index = pd.read_csv(folder / "index.csv", dtype={"tile": str, "area": str, "scene": str})
+    for column in ("image", "mask"):
+        index[column] = [str(folder / file) for file in index[column]]
+    return name, index
+
+
+def refold(paths: Paths, name: str, by: str, k: int) -> tuple[pd.DataFrame, str]:
+    """Rewrites the fold column of a data set without cutting again; returns the index and a notice."""
+    name, _ = read_index(paths, name)
+    file = paths.data(name) / "index.csv"
+    index = pd.read_csv(file, dtype={"tile": str, "area": str, "scene": str})
+    index["fold"], notice = assign_folds(index, by, k)
+    with replacing(file) as temporary:
+        index.to_csv(temporary, index=False)
+    return index, notice

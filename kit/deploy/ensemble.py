@@ -1,0 +1,126 @@
+"""The soft vote: several networks, several views of the image, one probability. Scriptable, so it ships whole."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kit.deploy.torchscript import exported
+from kit.errors import WeightsError, nearest
+
+# A view's code: bit 0 flips left-right, bit 1 flips top-bottom, bit 2 transposes before the flips.
+VIEWS = {"none": [0], "flips": [0, 1, 2, 3], "d4": [0, 1, 2, 3, 4, 5, 6, 7]}
+
+
+def view_codes(views: str) -> list[int]:
+    """Returns the codes of `none`, `flips` or `d4`.
+
+    Raises:
+        WeightsError: no such views.
+    """
+    if views not in VIEWS:
+        raise WeightsError(f"no views {views!r}, expected none, flips or d4", nearest(views, VIEWS))
+    return VIEWS[views]
+
+
+def view(x: Tensor, code: int) -> Tensor:
+    """Returns one of the 8 flips and turns of x.
+
+    Shape:
+        x: (N, C, H, W), any dtype. Output: (N, C, H, W), or (N, C, W, H) for codes 4 to 7.
+    """
+    if code & 4:
+        x = x.transpose(2, 3)
+    if code & 1:
+        x = x.flip(3)
+    if code & 2:
+        x = x.flip(2)
+    return x
+
+
+def unview(x: Tensor, code: int) -> Tensor:
+    """Returns x as it was before `view(x, code)`: the same steps in reverse order.
+
+    Shape:
+        x: (N, C, H, W), any dtype. Output: (N, C, H, W), or (N, C, W, H) for codes 4 to 7.
+    """
+    if code & 2:
+        x = x.flip(2)
+    if code & 1:
+        x = x.flip(3)
+    if code & 4:
+        x = x.transpose(2, 3)
+    return x
+
+
+class Ensemble(nn.Module):
+    """The mean over networks of the mean over views of the softmax.
+
+    Args:
+        cores: networks, float32 (N, 3, H, W) in 0..255 -> logits (N, 2, H, W), H and W multiples of `pad_multiple`;
+            each normalises inside.
+        views: `none`, `flips` (4) or `d4` (8).
+        pad_multiple: px; a multiple of every core's.
+
+    Shape:
+        Input of every method: uint8 or float, 0..255, (N, 3 or 4, H, W), RGB or RGBA; any N, H, W.
+        Where alpha is 0 the probability is 0.
+    """
+
+    codes: list[int]  # in the class body, as TorchScript wants it
+
+    def __init__(self, cores: Sequence[nn.Module], views: str, pad_multiple: int) -> None:
+        super().__init__()
+        self.cores = nn.ModuleList(cores)
+        self.codes = view_codes(views)
+        self.pad_multiple = pad_multiple
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns `probability`."""
+        return self.probability(x)
+
+    @exported
+    def probability(self, x: Tensor) -> Tensor:
+        """Returns the probability of building: float32 (N, 1, H, W), 0..1."""
+        return self.members(x).mean(dim=1, keepdim=True)
+
+    @exported
+    def mask(self, x: Tensor) -> Tensor:
+        """Returns where the probability is above one half: uint8 (N, 1, H, W), 0 or 1."""
+        return (self.probability(x) > 0.5).to(torch.uint8)
+
+    @exported
+    def members(self, x: Tensor) -> Tensor:
+        """Returns each network's probability of building: float32 (N, M, H, W), 0..1."""
+        self.check(x)
+        height, width = x.size(2), x.size(3)
+        padded = self.padded(x[:, :3].float())
+        votes: list[Tensor] = []
+        for core in self.cores:
+            vote = torch.zeros_like(padded[:, :1])
+            for code in self.codes:  # one view at a time: memory stays that of one view
+                logits = core(view(padded, code)).float()
+                vote = vote + unview(torch.softmax(logits, dim=1)[:, 1:2], code)
+            votes.append(vote / len(self.codes))
+        probs = torch.cat(votes, dim=1)[:, :, :height, :width]  # (N, M, H, W)
+        if x.size(1) == 4:
+            probs = probs.masked_fill(x[:, 3:4] == 0, 0.0)
+        return probs.contiguous()
+
+    def padded(self, x: Tensor) -> Tensor:
+        """Returns float x with its last row and column repeated to the next multiples of `pad_multiple`."""
+        below = (self.pad_multiple - x.size(2) % self.pad_multiple) % self.pad_multiple
+        right = (self.pad_multiple - x.size(3) % self.pad_multiple) % self.pad_multiple
+        return F.pad(x, [0, right, 0, below], mode="replicate")
+
+    def check(self, x: Tensor) -> None:
+        """Raises ValueError (torch.jit.Error in the exported file) when x is not an image batch."""
+        if x.dim() != 4:
+            raise ValueError(f"expected an image batch (N, 3 or 4, H, W), got {x.dim()} dimensions")
+        if x.size(1) != 3 and x.size(1) != 4:
+            raise ValueError(f"expected 3 (RGB) or 4 (RGBA) channels in (N, C, H, W), got {x.size(1)}")
+        if x.size(2) == 0 or x.size(3) == 0:
+            raise ValueError(f"expected an image of at least 1 x 1 px, got {x.size(3)} x {x.size(2)}")
+        if x.dtype != torch.uint8 and not x.is_floating_point():
+            raise ValueError(f"expected uint8 or float in 0..255, got {x.dtype}")

@@ -1,0 +1,91 @@
+"""Images in, masks out: the TIFFs of this room."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.io import MemoryFile
+
+from kit.errors import RasterError
+
+
+@contextmanager
+def _unplaced() -> Iterator[None]:
+    """Hides the notice that a chip carries no georeference: chips and their masks have none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        yield
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Yields an open dataset; what GDAL cannot read becomes a RasterError that names the file."""
+    if not path.is_file():
+        raise RasterError(f"no image {path}")
+    try:
+        with _unplaced(), rasterio.open(path) as dataset:
+            yield dataset
+    except RasterioError as cause:
+        reason = cause.__cause__ or cause  # rasterio's own text of a failed read says "see previous exception"
+        raise RasterError(f"cannot read {path}: {reason}", "is it whole? fetch or copy it again") from cause
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Returns an image, uint8 (H, W, 3 or 4), RGB or RGBA.
+
+    Raises:
+        RasterError: it is missing, broken, or does not have 3 or 4 bands of uint8.
+    """
+    with _opened(path) as dataset:
+        dtypes = sorted(set(dataset.dtypes))
+        if dataset.count not in (3, 4) or dtypes != ["uint8"]:
+            bands = f"{dataset.count} band{'s' * (dataset.count != 1)} of {', '.join(dtypes)}"
+            raise RasterError(f"{path} has {bands}, expected 3 (RGB) or 4 (RGBA) of uint8")
+        bands_first: NDArray[np.uint8] = dataset.read()
+    return np.ascontiguousarray(bands_first.transpose(1, 2, 0))
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Returns height and width of an image in px, from its header.
+
+    Raises:
+        RasterError: it is missing or broken.
+    """
+    with _opened(path) as dataset:
+        return dataset.height, dataset.width
+
+
+def encode_mask(mask: NDArray[np.uint8]) -> bytes:
+    """Returns a mask, uint8 (H, W), as the bytes of a one-band deflate TIFF; equal masks give equal bytes."""
+    height, width = mask.shape
+    profile = {"driver": "GTiff", "width": width, "height": height, "count": 1, "dtype": "uint8"}
+    with _unplaced(), MemoryFile() as memory:
+        with memory.open(**profile, compress="deflate") as dataset:
+            dataset.write(mask, 1)
+        return bytes(memory.getbuffer())
+
+
+def decode_mask(data: bytes, name: str) -> NDArray[Any]:
+    """Returns the one band of a TIFF, (H, W), in the file's own dtype.
+
+    Args:
+        data: the file's bytes.
+        name: for the error.
+
+    Raises:
+        RasterError: it is broken or has more bands.
+    """
+    try:
+        with _unplaced(), MemoryFile(data) as memory, memory.open() as dataset:
+            if dataset.count != 1:
+                raise RasterError(f"{name} has {dataset.count} bands, expected 1")
+            band: NDArray[Any] = dataset.read(1)
+    except RasterioError as cause:
+        raise RasterError(f"{name} is not a readable TIFF", "write it again") from cause
+    return band

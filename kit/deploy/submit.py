@@ -1,0 +1,207 @@
+"""A test set to masks, a table and an archive; finished chips are kept whatever happens, and all is checked."""
+
+import csv
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from kit.console import track
+from kit.deploy.archive import entries, write_tgz
+from kit.deploy.chips import Chip, find_chips
+from kit.deploy.predict import Weights, load_weights, predict_image
+from kit.deploy.rasters import decode_mask, encode_mask, image_size, read_image
+from kit.errors import RasterError, SubmissionError
+from kit.paths import replacing
+
+__all__ = ["Chip", "Summary", "check_submission", "find_chips", "submit"]
+
+PROGRESS = ".progress.csv"
+TABLE = "submission.csv"
+LISTED = 10  # faults shown in one error
+
+
+@dataclass(frozen=True)
+class Done:
+    """One finished chip, a row of the progress file.
+
+    Args:
+        chip: its id.
+        weights: sha256 of the weights that predicted it; the views are part of the file.
+        image: size in bytes and time of the chip's image: another image is predicted again.
+        pixels: of the chip.
+        building_px: of the mask.
+        mean_confidence: mean of max(p, 1 - p), 0.5..1.
+    """
+
+    chip: str
+    weights: str
+    image: str
+    pixels: int
+    building_px: int
+    mean_confidence: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A submission that was checked.
+
+    Args:
+        path: the archive or folder.
+        chips: how many.
+        building_fraction: of all pixels, 0..1.
+        empty: chips without a building pixel.
+    """
+
+    path: Path
+    chips: int
+    building_fraction: float
+    empty: int
+
+
+def submit(test: Path, weights_path: Path, out_dir: Path, device: str = "cpu") -> Summary:
+    """Predicts every chip and writes `<id>.tif`, `submission.csv` and, beside the folder, `NAME.tgz`.
+
+    A second call predicts only what is missing or was made with other weights or another image; the files come out
+    byte for byte as from one call.
+
+    Args:
+        test: a STAC catalogue or a folder of .tif chips.
+        weights_path: as `kit export` wrote it.
+        out_dir: the submission's folder; its name is the archive's.
+        device: as torch names it.
+
+    Raises:
+        CatalogError: the test set is missing or empty.
+        RasterError: a chip cannot be read; the chips before it are kept.
+        WeightsError: the weights are missing or not kit's.
+        SubmissionError: the folder holds masks of another test set, or what was written does not pass the check.
+    """
+    chips = find_chips(test)
+    weights = load_weights(weights_path, device)
+    _check_folder(out_dir, chips)
+    done = _read_progress(out_dir, weights)
+    todo = [chip for chip in chips if not _is_done(chip, done, out_dir)]
+    if todo:
+        with (out_dir / PROGRESS).open("a", newline="") as file:
+            progress = csv.writer(file, lineterminator="\n")
+            for chip in track(todo, "predict chips"):
+                done[chip.id] = _predict_chip(weights, chip, out_dir)
+                progress.writerow(asdict(done[chip.id]).values())
+                file.flush()
+    _write_table([done[chip.id] for chip in chips], out_dir / TABLE)
+    archive = out_dir.with_name(f"{out_dir.name}.tgz")
+    write_tgz([out_dir / f"{chip.id}.tif" for chip in chips], archive)
+    return check_submission(archive, chips)
+
+
+def check_submission(path: Path, chips: Sequence[Chip]) -> Summary:
+    """Returns a summary of a submission in which nothing is wrong.
+
+    Args:
+        path: a folder or an archive.
+        chips: the test set.
+
+    Raises:
+        SubmissionError: lists what is wrong: chips missing, doubled or unknown, folders inside, more than one band,
+            not uint8, values other than 0 and 1, another size than the chip's.
+    """
+    images = {f"{chip.id}.tif": chip.path for chip in chips}
+    found = [(name, read) for name, read in entries(path) if not (path.is_dir() and not name.endswith(".tif"))]
+    counts = Counter(name for name, _ in found)
+    faults = [f"{name} is missing" for name in images if name not in counts]
+    faults += [f"{name} stands there {count} times" for name, count in counts.items() if count > 1]
+    faults += [f"{name} is not <chip>.tif of the test set" for name in counts if name not in images]
+    building = pixels = empty = 0
+    for name, read in found:
+        if name not in images:
+            continue
+        try:
+            building_px, mask_px = _check_mask(read(), name, image_size(images[name]))
+        except RasterError as cause:
+            faults.append(cause.message)
+            continue
+        building, pixels, empty = building + building_px, pixels + mask_px, empty + (building_px == 0)
+    if faults:
+        more = [f"and {len(faults) - LISTED} more"] if len(faults) > LISTED else []
+        raise SubmissionError(
+            f"{path} has {len(faults)} faults:\n  " + "\n  ".join(faults[:LISTED] + more), "write it again: kit submit"
+        )
+    return Summary(path, len(chips), building / pixels, empty)
+
+
+def _check_mask(data: bytes, name: str, size: tuple[int, int]) -> tuple[int, int]:
+    """Returns building pixels and all pixels of a mask file; RasterError when it is not as it should be."""
+    mask = decode_mask(data, name)
+    if mask.dtype != np.uint8:
+        raise RasterError(f"{name} is {mask.dtype}, expected uint8")
+    if mask.shape != size:
+        raise RasterError(f"{name} is {mask.shape[1]} x {mask.shape[0]} px, its chip {size[1]} x {size[0]}")
+    if mask.max() > 1:
+        raise RasterError(f"{name} holds the value {mask.max()}, expected 0 and 1")
+    return int(mask.sum()), mask.size
+
+
+def _predict_chip(weights: Weights, chip: Chip, out_dir: Path) -> Done:
+    """Writes one chip's mask and returns its row."""
+    version = _image_version(chip)
+    probability = predict_image(weights, read_image(chip.path))
+    mask = (probability > 0.5).astype(np.uint8)
+    with replacing(out_dir / f"{chip.id}.tif") as temporary:
+        temporary.write_bytes(encode_mask(mask))
+    confidence = float(np.maximum(probability, 1 - probability).mean(dtype=np.float64))
+    return Done(chip.id, weights.sha256, version, mask.size, int(mask.sum()), confidence)
+
+
+def _image_version(chip: Chip) -> str:
+    """Returns what changes when a chip's image is written again."""
+    if not chip.path.is_file():
+        raise RasterError(f"no image {chip.path} of chip {chip.id}")
+    status = chip.path.stat()
+    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+def _is_done(chip: Chip, done: dict[str, Done], out_dir: Path) -> bool:
+    return chip.id in done and done[chip.id].image == _image_version(chip) and (out_dir / f"{chip.id}.tif").is_file()
+
+
+def _check_folder(out_dir: Path, chips: Sequence[Chip]) -> None:
+    """Makes the folder, and clears what a killed run left; refuses a folder with another test set's masks."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    for leftover in out_dir.glob(".*.part.*"):
+        leftover.unlink()
+    strangers = {path.stem for path in out_dir.glob("*.tif")} - {chip.id for chip in chips}
+    if strangers:
+        raise SubmissionError(
+            f"{out_dir} holds {len(strangers)} masks of another test set, first {min(strangers)}.tif",
+            "choose another --name, or remove that folder",
+        )
+
+
+def _read_progress(out_dir: Path, weights: Weights) -> dict[str, Done]:
+    """Returns the rows that these weights finished, by chip; rewrites the file without others or a half-written row."""
+    path = out_dir / PROGRESS
+    names = [field.name for field in fields(Done)]
+    lines = path.read_text().splitlines(keepends=True)[1:] if path.is_file() else []
+    done: dict[str, Done] = {}
+    for chip, sha256, image, pixels, building_px, confidence in csv.reader(
+        line for line in lines if line.endswith("\n") and line.count(",") == len(names) - 1
+    ):
+        if sha256 == weights.sha256:
+            done[chip] = Done(chip, sha256, image, int(pixels), int(building_px), float(confidence))
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerows([names, *(asdict(row).values() for row in done.values())])
+    return done
+
+
+def _write_table(rows: Sequence[Done], path: Path) -> None:
+    """Writes submission.csv."""
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["chip", "building_px", "building_fraction", "mean_confidence"])
+        for row in rows:
+            fraction = f"{row.building_px / row.pixels:.6f}"
+            table.writerow([row.chip, row.building_px, fraction, f"{row.mean_confidence:.6f}"])

@@ -1,0 +1,52 @@
+"""The machine at hand: where to compute, in which precision, with which memory habits."""
+
+import ctypes
+import sys
+
+import torch
+
+from kit.errors import KitError
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+
+
+def pick_device(name: str = "") -> torch.device:
+    """Returns the device of that name; without one, the best there is.
+
+    Raises:
+        KitError: this machine does not have it.
+    """
+    if not name:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as cause:
+        raise KitError(f"no device {name!r} here: {str(cause).splitlines()[0]}", "try --device cpu") from cause
+    return device
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Tells whether the device multiplies bfloat16 in hardware: elsewhere it is hundreds of times slower."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if hasattr(torch.cpu, "get_capabilities"):  # torch 2.10 and later
+        found = torch.cpu.get_capabilities()
+        return bool(found.get("avx512_bf16") or found.get("amx_bf16") or found.get("bf16"))
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(probe and probe())
+
+
+def keep_freed_memory() -> bool:
+    """Makes malloc keep large freed blocks: training on a CPU otherwise returns and faults in each activation.
+
+    Returns whether the C library took it (glibc on Linux).
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    limit = 2**30
+    return bool(mallopt(M_MMAP_THRESHOLD, limit)) and bool(mallopt(M_TRIM_THRESHOLD, 2**31 - 1))

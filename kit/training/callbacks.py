@@ -1,0 +1,272 @@
+"""fastai callbacks: what a recipe chooses (balanced sampler, EMA) and what every fit gets."""
+
+import csv
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from fastai.callback.core import Callback
+from safetensors.torch import save_file
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from kit.console import Meter
+from kit.data.dataset import Key
+from kit.models.devices import has_fast_bf16
+from kit.paths import replacing
+
+
+class BalancedSampler(Callback):
+    """Draws tiles with replacement so that each group is seen equally often.
+
+    The weight of a tile is 1 / (tiles of its group) to the power `temperature`. The draw depends on (seed, epoch)
+    alone.
+
+    Args:
+        by: index columns whose values make a group; the seed's `area_scene` by default.
+        temperature: 1 balances fully, 0 draws uniformly.
+        crops: draws per epoch; as many as there are tiles when 0. `--minutes` overrides it.
+    """
+
+    order = -20
+
+    def __init__(self, by: tuple[str, ...] = ("area", "scene"), temperature: float = 1.0, crops: int = 0) -> None:
+        self.by, self.temperature, self.crops = by, temperature, crops
+
+    def weights(self, rows: pd.DataFrame) -> "np.ndarray[Any, np.dtype[np.float64]]":
+        """Returns each row's share of the draw; they sum to 1."""
+        groups = rows.groupby(list(self.by))["tile"].transform("size").to_numpy(float)
+        shares = groups**-self.temperature
+        return np.asarray(shares / shares.sum())
+
+    def draw(self, rows: pd.DataFrame, seed: int, epoch: int, n: int) -> list[Key]:
+        """Returns `n` keys (place, row) of the epoch."""
+        random = np.random.default_rng([seed, epoch])
+        return list(enumerate(random.choice(len(rows), size=n, p=self.weights(rows)).tolist()))
+
+    def before_fit(self) -> None:
+        """Sets the length of an epoch, unless a budget has."""
+        train = self.dls.train
+        if self.crops and not hasattr(train, "budget"):
+            train.n = self.crops
+
+    def before_train(self) -> None:
+        """Hands the epoch's draw to the training loader."""
+        train = self.dls.train
+        train.dataset.epoch = self.epoch
+        keys = self.draw(train.dataset.rows, train.dataset.seed, self.epoch, train.n)
+        train.get_idxs = lambda: keys
+
+
+class EMA(Callback):
+    """Validates and keeps an exponential moving average of the weights in place of the last ones.
+
+    Args:
+        decay: of the average per step; smaller at the start: min(decay, (1 + step) / (10 + step)).
+
+    Source:
+        Polyak & Juditsky 1992; the warm-up is TensorFlow's ExponentialMovingAverage.
+    """
+
+    order = 20
+
+    def __init__(self, decay: float = 0.99) -> None:
+        self.decay = decay
+
+    def before_fit(self) -> None:
+        """Starts the average at the present weights."""
+        self.average = AveragedModel(self.model, use_buffers=False)
+        self.live: dict[str, torch.Tensor] = {}
+
+    def after_step(self) -> None:
+        """Moves the average."""
+        step = int(self.average.n_averaged)
+        self.average.multi_avg_fn = get_ema_multi_avg_fn(min(self.decay, (1 + step) / (10 + step)))
+        self.average.update_parameters(self.model)
+
+    def before_validate(self) -> None:
+        """Puts the average into the model."""
+        self.live = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+        _copy(dict(self.average.module.named_parameters()), self.model)
+
+    def after_epoch(self) -> None:
+        """Puts the live weights back, after RunLog has saved the average, unless this was the last epoch."""
+        if self.live and self.epoch < self.n_epoch - 1:
+            _copy(self.live, self.model)
+
+
+def _copy(source: dict[str, torch.Tensor], model: nn.Module) -> None:
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(source[name])
+
+
+class Precision(Callback):
+    """bf16 autocast and channels_last where the device has them in hardware, float32 elsewhere.
+
+    fastai's own MixedPrecision asks for CUDA and does nothing on a CPU, silently.
+    """
+
+    order = -10
+
+    def before_fit(self) -> None:
+        """Chooses, once."""
+        device = self.dls.device
+        self.bf16 = has_fast_bf16(device)
+        self.channels_last = self.bf16
+        self.autocast: Any = None
+        if self.channels_last:
+            self.model.to(memory_format=torch.channels_last)
+
+    @property
+    def name_of_precision(self) -> str:
+        """For the settings: `bf16 channels_last` or `fp32`."""
+        return "bf16 channels_last" if self.bf16 else "fp32"
+
+    def context(self) -> Any:
+        """Returns the autocast context of a forward pass."""
+        return torch.autocast(self.dls.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def before_batch(self) -> None:
+        """Enters autocast for the forward pass."""
+        if self.channels_last:
+            self.learn.xb = tuple(x.contiguous(memory_format=torch.channels_last) for x in self.xb)
+        self.autocast = self.context()
+        self.autocast.__enter__()
+
+    def after_pred(self) -> None:
+        """Leaves it: the loss is float32."""
+        self._leave()
+        self.learn.pred = self.pred.float()
+
+    def after_fit(self) -> None:
+        """Leaves it also when a batch was cut short."""
+        self._leave()
+
+    def _leave(self) -> None:
+        if self.autocast is not None:
+            self.autocast.__exit__(None, None, None)
+            self.autocast = None
+
+
+class Budget(Callback):
+    """Turns wall time into a number of steps, once, before the first one.
+
+    The time of a step and of a validation is measured on real batches; the weights are put back afterwards.
+
+    Args:
+        minutes: for the whole fit, validation included.
+        steps: per epoch, when they were already decided; then nothing is measured.
+    """
+
+    order = -30
+    SAFETY = 0.96  # share of the minutes that is planned; the rest is for start, saving and noise
+    WARM_STEPS, TIMED_STEPS = 1, 4
+
+    def __init__(self, minutes: float = 0.0, steps: int = 0) -> None:
+        self.minutes, self.steps = minutes, steps
+
+    def before_fit(self) -> None:
+        """Sets how many crops make an epoch."""
+        train = self.dls.train
+        if not self.steps:
+            start = time.perf_counter()
+            step_s, valid_s = self._measure()
+            spare = self.minutes * 60 * self.SAFETY - (time.perf_counter() - start)
+            self.steps = max(1, math.floor((spare / self.n_epoch - valid_s) / step_s))
+        train.budget = True
+        train.n = self.steps * train.bs
+
+    def _measure(self) -> tuple[float, float]:
+        """Returns seconds per training step and per validation."""
+        state = {key: value.clone() for key, value in self.model.state_dict().items()}
+        precision = self.learn.precision
+        train, valid = self.dls.train, self.dls.valid
+        seconds = []
+        self.model.train()
+        for place in range(self.WARM_STEPS + self.TIMED_STEPS):
+            start = time.perf_counter()
+            samples = [train.dataset[place * train.bs + i, i % len(train.dataset)] for i in range(train.bs)]
+            x, y = (torch.stack(parts).to(self.dls.device) for parts in zip(*samples, strict=True))
+            with precision.context():
+                pred = self.model(x.contiguous(memory_format=torch.channels_last) if precision.channels_last else x)
+            self.learn.loss_func(pred.float(), y).backward()
+            self.model.zero_grad()
+            seconds.append(time.perf_counter() - start)
+        valid_s = 0.0
+        if len(valid.dataset):
+            self.model.eval()
+            start = time.perf_counter()
+            with torch.inference_mode(), precision.context():
+                for row in range(min(2, len(valid.dataset))):
+                    self.model(valid.dataset[row][0][None].to(self.dls.device))
+            valid_s = (time.perf_counter() - start) / (row + 1) * len(valid.dataset)
+        self.model.load_state_dict(state)
+        return float(np.median(seconds[self.WARM_STEPS :])), valid_s
+
+
+class RunLog(Callback):
+    """Writes the run folder while it trains: `log.csv`, `checkpoint.pt`, `best.safetensors`; shows the progress.
+
+    The best epoch is the one with the highest Jaccard index; without validation, the last.
+
+    Args:
+        folder: of the run.
+        title: in front of the bar.
+        settings: of the run, for `settings.json`.
+    """
+
+    order = 10  # before EMA puts the live weights back
+
+    def __init__(self, folder: Path, title: str, settings: dict[str, Any]) -> None:
+        self.folder, self.title, self.settings = folder, title, settings
+
+    def before_fit(self) -> None:
+        """Writes the settings, now that the steps are known, and starts the bar and the log."""
+        steps = {"epochs": self.n_epoch, "steps_per_epoch": len(self.dls.train)}
+        self.settings |= {**steps, "precision": self.learn.precision.name_of_precision}
+        with replacing(self.folder / "settings.json") as file:
+            file.write_text(json.dumps(self.settings, indent=1) + "\n")
+        self.rows: list[dict[str, float]] = []
+        self.best, self.best_epoch, self.start = -1.0, -1, time.monotonic()
+        self.bar = Meter(self.title, self.n_epoch * len(self.dls.train))
+
+    def after_batch(self) -> None:
+        """Advances the bar."""
+        if self.training:
+            self.smooth = self.recorder.smooth_loss.item()
+            self.bar.advance(1, self._note())
+
+    def _note(self) -> str:
+        best = f" best jaccard {self.best:.4f}" if self.best >= 0 else ""
+        return f"epoch {self.epoch + 1}/{self.n_epoch} loss {self.smooth:.4f}{best}"
+
+    def after_epoch(self) -> None:
+        """Adds a row to the log, keeps the best weights and the checkpoint."""
+        # recorder.log: epoch, train loss, valid loss, metrics ..., without the last two where nothing is held out
+        values = [float(v) if v is not None else float("nan") for v in self.recorder.log[1:]]
+        train_loss, valid_loss, jaccard = (*values, float("nan"), float("nan"))[:3]
+        if not len(self.dls.valid.dataset):
+            valid_loss = jaccard = float("nan")
+        rate = self.opt.hypers[-1]["lr"]
+        row = {"epoch": self.epoch, "train_loss": train_loss, "valid_loss": valid_loss, "jaccard": jaccard, "lr": rate}
+        self.rows.append({**row, "seconds": round(time.monotonic() - self.start, 1)})
+        with replacing(self.folder / "log.csv") as file, file.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, list(self.rows[0]))
+            writer.writeheader()
+            writer.writerows(self.rows)
+        if math.isnan(jaccard) or jaccard > self.best:
+            self.best, self.best_epoch = (-1.0 if math.isnan(jaccard) else jaccard), self.epoch
+            with replacing(self.folder / "best.safetensors") as file:
+                save_file({k: v.contiguous() for k, v in self.model.state_dict().items()}, file)
+        with replacing(self.folder / "checkpoint.pt") as file:
+            torch.save({"epoch": self.epoch, "model": self.model.state_dict(), "log": self.rows}, file)
+
+    def after_fit(self) -> None:
+        """Ends the bar, also when interrupted."""
+        self.bar.close()

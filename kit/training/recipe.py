@@ -1,0 +1,149 @@
+"""Recipes: found by name, loaded, and checked before anything is built."""
+
+import hashlib
+import importlib.util
+import inspect
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from kit.errors import KitError, RecipeError, nearest
+from kit.paths import Paths
+
+SIGNATURES = {
+    "data": "def data(fold) -> DataLoaders",
+    "learner": "def learner(dls) -> Learner",
+    "fit": "def fit(learn) -> None",
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A loaded recipe file.
+
+    Args:
+        name: the file's stem.
+        path: the file.
+        module: the loaded module.
+    """
+
+    name: str
+    path: Path
+    module: ModuleType
+
+    @property
+    def purpose(self) -> str:
+        """First line of the docstring."""
+        return (self.module.__doc__ or "").strip().split("\n")[0].rstrip(".")
+
+    @property
+    def sha256(self) -> str:
+        """Checksum of the recipe's own text."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+
+    def option(self, name: str, default: Any) -> Any:
+        """Returns an optional constant of the recipe, such as MINUTES, FOLDS or SAMPLE."""
+        return getattr(self.module, name, default)
+
+    def data(self, fold: Any) -> Any:
+        """Returns the recipe's DataLoaders of a fold."""
+        from fastai.data.core import DataLoaders
+
+        return self._call("data", fold, DataLoaders)
+
+    def learner(self, dls: Any) -> Any:
+        """Returns the recipe's Learner."""
+        from fastai.learner import Learner
+
+        return self._call("learner", dls, Learner)
+
+    def fit(self, learn: Any) -> None:
+        """Trains."""
+        self._call("fit", learn, object)
+
+    def _call(self, name: str, argument: Any, kind: type) -> Any:
+        function: Callable[[Any], Any] = getattr(self.module, name)
+        try:
+            made = function(argument)
+        except (KitError, KeyboardInterrupt):
+            raise
+        except Exception as cause:
+            raise RecipeError(
+                f"{self.path.name}: {name}() failed{_where(cause, self.path)}: {type(cause).__name__}: {cause}",
+                "kit --debug shows the traceback",
+            ) from cause
+        if not isinstance(made, kind):
+            raise RecipeError(
+                f"{self.path.name}: {name}() returned {type(made).__name__}, expected {kind.__name__}",
+                f"expected: {SIGNATURES[name]}",
+            )
+        return made
+
+
+def _where(cause: BaseException, path: Path) -> str:
+    lines = [f.lineno for f in traceback.extract_tb(cause.__traceback__) if Path(f.filename) == path]
+    return f" at line {lines[-1]}" if lines else ""
+
+
+def installed_recipes() -> Path:
+    """Returns the folder of the recipes that come with kit."""
+    found = importlib.util.find_spec("recipes")
+    if found is None or not found.submodule_search_locations:
+        raise RecipeError("the package `recipes` is not installed beside kit", "install kit again: pip install .")
+    return Path(next(iter(found.submodule_search_locations)))
+
+
+def known_recipes(paths: Paths) -> dict[str, Path]:
+    """Returns recipe files by name: the user's own in `./recipes` come before the installed ones."""
+    folders = [installed_recipes(), paths.recipes]
+    return {
+        file.stem: file
+        for folder in folders
+        for file in sorted(folder.glob("*.py"))
+        if not file.stem.startswith("_")
+    }  # fmt: skip
+
+
+def load_recipe(name: str, paths: Paths) -> Recipe:
+    """Returns the recipe of a path or a name.
+
+    Raises:
+        RecipeError: there is none, it cannot be imported, or a function is missing or misshapen.
+    """
+    known = known_recipes(paths)
+    path = Path(name) if name.endswith(".py") else known.get(name)
+    if path is None or not path.is_file():
+        raise RecipeError(f"no recipe {name!r}", nearest(Path(name).stem, known))
+    path = path.resolve()
+    spec = importlib.util.spec_from_file_location(f"kit_recipe_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise RecipeError(f"{path} is no Python file", "expected recipes/NAME.py")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except KitError:
+        raise
+    except Exception as cause:
+        raise RecipeError(
+            f"{path.name} cannot be imported{_where(cause, path)}: {type(cause).__name__}: {cause}",
+            "kit --debug shows the traceback",
+        ) from cause
+    _check(path, module)
+    return Recipe(path.stem, path, module)
+
+
+def _check(path: Path, module: ModuleType) -> None:
+    for name, signature in SIGNATURES.items():
+        function = getattr(module, name, None)
+        if not callable(function):
+            raise RecipeError(f"{path.name} has no function `{name}`", f"expected: {signature}")
+        try:
+            inspect.signature(function).bind(object())
+        except TypeError as cause:
+            raise RecipeError(
+                f"{path.name}: `{name}{inspect.signature(function)}` cannot be called with one argument",
+                f"expected: {signature}",
+            ) from cause

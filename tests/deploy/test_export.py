@@ -1,0 +1,124 @@
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from deploy_fakes import TinyNet, export_tiny, noise, record
+from torch import Tensor, nn
+
+from kit.deploy import torchscript
+from kit.deploy.card import Card, sha256_of
+from kit.deploy.ensemble import Ensemble
+from kit.deploy.export import Exported, eager_probability, export_ensemble
+from kit.errors import WeightsError
+
+ALONE = """
+import sys, torch
+weights = torch.jit.load(sys.argv[1], map_location="cpu")
+image = torch.arange(1 * 4 * 33 * 20).remainder(256).to(torch.uint8).view(1, 4, 33, 20)
+assert weights(image).shape == weights.mask(image).shape == (1, 1, 33, 20)
+assert weights.members(image).shape == (1, 2, 33, 20)
+assert not {"kit", "fastai", "timm"} & set(sys.modules)
+print("alone")
+"""
+
+
+class Branching(TinyNet):
+    """A size branch that a trace bakes in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        return logits if x.shape[2] == 32 else -logits
+
+
+def test_the_file_loads_with_torch_alone(tiny_weights: Exported, tmp_path: Path):
+    run = subprocess.run(
+        [sys.executable, "-I", "-c", ALONE, str(tiny_weights.path)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert run.stdout == "alone\n", run.stderr
+
+
+def test_card_inside_and_beside(tiny_weights: Exported):
+    inside = torchscript.read_extra(tiny_weights.path, "card.json")
+    beside = tiny_weights.path.with_suffix(".json").read_text()
+    assert Card.from_json(inside or "") == tiny_weights.card == Card.from_json(beside)
+    assert sha256_of(tiny_weights.path) in beside
+    assert tiny_weights.card.pad_multiple == 16
+    assert tiny_weights.card.views == "flips"
+
+
+def test_the_file_holds_no_path_of_this_machine(tiny_weights: Exported):
+    data = tiny_weights.path.read_bytes()
+    assert str(Path(__file__).parents[2]).encode() not in data
+    assert sys.prefix.encode() not in data
+
+
+def test_the_loaded_file_says_what_was_expected(tiny_weights: Exported):
+    with pytest.raises(torch.jit.Error, match=r"expected 3 \(RGB\) or 4 \(RGBA\) channels"):
+        torchscript.load(tiny_weights.path, "cpu")(torch.zeros(1, 2, 32, 32))
+
+
+def test_parity_is_measured(tiny_weights: Exported):
+    assert 0 < tiny_weights.card.parity_max_abs < 1e-5
+    assert tiny_weights.card.parity_equal_masks > 0.999
+
+
+@pytest.mark.parametrize("views", ["none", "flips", "d4"])
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (33, 18), (64, 64), (257, 91)])
+def test_the_plain_vote_equals_the_ensemble(views: str, height: int, width: int):
+    nets = [TinyNet(1).eval(), TinyNet(2).eval()]
+    image = noise(height, width)
+    with torch.inference_mode():
+        expected = Ensemble(nets, views, 16)(torch.from_numpy(image).permute(2, 0, 1)[None])[0, 0].numpy()
+    np.testing.assert_allclose(eager_probability(nets, image, views, 16), expected, atol=1e-5)
+
+
+def test_members_keep_their_state(tmp_path: Path):
+    net = TinyNet(1).to(memory_format=torch.channels_last)
+    export_ensemble(tmp_path, "one", [net.train()], [record()], "none", "tiny", 0.5, 0.1, [])
+    assert net.training
+    assert net.head.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_members_with_different_multiples_share_the_least_common(tmp_path: Path):
+    made = export_ensemble(
+        tmp_path, "two", [TinyNet(1, 16), TinyNet(2, 24)], [record()] * 2, "none", "tiny", None, 0.1, [noise(50, 49)]
+    )
+    assert made.card.pad_multiple == 48
+    assert made.card.score is None
+
+
+def test_a_baked_size_branch_is_caught_and_nothing_is_left(tmp_path: Path):
+    with pytest.raises(WeightsError, match=r"differs from its networks by 0\.\d+ in probability") as error:
+        export_ensemble(tmp_path, "bad", [Branching(1)], [record()], "none", "tiny", 0.5, 0.1, [noise(32, 32)])
+    assert "branch" in error.value.hint
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_of_nan_is_caught(tmp_path: Path):
+    net = TinyNet(1)
+    nn.init.constant_(net.head.bias, float("nan"))
+    with pytest.raises(WeightsError, match="by nan"):
+        export_ensemble(tmp_path, "bad", [net], [record()], "none", "tiny", 0.5, 0.1, [])
+
+
+def test_every_member_has_a_record(tmp_path: Path):
+    with pytest.raises(WeightsError, match="1 networks and 0 records"):
+        export_ensemble(tmp_path, "bad", [TinyNet()], [], "none", "tiny", 0.5, 0.1, [])
+
+
+def test_the_index_lists_each_name_once_newest_last(tmp_path: Path):
+    export_tiny(tmp_path, "first", seeds=(1,))
+    export_tiny(tmp_path, "second", views="none")
+    again = export_tiny(tmp_path, "first", views="d4", seeds=(1,))
+    with (tmp_path / "index.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == ["second", "first"]
+    assert rows[1] == {
+        "name": "first", "recipe": "tiny", "members": "1", "views": "d4", "score": "0.5000", "gsd_m": "0.1500",
+        "created": again.card.created, "file_sha256": sha256_of(again.path),
+    }  # fmt: skip
+    assert not list(tmp_path.glob(".*"))

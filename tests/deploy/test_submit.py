@@ -1,0 +1,300 @@
+import csv
+import hashlib
+import json
+import tarfile
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from deploy_fakes import export_tiny, noise, write_tiff
+
+from kit.deploy import submit as room
+from kit.deploy.export import Exported
+from kit.deploy.predict import load_weights, predict_image, read_image
+from kit.deploy.submit import check_submission, find_chips, submit
+from kit.errors import CatalogError, KitError, RasterError, SubmissionError, WeightsError
+
+
+def outputs(folder: Path) -> dict[str, str]:
+    """Hashes of the files that a submission hands over."""
+    files = [*folder.glob("*.*"), folder.with_name(f"{folder.name}.tgz")]
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files if not p.name.startswith(".")}
+
+
+@pytest.fixture
+def predicted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the chips that are read from here on."""
+    names: list[str] = []
+
+    def reading(path: Path) -> np.ndarray:
+        names.append(path.stem)
+        return read_image(path)
+
+    monkeypatch.setattr(room, "read_image", reading)
+    return names
+
+
+def test_chips_of_a_folder(chips: Path):
+    (chips / ".b.123.part.tif").write_bytes(b"")
+    assert [(chip.id, chip.path) for chip in find_chips(chips)] == [(n, chips / f"{n}.tif") for n in "abcd"]
+
+
+@pytest.mark.parametrize("asset", ["image", "visual"])
+def test_chips_of_a_catalogue(catalog: Callable[..., Path], chips: Path, asset: str):
+    root = catalog(asset)
+    for test in (root, root / "catalog.json"):
+        found = find_chips(test)
+        assert [chip.id for chip in found] == list("abcd")
+        assert all(chip.path.resolve() == chips / f"{chip.id}.tif" for chip in found)
+
+
+def test_no_test_set(tmp_path: Path):
+    with pytest.raises(CatalogError, match="no test set"):
+        find_chips(tmp_path / "nowhere")
+    with pytest.raises(CatalogError, match="no chips in"):
+        find_chips(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "cannot read the catalogue"), ('{"type": "Feature"}', "cannot read the catalogue")]
+)
+def test_a_broken_catalogue(tmp_path: Path, text: str, message: str):
+    (tmp_path / "catalog.json").write_text(text)
+    with pytest.raises(CatalogError, match=message):
+        find_chips(tmp_path)
+
+
+def test_a_catalogue_whose_item_is_gone(catalog: Callable[..., Path]):
+    root = catalog()
+    (root / "b" / "b.json").unlink()
+    with pytest.raises(CatalogError, match=r"b\.json"):
+        find_chips(root)
+
+
+def test_an_item_without_an_image(catalog: Callable[..., Path]):
+    root = catalog()
+    item = json.loads((root / "b" / "b.json").read_text())
+    item["assets"].pop("image")
+    (root / "b" / "b.json").write_text(json.dumps(item))
+    with pytest.raises(CatalogError, match="item b has no asset `image`"):
+        find_chips(root)
+
+
+def test_an_id_twice_and_an_id_that_leaves_the_folder(catalog: Callable[..., Path]):
+    root = catalog()
+    text = (root / "b" / "b.json").read_text()
+    (root / "b" / "b.json").write_text(text.replace('"id": "b"', '"id": "a"'))
+    with pytest.raises(CatalogError, match=r"1 chip ids .* stand twice, first a"):
+        find_chips(root)
+    (root / "b" / "b.json").write_text(text.replace('"id": "b"', '"id": "../b"'))
+    with pytest.raises(CatalogError, match=r"'\.\./b' .* cannot name a file"):
+        find_chips(root)
+
+
+def test_what_submit_writes(chips: Path, tiny_weights: Exported, tmp_path: Path):
+    out = tmp_path / "submissions" / "one"
+    summary = submit(chips, tiny_weights.path, out)
+    weights = load_weights(tiny_weights.path)
+    rows = {row["chip"]: row for row in csv.DictReader((out / "submission.csv").open())}
+    assert list(rows) == list("abcd")
+    total = 0
+    for name, row in rows.items():
+        probability = predict_image(weights, read_image(chips / f"{name}.tif"))
+        with rasterio.open(out / f"{name}.tif") as dataset:
+            mask = dataset.read(1)
+            assert (dataset.count, dataset.dtypes[0], dataset.compression.name) == (1, "uint8", "deflate")
+        assert np.array_equal(mask, probability > 0.5)
+        assert int(row["building_px"]) == mask.sum()
+        assert float(row["building_fraction"]) == pytest.approx(mask.mean(), abs=1e-6)
+        assert float(row["mean_confidence"]) == pytest.approx(np.maximum(probability, 1 - probability).mean(), abs=1e-6)
+        total += mask.sum()
+        if name == "c":
+            assert mask[:, :12].max() == 0
+    assert summary.path == tmp_path / "submissions" / "one.tgz"
+    assert (summary.chips, summary.empty) == (4, 0)
+    assert summary.building_fraction == pytest.approx(total / (33 * 50 + 64 * 64 + 40 * 31 + 17 * 90))
+    assert check_submission(out, find_chips(chips)).chips == 4
+
+
+def test_the_archive_is_flat_sorted_and_without_time(chips: Path, tiny_weights: Exported, tmp_path: Path):
+    archive = submit(chips, tiny_weights.path, tmp_path / "one").path
+    with tarfile.open(archive) as opened:
+        assert [info.name for info in opened] == ["a.tif", "b.tif", "c.tif", "d.tif"]
+        assert all((info.mtime, info.uid, info.gid, info.uname) == (0, 0, 0, "") for info in opened)
+    assert archive.read_bytes()[4:8] == bytes(4)
+    other = submit(chips, tiny_weights.path, tmp_path / "two").path
+    assert archive.read_bytes() == other.read_bytes()
+
+
+def test_no_warning_reaches_the_user(chips: Path, tiny_weights: Exported, tmp_path: Path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        submit(chips, tiny_weights.path, tmp_path / "one")
+
+
+def test_a_rerun_predicts_nothing(chips: Path, tiny_weights: Exported, tmp_path: Path, predicted: list[str]):
+    submit(chips, tiny_weights.path, tmp_path / "one")
+    before = outputs(tmp_path / "one")
+    predicted.clear()
+    submit(chips, tiny_weights.path, tmp_path / "one")
+    assert predicted == []
+    assert outputs(tmp_path / "one") == before
+
+
+def test_ctrl_c_loses_nothing(chips: Path, tiny_weights: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    submit(chips, tiny_weights.path, tmp_path / "whole")
+
+    def stopping(path: Path) -> np.ndarray:
+        if path.stem == "c":
+            raise KeyboardInterrupt
+        return read_image(path)
+
+    out = tmp_path / "cut" / "whole"
+    monkeypatch.setattr(room, "read_image", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        submit(chips, tiny_weights.path, out)
+    assert sorted(p.name for p in out.iterdir()) == [".progress.csv", "a.tif", "b.tif"]
+    with (out / ".progress.csv").open("a") as file:
+        file.write("c,half a ro")  # as a kill leaves it
+    (out / ".c.99.part.tif").write_bytes(b"half")
+    read: list[str] = []
+    monkeypatch.setattr(room, "read_image", lambda path: (read.append(path.stem), read_image(path))[1])
+    submit(chips, tiny_weights.path, out)
+    assert read == ["c", "d"]
+    assert outputs(out) == outputs(tmp_path / "whole")
+    assert not list(out.glob("*.part.*"))
+
+
+def test_other_weights_predict_all_again(chips: Path, tiny_weights: Exported, tmp_path: Path, predicted: list[str]):
+    other = export_tiny(tmp_path / "weights", views="none").path
+    submit(chips, tiny_weights.path, tmp_path / "one")
+    predicted.clear()
+    submit(chips, other, tmp_path / "one")
+    assert predicted == list("abcd")
+    submit(chips, other, tmp_path / "fresh" / "one")
+    assert outputs(tmp_path / "one") == outputs(tmp_path / "fresh" / "one")
+
+
+def test_a_changed_image_and_a_lost_mask_are_predicted_again(
+    chips: Path, tiny_weights: Exported, tmp_path: Path, predicted: list[str]
+):
+    submit(chips, tiny_weights.path, tmp_path / "one")
+    predicted.clear()
+    write_tiff(chips / "b.tif", noise(20, 30, 3, 9))
+    (tmp_path / "one" / "d.tif").unlink()
+    submit(chips, tiny_weights.path, tmp_path / "one")
+    assert predicted == ["b", "d"]
+
+
+def test_a_broken_chip_is_named_and_the_others_kept(chips: Path, tiny_weights: Exported, tmp_path: Path):
+    data = (chips / "c.tif").read_bytes()
+    (chips / "c.tif").write_bytes(data[:400])
+    with pytest.raises(RasterError, match=r"cannot read .*c\.tif"):
+        submit(chips, tiny_weights.path, tmp_path / "one")
+    assert sorted(p.name for p in (tmp_path / "one").glob("*.*") if p.name[0] != ".") == ["a.tif", "b.tif"]
+    assert not (tmp_path / "one.tgz").exists()
+
+
+def test_a_chip_that_is_not_there(catalog: Callable[..., Path], chips: Path, tiny_weights: Exported, tmp_path: Path):
+    root = catalog()
+    (chips / "b.tif").unlink()
+    with pytest.raises(RasterError, match=r"no image .*b\.tif of chip b"):
+        submit(root, tiny_weights.path, tmp_path / "one")
+
+
+def test_missing_weights_leave_no_folder(chips: Path, tmp_path: Path):
+    with pytest.raises(WeightsError, match="no weights"):
+        submit(chips, tmp_path / "none.pt", tmp_path / "one")
+    assert not (tmp_path / "one").exists()
+
+
+def test_another_test_set_of_that_name(chips: Path, tiny_weights: Exported, tmp_path: Path):
+    submit(chips, tiny_weights.path, tmp_path / "one")
+    write_tiff(tmp_path / "others" / "z.tif", noise(20, 20))
+    with pytest.raises(SubmissionError, match=r"4 masks of another test set, first a\.tif") as error:
+        submit(tmp_path / "others", tiny_weights.path, tmp_path / "one")
+    assert "--name" in error.value.hint
+
+
+def mask(height: int = 20, width: int = 30) -> np.ndarray:
+    return (noise(height, width, 1)[..., 0] > 128).astype(np.uint8)
+
+
+@pytest.fixture
+def masks(tmp_path: Path) -> Path:
+    """Masks for the chips x and y, as yet without fault."""
+    for name in "xy":
+        write_tiff(tmp_path / "images" / f"{name}.tif", noise(20, 30))
+        write_tiff(tmp_path / "masks" / f"{name}.tif", mask())
+    return tmp_path / "masks"
+
+
+def packed(folder: Path, kind: str, prefix: str = "") -> Path:
+    """The folder as an archive of one kind."""
+    path = folder.with_suffix(kind)
+    if kind == ".zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for file in folder.iterdir():
+                archive.write(file, prefix + file.name)
+    else:
+        with tarfile.open(path, "w:gz") as tarred:
+            for file in folder.iterdir():
+                tarred.add(file, prefix + file.name)
+    return path
+
+
+@pytest.mark.parametrize("kind", [".zip", ".tgz", ".tar.gz"])
+def test_archives_are_checked(masks: Path, kind: str):
+    (masks / "y.tif").unlink()
+    write_tiff(masks / "y.tif", np.zeros((20, 30), np.uint8))
+    summary = check_submission(packed(masks, kind), find_chips(masks.parent / "images"))
+    assert (summary.chips, summary.empty) == (2, 1)
+    assert summary.building_fraction == pytest.approx(mask().mean() / 2)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda m: (m / "x.tif").unlink(), r"1 faults:\n  x.tif is missing"),
+        (lambda m: write_tiff(m / "z.tif", mask()), "z.tif is not <chip>.tif of the test set"),
+        (lambda m: write_tiff(m / "x.tif", mask(21)), "x.tif is 30 x 21 px, its chip 30 x 20"),
+        (lambda m: write_tiff(m / "x.tif", mask() * 255), "x.tif holds the value 255"),
+        (lambda m: write_tiff(m / "x.tif", mask().astype(np.uint16)), "x.tif is uint16, expected uint8"),
+        (lambda m: write_tiff(m / "x.tif", noise(20, 30)), "x.tif has 3 bands, expected 1"),
+        (lambda m: (m / "x.tif").write_bytes(b"no"), "x.tif is not a readable TIFF"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["", ".zip"])
+def test_faults_are_listed(masks: Path, spoil, message: str, kind: str):
+    spoil(masks)
+    found = packed(masks, kind) if kind else masks
+    with pytest.raises(SubmissionError, match=message):
+        check_submission(found, find_chips(masks.parent / "images"))
+
+
+def test_an_archive_must_be_flat(masks: Path):
+    with pytest.raises(SubmissionError, match=r"4 faults:\n  x.tif is missing(?s:.*)masks/x.tif is not <chip>.tif"):
+        check_submission(packed(masks, ".tgz", "masks/"), find_chips(masks.parent / "images"))
+
+
+def test_a_doubled_name(masks: Path):
+    path = packed(masks, ".tgz")
+    with tarfile.open(path, "w:gz") as archive:
+        for name in ("x.tif", "y.tif", "x.tif"):
+            archive.add(masks / name, name)
+    with pytest.raises(SubmissionError, match=r"x.tif stands there 2 times"):
+        check_submission(path, find_chips(masks.parent / "images"))
+
+
+def test_no_archive(masks: Path, tmp_path: Path):
+    images = find_chips(tmp_path / "images")
+    with pytest.raises(SubmissionError, match="no folder or archive"):
+        check_submission(tmp_path / "none.tgz", images)
+    path = packed(masks, ".tgz")
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(KitError, match=r"not a readable \.tgz or \.zip"):
+        check_submission(path, images)
