@@ -6,7 +6,6 @@ import traceback
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 
 from kit import __version__
@@ -151,7 +150,7 @@ def _folds(text: str, all_: bool) -> tuple[int | str, ...]:
     try:
         return tuple(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
-        raise click.BadParameter(f"{text!r} is no list of folds, for example 0 or 0,2", param_hint="--fold") from None
+        raise typer.BadParameter(f"{text!r} is no list of folds, for example 0 or 0,2", param_hint="--fold") from None
 
 
 @app.command()
@@ -237,19 +236,19 @@ def main() -> None:
     debug = "--debug" in sys.argv
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for its version
     try:
-        code = app(standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
-    except click.UsageError as usage:
-        usage.show()
-        sys.exit(2)
-    except (KeyboardInterrupt, click.Abort):
+        app(standalone_mode=False)
+        sys.exit(0)
+    except (KeyboardInterrupt, typer.Abort):
         failure("interrupted", "nothing is lost: the same command again goes on with what is missing")
     except KitError as error:
         if debug:
             traceback.print_exc()
         failure(error.message, error.hint)
-    except Exception as bug:  # the last resort: nobody meets a traceback
+    except Exception as error:
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # usage, as typer tells it
+            error.show()
+            sys.exit(error.exit_code)
         if debug:
             traceback.print_exc()
-        failure(f"{type(bug).__name__}: {bug}", "this is a fault of kit: run it again with --debug and report it")
+        failure(f"{type(error).__name__}: {error}", "this is a fault of kit: run it again with --debug and report it")
     sys.exit(1)

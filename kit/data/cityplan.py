@@ -5,6 +5,7 @@ All coordinates are pixels of the scene, x to the right and y down: the pixel in
 """
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,7 @@ class Look:
     Args:
         earth: colours (RGB, 0-255) of bare ground, blended by noise.
         grass: colours (RGB) of grass and crops, blended by noise.
-        materials: roof material (a key of `drawing.MATERIALS`) -> weight; yards and plots draw from the same ones.
+        materials: roof material (a key of `paint.MATERIALS`) -> weight; yards and plots draw from the same ones.
         green: share of the open ground that is grassy, 0..1.
         gap_m: shortest and longest gap between neighbouring houses of a row, metres.
         open_blocks: share of street blocks without houses, 0..1.
@@ -125,8 +126,8 @@ def plan_scene(rng: np.random.Generator, look: Look, height: int, width: int) ->
     lanes = shapely.union_all([street.line.buffer(street.width / 2) for street in plan.streets])
     shapely.prepare(lanes)
     frame = box(0, 0, width, height)
-    for v0, v1 in zip(across[:-1], across[1:], strict=True):
-        for u0, u1 in zip(along[:-1], along[1:], strict=True):
+    for v0, v1 in pairwise(across):
+        for u0, u1 in pairwise(along):
             block = _Block(middle, turn, float(u0), float(u1), float(v0), float(v1))
             if not block.outline().intersects(frame):
                 continue

@@ -10,41 +10,17 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 from rasterio.features import rasterize
+from shapely import Point
 from shapely.affinity import translate
-from shapely.geometry.base import BaseGeometry
 
-from kit.data.cityplan import Colour, House, Look, M, Plan, Street, Wing, plan_scene
+from kit.data.cityplan import House, Look, M, Plan, Street, Wing, plan_scene
+from kit.data.paint import MATERIALS, Float, Material, Noise, Painter, Window, along_across, mix, rgb, tone
 
-Float = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
-Window = tuple[slice, slice]
 
 
-@dataclass(frozen=True)
-class Material:
-    """A roof covering.
-
-    Args:
-        colour: its mean, RGB 0-255.
-        spread: sigma of the log of the brightness, from roof to roof.
-        laid: `sheets` (seams run up the slope), `tiles` (rows run along the eaves) or `cast` (no seams).
-    """
-
-    colour: Colour
-    spread: float
-    laid: str
-
-
-MATERIALS = {
-    "zinc": Material((170, 170, 169), 0.13, "sheets"),
-    "dull zinc": Material((128, 127, 124), 0.13, "sheets"),
-    "rust": Material((132, 94, 72), 0.14, "sheets"),
-    "maroon": Material((130, 80, 68), 0.12, "sheets"),
-    "blue": Material((92, 122, 152), 0.12, "sheets"),
-    "tile": Material((172, 100, 72), 0.12, "tiles"),
-    "concrete": Material((158, 150, 138), 0.13, "cast"),
-}
-
+CARS = ((225, 226, 228), (60, 62, 66), (150, 40, 36), (170, 172, 176))
+RUST = (116, 76, 54)
 FIELDS = {"bare": 0.45, "furrows": 0.3, "court": 0.15, "rubble": 0.1}  # what covers an open plot, and how often
 YARDS = {"bare": 0.7, "walled": 0.22, "rubble": 0.08}  # what surrounds a house
 FACET_LIGHT = 0.22  # a facet that faces the sun is so much brighter than a flat roof, its opposite so much darker
@@ -65,77 +41,12 @@ class Drawing:
     plan: Plan
 
 
-class _Noise:
-    """Noise fields of one scene, (H, W) float32, mean 0, sigma near 1: made once, cut at random places."""
-
-    def __init__(self, rng: np.random.Generator, height: int, width: int) -> None:
-        self.rng, self.height, self.width = rng, height, width
-        white = rng.standard_normal((height, width), dtype=np.float32)
-        self.grain = cv2.GaussianBlur(white, (0, 0), 1.3) * 4.0
-        self.mid = self._field(0.8) * 0.6 + self._field(2.2) * 0.8
-        self.wide = self._field(6) * 0.6 + self._field(18) * 0.8
-
-    def _field(self, grid_m: float) -> Float:
-        """Returns smooth noise on a grid of `grid_m` metres."""
-        rows, cols = int(self.height / (grid_m * M)) + 3, int(self.width / (grid_m * M)) + 3
-        coarse = self.rng.standard_normal((rows, cols), dtype=np.float32) * np.float32(1.35)
-        return np.asarray(cv2.resize(coarse, (self.width, self.height), interpolation=cv2.INTER_CUBIC), np.float32)
-
-    def cut(self, kind: str, window: Window) -> Float:
-        """Returns a piece of `grain`, `mid` or `wide`, as large as the window, from a random place."""
-        height, width = (s.stop - s.start for s in window)
-        row, col = self.rng.integers(0, self.height - height + 1), self.rng.integers(0, self.width - width + 1)
-        piece: Float = getattr(self, kind)[row : row + height, col : col + width]
-        return piece
-
-
-@dataclass(frozen=True)
-class _Painter:
-    """What every stroke needs: the generator, the area's look, noise, the canvas and the unit vector to the sun."""
-
-    rng: np.random.Generator
-    look: Look
-    noise: _Noise
-    canvas: Float
-    sun: npt.NDArray[np.float64]
-
-    def window(self, geometry: BaseGeometry, margin_px: float = 0) -> Window | None:
-        """Returns the part of the canvas that a geometry covers, or None if it lies outside."""
-        x0, y0, x1, y1 = geometry.buffer(margin_px).bounds if margin_px else geometry.bounds
-        rows = slice(max(0, int(y0)), min(self.noise.height, int(y1) + 1))
-        cols = slice(max(0, int(x0)), min(self.noise.width, int(x1) + 1))
-        return (rows, cols) if rows.start < rows.stop and cols.start < cols.stop else None
-
-    def covering(self, never: str = "") -> tuple[Float, Material]:
-        """Returns a colour (3,) of the area's roof materials, dusted with its earth, and the material."""
-        names = [name for name in self.look.materials if name != never]
-        weights = np.array([self.look.materials[name] for name in names])
-        material = MATERIALS[names[self.rng.choice(len(names), p=weights / weights.sum())]]
-        return self.dusted(material), material
-
-    def dusted(self, material: Material) -> Float:
-        """Returns a colour (3,) of one roof of that material."""
-        dust = self.rng.uniform(0.0, 0.3)
-        colour = (1 - dust) * np.array(material.colour) + dust * np.array(self.look.earth[0])
-        colour = (colour + self.rng.normal(0, 3, 3)) * np.exp(self.rng.normal(0, material.spread))
-        return np.asarray(colour, np.float32)
-
-    def blend(self, window: Window, paint: Float, cover: Float) -> None:
-        """Lays paint (3, h, w) over the canvas as far as cover (h, w), 0..1, says."""
-        under = self.canvas[:, *window]
-        under += cover * (paint - under)
-
-    def shade(self, window: Window, depth: Float) -> None:
-        """Darkens the canvas by depth (h, w), 0..1."""
-        self.canvas[:, *window] *= 1 - depth
-
-
 def draw_scene(rng: np.random.Generator, look: Look, height: int, width: int) -> Drawing:
     """Returns a drawn scene of `height` x `width` px of 0.075 m."""
     plan = plan_scene(rng, look, height, width)
     angle = rng.uniform(0, 2 * np.pi)
-    noise = _Noise(rng, height, width)
-    painter = _Painter(rng, look, noise, _ground(rng, look, noise), np.array([np.cos(angle), np.sin(angle)]))
+    noise = Noise(rng, height, width)
+    painter = Painter(rng, look, noise, _ground(rng, look, noise), np.array([np.cos(angle), np.sin(angle)]))
     for plot in plan.fields:
         _paint_plot(painter, plot, FIELDS)
     for plot in plan.yards:
@@ -162,29 +73,13 @@ def _roof_numbers(plan: Plan, height: int, width: int) -> npt.NDArray[np.int32]:
     return np.asarray(rasterize(shapes, out_shape=(height, width), dtype="int32"))
 
 
-def _mix(colours: tuple[Colour, ...], where: Float) -> Float:
-    """Returns (3, H, W): the first colour where the noise is low, the last where it is high."""
-    level = np.clip(where * 98 + 128, 0, 255).astype(np.uint8)  # -1.3 .. 1.3 sigma
-    knots = np.linspace(0, 255, len(colours))
-    mixed = np.empty((3, *where.shape), np.float32)
-    for band in range(3):
-        table = np.interp(np.arange(256), knots, [colour[band] for colour in colours])
-        mixed[band] = table.astype(np.float32)[level]
-    return mixed
-
-
-def _tone(colour: Float, light: Float) -> Float:
-    """Returns paint (3, h, w): one colour (3,) under light (h, w)."""
-    return np.asarray(colour[:, None, None] * light, np.float32)
-
-
-def _ground(rng: np.random.Generator, look: Look, noise: _Noise) -> Float:
+def _ground(rng: np.random.Generator, look: Look, noise: Noise) -> Float:
     """Returns bare earth with grass, (3, H, W)."""
-    canvas = _mix(look.earth, noise.wide)
+    canvas = mix(look.earth, noise.wide)
     patches = noise.wide[::-1] * np.float32(0.7) + noise.mid * np.float32(0.35)
     level = np.quantile(patches[::16, ::16], 1 - look.green)
     cover = np.clip((patches - np.float32(level)) * 2 + np.float32(0.5), 0, np.float32(0.9))
-    grass = _mix(look.grass, noise.mid[:, ::-1])
+    grass = mix(look.grass, noise.mid[:, ::-1])
     grass -= canvas
     grass *= cover
     canvas += grass
@@ -192,23 +87,14 @@ def _ground(rng: np.random.Generator, look: Look, noise: _Noise) -> Float:
     return canvas
 
 
-def _along_across(wing: Wing, window: Window) -> tuple[Float, Float]:
-    """Returns the pixel centres' coordinates in a rectangle's own frame, px: along its length, across it."""
-    rows, cols = window
-    y = np.arange(rows.start, rows.stop, dtype=np.float32)[:, None] + np.float32(0.5 - wing.y)
-    x = np.arange(cols.start, cols.stop, dtype=np.float32)[None, :] + np.float32(0.5 - wing.x)
-    cos, sin = np.float32(np.cos(wing.angle)), np.float32(np.sin(wing.angle))
-    return x * cos + y * sin, y * cos - x * sin
-
-
-def _paint_plot(painter: _Painter, plot: Wing, kinds: dict[str, float]) -> None:
+def _paint_plot(painter: Painter, plot: Wing, kinds: dict[str, float]) -> None:
     """Paints a yard or a field in the colours of roofs; `kinds` says which sorts there are, and how often."""
     window = painter.window(plot.outline(), margin_px=2 * M)
     if window is None:
         return
     rng, noise = painter.rng, painter.noise
     kind = rng.choice(list(kinds), p=list(kinds.values()))
-    along, across = _along_across(plot, window)
+    along, across = along_across(plot, window)
     square = np.maximum(np.abs(along) - plot.length / 2, np.abs(across) - plot.width / 2)
     straight = kind in ("court", "walled")
     if straight or rng.random() < 0.5:
@@ -227,10 +113,10 @@ def _paint_plot(painter: _Painter, plot: Wing, kinds: dict[str, float]) -> None:
         light += 0.25 * (np.minimum(inset, np.abs(along)) < 0.08 * M)
     if kind == "walled":
         light += 0.25 * (np.abs(square) < 0.12 * M)
-    painter.blend(window, _tone(colour, light), np.clip(0.5 - edge / ((0.3 if straight else 0.7) * M), 0, 0.95))
+    painter.blend(window, tone(colour, light), np.clip(0.5 - edge / ((0.3 if straight else 0.7) * M), 0, 0.95))
 
 
-def _paint_streets(painter: _Painter, streets: list[Street]) -> None:
+def _paint_streets(painter: Painter, streets: list[Street]) -> None:
     """Paints the earth streets, then the asphalted ones, each kind in one go."""
     noise = painter.noise
     for asphalt in (False, True):
@@ -238,19 +124,19 @@ def _paint_streets(painter: _Painter, streets: list[Street]) -> None:
         for street in (street for street in streets if street.asphalt == asphalt):
             points = np.round(np.array(street.line.coords) * 16).astype(np.int32)
             cv2.polylines(lanes, [points], False, 255, int(street.width), cv2.LINE_AA, shift=4)
-        lanes = cv2.GaussianBlur(lanes, (0, 0), 0.3 * M)
+        cv2.GaussianBlur(lanes, (0, 0), 0.3 * M, dst=lanes)
         near = np.flatnonzero(lanes)  # a sixth of the scene: painting only there is worth the indexing
         wide, mid, grain = (field.ravel()[near] for field in (noise.wide, noise.mid, noise.grain))
         soft = lanes.ravel()[near].astype(np.float32) / 255 + np.float32(0.05 if asphalt else 0.16) * mid
         cover = np.clip((soft - np.float32(0.5)) * 5 + np.float32(0.5), 0, 1)
-        colour = np.float32(MATERIALS["dull zinc"].colour if asphalt else painter.look.earth[-1])
-        colour *= np.float32(np.exp(painter.rng.normal(0, 0.1)))
+        colour = rgb(MATERIALS["dull zinc"].colour if asphalt else painter.look.earth[-1])
+        colour *= np.exp(painter.rng.normal(0, 0.1))
         light = 1 + np.float32(0.09) * wide - np.float32(0.04) * mid + np.float32(0.05) * grain
-        for band, tone in zip(painter.canvas.reshape(3, -1), colour, strict=True):
-            band[near] += cover * (tone * light - band[near])
+        for band, level in zip(painter.canvas.reshape(3, -1), colour, strict=True):
+            band[near] += cover * (level * light - band[near])
 
 
-def _paint_cars(painter: _Painter, plan: Plan) -> None:
+def _paint_cars(painter: Painter, plan: Plan) -> None:
     """Parks cars along the streets."""
     rng = painter.rng
     for street in plan.streets:
@@ -265,21 +151,19 @@ def _paint_cars(painter: _Painter, plan: Plan) -> None:
                 _paint_car(painter, car, window)
 
 
-def _paint_car(painter: _Painter, car: Wing, window: Window) -> None:
-    colour = np.array(
-        ((225, 226, 228), (60, 62, 66), (150, 40, 36), (170, 172, 176))[painter.rng.integers(4)], np.float32
-    )
-    along, across = _along_across(car, window)
+def _paint_car(painter: Painter, car: Wing, window: Window) -> None:
+    colour = rgb(CARS[painter.rng.integers(len(CARS))])
+    along, across = along_across(car, window)
     rows, cols = (s.stop - s.start for s in window)
     inside = (np.abs(along) < car.length / 2) & (np.abs(across) < car.width / 2)
     glass = inside & (np.abs(np.abs(along + 0.25 * M) - M) < 0.2 * M)
-    shift = np.float32([[1, 0, -painter.sun[0] * 0.7 * M], [0, 1, -painter.sun[1] * 0.7 * M]])
+    shift = np.column_stack([np.eye(2), -painter.sun * 0.7 * M])
     shade = cv2.warpAffine(inside.astype(np.float32), shift, (cols, rows))
-    painter.shade(window, 0.5 * shade)
-    painter.blend(window, _tone(colour, np.where(glass, 0.35, 1)), inside.astype(np.float32))
+    painter.shade(window, np.asarray(0.5 * shade, np.float32))
+    painter.blend(window, tone(colour, np.where(glass, 0.35, 1)), inside.astype(np.float32))
 
 
-def _cast_shadows(painter: _Painter, plan: Plan, reach: float) -> None:
+def _cast_shadows(painter: Painter, plan: Plan, reach: float) -> None:
     """Darkens what the houses keep from the sun; a shadow is `reach` times as long as the house is high."""
     shade = np.zeros((painter.noise.height, painter.noise.width), np.uint8)
     for house in plan.houses:
@@ -288,14 +172,14 @@ def _cast_shadows(painter: _Painter, plan: Plan, reach: float) -> None:
             outline = wing.outline()
             swept = outline.union(translate(outline, x, y)).convex_hull
             cv2.fillPoly(shade, [np.round(np.array(swept.exterior.coords) * 16).astype(np.int32)], 255, shift=4)
-    shade = cv2.GaussianBlur(shade, (0, 0), 1.5)
+    cv2.GaussianBlur(shade, (0, 0), 1.5, dst=shade)
     near = np.flatnonzero(shade)
     cover = shade.ravel()[near].astype(np.float32) / 255
     for band, depth in zip(painter.canvas.reshape(3, -1), (0.58, 0.55, 0.49), strict=True):  # the sky's light is blue
         band[near] *= 1 - np.float32(depth) * cover
 
 
-def _paint_roof(painter: _Painter, house: House, roofs: npt.NDArray[np.int32], number: int) -> None:
+def _paint_roof(painter: Painter, house: House, roofs: npt.NDArray[np.int32], number: int) -> None:
     """Paints one roof over exactly the pixels that carry its number."""
     window = painter.window(house.outline)
     if window is None:
@@ -306,28 +190,25 @@ def _paint_roof(painter: _Painter, house: House, roofs: npt.NDArray[np.int32], n
         material = MATERIALS["concrete"]
         colour = painter.dusted(material)
     light, seam = _facets(painter, house, window)
-    if house.roof == "flat":
-        light = light + 0.05 * noise.cut("mid", window)
-    else:
-        light = light * _seams(rng, material, *seam)
+    light = light * (1 + 0.05 * noise.cut("mid", window) if house.roof == "flat" else _seams(rng, material, *seam))
     inside = (roofs[window] == number).astype(np.uint8)
     rim = inside - cv2.erode(inside, np.ones((5, 5), np.uint8))
     light = light * np.where(rim > 0, 1.18 if house.roof == "flat" else 0.86, 1)
     light = light + 0.015 * noise.cut("grain", window)
-    paint = _tone(colour, light)
+    paint = tone(colour, light)
     if material.laid == "sheets" and rng.random() < 0.5:
         rust = np.clip(noise.cut("mid", window) * 0.8 + rng.uniform(-1.2, 0.0), 0, 0.75)
-        paint += rust * (_tone(np.float32((116, 76, 54)), light) - paint)
+        paint += rust * (tone(rgb(RUST), light) - paint)
     painter.blend(window, paint, inside.astype(np.float32))
 
 
-def _facets(painter: _Painter, house: House, window: Window) -> tuple[Float, tuple[Float, Float]]:
+def _facets(painter: Painter, house: House, window: Window) -> tuple[Float, tuple[Float, Float]]:
     """Returns the light on each pixel's facet, near 1, and its coordinates (along the eaves, up the slope), px."""
     shape = tuple(s.stop - s.start for s in window)
     top = np.full(shape, -np.inf, np.float32)
     light, eaves, slope = np.ones(shape, np.float32), np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     for wing in house.wings:
-        along, across = _along_across(wing, window)
+        along, across = along_across(wing, window)
         to_side, to_end = wing.width / 2 - np.abs(across), wing.length / 2 - np.abs(along)
         inside = np.minimum(to_side, to_end) > -0.8
         end = (to_end < to_side) if house.roof == "hip" else np.zeros(shape, bool)
@@ -358,30 +239,26 @@ def _seams(rng: np.random.Generator, material: Material, eaves: Float, slope: Fl
     courses = np.floor(slope / (2.4 * M)).astype(np.int64)
     tint = rng.normal(0, 0.035, 4096)[(strips * 31 + courses * 7) % 4096]
     wave = 0.085 * np.sin(across * (2 * np.pi / (length_m * M)))
-    return (1 + wave + tint).astype(np.float32)
+    return np.asarray(1 + wave + tint, np.float32)
 
 
-def _paint_tree(painter: _Painter, x: float, y: float, radius: float) -> None:
+def _paint_tree(painter: Painter, x: float, y: float, radius: float) -> None:
     """Paints a crown and its shadow."""
     rng, noise = painter.rng, painter.noise
-    height, width = noise.height, noise.width
-    reach = 1.8 * radius
-    rows = slice(max(0, int(y - reach)), min(height, int(y + reach)))
-    cols = slice(max(0, int(x - reach)), min(width, int(x + reach)))
-    if rows.start >= rows.stop or cols.start >= cols.stop:
+    window = painter.window(Point(x, y), margin_px=1.8 * radius)
+    if window is None:
         return
-    window = (rows, cols)
-    dx, dy = _along_across(Wing(x, y, 0, 0, 0), window)
+    dx, dy = along_across(Wing(x, y, 0, 0, 0), window)
     crown = 0.22 * radius * noise.cut("mid", window)
     sx, sy = -painter.sun * 0.5 * radius
     shade = np.clip(0.5 - (np.hypot(dx - sx, dy - sy) + crown - 0.9 * radius) / (0.3 * M), 0, 1)
     painter.shade(window, 0.5 * shade)
     cover = np.clip(0.5 - (np.hypot(dx, dy) + crown - 0.9 * radius) / (0.2 * M), 0, 1)
-    grass = np.array(painter.look.grass[rng.integers(len(painter.look.grass))], np.float32)
-    leaf = grass * np.float32([0.62, 0.72, 0.6]) * np.float32(np.exp(rng.normal(0, 0.12)))
+    grass = rgb(painter.look.grass[rng.integers(len(painter.look.grass))])
+    leaf = grass * rgb((0.62, 0.72, 0.6)) * np.float32(np.exp(rng.normal(0, 0.12)))
     light = 1 + 0.35 * (dx * painter.sun[0] + dy * painter.sun[1]) / radius
     light = light + 0.18 * noise.cut("grain", window) + 0.14 * noise.cut("mid", window)
-    painter.blend(window, _tone(leaf, light), cover.astype(np.float32))
+    painter.blend(window, tone(leaf, light), cover.astype(np.float32))
 
 
 def _alpha(rng: np.random.Generator, height: int, width: int) -> Bytes:
@@ -399,7 +276,7 @@ def _alpha(rng: np.random.Generator, height: int, width: int) -> Bytes:
     return alpha.repeat(16, axis=0).repeat(16, axis=1)[:height, :width]
 
 
-def _expose(painter: _Painter) -> list[Bytes]:
+def _expose(painter: Painter) -> list[Bytes]:
     """Returns the canvas as a camera sees it, three bands (H, W) uint8: uneven light, slight blur, sensor noise."""
     rng, noise, canvas = painter.rng, painter.noise, painter.canvas
     rows = np.linspace(-1, 1, noise.height, dtype=np.float32)[:, None]

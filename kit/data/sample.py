@@ -1,4 +1,4 @@
-"""The embedded sample city: a small data set in the challenge's layout, drawn by code, the same bytes for the same seed.
+"""The embedded sample city: a small data set in the challenge's layout, drawn by code; same seed, same bytes.
 
 Three areas with two training scenes each (RGB + alpha COGs in UTM, EPSG:4326 footprints), and two test mosaics cut into
 shuffled chips without georeference, whose truth lies aside.

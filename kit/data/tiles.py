@@ -113,7 +113,7 @@ def grid_of(name: str, side_px: int, source: rasterio.DatasetReader) -> Grid:
 def ground_m(grid: Grid, transform: Affine) -> float:
     """Returns metres on the ground per pixel at the tile's centre: web mercator stretches by 1 / cos(latitude)."""
     crs = CRS.from_string(grid.crs)
-    x, y = transform * (grid.side_px / 2, grid.side_px / 2)
+    x, y = transform @ (grid.side_px / 2, grid.side_px / 2)
     _, (latitude,) = project(crs, CRS.from_epsg(4326), [x], [y])
     if crs.to_epsg() == 3857:
         return grid.pixel * math.cos(math.radians(latitude))

@@ -1,0 +1,138 @@
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import rasterio
+from conftest import LATITUDE, write_footprints, write_scene
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kit.data.tiles import Grid, prepare, read_index, refold
+from kit.errors import DataError, FootprintError, RasterError
+from kit.paths import Paths
+
+CONTRACT = (
+    "tile area scene tier fold image mask width_px height_px gsd_m valid_fraction building_fraction n_footprints".split()
+)
+
+
+def test_index_has_the_columns_of_the_contract(catalog: Path, tmp_path: Path):
+    made = prepare(catalog, Paths(tmp_path), side_px=64)
+    assert list(made.index.columns) == CONTRACT
+    assert made.name == "train_tier_1"
+    assert made.index["tile"].is_unique
+    for row in made.index.itertuples():
+        with rasterio.open(tmp_path / "data/train_tier_1" / row.image) as image:
+            assert (image.count, image.width, image.height, image.dtypes[0]) == (3, 64, 64, "uint8")
+        with rasterio.open(tmp_path / "data/train_tier_1" / row.mask) as mask:
+            assert set(np.unique(mask.read(1))) <= {0, 1, 255}
+
+
+def test_z19_tiles_have_the_resolution_of_the_xyz_scheme(catalog: Path, tmp_path: Path):
+    made = prepare(catalog, Paths(tmp_path), side_px=1024)
+    expected = 0.0746455 * np.cos(np.radians(LATITUDE))
+    np.testing.assert_allclose(made.index["gsd_m"], expected, rtol=1e-4)
+
+
+def test_native_tiles_hold_every_pixel_once(tmp_path: Path, catalog: Path):
+    """The last row and column too: the tiles of one scene, laid side by side, are the scene."""
+    prepare(catalog, Paths(tmp_path), grid="native", side_px=32)
+    _, index = read_index(Paths(tmp_path))
+    with rasterio.open(catalog / "kam/b/b.tif") as source:
+        scene, origin = source.read(), source.transform
+    seen = np.zeros(scene.shape[1:], int)
+    for row in index[index["scene"] == "b"].itertuples():
+        with rasterio.open(row.image) as image, rasterio.open(row.mask) as mask:
+            pixels, truth = image.read(), mask.read(1)
+            left, top = ~origin @ (image.transform.c, image.transform.f)
+        rows, columns = np.nonzero(truth != 255)
+        np.testing.assert_array_equal(
+            pixels[:, rows, columns], scene[:3, rows + round(top), columns + round(left)]
+        )
+        seen[rows + round(top), columns + round(left)] += 1
+    np.testing.assert_array_equal(seen, scene[3] > 0)
+
+
+@pytest.mark.parametrize("grid", ["native", "z19", "0.5m"])
+def test_masks_lie_on_the_buildings(tmp_path: Path, catalog: Path, grid: str):
+    prepare(catalog, Paths(tmp_path), grid=grid, side_px=64)
+    _, index = read_index(Paths(tmp_path))
+    for scene in index["scene"].unique():
+        agree = total = 0
+        for row in index[index["scene"] == scene].itertuples():
+            with rasterio.open(row.image) as image, rasterio.open(row.mask) as mask:
+                bright, truth = image.read().mean(0) > 128, mask.read(1)
+            agree += int(((truth == 1) & bright).sum())
+            total += int(((truth == 1) | (bright & (truth == 0))).sum())
+        assert agree / total > (0.999 if grid == "native" else 0.93), scene
+
+
+def test_scene_without_alpha_is_valid_throughout(tmp_path: Path, catalog: Path):
+    made = prepare(catalog, Paths(tmp_path), grid="native", side_px=32)
+    bare = made.index[made.index["scene"] == "c"]
+    covered = (bare["valid_fraction"] * 32 * 32).sum()
+    assert covered == pytest.approx(96 * 70, abs=1)
+
+
+@given(st.floats(-500, 500), st.floats(-500, 500), st.floats(1, 400), st.floats(1, 400))
+def test_span_covers_the_bounds_and_no_more(x: float, y: float, width: float, height: float):
+    grid = Grid("EPSG:3857", 0.5, -1000.0, 1000.0, 64)
+    rows, columns = grid.span((x, y, x + width, y + height))
+    left, top = (grid.transform(rows.start, columns.start) @ (0, 0))
+    right, bottom = (grid.transform(rows.stop, columns.stop) @ (0, 0))
+    slack = 1e-3
+    assert left <= x + slack
+    assert top >= y + height - slack
+    assert x + width - slack <= right < x + width + 32 + slack
+    assert y + slack >= bottom > y - 32 - slack
+
+
+def test_nothing_is_left_under_its_name_when_a_scene_is_broken(tmp_path: Path, catalog: Path):
+    file = catalog / "kam/b/b.tif"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(RasterError, match=r"b\.tif (is broken at tile row|cannot be read)"):
+        prepare(catalog, Paths(tmp_path), side_px=64)
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_label_outside_the_scene(tmp_path: Path, catalog: Path):
+    polygons = write_scene(tmp_path / "elsewhere.tif")
+    write_footprints(catalog / "kam/a-labels/a.geojson", [p.buffer(0).__class__([(y, x) for x, y in p.exterior.coords]) for p in polygons])
+    with pytest.raises(FootprintError, match="none of the 3 footprints of kam/a lies on the scene"):
+        prepare(catalog, Paths(tmp_path), side_px=64)
+
+
+def test_wrong_bands(tmp_path: Path, catalog: Path):
+    with rasterio.open(catalog / "kam/a/a.tif") as source:
+        profile = {**source.profile, "count": 1, "photometric": "minisblack"}
+        band = source.read(1)
+    with rasterio.open(catalog / "kam/a/a.tif", "w", **profile) as target:
+        target.write(band, 1)
+    with pytest.raises(RasterError, match="has 1 bands of uint8, expected 3 or 4"):
+        prepare(catalog, Paths(tmp_path), side_px=64)
+
+
+def test_unknown_grid(tmp_path: Path, catalog: Path):
+    with pytest.raises(DataError, match="no grid 'zoom19'"):
+        prepare(catalog, Paths(tmp_path), grid="zoom19")
+
+
+def test_read_index_asks_when_there_are_several(tmp_path: Path, catalog: Path):
+    with pytest.raises(DataError, match="no data set is prepared"):
+        read_index(Paths(tmp_path))
+    for name in ("one", "two"):
+        prepare(catalog, Paths(tmp_path), name=name, side_px=64)
+    with pytest.raises(DataError, match="several data sets are prepared: one, two"):
+        read_index(Paths(tmp_path))
+    with pytest.raises(DataError, match="no data set 'tow'"):
+        read_index(Paths(tmp_path), "tow")
+    assert read_index(Paths(tmp_path), "two")[0] == "two"
+
+
+def test_refold_changes_the_fold_column_alone(tmp_path: Path, catalog: Path):
+    made = prepare(catalog, Paths(tmp_path), grid="native", side_px=32)
+    refold(Paths(tmp_path), "train_tier_1", "tile", 3)
+    again = pd.read_csv(tmp_path / "data/train_tier_1/index.csv")
+    assert set(again["fold"]) == {0, 1, 2}
+    pd.testing.assert_frame_equal(again.drop(columns="fold"), made.index.drop(columns="fold"))

