@@ -23,6 +23,7 @@ Root = Annotated[Path, typer.Option("--root", envvar="KIT_ROOT", help="Folder of
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 HERE = Path()
+INTERRUPTED = 130  # how typer answers Ctrl-C
 
 
 @app.command()
@@ -87,7 +88,10 @@ def folds(
     if notice:
         say(notice)
     scenes = index.assign(scene=index["area"] + "/" + index["scene"]).groupby("fold")
-    rows = [(fold, len(part), f"{part['building_fraction'].mean():.1%}", ", ".join(sorted(set(part["scene"])))) for fold, part in scenes]
+    rows = [
+        (fold, len(part), f"{part['building_fraction'].mean():.1%}", ", ".join(sorted(set(part["scene"]))))
+        for fold, part in scenes
+    ]
     table(("fold", "tiles", "buildings", "scenes"), rows)
     result(str(Paths(root).data(name) / "index.csv"))
 
@@ -172,7 +176,9 @@ def export(
 
 @app.command()
 def submit(
-    test: Annotated[Path | None, typer.Argument(help="A STAC catalogue or a folder of chips; the sample's by default.")] = None,
+    test: Annotated[
+        Path | None, typer.Argument(help="A STAC catalogue or a folder of chips; the sample's by default.")
+    ] = None,
     weights: Annotated[Path | None, typer.Option(help="The weights file; the newest by default.")] = None,
     name: Annotated[str, typer.Option(help="Of the submission; <weights>-<test> by default.")] = "",
     device: Annotated[str, typer.Option(help="cpu, cuda; the best there is by default.")] = "",
@@ -236,8 +242,10 @@ def main() -> None:
     debug = "--debug" in sys.argv
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for its version
     try:
-        app(standalone_mode=False)
-        sys.exit(0)
+        code = app(standalone_mode=False)
+        if code != INTERRUPTED:
+            sys.exit(code if isinstance(code, int) else 0)
+        raise KeyboardInterrupt
     except (KeyboardInterrupt, typer.Abort):
         failure("interrupted", "nothing is lost: the same command again goes on with what is missing")
     except KitError as error:

@@ -7,18 +7,20 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+if TYPE_CHECKING:  # rich takes a tenth of a second: it waits until there is something to show
+    from rich.console import Console
+    from rich.progress import Progress
 
 T = TypeVar("T")
 
 PLAIN_EVERY_S = 10.0  # a log file gets a progress line no more often than this
 
 
-def _stderr() -> Console:
+def _stderr() -> "Console":
+    from rich.console import Console
+
     return Console(file=sys.stderr, soft_wrap=True, highlight=False)
 
 
@@ -46,6 +48,9 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str =
     """Prints a table on stdout: framed on a terminal, aligned plain columns with nothing cut when piped."""
     cells = [[f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+
         framed = Table(*columns, title=title or None, title_justify="left")
         for row in cells:
             framed.add_row(*row)
@@ -69,10 +74,19 @@ class Meter:
         self.start = self.last_line = time.monotonic()
         self.bar: Progress | None = None
         if sys.stderr.isatty():
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                Progress,
+                TextColumn,
+                TimeElapsedColumn,
+                TimeRemainingColumn,
+            )
+
             self.bar = Progress(
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
                 TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
-                console=Console(file=sys.stderr),
+                console=_stderr(),
             )  # fmt: skip
             self.bar.start()
             self.task = self.bar.add_task(what, total=total, rate="", note="")

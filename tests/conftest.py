@@ -79,7 +79,8 @@ def write_scene(
 def write_footprints(path: Path, polygons: list[shapely.Polygon]) -> None:
     """Writes EPSG:4326 polygons as GeoJSON."""
     features = [
-        {"type": "Feature", "properties": {}, "geometry": json.loads(shapely.to_geojson(polygon))} for polygon in polygons
+        {"type": "Feature", "properties": {}, "geometry": json.loads(shapely.to_geojson(polygon))}
+        for polygon in polygons
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))

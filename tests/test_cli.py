@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import write_catalog
+from conftest import write_catalog, write_scene
 
 Cli = Callable[..., tuple[int, str, str]]
 COMMANDS = ("sample", "prepare", "folds", "recipes", "run", "export", "submit", "score")
@@ -96,8 +96,9 @@ def test_unknown_device(cli: Cli, workplace: Path):
 
 def test_weights_that_are_not_ours(cli: Cli, tmp_path: Path):
     (tmp_path / "w.pt").write_bytes(b"not weights")
-    (tmp_path / "chips").mkdir()
-    failed(cli, "submit", tmp_path / "chips", "--weights", tmp_path / "w.pt", "--root", tmp_path)
+    write_scene(tmp_path / "chips/one.tif")
+    err = failed(cli, "submit", tmp_path / "chips", "--weights", tmp_path / "w.pt", "--root", tmp_path)
+    assert "w.pt is not a weights file" in err
     assert not (tmp_path / "submissions").exists()
 
 

@@ -1,12 +1,11 @@
 """Tiles to batches: a fold, its crops and its fastai DataLoaders."""
 
 import os
-import warnings
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-import albumentations as A  # noqa: N812: its own documentation calls it A
+import albumentations as A
 import numpy as np
 import pandas as pd
 import rasterio
@@ -32,7 +31,7 @@ class Fold:
     Args:
         number: the fold held out, or `all` for none.
         train: index rows to train on.
-        valid: index rows held out; the training rows' first ones for `all`, so that something can be watched.
+        valid: index rows held out; empty for `all`.
         seed: of every random choice.
         device: where batches go.
         workers: loader processes; -1 chooses for the machine.
@@ -114,23 +113,6 @@ class TileDataset:
         return pixels, torch.from_numpy(mask.astype(np.int64))
 
 
-
-
-def strict(build: Any, *args: Any, **kwargs: Any) -> Any:
-    """Returns `build(...)`, with the warnings of albumentations about ignored arguments raised as errors.
-
-    Raises:
-        DataError: an argument is unknown to this version and would have been ignored.
-    """
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        made = build(*args, **kwargs)
-    for warning in caught:
-        if "not valid for transform" in str(warning.message):
-            raise DataError(f"augmentation: {warning.message}", "albumentations 2.0.8 would ignore it: mend the recipe")
-    return made
-
-
 def dataloaders(fold: Fold, transform: A.Compose, batch_size: int, valid_batch_size: int = 4) -> DataLoaders:
     """Returns fastai DataLoaders of a fold: augmented crops for training, whole tiles for validation.
 
@@ -149,7 +131,6 @@ def dataloaders(fold: Fold, transform: A.Compose, batch_size: int, valid_batch_s
         DataLoader(valid, bs=valid_batch_size, **shared),
         device=fold.device,
     )
-    loaders.fold = fold
     return loaders
 
 
@@ -159,8 +140,3 @@ def default_workers(device: torch.device) -> int:
     if device.type == "cpu":
         return 0 if cores <= 4 else 2
     return min(8, cores)
-
-
-def with_workers(fold: Fold, workers: int) -> Fold:
-    """Returns the fold with another number of loader processes."""
-    return replace(fold, workers=workers)

@@ -26,7 +26,7 @@ def entries(path: Path) -> list[Entry]:
     if path.is_dir():
         return [(p.name, p.read_bytes) for p in sorted(path.iterdir()) if p.is_file() and not p.name.startswith(".")]
     if not path.is_file():
-        raise SubmissionError(f"no folder or archive {path}")
+        raise SubmissionError(f"no folder or archive {path}", "give a folder of masks, a .tgz or a .zip")
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as zipped:

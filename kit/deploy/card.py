@@ -111,7 +111,9 @@ class Card:
 def _checked(found: Any, types: dict[str, type | tuple[type, ...]], source: str) -> dict[str, Any]:
     """Returns the known keys of a JSON object whose values have the right types."""
     if not isinstance(found, dict):
-        raise WeightsError(f"the card in {source} holds {type(found).__name__}, expected an object")
+        raise WeightsError(
+            f"the card in {source} holds {type(found).__name__}, expected an object", "export the weights again"
+        )
     if missing := [key for key in types if key not in found]:
         raise WeightsError(f"the card in {source} has no {', '.join(missing)}", "export the weights again")
     for key, expected in types.items():
@@ -124,7 +126,9 @@ def _rows(found: list[Any], source: str) -> tuple[tuple[float, ...], ...]:
     """Returns a JSON list of number lists as tuples."""
     for row in found:
         if not isinstance(row, list) or not all(isinstance(value, NUMBER) for value in row):
-            raise WeightsError(f"the card in {source} has {row!r}, expected three numbers a member")
+            raise WeightsError(
+                f"the card in {source} has {row!r}, expected three numbers a member", "export the weights again"
+            )
     return tuple(tuple(float(value) for value in row) for row in found)
 
 

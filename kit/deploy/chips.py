@@ -42,11 +42,13 @@ def find_chips(test: Path) -> list[Chip]:
     else:
         raise CatalogError(f"no test set {test}", "give a catalog.json, its folder, or a folder of .tif chips")
     if not chips:
-        raise CatalogError(f"no chips in {test}, expected STAC items with an image, or .tif files")
+        raise CatalogError(f"no chips in {test}, expected STAC items with an image, or .tif files", "is it complete?")
     if repeated := [name for name, count in Counter(chip.id for chip in chips).items() if count > 1]:
-        raise CatalogError(f"{len(repeated)} chip ids in {test} stand twice, first {min(repeated)}")
+        raise CatalogError(
+            f"{len(repeated)} chip ids in {test} stand twice, first {min(repeated)}", "give each chip its own id"
+        )
     if odd := [chip.id for chip in chips if chip.id.startswith(".") or Path(chip.id).name != chip.id]:
-        raise CatalogError(f"chip id {odd[0]!r} in {test} cannot name a file")
+        raise CatalogError(f"chip id {odd[0]!r} in {test} cannot name a file", "rename it in the catalogue")
     return sorted(chips, key=lambda chip: chip.id)
 
 
@@ -71,4 +73,4 @@ def _image_of(item: pystac.Item) -> Path:
     for asset in [item.assets.get("image"), *tiffs]:
         if asset is not None and (href := asset.get_absolute_href()):
             return Path(href)
-    raise CatalogError(f"item {item.id} has no asset `image` and no TIFF")
+    raise CatalogError(f"item {item.id} has no asset `image` and no TIFF", "expected one image a chip")

@@ -27,7 +27,7 @@ def _unplaced() -> Iterator[None]:
 def _opened(path: Path) -> Iterator[Any]:
     """Yields an open dataset; what GDAL cannot read becomes a RasterError that names the file."""
     if not path.is_file():
-        raise RasterError(f"no image {path}")
+        raise RasterError(f"no image {path}", "is the test set complete?")
     try:
         with _unplaced(), rasterio.open(path) as dataset:
             yield dataset
@@ -46,7 +46,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         dtypes = sorted(set(dataset.dtypes))
         if dataset.count not in (3, 4) or dtypes != ["uint8"]:
             bands = f"{dataset.count} band{'s' * (dataset.count != 1)} of {', '.join(dtypes)}"
-            raise RasterError(f"{path} has {bands}, expected 3 (RGB) or 4 (RGBA) of uint8")
+            raise RasterError(f"{path} has {bands}, expected 3 (RGB) or 4 (RGBA) of uint8", "convert it")
         bands_first: NDArray[np.uint8] = dataset.read()
     return np.ascontiguousarray(bands_first.transpose(1, 2, 0))
 
@@ -84,7 +84,7 @@ def decode_mask(data: bytes, name: str) -> NDArray[Any]:
     try:
         with _unplaced(), MemoryFile(data) as memory, memory.open() as dataset:
             if dataset.count != 1:
-                raise RasterError(f"{name} has {dataset.count} bands, expected 1")
+                raise RasterError(f"{name} has {dataset.count} bands, expected 1", "write masks of one band")
             band: NDArray[Any] = dataset.read(1)
     except RasterioError as cause:
         raise RasterError(f"{name} is not a readable TIFF", "write it again") from cause

@@ -137,9 +137,9 @@ def _read(entry: Entry, name: str) -> NDArray[Any]:
 def _count(mask: NDArray[Any], true: NDArray[Any], name: str) -> Counts:
     """Returns the counts of one chip: prediction (H, W) of 0 and 1, truth (H, W) of 0, 1 and 255."""
     if not np.isin(mask, (0, 1)).all():
-        raise ScoreError(f"prediction {name} holds the value {mask.max()}, expected 0 and 1")
+        raise ScoreError(f"prediction {name} holds the value {mask.max()}, expected 0 and 1", "1 is building")
     if not np.isin(true, (0, 1, IGNORE)).all():
-        raise ScoreError(f"truth {name} holds values other than 0, 1 and {IGNORE}")
+        raise ScoreError(f"truth {name} holds values other than 0, 1 and {IGNORE}", "is it a mask?")
     said, is_building, valid = mask == 1, true == 1, true != IGNORE
     tp, fp, fn = said & is_building, said & ~is_building & valid, ~said & is_building
     return Counts(*(int(np.count_nonzero(pixels)) for pixels in (tp, fp, fn)))

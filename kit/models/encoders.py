@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import timm
 import torch
 from torch import Tensor, nn
 
 from kit.errors import EncoderError, nearest
+
+with warnings.catch_warnings():  # timm scripts some layers as it is imported, and torch calls that deprecated
+    warnings.filterwarnings("ignore", message=".*torch.jit.*", category=FutureWarning)
+    import timm
 
 PROBE_S = 3.0  # the hub client retries for 47 s without a network; one look at the port tells in less
 
@@ -29,7 +32,6 @@ class Source:
     Args:
         pretrained: False starts from random weights.
         file: a state dict (.pth, .pt or .safetensors) of the timm model, in place of timm's own.
-        name: what was found, for the settings and the screen; filled in by `encoder`.
     """
 
     pretrained: bool = True

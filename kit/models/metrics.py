@@ -60,5 +60,3 @@ class PooledJaccard(Metric):
     def name(self) -> str:
         """Column of the log."""
         return "jaccard"
-
-

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from kit.console import Meter
+from kit.console import Meter, say
 from kit.data.dataset import Key
 from kit.models.devices import has_fast_bf16
 from kit.paths import replacing
@@ -171,6 +171,7 @@ class Budget(Callback):
         """Sets how many crops make an epoch."""
         train = self.dls.train
         if not self.steps:
+            say("timing a few steps")
             start = time.perf_counter()
             step_s, valid_s = self._measure()
             spare = self.minutes * 60 * self.SAFETY - (time.perf_counter() - start)
@@ -256,7 +257,7 @@ class RunLog(Callback):
         train_loss, valid_loss, jaccard = (*values, float("nan"), float("nan"))[:3]
         if not len(self.dls.valid.dataset):
             valid_loss = jaccard = float("nan")
-        rate = self.opt.hypers[-1]["lr"]
+        rate = float(self.opt.hypers[-1]["lr"])
         row = {"epoch": self.epoch, "train_loss": train_loss, "valid_loss": valid_loss, "jaccard": jaccard, "lr": rate}
         self.rows.append({**row, "seconds": round(time.monotonic() - self.start, 1)})
         with replacing(self.folder / "log.csv") as file, file.open("w", newline="") as stream:

@@ -128,7 +128,9 @@ def fit_fold(
         return finished
     learn = _build(recipe, fold, folder, settings, source)
     budget = Budget(minutes, steps=earlier.get("steps_per_epoch", 0)) if minutes else None
-    learn.add_cbs([Precision(), RunLog(folder, f"{recipe.name} fold {fold.number}", settings), *([budget] if budget else [])])
+    learn.add_cbs(
+        [Precision(), RunLog(folder, f"{recipe.name} fold {fold.number}", settings), *([budget] if budget else [])]
+    )
     start = time.monotonic()
     recipe.fit(learn)
     seconds = time.monotonic() - start

@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import inspect
 import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,7 @@ class Recipe:
         except Exception as cause:
             raise RecipeError(
                 f"{self.path.name}: {name}() failed{_where(cause, self.path)}: {type(cause).__name__}: {cause}",
-                "kit --debug shows the traceback",
+                "--debug shows the traceback",
             ) from cause
         if not isinstance(made, kind):
             raise RecipeError(
@@ -123,13 +124,16 @@ def load_recipe(name: str, paths: Paths) -> Recipe:
         raise RecipeError(f"{path} is no Python file", "expected recipes/NAME.py")
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        with warnings.catch_warnings():
+            # albumentations only warns of an argument that it does not know, and ignores it
+            warnings.filterwarnings("error", message=".*not valid for transform.*")
+            spec.loader.exec_module(module)
     except KitError:
         raise
     except Exception as cause:
         raise RecipeError(
             f"{path.name} cannot be imported{_where(cause, path)}: {type(cause).__name__}: {cause}",
-            "kit --debug shows the traceback",
+            "--debug shows the traceback",
         ) from cause
     _check(path, module)
     return Recipe(path.stem, path, module)

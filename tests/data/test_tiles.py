@@ -12,9 +12,7 @@ from kit.data.tiles import Grid, prepare, read_index, refold
 from kit.errors import DataError, FootprintError, RasterError
 from kit.paths import Paths
 
-CONTRACT = (
-    "tile area scene tier fold image mask width_px height_px gsd_m valid_fraction building_fraction n_footprints".split()
-)
+CONTRACT = "tile area scene tier fold image mask width_px height_px gsd_m valid_fraction building_fraction n_footprints".split()
 
 
 def test_index_has_the_columns_of_the_contract(catalog: Path, tmp_path: Path):
@@ -47,9 +45,7 @@ def test_native_tiles_hold_every_pixel_once(tmp_path: Path, catalog: Path):
             pixels, truth = image.read(), mask.read(1)
             left, top = ~origin @ (image.transform.c, image.transform.f)
         rows, columns = np.nonzero(truth != 255)
-        np.testing.assert_array_equal(
-            pixels[:, rows, columns], scene[:3, rows + round(top), columns + round(left)]
-        )
+        np.testing.assert_array_equal(pixels[:, rows, columns], scene[:3, rows + round(top), columns + round(left)])
         seen[rows + round(top), columns + round(left)] += 1
     np.testing.assert_array_equal(seen, scene[3] > 0)
 
@@ -79,8 +75,8 @@ def test_scene_without_alpha_is_valid_throughout(tmp_path: Path, catalog: Path):
 def test_span_covers_the_bounds_and_no_more(x: float, y: float, width: float, height: float):
     grid = Grid("EPSG:3857", 0.5, -1000.0, 1000.0, 64)
     rows, columns = grid.span((x, y, x + width, y + height))
-    left, top = (grid.transform(rows.start, columns.start) @ (0, 0))
-    right, bottom = (grid.transform(rows.stop, columns.stop) @ (0, 0))
+    left, top = grid.transform(rows.start, columns.start) @ (0, 0)
+    right, bottom = grid.transform(rows.stop, columns.stop) @ (0, 0)
     slack = 1e-3
     assert left <= x + slack
     assert top >= y + height - slack
@@ -98,7 +94,10 @@ def test_nothing_is_left_under_its_name_when_a_scene_is_broken(tmp_path: Path, c
 
 def test_label_outside_the_scene(tmp_path: Path, catalog: Path):
     polygons = write_scene(tmp_path / "elsewhere.tif")
-    write_footprints(catalog / "kam/a-labels/a.geojson", [p.buffer(0).__class__([(y, x) for x, y in p.exterior.coords]) for p in polygons])
+    write_footprints(
+        catalog / "kam/a-labels/a.geojson",
+        [p.buffer(0).__class__([(y, x) for x, y in p.exterior.coords]) for p in polygons],
+    )
     with pytest.raises(FootprintError, match="none of the 3 footprints of kam/a lies on the scene"):
         prepare(catalog, Paths(tmp_path), side_px=64)
 

@@ -45,7 +45,10 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path):
             return (Path.touch, (tmp_path / "harmed",))
 
     torch.save({"conv_stem.weight": Harm()}, tmp_path / "w.pth")
-    with encoder_source(Source(file=tmp_path / "w.pth")), pytest.raises(EncoderError, match="holds no plain state dict"):
+    with (
+        encoder_source(Source(file=tmp_path / "w.pth")),
+        pytest.raises(EncoderError, match="holds no plain state dict"),
+    ):
         encoder(TINY)
     assert not (tmp_path / "harmed").exists()
 

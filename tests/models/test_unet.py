@@ -63,7 +63,9 @@ def test_reduce_and_enlarge_do_not_shift_the_mask():
     image = torch.zeros(1, 3, 128, 128)
     image[..., 40:72, 56:80] = 255
     through = torch.nn.functional.avg_pool2d(image[:, :2], model.reduce * 4)
-    model.encoder.forward = lambda x: [torch.zeros(1, c, 64 // s, 64 // s) for c, s in zip((16, 24, 32, 48, 64), model._strides, strict=True)]
+    model.encoder.forward = lambda x: [
+        torch.zeros(1, c, 64 // s, 64 // s) for c, s in zip((16, 24, 32, 48, 64), model._strides, strict=True)
+    ]
     model.head.forward = lambda x: through
     with torch.inference_mode():
         logits = model(image)[0, 0]

@@ -10,7 +10,9 @@ from kit.training.callbacks import BalancedSampler
 
 
 def make_rows(sizes: dict[str, int]) -> pd.DataFrame:
-    return pd.DataFrame([(f"{s}{i}", s[0], s) for s, n in sizes.items() for i in range(n)], columns=["tile", "area", "scene"])
+    return pd.DataFrame(
+        [(f"{s}{i}", s[0], s) for s, n in sizes.items() for i in range(n)], columns=["tile", "area", "scene"]
+    )
 
 
 def test_groups_are_drawn_equally_often():

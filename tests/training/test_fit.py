@@ -89,8 +89,7 @@ def test_interrupted_and_run_again(workplace: Path, cli: Cli):
     recipe = workplace / "recipes/tiny.py"
     stop = workplace / "stop"
     recipe.write_text(
-        TINY_RECIPE.replace("EMA(0.9)]", "EMA(0.9), Stop()]")
-        + "\n\nclass Stop(fv.Callback):\n"
+        TINY_RECIPE.replace("EMA(0.9)]", "EMA(0.9), Stop()]") + "\n\nclass Stop(fv.Callback):\n"
         "    def before_epoch(self):\n"
         f"        if self.epoch == 1 and fv.Path({str(stop)!r}).exists():\n"
         "            raise KeyboardInterrupt\n"
@@ -136,7 +135,9 @@ def test_submission_of_the_trained_weights(trained: Path, cli: Cli, tmp_path: Pa
     chips.mkdir()
     pixels = np.random.default_rng(0).integers(0, 255, (3, 70, 90), dtype=np.uint8)
     for name in ("one", "two"):
-        with rasterio.open(chips / f"{name}.tif", "w", driver="GTiff", width=90, height=70, count=3, dtype="uint8") as f:
+        with rasterio.open(
+            chips / f"{name}.tif", "w", driver="GTiff", width=90, height=70, count=3, dtype="uint8"
+        ) as f:
             f.write(pixels)
     code, out, err = cli("submit", chips, "--root", trained)
     assert code == 0, err

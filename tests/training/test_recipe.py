@@ -52,13 +52,24 @@ def test_a_recipe_that_cannot_be_imported_names_the_line(tmp_path: Path):
         load_recipe("mine", paths)
 
 
+def test_an_augmentation_argument_that_would_be_ignored_is_an_error(tmp_path: Path):
+    paths = write(tmp_path, TINY_RECIPE.replace("A.D4()", "A.GaussNoise(var_limit=10)"))
+    with pytest.raises(RecipeError, match="var_limit.*not valid for transform"):
+        load_recipe("mine", paths)
+
+
 def test_a_wrong_return_is_told(tmp_path: Path):
-    recipe = load_recipe("mine", write(tmp_path, TINY_RECIPE.replace("    return dataloaders(", "    dataloaders(")))
-    with pytest.raises(RecipeError, match=r"data\(\) failed|data\(\) returned NoneType, expected DataLoaders"):
+    recipe = load_recipe(
+        "mine", write(tmp_path, TINY_RECIPE.replace("    return dataloaders(fold, AUGMENT, 2)", "    pass"))
+    )
+    with pytest.raises(RecipeError, match=r"data\(\) returned NoneType, expected DataLoaders") as caught:
         recipe.data(None)
+    assert "def data(fold) -> DataLoaders" in caught.value.hint
 
 
 def test_a_failure_inside_names_the_line(tmp_path: Path):
-    recipe = load_recipe("mine", write(tmp_path, TINY_RECIPE.replace("def fit(learn):\n", "def fit(learn):\n    1 / 0\n")))
+    recipe = load_recipe(
+        "mine", write(tmp_path, TINY_RECIPE.replace("def fit(learn):\n", "def fit(learn):\n    1 / 0\n"))
+    )
     with pytest.raises(RecipeError, match=r"fit\(\) failed at line \d+: ZeroDivisionError"):
         recipe.fit(None)
