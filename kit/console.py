@@ -31,7 +31,7 @@ def say(text: str) -> None:
 
 def result(text: str) -> None:
     """Prints a result line on stdout, plain, so that it can be piped."""
-    print(text)  # noqa: T201
+    print(text)
 
 
 def failure(message: str, hint: str = "") -> None:
@@ -61,33 +61,36 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str =
         result("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
+def _live_bar() -> "Progress":
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+        console=_stderr(),
+    )  # fmt: skip
+
+
 class Meter:
     """A running count of work: a live bar on a terminal, a plain line now and then elsewhere.
 
     Args:
         what: what is being counted, for example `cut tiles`.
-        total: how many there will be.
+        total: how many there will be; it may grow while the work goes on.
     """
 
     def __init__(self, what: str, total: int) -> None:
         self.what, self.total, self.done, self.note = what, total, 0, ""
         self.start = self.last_line = time.monotonic()
-        self.bar: Progress | None = None
-        if sys.stderr.isatty():
-            from rich.progress import (
-                BarColumn,
-                MofNCompleteColumn,
-                Progress,
-                TextColumn,
-                TimeElapsedColumn,
-                TimeRemainingColumn,
-            )
-
-            self.bar = Progress(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
-                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
-                console=_stderr(),
-            )  # fmt: skip
+        self.bar = _live_bar() if sys.stderr.isatty() else None
+        if self.bar:
             self.bar.start()
             self.task = self.bar.add_task(what, total=total, rate="", note="")
 
@@ -100,7 +103,7 @@ class Meter:
         self.done += n
         self.note = self.note if note is None else note
         if self.bar:
-            self.bar.update(self.task, advance=n, rate=f"{self.rate():.1f}/s", note=self.note)
+            self.bar.update(self.task, advance=n, total=self.total, rate=f"{self.rate():.1f}/s", note=self.note)
         elif time.monotonic() - self.last_line > PLAIN_EVERY_S and self.done < self.total:
             self._line()
 

@@ -1,6 +1,5 @@
 """STAC catalogues of the challenge's layout, read as scenes (with labels) or chips (without)."""
 
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -116,6 +115,6 @@ def read_scenes(path: Path) -> tuple[str, list[Scene]]:
     scenes = [Scene(*key, tier, href, tuple(sorted(labels[key]))) for key, href in sorted(images.items())]
     for scene in scenes:
         for href in (scene.image, *scene.labels):
-            if "://" not in href and not os.path.exists(href):  # noqa: PTH110: an href, perhaps no path
+            if "://" not in href and not Path(href).exists():
                 raise CatalogError(f"scene {scene.area}/{scene.scene}: no file {href}", "is the catalogue complete?")
     return catalog.id, scenes

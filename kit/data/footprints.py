@@ -46,7 +46,8 @@ class Footprints:
     def touching(self, bounds: tuple[float, float, float, float]) -> NDArray[np.object_]:
         """Returns the polygons that intersect (left, bottom, right, top), in `crs`."""
         hits = self._tree.query(shapely.box(*bounds), predicate="intersects")  # type: ignore[attr-defined]
-        return self.polygons[np.sort(hits)]
+        found: NDArray[np.object_] = self.polygons[np.sort(hits)]
+        return found
 
 
 def read_footprints(files: tuple[str, ...], crs: str) -> Footprints:

@@ -29,7 +29,7 @@ def pick_device(name: str = "") -> torch.device:
 def has_fast_bf16(device: torch.device) -> bool:
     """Tells whether the device multiplies bfloat16 in hardware: elsewhere it is hundreds of times slower."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if hasattr(torch.cpu, "get_capabilities"):  # torch 2.10 and later
         found = torch.cpu.get_capabilities()
         return bool(found.get("avx512_bf16") or found.get("amx_bf16") or found.get("bf16"))

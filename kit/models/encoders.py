@@ -38,7 +38,8 @@ class Source:
     file: Path | None = None
 
 
-_source: ContextVar[Source] = ContextVar("encoder_source", default=Source())  # noqa: B039: frozen
+_TIMM = Source()
+_source: ContextVar[Source] = ContextVar("encoder_source", default=_TIMM)
 _used: ContextVar[str] = ContextVar("encoder_weights_used", default="")
 
 
@@ -120,10 +121,11 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as cause:
         raise EncoderError(f"{path} holds no plain state dict: {cause}", "save it as safetensors") from cause
-    return state.get("state_dict", state)
+    state: dict[str, Tensor] = loaded.get("state_dict", loaded)
+    return state
 
 
 @lru_cache(maxsize=2)
@@ -147,9 +149,11 @@ def _pretrained_state(name: str) -> tuple[dict[str, Tensor], str]:
 def _cached(name: str) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
-    hub_id = timm.get_pretrained_cfg(name).hf_hub_id
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not config.hf_hub_id:
+        return False
     files = ("model.safetensors", "pytorch_model.bin")
-    return bool(hub_id) and any(isinstance(try_to_load_from_cache(hub_id, file), str) for file in files)
+    return any(isinstance(try_to_load_from_cache(config.hf_hub_id, file), str) for file in files)
 
 
 def _hub_reachable() -> bool:

@@ -1,6 +1,7 @@
 """The slim DynamicUnet: fastai's decoder pieces on any timm pyramid, at the cost of a plain U-Net."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +44,8 @@ class UpBlock(nn.Module):
             if x.shape[-2:] != skip.shape[-2:]:  # encoders with valid padding
                 x = F.interpolate(x, skip.shape[-2:], mode="nearest")
             x = torch.cat([x, F.relu(self.norm(skip))], dim=1)
-        return self.attention(self.convs(x))
+        out: Tensor = self.attention(self.convs(x))
+        return out
 
 
 class SlimDynamicUnet(nn.Module):
@@ -125,7 +127,7 @@ class SlimDynamicUnet(nn.Module):
         x = self.neck(features[-1])
         for block, stride in zip(self.blocks, self.skip_strides, strict=True):
             x = block(x, by_stride.get(stride))
-        logits = self.head(x).contiguous()  # two planes: enlarging them channels_last is twice as slow
+        logits: Tensor = self.head(x).contiguous()  # two planes: enlarging them channels_last is twice as slow
         if self.enlarge > 1:
             logits = F.interpolate(logits, scale_factor=float(self.enlarge), mode="bilinear", align_corners=False)
         return logits[..., :height, :width] if below or right else logits
@@ -147,8 +149,8 @@ def unet(
         EncoderError: see `kit.models.encoders.encoder`.
     """
     pyramid = build_encoder(encoder)
-    config = pyramid.pretrained_cfg if hasattr(pyramid, "pretrained_cfg") else pyramid.default_cfg
-    model = SlimDynamicUnet(pyramid, config["mean"], config["std"], n_out, widths, reduce, blur, self_attention)  # type: ignore[index]
+    config: Any = pyramid.pretrained_cfg
+    model = SlimDynamicUnet(pyramid, config["mean"], config["std"], n_out, widths, reduce, blur, self_attention)
     model.encoder_name = encoder
     return model
 

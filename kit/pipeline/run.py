@@ -1,7 +1,7 @@
 """From a recipe to weights: data, folds, out-of-fold score, export."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -43,7 +43,7 @@ class Plan:
     minutes: float = 0.0
     seed: int = 0
     device: str = ""
-    source: Source = Source()
+    source: Source = field(default_factory=Source)
     views: str = "flips"
     restart: bool = False
 
@@ -143,7 +143,7 @@ def export(runs: Sequence[str], name: str, paths: Paths, views: str = "flips") -
     )
     card = exported.card
     say(
-        f"{len(models)} member{'s' * (len(models) > 1)}, views {views}: frozen file and eager networks differ by at most "
+        f"members {len(models)}, views {views}: the frozen file and the eager networks differ by at most "
         f"{card.parity_max_abs:.1e} in probability, {card.parity_equal_masks:.4%} of mask pixels are equal"
     )
     return exported

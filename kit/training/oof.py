@@ -110,7 +110,8 @@ def overlay(
 def _outlined(image: NDArray[np.uint8], mask: NDArray[np.bool_], colour: tuple[int, int, int]) -> NDArray[np.uint8]:
     drawn = _painted(image, {colour: mask}, strength=0.25)
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    return cv2.drawContours(drawn, contours, -1, colour, 3)
+    cv2.drawContours(drawn, contours, -1, colour, 3)
+    return drawn
 
 
 def _painted(

@@ -12,7 +12,12 @@ from kit.data.tiles import Grid, prepare, read_index, refold
 from kit.errors import DataError, FootprintError, RasterError
 from kit.paths import Paths
 
-CONTRACT = "tile area scene tier fold image mask width_px height_px gsd_m valid_fraction building_fraction n_footprints".split()
+CONTRACT = (
+    *["tile", "area", "scene", "tier", "fold", "image", "mask", "width_px", "height_px", "gsd_m"],
+    "valid_fraction",
+    "building_fraction",
+    "n_footprints",
+)
 
 
 def test_index_has_the_columns_of_the_contract(catalog: Path, tmp_path: Path):

@@ -58,14 +58,14 @@ def test_the_image_is_normalised_inside():
 
 
 def test_reduce_and_enlarge_do_not_shift_the_mask():
-    """A network that passes its (reduced) input through gives the image back where it was, to a hundredth of a pixel."""
+    """A network that passes its (reduced) input through gives it back where it was, to a hundredth of a pixel."""
     model = build(widths=(16, 8, 8), reduce=2)
     image = torch.zeros(1, 3, 128, 128)
     image[..., 40:72, 56:80] = 255
     through = torch.nn.functional.avg_pool2d(image[:, :2], model.reduce * 4)
-    model.encoder.forward = lambda x: [
-        torch.zeros(1, c, 64 // s, 64 // s) for c, s in zip((16, 24, 32, 48, 64), model._strides, strict=True)
-    ]
+    shapes = zip((16, 24, 32, 48, 64), model._strides, strict=True)
+    features = [torch.zeros(1, channels, 64 // stride, 64 // stride) for channels, stride in shapes]
+    model.encoder.forward = lambda x: features
     model.head.forward = lambda x: through
     with torch.inference_mode():
         logits = model(image)[0, 0]

@@ -1,10 +1,6 @@
-import json
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from kit.training.callbacks import BalancedSampler
 

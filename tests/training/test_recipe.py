@@ -54,7 +54,7 @@ def test_a_recipe_that_cannot_be_imported_names_the_line(tmp_path: Path):
 
 def test_an_augmentation_argument_that_would_be_ignored_is_an_error(tmp_path: Path):
     paths = write(tmp_path, TINY_RECIPE.replace("A.D4()", "A.GaussNoise(var_limit=10)"))
-    with pytest.raises(RecipeError, match="var_limit.*not valid for transform"):
+    with pytest.raises(RecipeError, match=r"var_limit.*not valid for transform"):
         load_recipe("mine", paths)
 
 
