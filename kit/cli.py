@@ -73,7 +73,7 @@ def prepare(
 @app.command()
 def folds(
     name: Annotated[str, typer.Argument(help="The data set.")],
-    by: Annotated[str, typer.Option(help="scene, area, or tile (the seed's: it leaks).")] = "scene",
+    by: Annotated[str, typer.Option(help="scene, area, tile (the seed's: it leaks) or auto.")] = "scene",
     k: Annotated[int, typer.Option("-k", help="Number of folds.")] = 5,
     root: Root = HERE,
     debug: Debug = False,

@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import albumentations as A
@@ -96,14 +95,24 @@ class TileDataset:
         self.seed = seed
         self.epoch = 0
         size = int((self.rows["width_px"] * self.rows["height_px"]).sum()) * BYTES_PER_PX
-        self.read = lru_cache(maxsize=None)(read_tile) if size <= MEMORY_BYTES else read_tile
+        self.memory: dict[int, tuple[NDArray[np.uint8], NDArray[np.uint8]]] | None = (
+            {} if size <= MEMORY_BYTES else None
+        )
 
     def __len__(self) -> int:
         return len(self.files)
 
+    def read(self, row: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Returns a whole tile, as `read_tile`; from memory where the fold fits."""
+        if self.memory is None:
+            return read_tile(*self.files[row])
+        if row not in self.memory:
+            self.memory[row] = read_tile(*self.files[row])
+        return self.memory[row]
+
     def __getitem__(self, key: int | Key) -> tuple[Tensor, Tensor]:
         place, row = key if isinstance(key, tuple) else (key, key)
-        image, mask = self.read(*self.files[row])
+        image, mask = self.read(row)
         if self.transform is not None:
             seeds = np.random.SeedSequence([self.seed, self.epoch, place])
             self.transform.set_random_seed(int(seeds.generate_state(1)[0]))
@@ -125,6 +134,9 @@ def dataloaders(fold: Fold, transform: A.Compose, batch_size: int, valid_batch_s
     workers = default_workers(fold.device) if fold.workers < 0 else fold.workers
     train = TileDataset(fold.train, transform, fold.seed)
     valid = TileDataset(fold.valid)
+    if workers and train.memory is not None:  # before the workers are forked, which then share the tiles
+        for row in range(len(train)):
+            train.read(row)
     shared = {"num_workers": workers, "device": fold.device, "pin_memory": fold.device.type == "cuda"}
     loaders = DataLoaders(
         DataLoader(train, bs=batch_size, shuffle=True, drop_last=True, **shared),

@@ -43,25 +43,38 @@ def _by_group(index: pd.DataFrame, groups: "pd.Series[str]", k: int, what: str) 
     return {tile: home[group] for tile, group in zip(index["tile"], groups, strict=True)}, notice
 
 
+def _choose(index: pd.DataFrame) -> tuple[str, list[str]]:
+    """Returns the way that `auto` stands for, and what to tell of it."""
+    scenes = index.groupby("area")["scene"].nunique()
+    lone = sorted(scenes[scenes == 1].index)
+    if not lone:
+        return "scene", []
+    return "tile", [f"by tile, since {', '.join(lone)} has one scene only: out-of-fold scores will be optimistic"]
+
+
 def assign_folds(index: pd.DataFrame, by: str, k: int) -> tuple["pd.Series[int]", str]:
     """Returns the fold of each row (0 to k - 1) and a notice to tell, or nothing. It depends on ids, not on order.
 
     Args:
         index: with `tile`, `area`, `scene`.
         by: `scene` holds out whole scenes, so that the score does not leak; `area` whole areas; `tile` is the seed's:
-            stratified by area_scene, with neighbouring tiles on both sides.
+            stratified by area_scene, with neighbouring tiles on both sides. `auto` is `scene` where every area has
+            two scenes or more, else `tile`: a model should not miss an area altogether.
         k: number of folds.
 
     Raises:
         DataError: another way, or fewer than two folds.
     """
-    ways = ("scene", "tile", "area")
+    ways = ("auto", "scene", "tile", "area")
     if by not in ways:
         raise DataError(f"no way {by!r} to make folds", nearest(by, ways))
     if k < 2:
         raise DataError(f"{k} folds, expected at least 2", "give -k 2 or more")
+    told = []
+    if by == "auto":
+        by, told = _choose(index)
     if by == "tile":
         folds, notice = _by_tile(index, k)
     else:
         folds, notice = _by_group(index, area_scene(index) if by == "scene" else index["area"], k, by)
-    return index["tile"].map(folds).astype(int), notice
+    return index["tile"].map(folds).astype(int), "; ".join([*told, *([notice] if notice else [])])

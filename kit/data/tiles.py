@@ -250,7 +250,7 @@ class Prepared:
 
 
 def prepare(
-    catalog: Path, paths: Paths, name: str = "", grid: str = "z19", side_px: int = 1024, by: str = "scene", k: int = 5
+    catalog: Path, paths: Paths, name: str = "", grid: str = "z19", side_px: int = 1024, by: str = "auto", k: int = 5
 ) -> Prepared:
     """Cuts a catalogue's scenes into `data/NAME`: images, masks, `index.csv` with folds.
 

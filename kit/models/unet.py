@@ -127,7 +127,7 @@ class SlimDynamicUnet(nn.Module):
         x = self.neck(features[-1])
         for block, stride in zip(self.blocks, self.skip_strides, strict=True):
             x = block(x, by_stride.get(stride))
-        logits: Tensor = self.head(x).contiguous()  # two planes: enlarging them channels_last is twice as slow
+        logits: Tensor = self.head(x).float().contiguous()  # two planes: enlarging them channels_last is twice as slow
         if self.enlarge > 1:
             logits = F.interpolate(logits, scale_factor=float(self.enlarge), mode="bilinear", align_corners=False)
         return logits[..., :height, :width] if below or right else logits

@@ -87,7 +87,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
 def seed_everything(seed: int) -> None:
     """Seeds what builds the network; samples are seeded one by one, see `TileDataset`."""
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002: libraries draw from it
+    np.random.seed(seed)  # libraries draw from it
     torch.manual_seed(seed)
 
 

@@ -46,6 +46,17 @@ def test_fewer_scenes_than_folds_is_told():
     assert notice == "2 scenes make 2 folds, not 5"
 
 
+def test_auto_keeps_every_area_in_training():
+    lone = make_index([4, 4, 4, 4])  # area0 has two scenes, area1 and area2 one each
+    folds, notice = assign_folds(lone, "auto", 2)
+    pd.testing.assert_series_equal(folds, assign_folds(lone, "tile", 2)[0])
+    assert "by tile, since area1, area2 has one scene only" in notice
+    pairs = make_index([4] * 6)
+    folds, notice = assign_folds(pairs, "auto", 2)
+    pd.testing.assert_series_equal(folds, assign_folds(pairs, "scene", 2)[0])
+    assert notice == ""
+
+
 def test_bad_requests():
     with pytest.raises(DataError, match="no way 'scenes'"):
         assign_folds(make_index([3]), "scenes", 2)

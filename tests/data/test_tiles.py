@@ -134,6 +134,11 @@ def test_read_index_asks_when_there_are_several(tmp_path: Path, catalog: Path):
     assert read_index(Paths(tmp_path), "two")[0] == "two"
 
 
+def test_prepare_tells_how_it_made_the_folds(tmp_path: Path, catalog: Path):
+    made = prepare(catalog, Paths(tmp_path), side_px=64)
+    assert "by tile, since znz has one scene only" in made.notice
+
+
 def test_refold_changes_the_fold_column_alone(tmp_path: Path, catalog: Path):
     made = prepare(catalog, Paths(tmp_path), grid="native", side_px=32)
     refold(Paths(tmp_path), "train_tier_1", "tile", 3)
