@@ -67,6 +67,10 @@ def test_the_demo_reaches_its_score(tmp_path: Path):
     with rasterio.open(chips[0]) as mask:
         assert (mask.width, mask.height, mask.count, mask.dtypes[0]) == (1024, 1024, 1, "uint8")
     shutil.rmtree(tmp_path / "data")  # what was exported needs none of it
-    code = "import torch; m = torch.jit.load('weights/quickstart.pt'); print(m(torch.zeros(1, 3, 33, 70)).shape)"
+    snippet = re.search(r"```python\n(.+?)```", README, re.S)
+    assert snippet
+    code = (
+        snippet[1] + "print(tuple(probability.shape), tuple(mask.shape), sorted(set(mask.unique().tolist()) - {0, 1}))"
+    )
     alone = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert alone.stdout.strip() == "torch.Size([1, 1, 33, 70])"
+    assert alone.stdout.strip() == "(1, 1, 600, 800) (1, 1, 600, 800) []"

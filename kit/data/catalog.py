@@ -1,7 +1,6 @@
 """STAC catalogues of the challenge's layout, read as scenes (with labels) or chips (without)."""
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pystac
 from kit.errors import CatalogError
 
 LABELS_SUFFIX = "-labels"
+TIFF_SUFFIXES = (".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -44,29 +44,33 @@ def open_catalog(path: Path) -> pystac.Catalog:
         )
     try:
         return pystac.Catalog.from_file(str(file.resolve()))
-    except (pystac.STACError, pystac.STACTypeError, ValueError, KeyError, AttributeError) as cause:
+    except (pystac.STACError, pystac.STACTypeError, ValueError, KeyError, TypeError, AttributeError) as cause:
         raise CatalogError(f"{file} is no STAC catalogue: {cause}", "expected a JSON file of type Catalog") from cause
 
 
-def _items(catalog: pystac.Catalog) -> Iterator[pystac.Item]:
+def read_items(catalog: pystac.Catalog) -> list[pystac.Item]:
+    """Returns the items of a catalogue, at any depth.
+
+    Raises:
+        CatalogError: one of them cannot be read.
+    """
     try:
-        yield from catalog.get_items(recursive=True)
-    except (OSError, pystac.STACError, ValueError, KeyError) as cause:
+        return list(catalog.get_items(recursive=True))
+    except (OSError, pystac.STACError, ValueError, KeyError, TypeError) as cause:
         raise CatalogError(f"catalogue {catalog.id}: an item cannot be read: {cause}", "is it complete?") from cause
 
 
 def image_of(item: pystac.Item) -> str:
-    """Returns the absolute href of an item's image: the asset `image`, else its only TIFF.
+    """Returns the absolute href of an item's image: the asset `image`, else its first TIFF.
 
     Raises:
         CatalogError: it has none.
     """
-    assets = [item.assets["image"]] if "image" in item.assets else list(item.assets.values())
-    for asset in assets:
-        href = asset.get_absolute_href()
-        if href and ("image" in item.assets or href.lower().endswith((".tif", ".tiff"))):
+    tiffs = [asset for asset in item.assets.values() if Path(asset.href).suffix.lower() in TIFF_SUFFIXES]
+    for asset in (item.assets.get("image"), *tiffs):
+        if asset is not None and (href := asset.get_absolute_href()):
             return href
-    raise CatalogError(f"item {item.id} has no image asset", "expected an asset `image` with a GeoTIFF")
+    raise CatalogError(f"item {item.id} has no asset `image` and no TIFF", "expected one image an item")
 
 
 def _source_of(item: pystac.Item) -> str:
@@ -94,7 +98,7 @@ def read_scenes(path: Path) -> tuple[str, list[Scene]]:
     catalog = open_catalog(path)
     images: dict[tuple[str, str], str] = {}
     labels: dict[tuple[str, str], list[str]] = {}
-    for item in _items(catalog):
+    for item in read_items(catalog):
         area = _area(item)
         if _is_label(item):
             hrefs = [asset.get_absolute_href() for asset in item.assets.values()]

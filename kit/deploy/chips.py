@@ -1,15 +1,11 @@
 """The chips of a test set: a STAC catalogue or a folder of TIFFs."""
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import pystac
-
+from kit.data.catalog import TIFF_SUFFIXES, image_of, open_catalog, read_items
 from kit.errors import CatalogError
-
-TIFF_SUFFIXES = (".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -36,7 +32,7 @@ def find_chips(test: Path) -> list[Chip]:
     """
     catalog = test / "catalog.json" if test.is_dir() else test
     if catalog.is_file():
-        chips = list(_chips_in_catalog(catalog))
+        chips = _chips_in_catalog(catalog)
     elif test.is_dir():
         chips = [Chip(path.stem, path) for path in test.iterdir() if _is_tiff(path)]
     else:
@@ -56,21 +52,5 @@ def _is_tiff(path: Path) -> bool:
     return path.suffix.lower() in TIFF_SUFFIXES and not path.name.startswith(".")
 
 
-def _chips_in_catalog(catalog: Path) -> Iterator[Chip]:
-    """Yields a chip for each item, at any depth."""
-    hint = "give the catalog.json of a test set: one item a chip, with a TIFF as its asset `image`"
-    try:
-        for item in pystac.Catalog.from_file(str(catalog)).get_items(recursive=True):
-            yield Chip(item.id, _image_of(item))
-    except (pystac.STACError, pystac.STACTypeError, OSError, ValueError, KeyError, TypeError) as cause:
-        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
-        raise CatalogError(f"cannot read the catalogue {catalog}: {reason}", hint) from cause
-
-
-def _image_of(item: pystac.Item) -> Path:
-    """Returns the path of the asset `image`, else of the first TIFF."""
-    tiffs = [asset for asset in item.assets.values() if Path(asset.href).suffix.lower() in TIFF_SUFFIXES]
-    for asset in [item.assets.get("image"), *tiffs]:
-        if asset is not None and (href := asset.get_absolute_href()):
-            return Path(href)
-    raise CatalogError(f"item {item.id} has no asset `image` and no TIFF", "expected one image a chip")
+def _chips_in_catalog(catalog: Path) -> list[Chip]:
+    return [Chip(item.id, Path(image_of(item))) for item in read_items(open_catalog(catalog))]

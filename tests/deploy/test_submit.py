@@ -60,7 +60,7 @@ def test_no_test_set(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("{", "cannot read the catalogue"), ('{"type": "Feature"}', "cannot read the catalogue")]
+    ("text", "message"), [("{", "is no STAC catalogue"), ('{"type": "Feature"}', "is no STAC catalogue")]
 )
 def test_a_broken_catalogue(tmp_path: Path, text: str, message: str):
     (tmp_path / "catalog.json").write_text(text)
