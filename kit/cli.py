@@ -55,7 +55,7 @@ def prepare(
 
     Example: kit prepare train_tier_1 --name tier1
     """
-    from kit.data.tiles import prepare as prepare_tiles
+    from kit.data.prepare import prepare as prepare_tiles
 
     paths = Paths(root)
     made = prepare_tiles(catalog, paths, name, grid, side)
@@ -82,7 +82,7 @@ def folds(
 
     Example: kit folds tier1 --by tile -k 5
     """
-    from kit.data.tiles import refold
+    from kit.data.prepare import refold
 
     index, notice = refold(Paths(root), name, by, k)
     if notice:

@@ -137,7 +137,7 @@ def catalog(tmp_path: Path) -> Path:
 @pytest.fixture
 def workplace(tmp_path: Path, catalog: Path) -> Path:
     """A root folder with a prepared data set of native 64 px tiles, two folds, and the recipe `tiny`."""
-    from kit.data.tiles import prepare
+    from kit.data.prepare import prepare
     from kit.paths import Paths
 
     root = tmp_path / "root"

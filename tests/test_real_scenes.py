@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from kit.data.catalog import read_scenes
-from kit.data.tiles import prepare
+from kit.data.prepare import prepare
 from kit.deploy.submit import find_chips
 from kit.paths import Paths
 

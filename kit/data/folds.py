@@ -70,7 +70,7 @@ def assign_folds(index: pd.DataFrame, by: str, k: int) -> tuple["pd.Series[int]"
         raise DataError(f"no way {by!r} to make folds", nearest(by, ways))
     if k < 2:
         raise DataError(f"{k} folds, expected at least 2", "give -k 2 or more")
-    told = []
+    told: list[str] = []
     if by == "auto":
         by, told = _choose(index)
     if by == "tile":

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kit.data.catalog import TIFF_SUFFIXES
 from kit.deploy.archive import Entry, entries
-from kit.deploy.chips import TIFF_SUFFIXES
 from kit.deploy.rasters import decode_mask
 from kit.errors import RasterError, ScoreError, SubmissionError
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from kit.console import say, table
 from kit.data.dataset import read_tile, split_fold
+from kit.data.prepare import prepare, read_index
 from kit.data.sample import draw_sample
-from kit.data.tiles import prepare, read_index
 from kit.deploy.card import Member, sha256_of
 from kit.deploy.export import Exported, export_ensemble
 from kit.errors import DataError, RunError

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kit.data.dataset import Fold, TileDataset, dataloaders, split_fold
-from kit.data.tiles import read_index
+from kit.data.prepare import read_index
 from kit.errors import DataError
 from kit.paths import Paths
 

@@ -8,7 +8,8 @@ from conftest import LATITUDE, write_footprints, write_scene
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kit.data.tiles import Grid, prepare, read_index, refold
+from kit.data.prepare import prepare, read_index, refold
+from kit.data.tiles import Grid
 from kit.errors import DataError, FootprintError, RasterError
 from kit.paths import Paths
 
