@@ -11,9 +11,8 @@ from pyogrio.errors import DataSourceError
 from rasterio.features import rasterize
 from rasterio.transform import Affine
 
+from kit.data.masks import BUILDING, IGNORE
 from kit.errors import FootprintError
-
-BACKGROUND, BUILDING, IGNORE = 0, 1, 255
 
 
 @dataclass(frozen=True)

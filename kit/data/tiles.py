@@ -19,7 +19,8 @@ from rasterio.windows import Window
 
 from kit.console import Meter
 from kit.data.catalog import Scene
-from kit.data.footprints import IGNORE, Footprints, draw_mask, read_footprints
+from kit.data.footprints import Footprints, draw_mask, read_footprints
+from kit.data.masks import IGNORE
 from kit.errors import DataError, FootprintError, RasterError
 
 MERCATOR_M = 2 * math.pi * 6378137.0  # equator of EPSG:3857; the XYZ scheme halves it once per zoom

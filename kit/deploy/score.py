@@ -11,27 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kit.data.catalog import TIFF_SUFFIXES
+from kit.data.masks import IGNORE, Counts, count, pool
 from kit.deploy.archive import Entry, entries
 from kit.deploy.rasters import decode_mask
 from kit.errors import RasterError, ScoreError, SubmissionError
 
-IGNORE = 255  # a truth pixel without data
 SCENES = "chips.csv"  # columns chip, scene; stands beside the truth where scenes are known
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Pixels of building found (tp), invented (fp) and missed (fn)."""
-
-    tp: int = 0
-    fp: int = 0
-    fn: int = 0
-
-    @property
-    def jaccard(self) -> float:
-        """tp / (tp + fp + fn), 0..1; 1 where neither side has a building: nothing was to be found, and nothing was."""
-        union = self.tp + self.fp + self.fn
-        return self.tp / union if union else 1.0
 
 
 @dataclass(frozen=True)
@@ -51,21 +36,20 @@ class Score:
     @property
     def pooled(self) -> float:
         """The Jaccard index over all pixels of all chips, 0..1: the challenge's score."""
-        return _pool(self.chips.values()).jaccard
+        return pool(self.chips.values()).jaccard
 
     def per_scene(self) -> dict[str, Counts]:
         """Returns the pooled counts of each scene, sorted by name; empty where scenes are not known."""
         names = sorted({self.scenes[chip] for chip in self.chips if chip in self.scenes})
         return {
-            name: _pool(counts for chip, counts in self.chips.items() if self.scenes.get(chip) == name)
-            for name in names
+            name: pool(counts for chip, counts in self.chips.items() if self.scenes.get(chip) == name) for name in names
         }
 
     def to_json(self) -> str:
         """Returns pooled, per scene and per chip scores as JSON text."""
         scored = {
             "pooled": self.pooled,
-            **asdict(_pool(self.chips.values())),
+            **asdict(pool(self.chips.values())),
             "scenes": {name: {"jaccard": c.jaccard, **asdict(c)} for name, c in self.per_scene().items()},
             "chips": {name: {"jaccard": c.jaccard, **asdict(c)} for name, c in self.chips.items()},
             "unscored": self.unscored,
@@ -140,9 +124,7 @@ def _count(mask: NDArray[Any], true: NDArray[Any], name: str) -> Counts:
         raise ScoreError(f"prediction {name} holds the value {mask.max()}, expected 0 and 1", "1 is building")
     if not np.isin(true, (0, 1, IGNORE)).all():
         raise ScoreError(f"truth {name} holds values other than 0, 1 and {IGNORE}", "is it a mask?")
-    said, is_building, valid = mask == 1, true == 1, true != IGNORE
-    tp, fp, fn = said & is_building, said & ~is_building & valid, ~said & is_building
-    return Counts(*(int(np.count_nonzero(pixels)) for pixels in (tp, fp, fn)))
+    return count(mask == 1, true)
 
 
 def _scenes(found: Iterable[Entry]) -> dict[str, str]:
@@ -151,12 +133,8 @@ def _scenes(found: Iterable[Entry]) -> dict[str, str]:
         if name == SCENES:
             rows = list(csv.DictReader(read().decode().splitlines()))
             if rows and not {"chip", "scene"} <= rows[0].keys():
-                raise ScoreError(f"{SCENES} has columns {', '.join(rows[0])}, expected chip and scene")
+                raise ScoreError(
+                    f"{SCENES} has columns {', '.join(rows[0])}, expected chip and scene", "mend its header"
+                )
             return {row["chip"]: row["scene"] for row in rows}
     return {}
-
-
-def _pool(counts: Iterable[Counts]) -> Counts:
-    """Returns the sums."""
-    listed = list(counts)
-    return Counts(sum(c.tp for c in listed), sum(c.fp for c in listed), sum(c.fn for c in listed))

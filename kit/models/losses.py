@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kit.data.footprints import IGNORE
+from kit.data.masks import IGNORE
 
 
 class CrossEntropy(nn.Module):

@@ -8,6 +8,7 @@ from typing import Any
 
 from kit.console import say, table
 from kit.data.dataset import read_tile, split_fold
+from kit.data.masks import pool
 from kit.data.prepare import prepare, read_index
 from kit.data.sample import draw_sample
 from kit.deploy.card import Member, sha256_of
@@ -15,7 +16,6 @@ from kit.deploy.export import Exported, export_ensemble
 from kit.errors import DataError, RunError
 from kit.models.devices import pick_device
 from kit.models.encoders import Source
-from kit.models.metrics import Counts
 from kit.paths import Paths
 from kit.training.fit import BEST, Result, fit_fold, load_best, read_result, read_settings, rebuild
 from kit.training.recipe import Recipe, load_recipe
@@ -99,7 +99,7 @@ def show_scores(results: Sequence[Result]) -> None:
 def pooled_score(results: Sequence[Result]) -> float | None:
     """Returns the Jaccard index over all held-out pixels of all folds; None where nothing was held out."""
     counts = [counts for result in results for counts in result.scenes.values()]
-    return sum(counts, Counts()).jaccard if counts else None
+    return pool(counts).jaccard if counts else None
 
 
 def export(runs: Sequence[str], name: str, paths: Paths, views: str = "flips") -> Exported:

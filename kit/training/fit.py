@@ -19,10 +19,10 @@ from torch import nn
 from kit import __version__
 from kit.console import say
 from kit.data.dataset import Fold
+from kit.data.masks import Counts, pool
 from kit.errors import RunError
 from kit.models.devices import keep_freed_memory
 from kit.models.encoders import Source, encoder_source, weights_used
-from kit.models.metrics import Counts
 from kit.paths import replacing
 from kit.training.callbacks import Budget, Precision, RunLog
 from kit.training.curves import draw_curves
@@ -137,7 +137,7 @@ def fit_fold(
     load_best(learn.model, folder)
     draw_curves(learn.run_log.rows, folder / "curves.png")
     scenes = predict_fold(learn.model, learn.precision, fold, folder)
-    score = sum(scenes.values(), Counts()).jaccard if scenes else None
+    score = pool(scenes.values()).jaccard if scenes else None
     result = Result(recipe.name, fold.number, score, scenes, round(seconds, 1), learn.run_log.best_epoch)
     write_json(folder / RESULT, asdict(result))
     return result

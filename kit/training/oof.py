@@ -12,8 +12,7 @@ from torch import nn
 
 from kit.console import track
 from kit.data.dataset import Fold, read_tile
-from kit.data.footprints import BUILDING, IGNORE
-from kit.models.metrics import Counts, count
+from kit.data.masks import BUILDING, IGNORE, Counts, count
 from kit.paths import replacing
 
 FOUND, INVENTED, MISSED = (60, 200, 90), (230, 60, 50), (60, 110, 240)  # RGB of tp, fp, fn

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from deploy_fakes import write_tiff
 
-from kit.deploy.score import Counts, score
+from kit.data.masks import Counts
+from kit.deploy.score import score
 from kit.errors import ScoreError
 
 

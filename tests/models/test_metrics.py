@@ -5,7 +5,8 @@ import pytest
 import torch
 from sklearn.metrics import jaccard_score
 
-from kit.models.metrics import Counts, PooledJaccard, count
+from kit.data.masks import Counts, count
+from kit.models.metrics import PooledJaccard
 
 
 def test_pooled_over_batches_of_different_content():

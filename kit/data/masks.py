@@ -1,0 +1,41 @@
+"""What a mask's values mean, and how a predicted mask compares with the truth."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+BACKGROUND, BUILDING, IGNORE = 0, 1, 255  # 255 is no data, and does not count
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Pixels of building found (tp), invented (fp) and missed (fn)."""
+
+    tp: int = 0
+    fp: int = 0
+    fn: int = 0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(self.tp + other.tp, self.fp + other.fp, self.fn + other.fn)
+
+    @property
+    def jaccard(self) -> float:
+        """tp / (tp + fp + fn), 0 to 1; 1 where there is nothing to find and nothing was found."""
+        union = self.tp + self.fp + self.fn
+        return self.tp / union if union else 1.0
+
+
+def count(found: Any, truth: Any) -> Counts:
+    """Returns the counts of one prediction.
+
+    Args:
+        found: array or tensor of bool, any shape: where a building was predicted.
+        truth: array or tensor of integers, same shape: 0, 1, 255 = does not count.
+    """
+    known, building = truth != IGNORE, truth == BUILDING
+    return Counts(int((found & building).sum()), int((found & known & ~building).sum()), int((~found & building).sum()))
+
+
+def pool(counts: Iterable[Counts]) -> Counts:
+    """Returns the sum: the Jaccard index of the sum is the pooled one."""
+    return sum(counts, Counts())
