@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import write_catalog, write_scene
+from factories import write_catalog, write_scene
 
 Cli = Callable[..., tuple[int, str, str]]
 COMMANDS = ("sample", "prepare", "folds", "recipes", "run", "export", "submit", "score")

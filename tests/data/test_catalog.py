@@ -2,7 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import write_catalog
+from factories import write_catalog
 
 from kit.data.catalog import read_scenes
 from kit.errors import CatalogError

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import shapely
-from conftest import write_footprints
+from factories import write_footprints
 from hypothesis import given
 from hypothesis import strategies as st
 from rasterio.transform import Affine

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import rasterio
-from conftest import LATITUDE, write_footprints, write_scene
+from factories import LATITUDE, write_footprints, write_scene
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,12 +13,12 @@ from kit.data.tiles import Grid
 from kit.errors import DataError, FootprintError, RasterError
 from kit.paths import Paths
 
-CONTRACT = (
+CONTRACT = [
     *["tile", "area", "scene", "tier", "fold", "image", "mask", "width_px", "height_px", "gsd_m"],
     "valid_fraction",
     "building_fraction",
     "n_footprints",
-)
+]
 
 
 def test_index_has_the_columns_of_the_contract(catalog: Path, tmp_path: Path):

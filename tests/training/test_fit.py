@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import rasterio
 import torch
-from conftest import TINY_RECIPE
+from factories import TINY_RECIPE
 from safetensors.torch import load_file
 
 Cli = Callable[..., tuple[int, str, str]]

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from conftest import TINY_RECIPE
+from factories import TINY_RECIPE
 
 from kit.errors import RecipeError
 from kit.paths import Paths

@@ -1,0 +1,122 @@
+"""Tiny scenes, catalogues and a tiny recipe, drawn where a test wants them."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pyproj
+import rasterio
+import shapely
+from rasterio.transform import Affine
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+UTM, MERCATOR = "EPSG:32636", "EPSG:3857"
+LONGITUDE, LATITUDE = 32.5945, 0.3505  # Kampala: UTM zone 36 north
+
+TINY_RECIPE = '''"""A tiny recipe for tests."""
+
+import albumentations as A
+from fastai.vision import all as fv
+
+from kit.data.dataset import dataloaders
+from kit.models.losses import CrossEntropy
+from kit.models.metrics import PooledJaccard
+from kit.models.unet import split, unet
+from kit.training.callbacks import EMA, BalancedSampler
+
+AUGMENT = A.Compose([A.RandomCrop(64, 64), A.D4()])
+
+
+def data(fold):
+    return dataloaders(fold, AUGMENT, 2)
+
+
+def learner(dls):
+    model = unet("test_efficientnet", widths=(16, 8, 8), reduce=1)
+    cbs = [BalancedSampler(crops=6), EMA(0.9)]
+    return fv.Learner(dls, model, CrossEntropy(), splitter=split, metrics=PooledJaccard(), cbs=cbs)
+
+
+def fit(learn):
+    learn.fit_one_cycle(2, slice(1e-4, 1e-3))
+'''
+
+
+def write_scene(
+    path: Path, width: int = 96, height: int = 70, pixel: float = 1.0, crs: str = UTM, alpha: bool = True, seed: int = 0
+) -> list[shapely.Polygon]:
+    """Writes a scene with bright square buildings, and returns them in EPSG:4326. Its left 8 columns hold no data."""
+    random = np.random.default_rng(seed)
+    x, y = pyproj.Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform(LONGITUDE, LATITUDE)
+    transform = Affine(pixel, 0, x, 0, -pixel, y)
+    image = random.integers(40, 90, (height, width, 3), dtype=np.uint8)
+    back = pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
+    polygons = []
+    for left, top, side in ((16, 10, 20), (50, 30, 24), (70, 4, 12)):
+        image[top : top + side, left : left + side] = random.integers(170, 230, 3)
+        corners = [(left, top), (left + side, top), (left + side, top + side), (left, top + side)]
+        polygons.append(shapely.Polygon([back.transform(*(transform @ corner)) for corner in corners]))
+    bands = [*image.transpose(2, 0, 1)]
+    if alpha:
+        opaque = np.full((height, width), 255, np.uint8)
+        opaque[:, :8] = 0
+        bands.append(opaque)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with rasterio.open(
+        path, "w", driver="GTiff", width=width, height=height, count=len(bands), dtype="uint8", crs=crs,
+        transform=transform, photometric="rgb",
+    ) as target:  # fmt: skip
+        target.write(np.stack(bands))
+        if alpha:
+            target.colorinterp = [*target.colorinterp[:3], rasterio.enums.ColorInterp.alpha]
+    return polygons
+
+
+def write_footprints(path: Path, polygons: list[shapely.Polygon]) -> None:
+    """Writes EPSG:4326 polygons as GeoJSON."""
+    features = [
+        {"type": "Feature", "properties": {}, "geometry": json.loads(shapely.to_geojson(polygon))}
+        for polygon in polygons
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+
+
+def _item(identity: str, area: str, assets: dict[str, str], source: str = "") -> dict:
+    links = [{"rel": "source", "href": source}] if source else []
+    return {
+        "type": "Feature", "stac_version": "1.0.0", "stac_extensions": [], "id": identity, "collection": area,
+        "geometry": {"type": "Point", "coordinates": [0, 0]}, "bbox": [0, 0, 0, 0],
+        "properties": {"datetime": "2019-01-01T00:00:00Z"}, "links": links,
+        "assets": {name: {"href": href} for name, href in assets.items()},
+    }  # fmt: skip
+
+
+def write_catalog(root: Path, areas: dict[str, dict[str, dict]], labels: bool = True) -> Path:
+    """Writes a STAC catalogue in the challenge's layout: areas -> scenes -> options of `write_scene`."""
+    links = [{"rel": "child", "href": f"./{area}/collection.json"} for area in areas]
+    catalog = {"type": "Catalog", "id": "train_tier_1", "stac_version": "1.0.0", "description": "t", "links": links}
+    for area, scenes in areas.items():
+        items = []
+        for scene, options in scenes.items():
+            polygons = write_scene(root / area / scene / f"{scene}.tif", **options)
+            image = _item(scene, area, {"image": f"{scene}.tif"})
+            (root / area / scene / f"{scene}.json").write_text(json.dumps(image))
+            items.append(f"./{scene}/{scene}.json")
+            if labels:
+                folder = root / area / f"{scene}-labels"
+                write_footprints(folder / f"{scene}.geojson", polygons)
+                label = _item(f"{scene}-labels", area, {"labels": f"{scene}.geojson"}, f"../{scene}/{scene}.json")
+                (folder / f"{scene}-labels.json").write_text(json.dumps(label))
+                items.append(f"./{scene}-labels/{scene}-labels.json")
+        collection = {
+            "type": "Collection", "id": area, "stac_version": "1.0.0", "description": area, "license": "MIT",
+            "extent": {"spatial": {"bbox": [[0, 0, 0, 0]]}, "temporal": {"interval": [["2019-01-01T00:00:00Z", None]]}},
+            "links": [{"rel": "item", "href": href} for href in items],
+        }  # fmt: skip
+        (root / area / "collection.json").write_text(json.dumps(collection))
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "catalog.json").write_text(json.dumps(catalog))
+    return root
