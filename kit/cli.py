@@ -110,7 +110,10 @@ def recipes(as_json: Json = False, root: Root = HERE, debug: Debug = False) -> N
     if as_json:
         result(json.dumps(rows, indent=1))
     else:
-        table(("recipe", "encoder", "params_m", "gflop_512", "purpose"), [tuple(row.values()) for row in rows])
+        table(
+            ("recipe", "encoder", "params_m", "gflop_512", "purpose"),
+            [[str(value) for value in row.values()] for row in rows],
+        )
 
 
 @app.command()
@@ -126,7 +129,6 @@ def run(
     encoder_weights: Annotated[Path | None, typer.Option(help="State dict of the encoder.")] = None,
     pretrained: Annotated[bool, typer.Option(help="Start from ImageNet weights.")] = True,
     restart: Annotated[bool, typer.Option("--restart", help="Forget earlier runs of these folds.")] = False,
-    local_rank: Annotated[int, typer.Option("--local-rank", "--local_rank", hidden=True)] = 0,
     root: Root = HERE,
     debug: Debug = False,
 ) -> None:

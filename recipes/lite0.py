@@ -25,6 +25,7 @@ CROP_PX = 256 * REDUCE  # of the tile: 256 px as the network sees it, 38 m on th
 WIDTHS = (128, 64, 32, 24)  # down to 0.3 m; a full-size last step would cost half as much again
 BATCH = 8
 BALANCE = 0.5  # half way between uniform and balanced: a scene of two tiles is soon known by heart
+CROPS_PER_TILE = 8  # four cover a tile: an epoch sees each place about twice
 EPOCHS = 12
 LR = 3e-3
 
@@ -52,7 +53,7 @@ def learner(dls: fv.DataLoaders) -> fv.Learner:
         opt_func=partial(fv.OptimWrapper, opt=torch.optim.AdamW, fused=True),  # fastai's own takes three times as long
         splitter=split,
         metrics=PooledJaccard(),
-        cbs=[BalancedSampler(temperature=BALANCE), EMA(0.99)],
+        cbs=[BalancedSampler(temperature=BALANCE, crops_per_tile=CROPS_PER_TILE), EMA(0.99)],
     )
 
 

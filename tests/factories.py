@@ -35,7 +35,7 @@ def data(fold):
 
 def learner(dls):
     model = unet("test_efficientnet", widths=(16, 8, 8), reduce=1)
-    cbs = [BalancedSampler(crops=6), EMA(0.9)]
+    cbs = [BalancedSampler(crops_per_tile=0.75), EMA(0.9)]
     return fv.Learner(dls, model, CrossEntropy(), splitter=split, metrics=PooledJaccard(), cbs=cbs)
 
 

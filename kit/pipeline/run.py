@@ -1,5 +1,6 @@
 """From a recipe to weights: data, folds, out-of-fold score, export."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +55,8 @@ def run(name: str, paths: Paths, plan: Plan) -> Exported:
     Raises:
         KitError: see the stages.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RunError("kit run was started as several processes, which it cannot do yet", "start it once")
     recipe = load_recipe(name, paths)
     data, index = _data(recipe, paths, plan.data)
     folds = plan.folds or tuple(sorted({int(fold) for fold in index["fold"]}))

@@ -30,13 +30,15 @@ class BalancedSampler(Callback):
     Args:
         by: index columns whose values make a group; the seed's `area_scene` by default.
         temperature: 1 balances fully, 0 draws uniformly.
-        crops: draws per epoch; as many as there are tiles when 0. `--minutes` overrides it.
+        crops_per_tile: an epoch draws so many times the number of tiles. `--minutes` overrides it.
     """
 
     order = -20
 
-    def __init__(self, by: tuple[str, ...] = ("area", "scene"), temperature: float = 1.0, crops: int = 0) -> None:
-        self.by, self.temperature, self.crops = by, temperature, crops
+    def __init__(
+        self, by: tuple[str, ...] = ("area", "scene"), temperature: float = 1.0, crops_per_tile: float = 1.0
+    ) -> None:
+        self.by, self.temperature, self.crops_per_tile = by, temperature, crops_per_tile
 
     def weights(self, rows: pd.DataFrame) -> "np.ndarray[Any, np.dtype[np.float64]]":
         """Returns each row's share of the draw; they sum to 1."""
@@ -51,8 +53,8 @@ class BalancedSampler(Callback):
 
     def before_fit(self) -> None:
         """Sets the length of an epoch; a Budget comes later and has the last word."""
-        if self.crops:
-            self.dls.train.n = self.crops
+        train = self.dls.train
+        train.n = max(train.bs, round(len(train.dataset) * self.crops_per_tile))
 
     def before_train(self) -> None:
         """Hands the epoch's draw to the training loader."""
@@ -114,10 +116,12 @@ class Precision(Callback):
 
     order = -10
 
+    def __init__(self) -> None:
+        self.autocast: Any = None  # the context of the forward pass that is under way
+
     def before_fit(self) -> None:
         """Chooses, once."""
         self.bf16 = has_fast_bf16(self.dls.device)
-        self.autocast: Any = None
         self.model.to(memory_format=torch.channels_last)
 
     @property
@@ -228,6 +232,7 @@ class RunLog(Callback):
 
     def __init__(self, folder: Path, title: str, settings: dict[str, Any]) -> None:
         self.folder, self.title, self.settings = folder, title, settings
+        self.bar: Meter | None = None
 
     def before_fit(self) -> None:
         """Writes the settings, now that the steps are known, and starts the bar and the log."""
@@ -244,6 +249,7 @@ class RunLog(Callback):
         """Advances the bar."""
         if self.training:
             self.smooth = self.recorder.smooth_loss.value.item()
+            assert self.bar is not None
             self.bar.advance(1, self._note())
 
     def _note(self) -> str:
@@ -272,5 +278,6 @@ class RunLog(Callback):
             torch.save({"epoch": self.epoch, "model": self.model.state_dict(), "log": self.rows}, file)
 
     def after_fit(self) -> None:
-        """Ends the bar, also when interrupted."""
-        self.bar.close()
+        """Ends the bar, also when interrupted, or failed before it began."""
+        if self.bar is not None:
+            self.bar.close()

@@ -35,6 +35,7 @@ def predict_fold(model: nn.Module, precision: Any, fold: Fold, folder: Path) -> 
     for row in track(list(fold.valid.itertuples()), f"out-of-fold {fold.number}"):
         image, mask = read_tile(row.image, row.mask)
         probability = _probability(model, precision, image, fold.device)
+        probability[mask == IGNORE] = 0  # as the shipped file does where alpha is 0
         counts = count(probability > 0.5, mask)
         scene = f"{row.area}/{row.scene}"
         scenes[scene] = scenes.get(scene, Counts()) + counts
@@ -101,8 +102,8 @@ def overlay(
     scale = min(1.0, 512 / max(image.shape[:2]))
     small = [cv2.resize(p, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) for p in panels]
     for panel, text in zip(small, (title or "image", "truth", "prediction", "errors"), strict=True):
-        for colour, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
-            cv2.putText(panel, text, (6, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.45, colour, thickness, cv2.LINE_AA)
+        panel[:24] = panel[:24] // 3  # a dark strip to write on
+        cv2.putText(panel, text, (6, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (255, 255, 255), 1, cv2.LINE_AA)
     return np.concatenate(small, axis=1)
 
 

@@ -168,6 +168,22 @@ def test_submission_of_the_trained_weights(trained: Path, cli: Cli, tmp_path: Pa
         assert (mask.width, mask.height, mask.count, mask.dtypes[0]) == (90, 70, 1, "uint8")
 
 
+def test_a_tile_that_is_lost_while_training_is_told(workplace: Path, cli: Cli):
+    for mask in (workplace / "data/train_tier_1/masks").glob("*.tif"):
+        mask.unlink()
+    code, _, err = cli("run", "tiny", "--root", workplace, "--no-pretrained", "--fold", "0", "--minutes", "0.1")
+    assert code == 1
+    assert "error: a tile cannot be read" in err
+    assert "hint:  cut the data set again" in err
+
+
+def test_several_processes_do_not_write_one_folder(workplace: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, _, err = cli("run", "tiny", "--root", workplace)
+    assert code == 1
+    assert "several processes" in err
+
+
 def test_export_of_runs_that_are_not_there(trained: Path, cli: Cli):
     code, _, err = cli("export", "tiny/fold7", "--name", "x", "--root", trained)
     assert code == 1
