@@ -5,7 +5,6 @@ import pytest
 import torch
 from sklearn.metrics import jaccard_score
 
-from kit.data.masks import Counts, count
 from kit.models.metrics import PooledJaccard
 
 
@@ -21,12 +20,3 @@ def test_pooled_over_batches_of_different_content():
         found.append(logits.argmax(1).numpy().ravel())
         truth.append(y.numpy().ravel())
     assert metric.value == pytest.approx(jaccard_score(np.concatenate(truth), np.concatenate(found)))
-
-
-def test_no_data_does_not_count():
-    truth = np.array([1, 0, 255, 255, 1])
-    assert count(np.array([True, True, True, False, False]), truth) == Counts(tp=1, fp=1, fn=1)
-
-
-def test_nothing_to_find_and_nothing_found_is_one():
-    assert Counts().jaccard == 1.0
