@@ -45,7 +45,7 @@ def data(fold: Fold) -> fv.DataLoaders:
     return dataloaders(fold, AUGMENT, BATCH)
 
 
-def learner(dls: fv.DataLoaders) -> fv.Learner:
+def learner(dls: fv.DataLoaders, crops_per_tile: float = CROPS_PER_TILE) -> fv.Learner:
     return fv.Learner(
         dls,
         unet(ENCODER, widths=WIDTHS, reduce=REDUCE),
@@ -53,7 +53,7 @@ def learner(dls: fv.DataLoaders) -> fv.Learner:
         opt_func=partial(fv.OptimWrapper, opt=torch.optim.AdamW, fused=True),  # fastai's own takes three times as long
         splitter=split,
         metrics=PooledJaccard(),
-        cbs=[BalancedSampler(temperature=BALANCE, crops_per_tile=CROPS_PER_TILE), EMA(0.99)],
+        cbs=[BalancedSampler(temperature=BALANCE, crops_per_tile=crops_per_tile), EMA(0.99)],
     )
 
 
