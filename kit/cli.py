@@ -122,7 +122,7 @@ def run(
     data: Annotated[str, typer.Option(help="The data set; the only one by default.")] = "",
     fold: Annotated[str, typer.Option(help="Folds to hold out: 0 or 0,2 or all.")] = "all",
     all_: Annotated[bool, typer.Option("--all", help="Hold nothing out: one model on every fold.")] = False,
-    minutes: Annotated[float, typer.Option(help="Wall time per fold; the recipe's own by default.", min=0)] = 0.0,
+    minutes: Annotated[float, typer.Option(help="Wall time per fold; else the recipe's epochs.", min=0)] = 0.0,
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
     views: Annotated[str, typer.Option(help="Of the export: none, flips or d4.")] = "flips",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1; the best there is by default.")] = "",

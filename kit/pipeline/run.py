@@ -31,7 +31,7 @@ class Plan:
     Args:
         data: name of the data set; empty for the only one.
         folds: numbers, or `("all",)`; empty for every fold there is.
-        minutes: wall time per fold; 0 takes the recipe's MINUTES, or lets its `fit` decide.
+        minutes: wall time per fold; 0 lets the recipe decide.
         seed: of every random choice.
         device: empty for the best there is.
         source: where the encoder's weights come from.
@@ -62,7 +62,6 @@ def run(name: str, paths: Paths, plan: Plan) -> Exported:
     folds = plan.folds or tuple(sorted({int(fold) for fold in index["fold"]}))
     device = pick_device(plan.device)
     splits = [split_fold(index, fold, seed=plan.seed, device=device) for fold in folds]  # a wrong fold fails at once
-    minutes = plan.minutes or float(recipe.option("MINUTES", 0.0))
     index_sha256 = sha256_of(paths.data(data) / "index.csv")
     say(f"{recipe.name} on {data}: {len(index)} tiles, folds {', '.join(map(str, folds))}, {device}")
     results = []
@@ -70,7 +69,7 @@ def run(name: str, paths: Paths, plan: Plan) -> Exported:
         folder = paths.run(recipe.name, split.number)
         if plan.restart and folder.is_dir():
             rmtree(folder)
-        results.append(fit_fold(recipe, split, folder, data, index_sha256, minutes, plan.source))
+        results.append(fit_fold(recipe, split, folder, data, index_sha256, plan.minutes, plan.source))
     show_scores(results)
     return export([f"{recipe.name}/fold{fold}" for fold in folds], recipe.name, paths, plan.views)
 

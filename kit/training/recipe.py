@@ -46,7 +46,7 @@ class Recipe:
         return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
     def option(self, name: str, default: Any) -> Any:
-        """Returns an optional constant of the recipe, such as MINUTES, FOLDS or SAMPLE."""
+        """Returns an optional constant of the recipe, such as SAMPLE."""
         return getattr(self.module, name, default)
 
     def data(self, fold: Any) -> Any:
