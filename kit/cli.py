@@ -3,6 +3,7 @@
 import os
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -243,6 +244,8 @@ def main() -> None:
     """Runs a command: exit 0 done, 1 for what the user can mend, 2 for usage."""
     debug = "--debug" in sys.argv
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for its version
+    # fastai and timm script some functions as they are imported, and torch calls that deprecated
+    warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
     try:
         code = app(standalone_mode=False)
         if code != INTERRUPTED:
