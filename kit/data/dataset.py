@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from rasterio.errors import RasterioIOError
 from torch import Tensor
 
+from kit.data.masks import LAYERS
 from kit.errors import DataError
 
 MEMORY_BYTES = 2 << 30  # tiles of a fold up to this size are read once and kept, shared by the loader's workers
-BYTES_PER_PX = 4  # three bands and a mask
 
 Key = tuple[int, int]  # place in the epoch's draw, row of the index
 
@@ -59,15 +59,21 @@ def split_fold(index: pd.DataFrame, number: int | str, **options: Any) -> Fold:
     return Fold(number, index[~held_out], index[held_out], **options)
 
 
-def read_tile(image: str, mask: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Returns a tile's image (H, W, 3) and mask (H, W), both uint8.
+def read_tile(image: str, mask: str, layers: bool = False) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Returns a tile's image (H, W, 3) and mask (H, W), both uint8; with layers, the mask is (H, W, 3).
 
     Raises:
-        DataError: one of them cannot be read.
+        DataError: one of them cannot be read, or the mask has no layers where they are wanted.
     """
     try:
         with rasterio.open(image) as source, rasterio.open(mask) as truth:
-            return np.ascontiguousarray(source.read((1, 2, 3)).transpose(1, 2, 0)), truth.read(1)
+            if layers and truth.count != len(LAYERS):
+                raise DataError(
+                    f"{mask} has {truth.count} band, expected {len(LAYERS)}: {', '.join(LAYERS)}",
+                    "cut the data set again: kit prepare CATALOG --layers",
+                )
+            pixels = np.ascontiguousarray(source.read((1, 2, 3)).transpose(1, 2, 0))
+            return pixels, np.ascontiguousarray(truth.read().transpose(1, 2, 0)) if layers else truth.read(1)
     except RasterioIOError as cause:
         raise DataError(f"a tile cannot be read: {cause}", "cut the data set again: kit prepare") from cause
 
@@ -83,21 +89,31 @@ class TileDataset:
         rows: of the index.
         transform: augmentation of image and mask together; none gives whole tiles.
         seed: see above.
+        layers: masks of `LAYERS`, from a data set prepared with them.
+
+    Raises:
+        DataError: the data set has no layers where they are wanted.
 
     Shape:
-        image (3, H, W) uint8, 0 to 255; mask (H, W) int64: 0, 1, 255 = ignored.
+        image (3, H, W) uint8, 0 to 255; mask (H, W) int64: 0, 1, 255 = ignored. With layers, the mask is (3, H, W).
     """
 
-    def __init__(self, rows: pd.DataFrame, transform: A.Compose | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, rows: pd.DataFrame, transform: A.Compose | None = None, seed: int = 0, layers: bool = False
+    ) -> None:
         self.rows = rows.reset_index(drop=True)
         self.files = list(zip(self.rows["image"], self.rows["mask"], strict=True))
         self.transform = transform
         self.seed = seed
+        self.layers = layers
         self.epoch = 0
-        size = int((self.rows["width_px"] * self.rows["height_px"]).sum()) * BYTES_PER_PX
+        bytes_per_px = 3 + (len(LAYERS) if layers else 1)  # image and mask
+        size = int((self.rows["width_px"] * self.rows["height_px"]).sum()) * bytes_per_px
         self.memory: dict[int, tuple[NDArray[np.uint8], NDArray[np.uint8]]] | None = (
             {} if size <= MEMORY_BYTES else None
         )
+        if layers and self.files:
+            self.read(0)  # a data set without layers is told here, and not by a loader's worker
 
     def __len__(self) -> int:
         return len(self.files)
@@ -105,9 +121,9 @@ class TileDataset:
     def read(self, row: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Returns a whole tile, as `read_tile`; from memory where the fold fits."""
         if self.memory is None:
-            return read_tile(*self.files[row])
+            return read_tile(*self.files[row], self.layers)
         if row not in self.memory:
-            self.memory[row] = read_tile(*self.files[row])
+            self.memory[row] = read_tile(*self.files[row], self.layers)
         return self.memory[row]
 
     def __getitem__(self, key: int | Key) -> tuple[Tensor, Tensor]:
@@ -119,10 +135,13 @@ class TileDataset:
             augmented = self.transform(image=image, mask=mask)
             image, mask = augmented["image"], augmented["mask"]
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        return pixels, torch.from_numpy(mask.astype(np.int64))
+        truth = np.moveaxis(mask, -1, 0) if self.layers else mask
+        return pixels, torch.from_numpy(np.ascontiguousarray(truth, np.int64))
 
 
-def dataloaders(fold: Fold, transform: A.Compose, batch_size: int, valid_batch_size: int = 4) -> DataLoaders:
+def dataloaders(
+    fold: Fold, transform: A.Compose, batch_size: int, valid_batch_size: int = 4, layers: bool = False
+) -> DataLoaders:
     """Returns fastai DataLoaders of a fold: augmented crops for training, whole tiles for validation.
 
     Args:
@@ -130,10 +149,14 @@ def dataloaders(fold: Fold, transform: A.Compose, batch_size: int, valid_batch_s
         transform: of training tiles; must end at one crop size.
         batch_size: crops per step.
         valid_batch_size: tiles per validation step.
+        layers: masks of footprint, boundary and contact, (3, H, W), as `kit prepare --layers` draws them.
+
+    Raises:
+        DataError: the data set has no layers where they are wanted.
     """
     workers = default_workers(fold.device) if fold.workers < 0 else fold.workers
-    train = TileDataset(fold.train, transform, fold.seed)
-    valid = TileDataset(fold.valid)
+    train = TileDataset(fold.train, transform, fold.seed, layers)
+    valid = TileDataset(fold.valid, layers=layers)
     if workers and train.memory is not None:  # before the workers are forked, which then share the tiles
         for row in range(len(train)):
             train.read(row)

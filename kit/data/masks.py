@@ -1,10 +1,11 @@
-"""What a mask's values mean, and how a predicted mask compares with the truth."""
+"""What a mask's values and bands mean, and how a predicted mask compares with the truth."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 BACKGROUND, BUILDING, IGNORE = 0, 1, 255  # 255 is no data, and does not count
+LAYERS = ("footprint", "boundary", "contact")  # bands of a mask with layers; without, the footprint alone
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,14 @@ class Prepared:
 
 
 def prepare(
-    catalog: Path, paths: Paths, name: str = "", grid: str = "z19", side_px: int = 1024, by: str = "auto", k: int = 5
+    catalog: Path,
+    paths: Paths,
+    name: str = "",
+    grid: str = "z19",
+    side_px: int = 1024,
+    by: str = "auto",
+    k: int = 5,
+    layers: bool = False,
 ) -> Prepared:
     """Cuts a catalogue's scenes into `data/NAME`: images, masks, `index.csv` with folds.
 
@@ -45,6 +52,7 @@ def prepare(
         side_px: side of a tile.
         by: how tiles are put into folds, see `kit.data.folds`.
         k: number of folds.
+        layers: masks get the bands footprint, boundary and contact, see `draw_layers`.
 
     Raises:
         CatalogError, RasterError, FootprintError, DataError: see the functions above.
@@ -56,7 +64,7 @@ def prepare(
         for part in ("images", "masks"):
             (folder / part).mkdir(parents=True)
         for scene in scenes:
-            found, skipped[scene.area, scene.scene] = cut_scene(scene, grid, side_px, folder, progress)
+            found, skipped[scene.area, scene.scene] = cut_scene(scene, grid, side_px, folder, progress, layers)
             if not found:
                 raise RasterError(f"{scene.image} holds no imagery: every tile is empty", "check its alpha band")
             tiles.extend(found)

@@ -19,8 +19,8 @@ from rasterio.windows import Window
 
 from kit.console import Meter
 from kit.data.catalog import Scene
-from kit.data.footprints import Footprints, draw_mask, read_footprints
-from kit.data.masks import IGNORE
+from kit.data.footprints import Footprints, draw_layers, draw_mask, margin_px, read_footprints
+from kit.data.masks import IGNORE, LAYERS
 from kit.errors import DataError, FootprintError, RasterError
 
 MERCATOR_M = 2 * math.pi * 6378137.0  # equator of EPSG:3857; the XYZ scheme halves it once per zoom
@@ -28,6 +28,7 @@ MIN_VALID = 0.01  # tiles with less imagery are skipped, and counted
 # lossless, and each 256 px block can be read alone; predictor 2 halves the size of photographs
 IMAGE_FORMAT = {"compress": "deflate", "zlevel": 6, "predictor": 2, "tiled": True, "blockxsize": 256, "blockysize": 256}
 MASK_FORMAT = {"compress": "deflate", "tiled": True, "blockxsize": 256, "blockysize": 256}
+LAYERS_FORMAT = {"interleave": "band", "photometric": "minisblack"}  # one band can be read alone; none is red
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,12 @@ class Grid:
         side = self.pixel * self.side_px
         return Affine(self.pixel, 0, self.left + column * side, 0, -self.pixel, self.top - row * side)
 
+    def bounds(self, row: int, column: int, margin_px: int = 0) -> tuple[float, float, float, float]:
+        """Returns (left, bottom, right, top) of a tile and a margin around it, in the grid's CRS."""
+        near, far = -margin_px, self.side_px + margin_px
+        (left, top), (right, bottom) = (self.transform(row, column) @ (at, at) for at in (near, far))
+        return left, bottom, right, top
+
     def span(self, bounds: tuple[float, float, float, float]) -> tuple[range, range]:
         """Returns the rows and columns that cover (left, bottom, right, top), in the grid's CRS."""
         side = self.pixel * self.side_px
@@ -69,7 +76,7 @@ class Tile:
     Args:
         tile: id, unique in the data set: area, scene, row and column on the grid.
         image: path of the RGB GeoTIFF, relative to the data set.
-        mask: path of the mask (0 background, 1 building, 255 no data), likewise.
+        mask: path of the mask (0 background, 1 building, 255 no data), likewise; with layers, its band 1.
         gsd_m: metres on the ground per pixel.
         valid_fraction: share of pixels with imagery.
         building_fraction: share of buildings among those.
@@ -152,8 +159,12 @@ def _warped(source: rasterio.DatasetReader, grid: Grid, rows: range, columns: ra
     )
 
 
-def cut_scene(scene: Scene, grid_name: str, side_px: int, folder: Path, progress: Meter) -> tuple[list[Tile], int]:
+def cut_scene(
+    scene: Scene, grid_name: str, side_px: int, folder: Path, progress: Meter, layers: bool = False
+) -> tuple[list[Tile], int]:
     """Cuts one scene into tiles below `folder`, and returns their rows and how many tiles were skipped as empty.
+
+    With layers, a mask file has the bands footprint, boundary and contact; without, the footprint alone.
 
     Raises:
         RasterError: the scene cannot be read to its end.
@@ -186,7 +197,7 @@ def cut_scene(scene: Scene, grid_name: str, side_px: int, folder: Path, progress
                 if valid.mean() < MIN_VALID:
                     skipped += 1
                     continue
-                tiles.append(_write(scene, grid, rows[i], columns[j], pixels[:3], valid, footprints, folder))
+                tiles.append(_write(scene, grid, rows[i], columns[j], pixels[:3], valid, footprints, folder, layers))
     return tiles, skipped
 
 
@@ -199,12 +210,17 @@ def _write(
     valid: NDArray[np.bool_],
     footprints: Footprints,
     folder: Path,
+    layers: bool,
 ) -> Tile:
     transform = grid.transform(row, column)
     side = grid.side_px
-    left, top = transform.c, transform.f
-    polygons = footprints.touching((left, top - side * grid.pixel, left + side * grid.pixel, top))
-    mask = draw_mask(polygons, transform, (side, side), valid)
+    gsd_m = ground_m(grid, transform)
+    polygons = footprints.touching(grid.bounds(row, column))
+    if layers:
+        around = footprints.touching(grid.bounds(row, column, margin_px(gsd_m)))
+        mask = draw_layers(around, transform, (side, side), valid, gsd_m)  # (3, side, side)
+    else:
+        mask = draw_mask(polygons, transform, (side, side), valid)[None]
     name = f"{scene.area}_{scene.scene}_r{row}_c{column}"
     tile = Tile(
         tile=name,
@@ -215,9 +231,9 @@ def _write(
         mask=f"masks/{name}.tif",
         width_px=side,
         height_px=side,
-        gsd_m=round(ground_m(grid, transform), 6),
+        gsd_m=round(gsd_m, 6),
         valid_fraction=round(float(valid.mean()), 6),
-        building_fraction=round(float((mask == 1).sum() / valid.sum()), 6),
+        building_fraction=round(float((mask[0] == 1).sum() / valid.sum()), 6),
         n_footprints=len(polygons),
     )
     rgb = np.where(valid, rgb, 0)
@@ -225,6 +241,9 @@ def _write(
     shared["transform"] = transform
     with rasterio.open(folder / tile.image, "w", count=3, photometric="rgb", **shared, **IMAGE_FORMAT) as target:
         target.write(rgb)
-    with rasterio.open(folder / tile.mask, "w", count=1, nodata=IGNORE, **shared, **MASK_FORMAT) as target:
-        target.write(mask, 1)
+    shared |= MASK_FORMAT | (LAYERS_FORMAT if layers else {})
+    with rasterio.open(folder / tile.mask, "w", count=len(mask), nodata=IGNORE, **shared) as target:
+        target.write(mask)
+        if layers:
+            target.descriptions = LAYERS
     return tile

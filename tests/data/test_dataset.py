@@ -1,12 +1,13 @@
 from pathlib import Path
 
 import albumentations as A
+import cv2
 import numpy as np
 import pytest
 import torch
 
-from kit.data.dataset import Fold, TileDataset, dataloaders, split_fold
-from kit.data.prepare import read_index
+from kit.data.dataset import Fold, TileDataset, dataloaders, read_tile, split_fold
+from kit.data.prepare import prepare, read_index
 from kit.errors import DataError
 from kit.paths import Paths
 
@@ -74,3 +75,60 @@ def test_lost_tile_is_named(fold: Fold):
     Path(fold.train["mask"].iloc[0]).unlink()
     with pytest.raises(DataError, match="a tile cannot be read"):
         TileDataset(fold.train)[0]
+
+
+@pytest.fixture
+def layered(tmp_path: Path, catalog: Path) -> Fold:
+    prepare(catalog, Paths(tmp_path), "layered", grid="native", side_px=64, by="scene", k=2, layers=True)
+    return split_fold(read_index(Paths(tmp_path), "layered")[1], 0, workers=0)
+
+
+def test_layers_shapes_and_types(layered: Fold):
+    image, mask = TileDataset(layered.valid, layers=True)[0]
+    assert (image.shape, image.dtype) == ((3, 64, 64), torch.uint8)
+    assert (mask.shape, mask.dtype) == ((3, 64, 64), torch.int64)
+    assert set(np.unique(mask)) <= {0, 1, 255}
+    torch.testing.assert_close(mask[0], TileDataset(layered.valid)[0][1])
+    images, masks = dataloaders(layered, CROP, batch_size=2, layers=True).train.one_batch()
+    assert (images.shape, masks.shape, masks.dtype) == ((2, 3, 16, 16), (2, 3, 16, 16), torch.int64)
+
+
+@pytest.mark.parametrize(
+    "augment",
+    [
+        A.RandomCrop(32, 32),
+        A.D4(),
+        A.RandomSizedCrop((20, 60), (48, 48)),
+        A.PadIfNeeded(90, 90, border_mode=cv2.BORDER_CONSTANT, fill=0, fill_mask=255),
+        A.ColorJitter(p=1),
+    ],
+    ids=lambda augment: type(augment).__name__,
+)
+def test_each_layer_moves_as_a_mask_of_its_own(layered: Fold, augment: A.BasicTransform):
+    """Resized to the nearest, padded with 255 in all three."""
+    transform = A.Compose([augment])
+    image, mask = read_tile(layered.train["image"].iloc[0], layered.train["mask"].iloc[0], layers=True)
+    for seed in range(8):
+        transform.set_random_seed(seed)
+        together = transform(image=image, mask=mask)["mask"]
+        for layer in range(3):
+            transform.set_random_seed(seed)
+            alone = transform(image=image, mask=mask[..., layer].copy())["mask"]
+            np.testing.assert_array_equal(together[..., layer], alone)
+    assert set(np.unique(together)) <= {0, 1, 255}
+
+
+@pytest.mark.parametrize("memory_bytes", [0, 1 << 30], ids=["read again", "kept"])
+def test_a_data_set_without_layers_is_told_at_once(fold: Fold, memory_bytes: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("kit.data.dataset.MEMORY_BYTES", memory_bytes)
+    with pytest.raises(DataError, match=r"tif has 1 band, expected 3: footprint, boundary, contact") as told:
+        dataloaders(fold, CROP, batch_size=2, layers=True)
+    assert "kit prepare CATALOG --layers" in told.value.hint
+
+
+@pytest.mark.parametrize(("layers", "bytes_per_px"), [(False, 4), (True, 6)])
+def test_tiles_are_kept_where_they_fit(layered: Fold, layers: bool, bytes_per_px: int, monkeypatch: pytest.MonkeyPatch):
+    need = len(layered.train) * 64 * 64 * bytes_per_px
+    for room, kept in ((need, True), (need - 1, False)):
+        monkeypatch.setattr("kit.data.dataset.MEMORY_BYTES", room)
+        assert (TileDataset(layered.train, layers=layers).memory is not None) == kept

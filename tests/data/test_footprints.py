@@ -1,15 +1,18 @@
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
+import pyproj
 import pytest
 import shapely
-from factories import write_footprints
-from hypothesis import given
+from factories import MERCATOR, UTM, write_footprints
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.transform import Affine
 
-from kit.data.footprints import draw_mask, read_footprints
+from kit.data.footprints import Footprints, draw_layers, draw_mask, margin_px, read_footprints
+from kit.data.tiles import Grid, ground_m
 from kit.errors import FootprintError
 
 PIXEL = 0.5
@@ -59,3 +62,117 @@ def test_no_data_wins_over_buildings():
     mask = draw_mask(np.array([shapely.box(0, 0, 4, 4)]), Affine(1, 0, 0, 0, -1, 4), (4, 4), valid)
     assert (mask[0] == 255).all()
     assert (mask[1:] == 1).all()
+
+
+def layers_of(polygons: list, left: int = 0, width: int = 96, height: int = 96, **options) -> np.ndarray:
+    """Draws the layers of the tile whose left edge is at column `left`, given what its caller would find around it."""
+    margin = margin_px(PIXEL, **options) * PIXEL
+    bounds = (left * PIXEL - margin, -margin, (left + width) * PIXEL + margin, height * PIXEL + margin)
+    found = Footprints(np.array(polygons, object), UTM).touching(bounds)
+    transform = Affine(PIXEL, 0, left * PIXEL, 0, -PIXEL, height * PIXEL)
+    return draw_layers(found, transform, (height, width), np.ones((height, width), bool), PIXEL, **options)
+
+
+def test_a_tile_without_footprints_has_empty_layers():
+    layers = layers_of([])
+    assert (layers.shape, layers.dtype, layers.any()) == ((3, 96, 96), np.uint8, False)
+
+
+@pytest.mark.parametrize(("boundary_px", "width_px"), [(1, 0), (3, 1), (5, 2), (7, 3)])
+def test_touching_footprints_keep_a_ring_each(boundary_px: int, width_px: int):
+    _, boundary, _ = layers_of([shapely.box(10, 10, 20, 20), shapely.box(20, 10, 30, 20)], boundary_px=boundary_px)
+    expected = np.zeros((96, 96), np.uint8)
+    for left in (20, 40):  # 20 x 20 px each
+        expected[56:76, left : left + 20] = 1
+        expected[56 + width_px : 76 - width_px, left + width_px : left + 20 - width_px] = 0
+    np.testing.assert_array_equal(boundary, expected)
+
+
+COURTYARD = shapely.box(14, 14, 26, 26) - shapely.box(18, 18, 22, 22)
+TURNED = shapely.affinity.rotate(shapely.box(30, 30, 42, 38), 33)
+PARTS = shapely.MultiPolygon([shapely.box(2, 2, 6, 8), shapely.box(7, 2, 11, 8)])
+ACROSS = shapely.box(40, 10, 60, 20)  # the tile ends at 48
+THIN = shapely.box(2, 30, 25, 31.5)
+
+
+def test_ring_is_what_an_erosion_of_each_footprint_removes():
+    polygons = [COURTYARD, TURNED, PARTS, ACROSS, THIN]
+    expected = np.zeros((128, 128), bool)
+    for polygon in polygons:
+        alone = draw_mask(
+            np.array([polygon]), Affine(PIXEL, 0, -8, 0, -PIXEL, 56), (128, 128), np.ones((128, 128), bool)
+        )
+        expected |= (alone == 1) & (cv2.erode(alone, np.ones((5, 5), np.uint8)) == 0)
+    np.testing.assert_array_equal(layers_of(polygons)[1], expected[16:112, 16:112])
+
+
+@pytest.mark.parametrize(("gap_m", "touches"), [(4, True), (9.5, True), (11, False)])
+@pytest.mark.parametrize("north_m", [0, 6_660_000], ids=["equator", "60 degrees north"])
+@pytest.mark.parametrize("crs", [UTM, MERCATOR])
+@pytest.mark.parametrize("beyond", [False, True], ids=["both inside", "one beyond the tile"])
+def test_contact_is_within_five_metres_on_the_ground(
+    gap_m: float, touches: bool, north_m: float, crs: str, beyond: bool
+):
+    """The squares are laid out in UTM, at its central meridian, where a metre is a metre."""
+    x, y = 500_000.0, north_m
+    squares = Footprints(
+        np.array([shapely.box(x - 10, y, x, y + 10), shapely.box(x + gap_m, y, x + gap_m + 10, y + 10)]), UTM
+    ).to(crs)
+    left, top = pyproj.Transformer.from_crs(UTM, crs, always_xy=True).transform(x - 20, y + 20)
+    pixel = 0.2 if crs == UTM or not north_m else 0.4
+    side_px = 100 if beyond else 200  # 20 m: the second square begins where the tile ends, or later
+    grid = Grid(crs, pixel, left, top, side_px)
+    gsd_m = ground_m(grid, grid.transform(0, 0))
+    found = squares.touching(grid.bounds(0, 0, margin_px(gsd_m)))
+    assert len(found) == (1 if beyond and gap_m > 5 else 2)
+    valid = np.ones((side_px, side_px), bool)
+    _, _, contact = draw_layers(found, grid.transform(0, 0), valid.shape, valid, gsd_m)
+    assert contact.any() == (touches and not (beyond and gap_m > 5))
+    if touches and not beyond:  # as wide as the squares' reaches overlap
+        columns = np.nonzero(contact.any(0))[0]
+        assert gsd_m * (columns[-1] - columns[0] + 1) == pytest.approx(10 - gap_m, abs=2 * gsd_m)
+
+
+eighths = st.integers(-40, 440).map(lambda eighth: eighth / 8)  # exact however a tile is shifted
+sides = st.integers(12, 120).map(lambda eighth: eighth / 8)
+turned_boxes = st.builds(
+    lambda x, y, width, height, angle: shapely.affinity.rotate(shapely.box(x, y, x + width, y + height), angle),
+    eighths, eighths, sides, sides, st.integers(0, 89),
+)  # fmt: skip
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(turned_boxes, max_size=6))
+def test_layers_are_what_they_are_called(polygons: list):
+    footprint, boundary, contact = layers_of(polygons)
+    transform = Affine(PIXEL, 0, 0, 0, -PIXEL, 48)
+    np.testing.assert_array_equal(
+        footprint, draw_mask(np.array(polygons, object), transform, (96, 96), np.ones((96, 96), bool))
+    )
+    assert not (boundary & ~footprint).any()
+    assert not (contact & footprint).any()
+    x, y = transform @ (np.arange(96) + 0.5, np.arange(96) + 0.5)
+    centres = shapely.points(*np.meshgrid(x, y))
+    near, nearer = np.zeros((2, 96, 96), int)
+    for polygon in polygons:
+        distance = shapely.distance(polygon, centres)
+        near += distance <= 5.001
+        nearer += distance <= 4.97  # a buffer's round corners are polygons: up to 2.4 cm short
+    assert not (contact > (near >= 2)).any()
+    assert not (((nearer >= 2) & (footprint == 0)) > contact).any()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(turned_boxes, max_size=6), st.integers(1, 95))
+def test_a_tile_cut_in_two_is_the_whole(polygons: list, at: int):
+    halves = layers_of(polygons, width=at), layers_of(polygons, left=at, width=96 - at)
+    np.testing.assert_array_equal(np.concatenate(halves, axis=2), layers_of(polygons))
+
+
+def test_no_data_wins_in_every_layer():
+    valid = np.ones((8, 8), bool)
+    valid[:, 4:] = False
+    layers = draw_layers(np.array([shapely.box(-99, -99, 99, 99)]), Affine(1, 0, 0, 0, -1, 8), (8, 8), valid, 1.0)
+    assert (layers[:, :, 4:] == 255).all()
+    assert (layers[0, :, :4] == 1).all()
+    assert not layers[1:, :, :4].any()  # where the imagery ends, no footprint does

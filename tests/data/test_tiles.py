@@ -1,10 +1,11 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import rasterio
-from factories import LATITUDE, write_footprints, write_scene
+from factories import LATITUDE, write_catalog, write_footprints, write_scene
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -146,3 +147,42 @@ def test_refold_changes_the_fold_column_alone(tmp_path: Path, catalog: Path):
     again = pd.read_csv(tmp_path / "data/train_tier_1/index.csv")
     assert set(again["fold"]) == {0, 1, 2}
     pd.testing.assert_frame_equal(again.drop(columns="fold"), made.index.drop(columns="fold"))
+
+
+@pytest.mark.parametrize("grid", ["native", "z19", "0.5m"])
+def test_layers_leave_everything_else_as_it_is(
+    tmp_path: Path, catalog: Path, cli: Callable[..., tuple[int, str, str]], grid: str
+):
+    for name, options in (("plain", ()), ("layers", ("--layers",))):
+        command = ("prepare", catalog, "--name", name, "--grid", grid, "--side", 64, "--root", tmp_path, *options)
+        assert cli(*command)[0] == 0
+    plain, layers = tmp_path / "data/plain", tmp_path / "data/layers"
+    assert (plain / "index.csv").read_bytes() == (layers / "index.csv").read_bytes()
+    for row in pd.read_csv(plain / "index.csv").itertuples():
+        assert (plain / row.image).read_bytes() == (layers / row.image).read_bytes()
+        with rasterio.open(plain / row.mask) as one, rasterio.open(layers / row.mask) as three:
+            assert (one.count, three.descriptions) == (1, ("footprint", "boundary", "contact"))
+            assert one.profile.items() - {("count", 1)} <= three.profile.items() | {("interleave", "band")}
+            np.testing.assert_array_equal(three.read(1), one.read(1))
+            ignored = three.read() == 255
+        assert (ignored == ignored[0]).all()
+
+
+def test_layers_of_small_tiles_side_by_side_are_those_of_a_large_one(tmp_path: Path):
+    """Rings and contacts go on over the edges: the scene's squares lie 3.5 m apart."""
+    catalog = write_catalog(tmp_path / "c", {"kam": {name: {"pixel": 0.25} for name in "ab"}})
+    drawn = []
+    for side_px in (16, 112):
+        prepare(catalog, Paths(tmp_path), str(side_px), grid="native", side_px=side_px, layers=True)
+        _, index = read_index(Paths(tmp_path), str(side_px))
+        canvas = np.full((3, 112, 112), 255, np.uint8)
+        for row in index[index["scene"] == "a"].itertuples():
+            r, c = (side_px * int(place) for place in row.tile.split("_r")[1].split("_c"))
+            with rasterio.open(row.mask) as mask:
+                canvas[:, r : r + side_px, c : c + side_px] = mask.read()
+        drawn.append(canvas)
+    small, large = drawn
+    np.testing.assert_array_equal(small, large)
+    assert (large == 1).any(axis=(1, 2)).all()
+    inside = sum((side - 4) ** 2 for side in (20, 24, 12))
+    assert (large[0] == 1).sum() - (large[1] == 1).sum() == inside
