@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from kit.deploy.torchscript import exported
 from kit.errors import WeightsError, nearest
+from kit.models.targets import building_logits
 
 # A view's code: bit 0 flips left-right, bit 1 flips top-bottom, bit 2 transposes before the flips.
 VIEWS = {"none": [0], "flips": [0, 1, 2, 3], "d4": [0, 1, 2, 3, 4, 5, 6, 7]}
@@ -54,12 +55,27 @@ def unview(x: Tensor, code: int) -> Tensor:
     return x
 
 
-class Ensemble(nn.Module):
-    """The mean over networks of the mean over views of the softmax.
+class Core(nn.Module):
+    """A network as the ensemble takes it: pixels to the logit of building, whatever targets it was trained on.
 
     Args:
-        cores: networks, float32 (N, 3, H, W) in 0..255 -> logits (N, 2, H, W), H and W multiples of `pad_multiple`;
-            each normalises inside.
+        network: normalises inside; float32 (N, 3, H, W) in 0..255 -> logits (N, 1 to 3, H, W), see `building_logits`.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns (N, 1, H, W) float32."""
+        return building_logits(self.network(x).float())
+
+
+class Ensemble(nn.Module):
+    """The mean over networks of the mean over views of the probability of building.
+
+    Args:
+        cores: each a `Core`, or what was traced of it; H and W are multiples of `pad_multiple`.
         views: `none`, `flips` (4) or `d4` (8).
         pad_multiple: px; a multiple of every core's.
 
@@ -100,8 +116,7 @@ class Ensemble(nn.Module):
         for core in self.cores:
             vote = torch.zeros_like(padded[:, :1])
             for code in self.codes:  # one view at a time: memory stays that of one view
-                logits = core(view(padded, code)).float()
-                vote = vote + unview(torch.softmax(logits, dim=1)[:, 1:2], code)
+                vote = vote + unview(torch.sigmoid(core(view(padded, code))), code)
             votes.append(vote / len(self.codes))
         probs = torch.cat(votes, dim=1)[:, :, :height, :width]  # (N, M, H, W)
         if x.size(1) == 4:

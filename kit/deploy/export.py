@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from kit import __version__
 from kit.deploy import torchscript
 from kit.deploy.card import CLASSES, INPUT, OUTPUT, Card, Member, sha256_of
-from kit.deploy.ensemble import Ensemble, view_codes
+from kit.deploy.ensemble import Core, Ensemble, view_codes
 from kit.errors import WeightsError
 from kit.paths import replacing
 
@@ -61,13 +61,13 @@ def freeze(members: Sequence[nn.Module], views: str, pad_multiple: int) -> Any:
     """Returns the ensemble of `members` as one frozen ScriptModule with the methods of `Ensemble`.
 
     Args:
-        members: networks as `Ensemble` takes them; they are copied, not changed.
+        members: networks as `Core` takes them; they are copied, not changed.
         views: `none`, `flips` or `d4`.
         pad_multiple: px; a multiple of every member's.
     """
     side_px = 2 * pad_multiple  # at 1 x pad_multiple the deepest map is 1 px: a size that hides broadcasting
     example = torch.full((2, 3, side_px, side_px), 127.0)
-    cores = [torchscript.trace(portable(member), example) for member in members]
+    cores = [torchscript.trace(Core(portable(member)), example) for member in members]
     return torchscript.frozen(Ensemble(cores, views, pad_multiple), METHODS)
 
 
@@ -174,17 +174,19 @@ def eager_probability(
         for code in view_codes(views):
             turned = padded.swapaxes(0, 1) if code & 4 else padded
             step = (slice(None, None, -1 if code & 2 else 1), slice(None, None, -1 if code & 1 else 1))
-            probability = _softmax_of(member, turned[step])[step]
+            probability = _probability_of(member, turned[step])[step]
             votes.append(probability.swapaxes(0, 1) if code & 4 else probability)
     vote: NDArray[np.float32] = np.mean(votes, axis=0)[:height, :width]
     return vote
 
 
-def _softmax_of(member: nn.Module, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+def _probability_of(member: nn.Module, image: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Returns the probability of building, float32 (H, W), of one uint8 image (H, W, 3)."""
     with torch.inference_mode():
         logits: Tensor = member(torch.from_numpy(image.transpose(2, 0, 1)[None].astype(np.float32)))
-        probability: NDArray[np.float32] = logits.softmax(dim=1)[0, 1].numpy()
+        # two channels are classes; the first of one or three is the footprint
+        chances = logits.softmax(dim=1)[0, 1] if logits.shape[1] == 2 else logits[0, 0].sigmoid()
+        probability: NDArray[np.float32] = chances.numpy()
     return probability
 
 

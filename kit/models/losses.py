@@ -1,20 +1,36 @@
-"""Losses, by their standard names."""
+"""Losses, by their standard names.
 
+Each takes logits and a target in one of these forms:
+
+    classes     logits (N, 2, H, W), mask (N, H, W): a softmax over background and building
+    footprint   logits (N, 1, H, W), mask (N, H, W): a sigmoid
+    layers      logits (N, 3, H, W), layers (N, 3, H, W): a sigmoid each for footprint, boundary and contact
+
+Logits are any float, targets int64: 0, 1, and `ignore` (255, no data) for pixels that do not count, which have no
+gradient. The loss is a float32 scalar, 0 when no pixel counts.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kit.data.masks import IGNORE
+from kit.data.masks import BUILDING, IGNORE
+from kit.errors import RecipeError
+from kit.models.targets import building_logits
+
+EPS = 1e-7  # keeps the overlap of nothing with nothing finite
+SURE = 1e-6  # a teacher is never surer than this: its logits stay within 13.8
 
 
 class CrossEntropy(nn.Module):
-    """Mean cross-entropy over the pixels that count.
+    """Mean cross-entropy over the pixels that count, of two classes.
 
     Args:
-        ignore: mask value that does not count (no data).
-        label_smoothing: 0 to 1, as in torch.
-
-    Shape:
-        logits (N, C, H, W) float, mask (N, H, W) int64 -> scalar; 0 when no pixel counts.
+        ignore: target value that does not count; so in all losses.
+        label_smoothing: 0 to 1, as in torch: that share of the truth is spread evenly over both classes.
     """
 
     def __init__(self, ignore: int = IGNORE, label_smoothing: float = 0.0) -> None:
@@ -23,7 +39,283 @@ class CrossEntropy(nn.Module):
 
     def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
         """Returns the loss."""
-        total = F.cross_entropy(
-            logits.float(), mask, ignore_index=self.ignore, reduction="sum", label_smoothing=self.label_smoothing
-        )
-        return total / (mask != self.ignore).sum().clamp(min=1)
+        logits, smoothing = _fitting(logits, mask, (2,)), self.label_smoothing
+        total = F.cross_entropy(logits, mask, ignore_index=self.ignore, reduction="sum", label_smoothing=smoothing)
+        return pixel_mean(total, mask != self.ignore)
+
+
+class BCE(nn.Module):
+    """Mean binary cross-entropy over the pixels that count, of a footprint or of layers.
+
+    Args:
+        label_smoothing: 0 to 0.5: a truth of 1 becomes 1 - label_smoothing, a 0 becomes label_smoothing.
+        pos_weight: of the pixels whose truth is 1, one number a channel.
+    """
+
+    pos_weight: Tensor | None
+
+    def __init__(
+        self, ignore: int = IGNORE, label_smoothing: float = 0.0, pos_weight: Sequence[float] | None = None
+    ) -> None:
+        super().__init__()
+        self.ignore, self.label_smoothing = ignore, label_smoothing
+        weight = None if pos_weight is None else torch.tensor(pos_weight, dtype=torch.float32).view(-1, 1, 1)
+        self.register_buffer("pos_weight", weight)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Returns the loss."""
+        logits, truth, known = _binary(logits, target, self.ignore, (1, 3))
+        if self.pos_weight is not None and len(self.pos_weight) != logits.shape[1]:  # else one would be broadcast
+            told = f"{len(self.pos_weight)} values of pos_weight for logits {tuple(logits.shape)}"
+            raise RecipeError(told, "give BCE one a channel")
+        soft = truth * (1 - 2 * self.label_smoothing) + self.label_smoothing
+        return pixel_mean(_bce(logits, soft, known, self.pos_weight), known)
+
+
+class Focal(nn.Module):
+    """Mean focal loss over the pixels that count: cross-entropy, but surely right pixels weigh little.
+
+    Lin 2017, arXiv 1708.02002.
+
+    Args:
+        gamma: of the weight (1 - p of the truth) ** gamma; 0 gives cross-entropy.
+        alpha: 0 to 1, weight of building; background has 1 - alpha. None weighs neither.
+    """
+
+    def __init__(self, gamma: float = 2.0, alpha: float | None = None, ignore: int = IGNORE) -> None:
+        super().__init__()
+        self.gamma, self.alpha, self.ignore = gamma, alpha, ignore
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Returns the loss."""
+        logits, truth, known = _binary(logits, target, self.ignore)
+        right = torch.where(truth, logits, -logits)  # the logit of the truth
+        cost = -F.logsigmoid(right)
+        # log(1 - p) is -(right + cost); the power of 1 - p itself has an infinite slope at 0 when gamma < 1
+        values = cost * (-self.gamma * (right + cost)).exp()
+        if self.alpha is not None:
+            values = values * torch.where(truth, self.alpha, 1 - self.alpha)
+        return pixel_mean((values * known).sum(), known)
+
+
+class BoundaryWeighted(nn.Module):
+    """Mean cross-entropy (binary, of footprint and layers) where pixels near a footprint's outline weigh more.
+
+    The outline lies between building and background: neither ignored pixels nor the image's border make one. U-Net's
+    weight map (Ronneberger 2015, arXiv 1505.04597), but flat, where that is a bell of 5 px.
+
+    Args:
+        loss_weight: of pixels near an outline, inside and outside; the others weigh 1.
+        radius_px: how near, in rows and in columns (a square, not a disc).
+    """
+
+    def __init__(self, loss_weight: float = 5.0, radius_px: int = 5, ignore: int = IGNORE) -> None:
+        super().__init__()
+        self.loss_weight, self.radius_px, self.ignore = loss_weight, radius_px, ignore
+
+    def band(self, footprint: Tensor, known: Tensor) -> Tensor:
+        """Returns where an outline is near; all bool (N, 1, H, W)."""
+        near, side = torch.cat([footprint, known & ~footprint], dim=1).float(), 2 * self.radius_px + 1
+        near = F.max_pool2d(near, (side, 1), 1, (self.radius_px, 0))  # rows, then columns: fewer to compare
+        near = F.max_pool2d(near, (1, side), 1, (0, self.radius_px))
+        return near.amin(dim=1, keepdim=True) > 0
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Returns the loss."""
+        logits, truth, known = _binary(logits, target, self.ignore)
+        weights = known * torch.where(self.band(truth[:, :1], known[:, :1]), self.loss_weight, 1.0)
+        return pixel_mean(_bce(logits, truth, weights), weights)
+
+
+class _Overlap(nn.Module):
+    """1 - hit / (hit + error_share x (invented + missed)), soft and pooled over the batch.
+
+    The mean over layers with a pixel to find: without one there is no overlap.
+    """
+
+    error_share: float
+
+    def __init__(self, smooth: float = 0.0, ignore: int = IGNORE) -> None:
+        super().__init__()
+        self.smooth, self.ignore = smooth, ignore
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Returns the loss."""
+        logits, truth, known = _binary(logits, target, self.ignore)
+        probs = logits.sigmoid() * known
+        hit, found, there = (part.sum(dim=(0, 2, 3)) for part in (probs * truth, probs, truth))
+        whole = hit + self.error_share * (found + there - 2 * hit)
+        return _mean_of(1 - (hit + self.smooth) / (whole + self.smooth).clamp(min=EPS), there > 0)
+
+
+class Dice(_Overlap):
+    """Soft Dice loss of building, or the mean over layers, pooled over the batch (Milletari 2016, arXiv 1606.04797).
+
+    Args:
+        smooth: pixels added to the overlap and to the mean of both areas.
+    """
+
+    error_share = 0.5
+
+
+class Jaccard(_Overlap):
+    """Soft Jaccard loss of building, or the mean over layers, pooled over the batch as the challenge's score is.
+
+    Args:
+        smooth: pixels added to the intersection and to the union.
+    """
+
+    error_share = 1.0
+
+
+class Lovasz(nn.Module):
+    """Lovasz-softmax of two classes (the mean over those present); Lovasz hinge of a footprint, of layers their mean.
+
+    Berman 2018, arXiv 1705.08790.
+
+    Args:
+        per_image: the mean over images with a pixel that counts, instead of one pool of pixels.
+    """
+
+    def __init__(self, per_image: bool = False, ignore: int = IGNORE) -> None:
+        super().__init__()
+        self.per_image, self.ignore = per_image, ignore
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Returns the loss."""
+        softmax = logits.shape[1] == 2
+        logits, truth, known = _binary(logits, target, self.ignore)
+        right = torch.where(truth, logits, -logits)
+        errors = (-right).sigmoid() if softmax else 1 - right
+        # ignored pixels go to the end, without an error: no shape depends on the data, the device never has to wait
+        errors, order = self._rows(errors.masked_fill(~known, -math.inf)).sort(dim=1, descending=True)
+        truth, known = (self._rows(part).gather(1, order) for part in (truth, known))
+        classes = torch.stack([truth, known & ~truth] if softmax else [truth])  # both err alike: sorted once
+        losses = (errors.relu() * _jaccard_steps(classes, known)).sum(dim=2)
+        present = classes.any(dim=2) if softmax else known.any(dim=1)[None]
+        return _mean_of(_mean_of(losses, present), known.any(dim=1))
+
+    def _rows(self, part: Tensor) -> Tensor:
+        """Returns a row of pixels for each Jaccard index."""
+        return part.flatten(0, 1).flatten(1) if self.per_image else part.transpose(0, 1).flatten(1)
+
+
+def _jaccard_steps(truth: Tensor, known: Tensor) -> Tensor:
+    """Returns by how much the Jaccard loss grows with each further wrong pixel, (classes, rows, pixels)."""
+    left = truth.sum(dim=2, keepdim=True) - truth.cumsum(dim=2)
+    union = (truth.sum(dim=2, keepdim=True) + (known & ~truth).cumsum(dim=2)).clamp(min=1).float()
+    # not the difference of two indices near 1, which has few digits left in a batch of millions of pixels
+    steps = torch.where(truth, 1 / union, left / (union * (union - 1)).clamp(min=1))
+    steps[..., 0] = 1 - left[..., 0] / union[..., 0]
+    return steps
+
+
+class Sum(nn.Module):
+    """Weighted sum of losses: `Sum((1.0, CrossEntropy()), (0.5, Dice()))`.
+
+    Args:
+        terms: pairs of weight and loss.
+    """
+
+    def __init__(self, *terms: tuple[float, nn.Module]) -> None:
+        super().__init__()
+        self.weights = [weight for weight, _ in terms]
+        self.losses = nn.ModuleList(loss for _, loss in terms)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Returns the loss."""
+        terms = zip(self.weights, self.losses, strict=True)
+        return torch.stack([weight * loss(logits, target) for weight, loss in terms]).sum()
+
+
+class Auxiliary(nn.Module):
+    """The loss of a network that, while it trains, returns (logits, auxiliary logits); PSPNet's, with its weight.
+
+    Zhao 2017, arXiv 1612.01105.
+
+    Args:
+        loss: of either.
+        weight: of the auxiliary one.
+    """
+
+    def __init__(self, loss: nn.Module, weight: float = 0.4) -> None:
+        super().__init__()
+        self.loss, self.weight = loss, weight
+
+    def forward(self, logits: Tensor | tuple[Tensor, Tensor], target: Tensor) -> Tensor:
+        """Returns the loss; of a tensor, which comes while validating, that of its logits alone."""
+        main, auxiliary = (logits, None) if isinstance(logits, Tensor) else logits
+        loss: Tensor = self.loss(main, target)
+        return loss if auxiliary is None else loss + self.weight * self.loss(auxiliary, target)
+
+
+def distillation(logits: Tensor, teacher: Tensor, temperature: float, valid: Tensor | None = None) -> Tensor:
+    """Returns T^2 x KL(teacher || student) of the softened probability of building, the mean over pixels.
+
+    Hinton 2015, arXiv 1503.02531.
+
+    Args:
+        logits: the student's, float (N, C, H, W), as `building_logits` takes them.
+        teacher: probabilities of its M members, float (N, M, H, W), 0 to 1; each is softened, then their mean taken.
+        temperature: T, which divides the logits of both.
+        valid: bool (N, H, W), the pixels that count; all by default.
+    """
+    student = building_logits(logits.float()).squeeze(1) / temperature
+    if teacher.ndim != 4 or teacher[:, 0].shape != student.shape:
+        told = f"a teacher's {tuple(teacher.shape)} for logits {tuple(logits.shape)}"
+        raise RecipeError(told, "expected (N, members, H, W) of the same N, H, W")
+    probs = teacher.detach().float()
+    # yes and no are clipped by themselves: 1 - 1e-6 is a coarse number in float32, 1e-6 is not
+    margin = probs.clamp(min=SURE).log() - (1 - probs).clamp(min=SURE).log()
+    soft = (margin / temperature).sigmoid().mean(dim=1)
+    known = torch.ones_like(soft) if valid is None else valid
+    certainty = torch.xlogy(soft, soft) + torch.xlogy(1 - soft, 1 - soft)
+    agreement = soft * F.logsigmoid(student) + (1 - soft) * F.logsigmoid(-student)
+    return temperature**2 * pixel_mean(((certainty - agreement) * known).sum(), known)
+
+
+def pixel_mean(total: Tensor, weights: Tensor) -> Tensor:
+    """Returns a sum over pixels divided by that of their weights (bool: by how many count); 0 when none counts."""
+    return total / weights.sum().clamp(min=1)
+
+
+def _mean_of(values: Tensor, present: Tensor) -> Tensor:
+    """Returns the mean over dimension 0 of those present; 0 when none is."""
+    return (values * present).sum(dim=0) / present.sum(dim=0).clamp(min=1)
+
+
+def _bce(logits: Tensor, truth: Tensor, weights: Tensor, pos_weight: Tensor | None = None) -> Tensor:
+    """Returns the sum of binary cross-entropy x weights."""
+    return F.binary_cross_entropy_with_logits(
+        logits, truth.float(), weight=weights.float(), pos_weight=pos_weight, reduction="sum"
+    )
+
+
+def _binary(
+    logits: Tensor, target: Tensor, ignore: int, channels: tuple[int, ...] = (1, 2, 3)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns logit of yes (float32), truth (bool) and whether it counts (bool), each (N, 1 or 3, H, W).
+
+    All three forms come down to yes or no: softmax over two classes is the sigmoid of their difference.
+    """
+    logits = _fitting(logits, target, channels)
+    logits = building_logits(logits) if logits.shape[1] == 2 else logits
+    target = target.reshape(logits.shape)
+    return logits, target == BUILDING, target != ignore
+
+
+def _fitting(logits: Tensor, target: Tensor, channels: tuple[int, ...]) -> Tensor:
+    """Returns the logits in float32, if they have one of these numbers of channels and fit the target.
+
+    Raises:
+        RecipeError: they do not.
+    """
+    if logits.ndim == 4 and logits.shape[1] in channels:
+        n, count, *size = logits.shape
+        if [*target.shape] == ([n, 3, *size] if count == 3 else [n, *size]):
+            return logits.float()
+    raise RecipeError(
+        f"logits {tuple(logits.shape)} with a target {tuple(target.shape)}, expected "
+        f"{' or '.join(map(str, channels))} channels and a target of that form and size",
+        "a mask (N, H, W) goes with n_out=2, and with n_out=1 save for CrossEntropy; layers (N, 3, H, W) with n_out=3",
+    )

@@ -4,19 +4,21 @@ from typing import Any
 
 from fastai.metrics import Metric
 
-from kit.data.masks import BUILDING, Counts, count
+from kit.data.masks import Counts, count
+from kit.models.targets import building_logits
 
 
 class PooledJaccard(Metric):
-    """fastai metric: the Jaccard index over all pixels of the validation set, argmax over two classes."""
+    """fastai metric: the Jaccard index over all pixels of the validation set, of what is more probable than not."""
 
     def reset(self) -> None:
         """Forgets the counts, at the start of an epoch's validation."""
         self.counts = Counts()
 
     def accumulate(self, learn: Any) -> None:
-        """Adds a batch: `learn.pred` (N, 2, H, W) logits, `learn.y` (N, H, W)."""
-        self.counts += count(learn.pred.argmax(1) == BUILDING, learn.y)
+        """Adds a batch: `learn.pred` logits (N, 1 to 3, H, W); `learn.y` (N, H, W), or (N, 3, H, W) with layers."""
+        footprints = learn.y if learn.y.ndim == 3 else learn.y[:, 0]
+        self.counts += count(building_logits(learn.pred)[:, 0] > 0, footprints)
 
     @property
     def value(self) -> float:

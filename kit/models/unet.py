@@ -1,16 +1,47 @@
-"""The slim DynamicUnet: fastai's decoder pieces on any timm pyramid, at the cost of a plain U-Net."""
+"""U-Nets over timm pyramids: the slim DynamicUnet, affordable over any encoder, and fastai's own beside it."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from fastai.layers import BatchNorm, ConvLayer, PixelShuffle_ICNR, SelfAttention
+from fastai.vision.models.unet import DynamicUnet
 from torch import Tensor, nn
 
 from kit.models.encoders import encoder as build_encoder
 
 RANGE = 255.0  # networks take pixels as they are stored, 0 to 255
+WIDTHS = (256, 128, 64, 32, 16)  # of the decoder, coarsest first; segmentation_models_pytorch's, too
+Attention = Literal["none", "scse"]
+
+
+class SCSE(nn.Module):
+    """Concurrent channel and spatial squeeze and excitation.
+
+    Args:
+        width: channels.
+        reduction: the channel gate squeezes to width / reduction, but not below 4.
+
+    Shape:
+        (N, width, H, W) -> (N, width, H, W)
+
+    Source:
+        Roy 2018 (arXiv 1803.02579); the gated maps are added, as in segmentation_models_pytorch.
+    """
+
+    def __init__(self, width: int, reduction: int = 16) -> None:
+        super().__init__()
+        squeezed = max(4, width // reduction)
+        self.channel = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Conv2d(width, squeezed, 1), nn.ReLU(), nn.Conv2d(squeezed, width, 1)
+        )
+        self.spatial = nn.Conv2d(width, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the features, gated."""
+        gates: Tensor = self.channel(x).sigmoid() + self.spatial(x).sigmoid()
+        return x * gates
 
 
 class UpBlock(nn.Module):
@@ -20,6 +51,7 @@ class UpBlock(nn.Module):
         n_in: channels from below.
         n_skip: channels of the skip; 0 for none.
         width: channels that come out.
+        attention: `scse` gates the joined features and the result.
         blur: blurs the shuffled pixels against checkerboards.
         self_attention: adds a self-attention layer at the end.
 
@@ -30,91 +62,65 @@ class UpBlock(nn.Module):
         fastai.vision.models.unet.UnetBlock, whose width follows its input; here it is given.
     """
 
-    def __init__(self, n_in: int, n_skip: int, width: int, blur: bool = False, self_attention: bool = False) -> None:
+    def __init__(
+        self,
+        n_in: int,
+        n_skip: int,
+        width: int,
+        attention: Attention = "none",
+        blur: bool = False,
+        self_attention: bool = False,
+    ) -> None:
         super().__init__()
         self.up = PixelShuffle_ICNR(n_in, width, blur=blur, norm_type=None)
         self.norm = BatchNorm(n_skip) if n_skip else None
+        self.joined = SCSE(width + n_skip) if attention == "scse" and n_skip else nn.Identity()
         self.convs = nn.Sequential(ConvLayer(width + n_skip, width), ConvLayer(width, width))
-        self.attention = SelfAttention(width) if self_attention else nn.Identity()
+        self.result = nn.Sequential(
+            SCSE(width) if attention == "scse" else nn.Identity(),
+            SelfAttention(width) if self_attention else nn.Identity(),
+        )
 
     def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
         """Returns the features one step finer."""
         x = self.up(x)
         if self.norm is not None and skip is not None:
-            if x.shape[-2:] != skip.shape[-2:]:  # encoders with valid padding
-                x = F.interpolate(x, skip.shape[-2:], mode="nearest")
             x = torch.cat([x, F.relu(self.norm(skip))], dim=1)
-        out: Tensor = self.attention(self.convs(x))
+        out: Tensor = self.result(self.convs(self.joined(x)))
         return out
 
 
-class SlimDynamicUnet(nn.Module):
-    """A U-Net whose decoder is measured from the encoder (dynamic) but as wide as told (slim).
+class PixelNet(nn.Module):
+    """A network from pixels as they are stored to logits of the same size: what all of kit's networks share.
 
-    Pixels go in as they are stored; normalisation is inside, so that whoever holds the network needs nothing else.
-    fastai's own DynamicUnet makes its decoder as wide as the encoder, which costs 2.5 to 43 times a plain U-Net.
+    It reduces, normalises, pads to what the encoder needs, and cuts the logits, so that whoever holds it needs
+    nothing else. Subclasses give `logits`.
 
     Args:
-        encoder: a timm `features_only` model.
-        mean: per channel, 0 to 1, as in timm's `pretrained_cfg`.
-        std: likewise.
-        n_out: classes.
-        widths: channels of the steps up, coarsest first. Fewer steps than the encoder has strides end the decoder
-            early; the logits are then enlarged bilinearly.
-        reduce: averages `reduce` x `reduce` input pixels first: the same network sees more ground per second.
-        blur: see UpBlock.
-        self_attention: on the third step, as in fastai.
+        pyramid: a timm `features_only` model, as `kit.models.encoders.encoder` returns it.
+        reduce: averages `reduce` x `reduce` pixels first: the same network sees more ground per second.
+        encoder_name: for the records.
 
     Shape:
-        (N, 3, H, W) uint8 or float, 0 to 255 -> (N, n_out, H, W) float logits. Sides that are no multiples of
-        `pad_multiple` are padded with their edge, and the logits cut.
-
-    Source:
-        U-Net (Ronneberger 2015, arXiv 1505.04597); fastai's DynamicUnet; ICNR (Aitken 2017, arXiv 1707.02937).
+        (N, 3, H, W) uint8 or float, 0 to 255 -> (N, n_out, H, W) float32 logits. Sides that are no multiples of
+        `pad_multiple` are padded with their edge. Two outputs are classes (background, building); one is the footprint;
+        three are footprint, boundary, contact.
     """
 
     mean: Tensor
     std: Tensor
-    encoder_name = ""
 
-    def __init__(
-        self,
-        encoder: nn.Module,
-        mean: Sequence[float],
-        std: Sequence[float],
-        n_out: int = 2,
-        widths: Sequence[int] = (256, 128, 64, 32, 16),
-        reduce: int = 1,
-        blur: bool = False,
-        self_attention: bool = False,
-    ) -> None:
+    def __init__(self, pyramid: nn.Module, reduce: int = 1, encoder_name: str = "") -> None:
         super().__init__()
-        self.encoder = encoder
-        self.reduce = reduce
-        channels: list[int] = encoder.feature_info.channels()  # type: ignore[operator,union-attr]
-        strides: list[int] = encoder.feature_info.reduction()  # type: ignore[operator,union-attr]
-        self.register_buffer("mean", RANGE * torch.tensor(mean).view(1, 3, 1, 1))
-        self.register_buffer("std", RANGE * torch.tensor(std).view(1, 3, 1, 1))
-        stride = strides[-1]
-        self.pad_multiple = stride * reduce
-        self.neck = ConvLayer(channels[-1], widths[0], ks=1)
-        skips = dict(zip(strides[:-1], channels[:-1], strict=True))
-        self.skip_strides: list[int] = []
-        blocks, n_in = [], widths[0]
-        for step, width in enumerate(widths):
-            stride //= 2
-            self.skip_strides.append(stride)
-            blocks.append(UpBlock(n_in, skips.get(stride, 0), width, blur, self_attention and step == 2))
-            n_in = width
-            if stride == 1:
-                break
-        self.blocks = nn.ModuleList(blocks)
-        self.head = nn.Conv2d(n_in, n_out, 1)
-        self.enlarge = stride * reduce
-        self._strides = strides
+        config: Any = pyramid.pretrained_cfg
+        self.strides: list[int] = pyramid.feature_info.reduction()  # type: ignore[operator,union-attr]
+        self.pad_multiple = self.strides[-1] * reduce
+        self.reduce, self.encoder_name = reduce, encoder_name
+        self.register_buffer("mean", RANGE * torch.tensor(config["mean"]).view(1, 3, 1, 1))
+        self.register_buffer("std", RANGE * torch.tensor(config["std"]).view(1, 3, 1, 1))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns logits."""
+    def forward(self, x: Tensor) -> Any:
+        """Returns logits; while training a network with an auxiliary head, (logits, auxiliary logits)."""
         height, width = x.shape[-2:]
         below, right = -height % self.pad_multiple, -width % self.pad_multiple
         if below or right:
@@ -122,24 +128,151 @@ class SlimDynamicUnet(nn.Module):
         x = (x.float() - self.mean) / self.std
         if self.reduce > 1:
             x = F.avg_pool2d(x, self.reduce)
+        logits = self.logits(x)
+        if not (below or right):
+            return logits
+        if isinstance(logits, tuple):
+            return tuple(part[..., :height, :width] for part in logits)
+        return logits[..., :height, :width]
+
+    def logits(self, x: Tensor) -> Any:
+        """Returns logits of the full size for (N, 3, H, W) float, reduced, normalised, H and W as the encoder needs."""
+        raise NotImplementedError
+
+
+class SlimDynamicUnet(PixelNet):
+    """A U-Net whose decoder is measured from the encoder (dynamic) but as wide as told (slim).
+
+    fastai's own DynamicUnet makes its decoder as wide as the encoder, which costs 2.5 to 43 times a plain U-Net.
+
+    Args:
+        pyramid: see PixelNet.
+        n_out: outputs, see PixelNet.
+        widths: channels of the steps up, coarsest first. Fewer steps than the encoder has strides end the decoder
+            early; the logits are then enlarged bilinearly.
+        reduce: see PixelNet.
+        attention: `scse` in every step, as the seed's EfficientNet-B4.
+        blur: see UpBlock.
+        self_attention: on the third step, as in fastai.
+        auxiliary: a second head on the first step's features, which only training sees (`kit.models.losses.Auxiliary`).
+        encoder_name: for the records.
+
+    Source:
+        U-Net (Ronneberger 2015, arXiv 1505.04597); fastai's DynamicUnet; ICNR (Aitken 2017, arXiv 1707.02937);
+        auxiliary head: PSPNet (Zhao 2017, arXiv 1612.01105).
+    """
+
+    def __init__(
+        self,
+        pyramid: nn.Module,
+        n_out: int = 2,
+        widths: Sequence[int] = WIDTHS,
+        reduce: int = 1,
+        attention: Attention = "none",
+        blur: bool = False,
+        self_attention: bool = False,
+        auxiliary: bool = False,
+        encoder_name: str = "",
+    ) -> None:
+        super().__init__(pyramid, reduce, encoder_name)
+        self.encoder = pyramid
+        channels: list[int] = pyramid.feature_info.channels()  # type: ignore[operator,union-attr]
+        skips = dict(zip(self.strides[:-1], channels[:-1], strict=True))
+        stride = self.strides[-1]
+        self.neck = ConvLayer(channels[-1], widths[0], ks=1)
+        self.skip_strides: list[int] = []
+        blocks, n_in = [], widths[0]
+        for step, width in enumerate(widths):
+            stride //= 2
+            self.skip_strides.append(stride)
+            blocks.append(UpBlock(n_in, skips.get(stride, 0), width, attention, blur, self_attention and step == 2))
+            n_in = width
+            if stride == 1:
+                break
+        self.blocks = nn.ModuleList(blocks)
+        self.head = nn.Conv2d(n_in, n_out, 1)
+        self.enlarge = stride * reduce
+        self.auxiliary = nn.Conv2d(widths[0], n_out, 1) if auxiliary else None
+
+    def logits(self, x: Tensor) -> Any:
+        """Returns logits, or (logits, auxiliary logits), see PixelNet."""
         features = self.encoder(x)
-        by_stride = dict(zip(self._strides, features, strict=True))
-        x = self.neck(features[-1])
+        by_stride = dict(zip(self.strides, features, strict=True))
+        steps = [self.neck(features[-1])]
         for block, stride in zip(self.blocks, self.skip_strides, strict=True):
-            x = block(x, by_stride.get(stride))
-        logits: Tensor = self.head(x).float().contiguous()  # two planes: enlarging them channels_last is twice as slow
-        if self.enlarge > 1:
-            logits = F.interpolate(logits, scale_factor=float(self.enlarge), mode="bilinear", align_corners=False)
-        return logits[..., :height, :width] if below or right else logits
+            steps.append(block(steps[-1], by_stride.get(stride)))
+        logits = enlarged(self.head(steps[-1]), self.enlarge)
+        if self.auxiliary is None or not self.training:
+            return logits
+        return logits, enlarged(self.auxiliary(steps[1]), self.skip_strides[0] * self.reduce)
+
+
+def enlarged(logits: Tensor, factor: int) -> Tensor:
+    """Returns float32 logits `factor` times larger, bilinearly."""
+    logits = logits.float().contiguous()  # a few planes: enlarging them channels_last is twice as slow
+    if factor == 1:
+        return logits
+    return F.interpolate(logits, scale_factor=float(factor), mode="bilinear", align_corners=False)
+
+
+class _Tap(nn.Module):
+    """One map of a pyramid as a layer of a Sequential: the first tap runs the pyramid, the others hand its maps on."""
+
+    def __init__(self, place: int, maps: list[Tensor], pyramid: nn.Module | None = None) -> None:
+        super().__init__()
+        self.place, self.maps, self.pyramid = place, maps, pyramid
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns map `place`."""
+        if self.pyramid is not None:
+            self.maps[:] = self.pyramid(x)
+        return self.maps[self.place]
+
+
+class PlainDynamicUnet(PixelNet):
+    """fastai's DynamicUnet, unchanged, over a timm pyramid.
+
+    fastai looks for skips at the top-level children of an encoder, and finds few or none in most timm models, without
+    a word; here each map of the pyramid is such a child.
+
+    Args:
+        pyramid: see PixelNet.
+        n_out: outputs, see PixelNet.
+        encoder_name: for the records.
+        options: for `fastai.vision.models.unet.DynamicUnet`, such as `blur`, `self_attention`, `last_cross`.
+    """
+
+    def __init__(self, pyramid: nn.Module, n_out: int = 2, encoder_name: str = "", **options: Any) -> None:
+        super().__init__(pyramid, encoder_name=encoder_name)
+        self.maps: list[Tensor] = []
+        taps = [_Tap(place, self.maps, None if place else pyramid) for place in range(len(self.strides))]
+        side_px = 4 * self.pad_multiple
+        self.unet = DynamicUnet(nn.Sequential(*taps), n_out, (side_px, side_px), **options)
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The pyramid, as taps."""
+        taps: nn.Module = self.unet.layers[0]
+        return taps
+
+    def logits(self, x: Tensor) -> Any:
+        """Returns logits, see PixelNet."""
+        logits = self.unet(x).as_subclass(Tensor).float()
+        self.maps.clear()  # a network that holds activations cannot be copied
+        for hook in self.unet.sfs:
+            hook.stored = None
+        return logits
 
 
 def unet(
     encoder: str,
     n_out: int = 2,
-    widths: Sequence[int] = (256, 128, 64, 32, 16),
+    widths: Sequence[int] = WIDTHS,
     reduce: int = 1,
+    attention: Attention = "none",
     blur: bool = False,
     self_attention: bool = False,
+    auxiliary: bool = False,
 ) -> SlimDynamicUnet:
     """Returns a slim DynamicUnet over a timm encoder with the weights of the current `encoder_source`.
 
@@ -148,14 +281,24 @@ def unet(
     Raises:
         EncoderError: see `kit.models.encoders.encoder`.
     """
-    pyramid = build_encoder(encoder)
-    config: Any = pyramid.pretrained_cfg
-    model = SlimDynamicUnet(pyramid, config["mean"], config["std"], n_out, widths, reduce, blur, self_attention)
-    model.encoder_name = encoder
-    return model
+    return SlimDynamicUnet(
+        build_encoder(encoder), n_out, widths, reduce, attention, blur, self_attention, auxiliary, encoder
+    )
 
 
-def split(model: nn.Module) -> list[list[nn.Parameter]]:
-    """Returns the parameter groups for discriminative learning rates: the encoder, and the rest."""
-    own = {id(p) for p in model.encoder.parameters()}  # type: ignore[union-attr]
-    return [list(model.encoder.parameters()), [p for p in model.parameters() if id(p) not in own]]  # type: ignore[union-attr]
+def dynamic_unet(encoder: str, n_out: int = 2, **options: Any) -> PlainDynamicUnet:
+    """Returns fastai's own DynamicUnet over a timm encoder: 2.5 to 43 times the cost of `unet`.
+
+    Args: as for `PlainDynamicUnet`; `encoder` is a timm model name.
+
+    Raises:
+        EncoderError: see `kit.models.encoders.encoder`.
+    """
+    return PlainDynamicUnet(build_encoder(encoder), n_out, encoder, **options)
+
+
+def split(model: PixelNet) -> list[list[nn.Parameter]]:
+    """Returns the parameter groups for discriminative learning rates and `freeze`: the encoder, and the rest."""
+    encoder = list(model.encoder.parameters())  # type: ignore[union-attr]
+    own = {id(p) for p in encoder}
+    return [encoder, [p for p in model.parameters() if id(p) not in own]]

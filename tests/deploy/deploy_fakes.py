@@ -15,7 +15,7 @@ from kit.deploy.export import Exported, export_ensemble
 class TinyNet(nn.Module):
     """As kit's networks: normalises inside, a stride, a skip and an upsampling; sizes are multiples of 16 px."""
 
-    def __init__(self, seed: int = 0, pad_multiple: int = 16) -> None:
+    def __init__(self, seed: int = 0, pad_multiple: int = 16, channels: int = 2) -> None:
         super().__init__()
         torch.manual_seed(seed)
         self.pad_multiple = pad_multiple
@@ -23,7 +23,7 @@ class TinyNet(nn.Module):
         self.register_buffer("std", torch.tensor([58.0, 57.0, 57.5]).view(3, 1, 1))
         self.down = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.SiLU())
         self.deep = nn.Sequential(nn.Conv2d(8, 8, 3, stride=pad_multiple // 2, padding=1), nn.ReLU())
-        self.head = nn.Conv2d(11, 2, 3, padding=1)
+        self.head = nn.Conv2d(11, channels, 3, padding=1)
         self.down[1].running_mean.uniform_(-1, 1)
 
     def forward(self, x: Tensor) -> Tensor:

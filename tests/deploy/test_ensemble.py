@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from kit.deploy.ensemble import VIEWS, Ensemble, unview, view
+from kit.deploy.ensemble import VIEWS, Core, Ensemble, unview, view
 from kit.deploy.export import freeze
 from kit.errors import WeightsError
 
@@ -29,7 +29,7 @@ def test_the_eight_views_differ():
 
 def test_unknown_views():
     with pytest.raises(WeightsError, match="no views 'flip'") as error:
-        Ensemble([TinyNet()], "flip", 16)
+        Ensemble([Core(TinyNet())], "flip", 16)
     assert "flips" in error.value.hint
 
 
@@ -42,13 +42,13 @@ def test_soft_vote_is_the_mean_over_views_and_members():
         both = [net(x.flip(2, 3)).softmax(1).flip(2, 3)[:, 1] for net in nets]
         upside = [net(x.flip(2)).softmax(1).flip(2)[:, 1] for net in nets]
         votes = torch.stack([torch.stack(v).mean(0) for v in zip(plain, flipped, upside, both, strict=True)], dim=1)
-        ensemble = Ensemble(nets, "flips", 16)
+        ensemble = Ensemble([Core(net) for net in nets], "flips", 16)
         torch.testing.assert_close(ensemble.members(x), votes)
         torch.testing.assert_close(ensemble(x), votes.mean(1, keepdim=True))
 
 
 def test_d4_does_not_depend_on_the_orientation():
-    ensemble = Ensemble([TinyNet(1).eval()], "d4", 16)
+    ensemble = Ensemble([Core(TinyNet(1).eval())], "d4", 16)
     x = torch.randint(0, 256, (1, 3, 32, 48), dtype=torch.uint8)
     with torch.inference_mode():
         expected = ensemble(x)
@@ -63,7 +63,7 @@ def test_d4_does_not_depend_on_the_orientation():
 @pytest.mark.parametrize("channels", [3, 4])
 def test_any_size_and_batch(frozen, n: int, height: int, width: int, channels: int):
     x = torch.randint(0, 256, (n, channels, height, width), dtype=torch.uint8)
-    eager = Ensemble([TinyNet(1).eval(), TinyNet(2).eval()], "d4", 16)
+    eager = Ensemble([Core(TinyNet(1).eval()), Core(TinyNet(2).eval())], "d4", 16)
     with torch.inference_mode():
         probability, mask, members = frozen(x), frozen.mask(x), frozen.members(x)
         torch.testing.assert_close(probability, eager(x), atol=1e-5, rtol=0)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kit.deploy import torchscript
 from kit.deploy.card import Card, sha256_of
-from kit.deploy.ensemble import Ensemble
+from kit.deploy.ensemble import Core, Ensemble
 from kit.deploy.export import Exported, eager_probability, export_ensemble
 from kit.errors import WeightsError
 
@@ -70,10 +70,23 @@ def test_parity_is_measured(tiny_weights: Exported):
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (33, 18), (64, 64), (257, 91)])
 def test_the_plain_vote_equals_the_ensemble(views: str, height: int, width: int):
     nets = [TinyNet(1).eval(), TinyNet(2).eval()]
+    ensemble = Ensemble([Core(net) for net in nets], views, 16)
     image = noise(height, width)
     with torch.inference_mode():
-        expected = Ensemble(nets, views, 16)(torch.from_numpy(image).permute(2, 0, 1)[None])[0, 0].numpy()
+        expected = ensemble(torch.from_numpy(image).permute(2, 0, 1)[None])[0, 0].numpy()
     np.testing.assert_allclose(eager_probability(nets, image, views, 16), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_members_of_any_targets_vote_together(tmp_path: Path, channels: int):
+    nets = [TinyNet(1, channels=channels), TinyNet(2)]
+    made = export_ensemble(tmp_path, "w", nets, [record(0), record(1)], "none", "tiny", None, 0.15, [noise(40, 48)])
+    image = torch.from_numpy(noise(32, 48)).permute(2, 0, 1)[None]
+    with torch.inference_mode():
+        probs = torchscript.load(made.path, "cpu").members(image)
+        logits = nets[0].eval()(image)
+    expected = logits.softmax(1)[:, 1] if channels == 2 else logits[:, 0].sigmoid()
+    torch.testing.assert_close(probs[:, 0], expected, atol=1e-5, rtol=0)
 
 
 def test_members_keep_their_state(tmp_path: Path):

