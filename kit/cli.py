@@ -49,6 +49,9 @@ def prepare(
     name: Annotated[str, typer.Option(help="Of the data set; the catalogue's id by default.")] = "",
     grid: Annotated[str, typer.Option(help="z19 (any zoom), 0.1m (any resolution) or native.")] = "z19",
     side: Annotated[int, typer.Option(help="Side of a tile, px.", min=32)] = 1024,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Masks of footprint, boundary and contact, for 3-channel recipes.")
+    ] = False,
     root: Root = HERE,
     debug: Debug = False,
 ) -> None:
@@ -59,7 +62,7 @@ def prepare(
     from kit.data.prepare import prepare as prepare_tiles
 
     paths = Paths(root)
-    made = prepare_tiles(catalog, paths, name, grid, side)
+    made = prepare_tiles(catalog, paths, name, grid, side, layers=layers)
     if made.notice:
         say(f"folds: {made.notice}")
     rows = []
@@ -129,6 +132,10 @@ def run(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1; the best there is by default.")] = "",
     encoder_weights: Annotated[Path | None, typer.Option(help="State dict of the encoder.")] = None,
     pretrained: Annotated[bool, typer.Option(help="Start from ImageNet weights.")] = True,
+    teacher: Annotated[
+        Path | None, typer.Option(help="Weights file that the recipe learns from (distillation).")
+    ] = None,
+    compiled: Annotated[bool, typer.Option("--compile", help="Run the network through torch.compile.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Forget earlier runs of these folds.")] = False,
     root: Root = HERE,
     debug: Debug = False,
@@ -137,13 +144,14 @@ def run(
 
     Example: kit run lite0 --data tier1 --fold 0,1 --minutes 12
     """
-    from kit.models.encoders import Source
+    from kit.models.pretrained import Source
     from kit.pipeline.run import Plan
     from kit.pipeline.run import run as run_recipe
 
     plan = Plan(
         data=data, folds=_folds(fold, all_), minutes=minutes, seed=seed, device=device,
         source=Source(pretrained, encoder_weights), views=views, restart=restart,
+        compiled=compiled, teacher=teacher,
     )  # fmt: skip
     exported = run_recipe(recipe, Paths(root), plan)
     result(str(exported.path))

@@ -14,11 +14,12 @@ from kit.data.prepare import prepare, read_index
 from kit.data.sample import draw_sample
 from kit.deploy.card import Member, sha256_of
 from kit.deploy.export import Exported, export_ensemble
+from kit.deploy.predict import load_weights
 from kit.errors import DataError, RunError
 from kit.models.devices import pick_device
-from kit.models.encoders import Source
+from kit.models.pretrained import Source
 from kit.paths import Paths
-from kit.training.fit import BEST, Result, fit_fold, load_best, read_result, read_settings, rebuild
+from kit.training.fit import BEST, Result, Setup, fit_fold, load_best, read_result, read_settings, rebuild
 from kit.training.recipe import Recipe, load_recipe
 
 PARITY_TILES = 2  # each is predicted twice by every member and view
@@ -37,6 +38,8 @@ class Plan:
         source: where the encoder's weights come from.
         views: of the exported ensemble.
         restart: forgets earlier runs of these folds.
+        compiled: see `Setup`.
+        teacher: an exported weights file, for recipes that learn from one.
     """
 
     data: str = ""
@@ -47,6 +50,8 @@ class Plan:
     source: Source = field(default_factory=Source)
     views: str = "flips"
     restart: bool = False
+    compiled: bool = False
+    teacher: Path | None = None
 
 
 def run(name: str, paths: Paths, plan: Plan) -> Exported:
@@ -64,14 +69,24 @@ def run(name: str, paths: Paths, plan: Plan) -> Exported:
     splits = [split_fold(index, fold, seed=plan.seed, device=device) for fold in folds]  # a wrong fold fails at once
     index_sha256 = sha256_of(paths.data(data) / "index.csv")
     say(f"{recipe.name} on {data}: {len(index)} tiles, folds {', '.join(map(str, folds))}, {device}")
+    setup = _setup(plan, str(device))
     results = []
     for split in splits:
         folder = paths.run(recipe.name, split.number)
         if plan.restart and folder.is_dir():
             rmtree(folder)
-        results.append(fit_fold(recipe, split, folder, data, index_sha256, plan.minutes, plan.source))
+        results.append(fit_fold(recipe, split, folder, data, index_sha256, setup))
     show_scores(results)
     return export([f"{recipe.name}/fold{fold}" for fold in folds], recipe.name, paths, plan.views)
+
+
+def _setup(plan: Plan, device: str) -> Setup:
+    """Returns how the fits are done, the teacher loaded."""
+    if plan.teacher is None:
+        return Setup(plan.minutes, plan.source, plan.compiled)
+    teacher = load_weights(plan.teacher, device)
+    say(f"teacher {plan.teacher.name}: {len(teacher.card.members)} members, views {teacher.card.views}")
+    return Setup(plan.minutes, plan.source, plan.compiled, teacher.module.members, teacher.sha256)
 
 
 def _data(recipe: Recipe, paths: Paths, name: str) -> tuple[str, Any]:

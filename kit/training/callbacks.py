@@ -5,19 +5,20 @@ import json
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import torch
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, CancelStepException
 from safetensors.torch import save_file
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from kit.console import Meter, say
 from kit.data.dataset import Key
-from kit.models.devices import has_fast_bf16
+from kit.models.devices import autocast_dtype
+from kit.models.losses import Lovasz
 from kit.paths import replacing
 
 
@@ -81,57 +82,89 @@ class EMA(Callback):
 
     def before_fit(self) -> None:
         """Starts the average at the present weights."""
-        self.average = AveragedModel(self.model, use_buffers=False)
+        self.average = self._weights()
         self.live: dict[str, torch.Tensor] = {}
+        self.steps = 0
 
     def after_step(self) -> None:
         """Moves the average."""
-        step = int(self.average.n_averaged)
-        self.average.multi_avg_fn = get_ema_multi_avg_fn(min(self.decay, (1 + step) / (10 + step)))
-        self.average.update_parameters(self.model)
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        get_ema_multi_avg_fn(decay)(list(self.average.values()), list(self.model.parameters()), self.steps)
+        self.steps += 1
 
     def before_validate(self) -> None:
         """Puts the average into the model."""
-        self.live = {name: p.detach().clone() for name, p in self.model.named_parameters()}
-        _copy(dict(self.average.module.named_parameters()), self.model)
+        self.live = self._weights()
+        self.model.load_state_dict(self.average, strict=False)
 
     def after_epoch(self) -> None:
         """Puts the live weights back, after RunLog has saved the average, unless this was the last epoch."""
         if self.live and self.epoch < self.n_epoch - 1:
-            _copy(self.live, self.model)
+            self.model.load_state_dict(self.live, strict=False)
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        return {name: p.detach().clone() for name, p in self.model.named_parameters()}
 
 
-def _copy(source: dict[str, torch.Tensor], model: nn.Module) -> None:
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            p.copy_(source[name])
+class LossSwitch(Callback):
+    """Trains, and validates, with another loss from an epoch on; a new fit begins with the first loss again.
+
+    Args:
+        epoch: the first with the other loss, counted from 0.
+        loss: the other one; the Lovasz loss by default, as in the challenge's second place.
+    """
+
+    order = -20  # a Budget measures with the loss that the fit begins with
+
+    def __init__(self, epoch: int = 25, loss: nn.Module | None = None) -> None:
+        self.since, self.later = epoch, Lovasz() if loss is None else loss
+        self.first: nn.Module | None = None
+
+    def before_fit(self) -> None:
+        """Takes an earlier fit's switch back."""
+        if self.first is not None and self.learn.loss_func is self.later:
+            self.learn.loss_func = self.first
+        self.first = self.learn.loss_func
+        self.later.to(self.dls.device)
+
+    def before_epoch(self) -> None:
+        """Switches; a run that goes on after that epoch switches at once."""
+        if self.epoch >= self.since:
+            self.learn.loss_func = self.later
 
 
 class Precision(Callback):
-    """channels_last everywhere, and bf16 autocast where the device multiplies it in hardware.
+    """channels_last everywhere; bfloat16 autocast where the hardware has it, float16 with a scaled loss on other GPUs.
 
     channels_last is faster on CPUs too (depthwise convolutions most of all: a quarter of a step of EfficientNet-Lite0).
     fastai's own MixedPrecision asks for CUDA and does nothing on a CPU, silently.
+
+    Args:
+        dtype: torch.bfloat16, torch.float16 or torch.float32; by default what the device is fastest in.
     """
 
     order = -10
+    NAMES: ClassVar = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype | None = None) -> None:
+        self.wanted = dtype
         self.autocast: Any = None  # the context of the forward pass that is under way
 
     def before_fit(self) -> None:
         """Chooses, once."""
-        self.bf16 = has_fast_bf16(self.dls.device)
+        device = self.dls.device
+        self.dtype = self.wanted or autocast_dtype(device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.model.to(memory_format=torch.channels_last)
 
     @property
     def name_of_precision(self) -> str:
-        """For the settings: `bf16 channels_last` or `fp32 channels_last`."""
-        return f"{'bf16' if self.bf16 else 'fp32'} channels_last"
+        """For the settings, for example `bf16 channels_last`."""
+        return f"{self.NAMES[self.dtype]} channels_last"
 
     def context(self) -> Any:
         """Returns the autocast context of a forward pass."""
-        return torch.autocast(self.dls.device.type, torch.bfloat16, enabled=self.bf16)
+        return torch.autocast(self.dls.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def before_batch(self) -> None:
         """Enters autocast for the forward pass."""
@@ -142,16 +175,46 @@ class Precision(Callback):
     def after_pred(self) -> None:
         """Leaves it: the loss is float32."""
         self._leave()
-        self.learn.pred = self.pred.float()
+        self.learn.pred = as_float32(self.pred)
+
+    def before_backward(self) -> None:
+        """Scales the loss, so that float16 gradients do not vanish."""
+        self.learn.loss_grad = self.scaler.scale(self.loss_grad)
+
+    def before_step(self) -> None:
+        """Scales the gradients back, and skips a step whose gradients overflowed."""
+        if self.scaler.is_enabled():
+            self.skipped = True
+            self.scaler.step(self)
+            if self.skipped:
+                raise CancelStepException
+
+    @property
+    def param_groups(self) -> Any:
+        """What GradScaler asks of an optimizer."""
+        return self.opt.param_groups
+
+    def step(self, *_: Any, **__: Any) -> None:
+        """Called by GradScaler where no gradient overflowed; the real step follows."""
+        self.skipped = False
+
+    def after_step(self) -> None:
+        """Adapts the scale."""
+        self.scaler.update()
 
     def after_fit(self) -> None:
-        """Leaves it also when a batch was cut short."""
+        """Leaves autocast also when a batch was cut short."""
         self._leave()
 
     def _leave(self) -> None:
         if self.autocast is not None:
             self.autocast.__exit__(None, None, None)
             self.autocast = None
+
+
+def as_float32(pred: Any) -> Any:
+    """Returns logits, or a tuple of them, in float32."""
+    return tuple(part.float() for part in pred) if isinstance(pred, tuple) else pred.float()
 
 
 class Budget(Callback):
@@ -213,7 +276,10 @@ class Budget(Callback):
         images, masks = (torch.stack(parts).to(device) for parts in zip(*(dataset[key] for key in keys), strict=True))
         with self.learn.precision.context():
             pred = self.model(images.contiguous(memory_format=torch.channels_last))
-        loss: torch.Tensor = self.learn.loss_func(pred.float(), masks)
+        pred = as_float32(pred)
+        loss: torch.Tensor = self.learn.loss_func(pred, masks)
+        if distillation := getattr(self.learn, "distillation", None):  # what it adds takes its time, too
+            loss = distillation.joined(loss, pred, images, masks)
         return loss
 
 

@@ -4,7 +4,8 @@ import hashlib
 import json
 import random
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from fastai.callback.progress import ProgressCallback
 from fastai.data.core import DataLoaders
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from kit import __version__
 from kit.console import say
@@ -22,7 +23,7 @@ from kit.data.dataset import Fold
 from kit.data.masks import Counts, pool
 from kit.errors import RunError
 from kit.models.devices import keep_freed_memory
-from kit.models.encoders import Source, encoder_source, weights_used
+from kit.models.pretrained import Source, encoder_source, weights_used
 from kit.paths import replacing
 from kit.training.callbacks import Budget, Precision, RunLog
 from kit.training.curves import draw_curves
@@ -31,7 +32,26 @@ from kit.training.recipe import Recipe
 
 SETTINGS, RESULT, BEST = "settings.json", "result.json", "best.safetensors"
 # settings that make two runs the same; the rest is told, not compared
-IDENTITY = ("recipe_sha256", "data", "data_sha256", "fold", "seed", "minutes", "encoder_source")
+IDENTITY = ("recipe_sha256", "data", "data_sha256", "fold", "seed", "minutes", "encoder_source", "teacher_sha256")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How fits are done, beside what the recipe says.
+
+    Args:
+        minutes: wall time of a fit; 0 lets the recipe decide.
+        source: where the encoder's weights come from.
+        compiled: runs the network through torch.compile, which takes minutes to start and pays on GPUs.
+        teacher: members' probabilities for pixels, see `Distillation`; for recipes that learn from one.
+        teacher_sha256: checksum of the teacher's file.
+    """
+
+    minutes: float = 0.0
+    source: Source = field(default_factory=Source)
+    compiled: bool = False
+    teacher: Callable[[Tensor], Tensor] | None = None
+    teacher_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,9 +111,7 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def fit_fold(
-    recipe: Recipe, fold: Fold, folder: Path, data: str, data_sha256: str, minutes: float, source: Source
-) -> Result:
+def fit_fold(recipe: Recipe, fold: Fold, folder: Path, data: str, data_sha256: str, setup: Setup) -> Result:
     """Trains one fold into `folder`, or returns the result that is there already.
 
     Args:
@@ -102,11 +120,10 @@ def fit_fold(
         folder: of the run.
         data: name of the data set, for the settings.
         data_sha256: of its index.
-        minutes: wall time of the fit; 0 lets the recipe decide.
-        source: where the encoder's weights come from.
+        setup: how.
 
     Raises:
-        RunError: the folder holds a run with other settings.
+        RunError: the folder holds a run with other settings, or the recipe and `setup.teacher` do not agree.
     """
     settings: dict[str, Any] = {
         "kit_version": __version__,
@@ -117,8 +134,10 @@ def fit_fold(
         "data_sha256": data_sha256,
         "fold": fold.number,
         "seed": fold.seed,
-        "minutes": minutes,
-        "encoder_source": str(source.file) if source.file else ("pretrained" if source.pretrained else "random"),
+        "minutes": setup.minutes,
+        "encoder_source": _in_words(setup.source),
+        "teacher_sha256": setup.teacher_sha256,
+        "compiled": setup.compiled,
         "gsd_m": round(float(fold.train["gsd_m"].median()), 6),
     }
     earlier = _earlier(folder, settings)
@@ -126,11 +145,10 @@ def fit_fold(
     if earlier and finished:
         say(f"{recipe.name} fold {fold.number}: finished before, kept")
         return finished
-    learn = _build(recipe, fold, folder, settings, source)
-    budget = Budget(minutes, steps=earlier.get("steps_per_epoch", 0)) if minutes else None
-    learn.add_cbs(
-        [Precision(), RunLog(folder, f"{recipe.name} fold {fold.number}", settings), *([budget] if budget else [])]
-    )
+    learn = _build(recipe, fold, folder, settings, setup)
+    learn.add_cbs([Precision(), RunLog(folder, f"{recipe.name} fold {fold.number}", settings)])
+    if setup.minutes:
+        learn.add_cb(Budget(setup.minutes, steps=earlier.get("steps_per_epoch", 0)))
     start = time.monotonic()
     recipe.fit(learn)
     seconds = time.monotonic() - start
@@ -157,13 +175,39 @@ def _earlier(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     return earlier
 
 
-def _build(recipe: Recipe, fold: Fold, folder: Path, settings: dict[str, Any], source: Source) -> Any:
-    """Returns the recipe's Learner, on the fold's device and silent: kit shows the progress."""
+def _in_words(source: Source) -> str:
+    return str(source.file) if source.file else ("pretrained" if source.pretrained else "random")
+
+
+def build(recipe: Recipe, fold: Fold, setup: Setup) -> Any:
+    """Returns the recipe's Learner, on the fold's device and silent: kit shows the progress.
+
+    Raises:
+        RunError: the recipe and `setup.teacher` do not agree.
+    """
     keep_freed_memory()
     seed_everything(fold.seed)
-    with encoder_source(source):
+    with encoder_source(setup.source):
         dls = recipe.data(fold)
         learn = recipe.learner(dls)
+    learn.model.to(fold.device)
+    if setup.compiled:
+        learn.model.compile()  # in place: the names of its tensors stay
+    learn.remove_cbs([cb for cb in learn.cbs if isinstance(cb, ProgressCallback)])
+    learn.logger = lambda _: None
+    if hasattr(learn, "distillation"):
+        learn.distillation.teacher = setup.teacher
+    elif setup.teacher:
+        raise RunError(
+            f"{recipe.name} learns from no teacher", "leave --teacher out, or add Distillation() to its callbacks"
+        )
+    return learn
+
+
+def _build(recipe: Recipe, fold: Fold, folder: Path, settings: dict[str, Any], setup: Setup) -> Any:
+    """Returns `build`'s Learner, with what was found out in the settings, and makes the run's folder."""
+    learn = build(recipe, fold, setup)
+    dls = learn.dls
     settings |= {
         "encoder": learn.model.encoder_name,
         "encoder_weights": weights_used(),
@@ -175,9 +219,6 @@ def _build(recipe: Recipe, fold: Fold, folder: Path, settings: dict[str, Any], s
     }
     say(f"{recipe.name} fold {fold.number}: {settings['encoder']}, encoder weights from {settings['encoder_weights']}")
     folder.mkdir(parents=True, exist_ok=True)
-    learn.model.to(fold.device)
-    learn.remove_cbs([cb for cb in learn.cbs if isinstance(cb, ProgressCallback)])
-    learn.logger = lambda _: None
     return learn
 
 

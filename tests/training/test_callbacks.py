@@ -1,8 +1,18 @@
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from fastai.callback.core import Callback
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
+from fastai.learner import Learner
+from fastai.optimizer import SGD
+from torch import nn
 
-from kit.training.callbacks import BalancedSampler
+from kit.models.losses import CrossEntropy, Dice, Lovasz
+from kit.training.callbacks import BalancedSampler, LossSwitch
 
 
 def make_rows(sizes: dict[str, int]) -> pd.DataFrame:
@@ -37,3 +47,61 @@ def test_the_draw_depends_on_seed_and_epoch_alone():
     assert sampler.draw(rows, 1, 2, 50) != sampler.draw(rows, 1, 3, 50)
     assert sampler.draw(rows, 1, 2, 50) != sampler.draw(rows, 2, 2, 50)
     assert [place for place, _ in sampler.draw(rows, 1, 2, 50)] == list(range(50))
+
+
+class LossNames(Callback):
+    order = 90
+
+    def before_fit(self):
+        self.names = []
+
+    def after_loss(self):
+        self.names.append((self.epoch, self.training, type(self.loss_func).__name__))
+
+
+def make_learner(*cbs: Callback) -> Any:
+    rows = [(torch.zeros(3, 8, 8), torch.ones(8, 8, dtype=torch.int64))] * 2
+    loaders = DataLoaders(DataLoader(rows, bs=2), DataLoader(rows, bs=2), device=torch.device("cpu"))
+    learn = Learner(loaders, nn.Conv2d(3, 2, 1), CrossEntropy(), opt_func=SGD, cbs=[LossNames(), *cbs])
+    learn.logger = lambda _: None
+    return learn
+
+
+def names(first: str, second: str, since: int, epochs: range) -> list[tuple[int, bool, str]]:
+    return [(n, training, second if n >= since else first) for n in epochs for training in (True, False)]
+
+
+def test_the_loss_switches_at_an_epoch_and_back_for_a_new_fit():
+    learn = make_learner(LossSwitch(2))
+    for _ in range(2):
+        learn.fit(4)
+        assert learn.loss_names.names == names("CrossEntropy", "Lovasz", 2, range(4))
+    learn.fit(1)
+    assert learn.loss_names.names == names("CrossEntropy", "Lovasz", 2, range(1))
+
+
+def test_a_new_first_loss_is_kept():
+    learn = make_learner(LossSwitch(1, Dice()))
+    learn.fit(2)
+    learn.loss_func = Lovasz()
+    for _ in range(2):
+        learn.fit(2)
+        assert learn.loss_names.names == names("Lovasz", "Dice", 1, range(2))
+
+
+def test_a_run_that_goes_on_has_the_switched_loss():
+    learn = make_learner(LossSwitch(2, Dice()))
+    learn.fit(4, start_epoch=3)
+    assert learn.loss_names.names == names("CrossEntropy", "Dice", 2, range(3, 4))
+
+
+def test_a_switch_to_the_same_loss_changes_nothing():
+    learn = make_learner()
+    learn.add_cb(LossSwitch(0, learn.loss_func))
+    learn.fit(2)
+    assert learn.loss_names.names == names("CrossEntropy", "CrossEntropy", 0, range(2))
+
+
+def test_the_seed_switches_to_lovasz_at_epoch_25():
+    switch = LossSwitch()
+    assert (switch.since, type(switch.later)) == (25, Lovasz)

@@ -120,7 +120,10 @@ def test_minutes_become_steps_once(workplace: Path, cli: Cli):
     assert json.loads((workplace / "runs/tiny/fold0/settings.json").read_text())["steps_per_epoch"] == steps
 
 
-def test_bf16_is_used_where_the_machine_has_it(workplace: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("dtype", "name"), [(torch.bfloat16, "bf16"), (torch.float16, "fp16")])
+def test_half_precision_where_the_machine_has_it(
+    workplace: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, name: str
+):
     import kit.training.callbacks as callbacks
 
     seen = set()
@@ -130,15 +133,15 @@ def test_bf16_is_used_where_the_machine_has_it(workplace: Path, cli: Cli, monkey
         self.model.blocks[0].register_forward_hook(lambda _, __, out: seen.add(out.dtype))
         return context(self)
 
-    monkeypatch.setattr(callbacks, "has_fast_bf16", lambda device: True)
+    monkeypatch.setattr(callbacks, "autocast_dtype", lambda device: dtype)
     monkeypatch.setattr(callbacks.Precision, "context", watched)
     code, _, err = cli("run", "tiny", "--root", workplace, "--no-pretrained", "--fold", "0")
     assert code == 0, err
-    assert seen == {torch.bfloat16}
+    assert seen == {dtype}
     folder = workplace / "runs/tiny/fold0"
-    assert json.loads((folder / "settings.json").read_text())["precision"] == "bf16 channels_last"
+    assert json.loads((folder / "settings.json").read_text())["precision"] == f"{name} channels_last"
     assert np.isfinite(pd.read_csv(folder / "log.csv")[["train_loss", "valid_loss"]]).all(axis=None)
-    assert all(value.dtype != torch.bfloat16 for value in load_file(folder / "best.safetensors").values())
+    assert all(value.dtype != dtype for value in load_file(folder / "best.safetensors").values())
 
 
 def test_all_trains_without_holding_out(workplace: Path, cli: Cli):

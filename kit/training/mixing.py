@@ -1,0 +1,94 @@
+"""fastai callbacks that mix the images of a training batch, masks included."""
+
+import math
+
+import numpy as np
+import torch
+from fastai.callback.core import Callback
+from torch import Tensor
+
+
+class _Mixing(Callback):
+    """Draws that depend on (seed, epoch, iteration) alone; nothing is mixed while validating.
+
+    Images are (N, 3, H, W) uint8 or float, 0 to 255; targets masks (N, H, W) or layers (N, 3, H, W).
+    """
+
+    run_valid = False
+    stream = 0  # draws of its own for each kind of mixing, so that two kinds in one fit are independent
+
+    def random(self) -> np.random.Generator:
+        """Returns the batch's generator."""
+        return np.random.default_rng([self.dls.train.dataset.seed, self.epoch, self.iter, self.stream])
+
+    def partners(self, random: np.random.Generator) -> Tensor:
+        """Returns which image each one is mixed with: a permutation of the batch, int64 (N,)."""
+        return torch.from_numpy(random.permutation(len(self.x))).to(self.x.device)
+
+
+class MixUp(_Mixing):
+    """Trains on a weighted mean of two images, with the same mean of the losses of both their masks.
+
+    Args:
+        alpha: the weight is drawn from Beta(alpha, alpha), once a batch; small values leave most images nearly alone.
+
+    Source:
+        Zhang 2018, arXiv 1710.09412.
+    """
+
+    order = -15  # before Precision, which needs the last word on the memory format; after CutMix
+    stream = 1
+
+    def __init__(self, alpha: float = 0.4) -> None:
+        self.alpha = alpha
+
+    def before_batch(self) -> None:
+        """Mixes the images, which become float32."""
+        random = self.random()
+        self.share = float(random.beta(self.alpha, self.alpha))
+        partners = self.partners(random)
+        self.learn.xb = (torch.lerp(self.x[partners].float(), self.x.float(), self.share),)
+        self.other = self.y[partners]
+
+    def after_loss(self) -> None:
+        """Mixes the losses; whatever the loss function is by now, it is left as it is."""
+        other = self.loss_func(self.pred, self.other)
+        self.learn.loss_grad = torch.lerp(other, self.learn.loss_grad, self.share)
+        self.learn.loss = self.learn.loss_grad.clone()
+
+
+class CutMix(_Mixing):
+    """Pastes a rectangle of another image, and the same rectangle of its mask.
+
+    Args:
+        alpha: the share of the image that stays is drawn from Beta(alpha, alpha); 1 is uniform.
+        probability: 0 to 1, of a batch to be mixed at all.
+
+    Source:
+        Yun 2019, arXiv 1905.04899; for segmentation, with masks cut alike, French 2020, arXiv 1906.01916.
+    """
+
+    order = -16  # before MixUp, which then sees the masks that belong to the images
+    stream = 2
+
+    def __init__(self, alpha: float = 1.0, probability: float = 0.5) -> None:
+        self.alpha, self.probability = alpha, probability
+
+    def rectangle(self, random: np.random.Generator, height: int, width: int) -> tuple[slice, slice]:
+        """Returns rows and columns of the rectangle, px; centred anywhere, and cut where it leaves the image."""
+        side = math.sqrt(1 - random.beta(self.alpha, self.alpha))  # of the image's sides
+        rows, columns = round(height * side), round(width * side)
+        top, left = random.integers(height) - rows // 2, random.integers(width) - columns // 2
+        return slice(max(0, top), max(0, top + rows)), slice(max(0, left), max(0, left + columns))
+
+    def before_batch(self) -> None:
+        """Mixes images and masks."""
+        random = self.random()
+        if random.random() >= self.probability:
+            return
+        rows, columns = self.rectangle(random, *self.x.shape[-2:])
+        partners = self.partners(random)
+        image, target = self.x.clone(), self.y.clone()  # the loader's own stay as they are
+        image[..., rows, columns] = self.x[..., rows, columns][partners]
+        target[..., rows, columns] = self.y[..., rows, columns][partners]
+        self.learn.xb, self.learn.yb = (image,), (target,)
