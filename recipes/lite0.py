@@ -45,10 +45,10 @@ def data(fold: Fold) -> fv.DataLoaders:
     return dataloaders(fold, AUGMENT, BATCH)
 
 
-def learner(dls: fv.DataLoaders, crops_per_tile: float = CROPS_PER_TILE) -> fv.Learner:
+def learner(dls: fv.DataLoaders, encoder: str = ENCODER, crops_per_tile: float = CROPS_PER_TILE) -> fv.Learner:
     return fv.Learner(
         dls,
-        unet(ENCODER, widths=WIDTHS, reduce=REDUCE),
+        unet(encoder, widths=WIDTHS, reduce=REDUCE),
         CrossEntropy(),
         opt_func=partial(fv.OptimWrapper, opt=torch.optim.AdamW, fused=True),  # fastai's own takes three times as long
         splitter=split,

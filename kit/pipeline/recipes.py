@@ -1,33 +1,62 @@
-"""What each recipe costs, without data."""
+"""What each recipe costs, without data and without computing."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from kit.console import track
 from kit.paths import Paths
 from kit.training.fit import rebuild
-from kit.training.recipe import known_recipes, load_recipe
+from kit.training.recipe import Recipe, known_recipes, load_recipe
 
 SIDE_PX = 512
 
 
-def describe_recipes(paths: Paths) -> list[dict[str, object]]:
-    """Returns a row per recipe: recipe, encoder, params_m (millions), gflop_512, purpose.
+@dataclass(frozen=True)
+class Cost:
+    """What a recipe's network costs.
 
-    FLOP are multiplications and additions as torch's counter counts them, for one 512 x 512 image, encoder to logits.
+    Args:
+        encoder: timm name.
+        params_m: parameters, millions.
+        gflop_512: multiplications and additions as torch's counter counts them, for one 512 x 512 image, encoder to
+            logits.
     """
-    rows: list[dict[str, object]] = []
-    for name in sorted(known_recipes(paths)):
-        recipe = load_recipe(name, paths)
+
+    encoder: str
+    params_m: float
+    gflop_512: float
+
+
+class _NormsAreFree(TorchFunctionMode):
+    """Hands batch norms' input on: they are not counted, and on the meta device each takes milliseconds of Python."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return args[0] if func is F.batch_norm else func(*args, **(kwargs or {}))
+
+
+def cost_of(recipe: Recipe) -> Cost:
+    """Returns the cost of a recipe's network, counted on the meta device: shapes alone."""
+    with _NormsAreFree(), torch.device("meta"):
         model = rebuild(recipe).model.eval()
-        with FlopCounterMode(display=False) as counter, torch.inference_mode():
-            model(torch.zeros(1, 3, SIDE_PX, SIDE_PX))
-        rows.append(
-            {
-                "recipe": name,
-                "encoder": model.encoder_name,
-                "params_m": round(sum(p.numel() for p in model.parameters()) / 1e6, 2),
-                "gflop_512": round(counter.get_total_flops() / 1e9, 2),
-                "purpose": recipe.purpose,
-            }
-        )
+        image = torch.zeros(1, 3, SIDE_PX, SIDE_PX)
+    with _NormsAreFree(), FlopCounterMode(display=False) as counter, torch.inference_mode():
+        model(image)
+    params = sum(p.numel() for p in model.parameters())
+    return Cost(model.encoder_name, round(params / 1e6, 2), round(counter.get_total_flops() / 1e9, 2))
+
+
+def describe_recipes(paths: Paths) -> list[dict[str, object]]:
+    """Returns a row per recipe: recipe, encoder, params_m (millions), gflop_512, purpose."""
+    rows: list[dict[str, object]] = []
+    for name in track(sorted(known_recipes(paths)), "counted recipes"):
+        recipe = load_recipe(name, paths)
+        rows.append({"recipe": name, **vars(cost_of(recipe)), "purpose": recipe.purpose})
     return rows

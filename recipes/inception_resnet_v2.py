@@ -1,0 +1,16 @@
+"""Inception-ResNet-v2 with hard augmentation: the winner's heavy encoder, at 0.1 m.
+
+kit prepare train_tier_1 --name tier1_10cm --grid 0.1m && kit run inception_resnet_v2 --data tier1_10cm
+
+Its convolutions have valid padding in timm; kit pads them, so that its maps lie on the image.
+"""
+
+from functools import partial
+
+import recipes.efficientnet_b1 as parent
+
+ENCODER = "inception_resnet_v2.tf_ens_adv_in1k"
+
+data = parent.data
+learner = partial(parent.learner, encoder=ENCODER)
+fit = parent.fit
