@@ -121,6 +121,27 @@ def recipes(as_json: Json = False, root: Root = HERE, debug: Debug = False) -> N
 
 
 @app.command()
+def check(
+    recipe: Annotated[str, typer.Argument(help="A name (see kit recipes) or a path.")],
+    data: Annotated[str, typer.Option(help="The data set; the only one by default, else some is drawn.")] = "",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1; the best there is by default.")] = "",
+    compiled: Annotated[bool, typer.Option("--compile", help="Run the network through torch.compile.")] = False,
+    tiny: Annotated[bool, typer.Option("--tiny", help="Tiny crops: seconds, and no estimates.")] = False,
+    root: Root = HERE,
+    debug: Debug = False,
+) -> None:
+    """Try a recipe out: shapes, cost, memory, time per epoch and fold, one export, a sheet of its crops.
+
+    Example: kit check efficientnet_b4
+    """
+    from kit.pipeline.check import check as check_recipe
+
+    checked = check_recipe(recipe, Paths(root), data, device, compiled, tiny)
+    table(("of the recipe", recipe), checked.rows)
+    result(str(checked.sheet))
+
+
+@app.command()
 def run(
     recipe: Annotated[str, typer.Argument(help="A name (see kit recipes) or a path.")],
     data: Annotated[str, typer.Option(help="The data set; the only one by default.")] = "",

@@ -21,7 +21,7 @@ PLAIN_EVERY_S = 10.0  # a log file gets a progress line no more often than this
 def _stderr() -> "Console":
     from rich.console import Console
 
-    return Console(file=sys.stderr, soft_wrap=True, highlight=False)
+    return Console(file=sys.stderr, soft_wrap=True, highlight=False, emoji=False)
 
 
 def say(text: str) -> None:

@@ -47,6 +47,10 @@ class Paths:
         """The folder of one fold of one recipe; `fold` is a number or `all`."""
         return self.root / "runs" / recipe / f"fold{fold}"
 
+    def check_sheet(self, recipe: str) -> Path:
+        """The picture that `kit check` draws of a recipe's crops."""
+        return self.root / "runs" / recipe / "check.png"
+
     def submission(self, name: str) -> Path:
         """The folder of one submission."""
         return self.root / "submissions" / name

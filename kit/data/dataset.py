@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from rasterio.errors import RasterioIOError
 from torch import Tensor
 
-from kit.data.masks import LAYERS
+from kit.data.masks import IGNORE, LAYERS
 from kit.errors import DataError
 
 MEMORY_BYTES = 2 << 30  # tiles of a fold up to this size are read once and kept, shared by the loader's workers
+
+MIN_KNOWN, TRIES = 0.1, 6  # a crop with less imagery is drawn again: tiles at a scene's edge are mostly empty
 
 Key = tuple[int, int]  # place in the epoch's draw, row of the index
 
@@ -130,13 +132,23 @@ class TileDataset:
         place, row = key if isinstance(key, tuple) else (key, key)
         image, mask = self.read(row)
         if self.transform is not None:
-            seeds = np.random.SeedSequence([self.seed, self.epoch, place])
-            self.transform.set_random_seed(int(seeds.generate_state(1)[0]))
-            augmented = self.transform(image=image, mask=mask)
-            image, mask = augmented["image"], augmented["mask"]
+            image, mask = self._augmented(image, mask, place)
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         truth = np.moveaxis(mask, -1, 0) if self.layers else mask
         return pixels, torch.from_numpy(np.ascontiguousarray(truth, np.int64))
+
+    def _augmented(
+        self, image: NDArray[np.uint8], mask: NDArray[np.uint8], place: int
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Returns image and mask, augmented: drawn again, a few times at most, where nearly all is no data."""
+        assert self.transform is not None
+        for attempt in range(TRIES):
+            seeds = np.random.SeedSequence([self.seed, self.epoch, place, attempt])
+            self.transform.set_random_seed(int(seeds.generate_state(1)[0]))
+            made = self.transform(image=image, mask=mask)
+            if (made["mask"] != IGNORE).mean() >= MIN_KNOWN:
+                break
+        return made["image"], made["mask"]
 
 
 def dataloaders(

@@ -5,7 +5,8 @@ import importlib.util
 import inspect
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -84,6 +85,14 @@ class Recipe:
         return made
 
 
+@contextmanager
+def strict_augmentation() -> Iterator[None]:
+    """Makes an unknown argument of an augmentation an error: albumentations only warns, and ignores it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*not valid for transform.*")
+        yield
+
+
 def _where(cause: BaseException, path: Path) -> str:
     lines = [f.lineno for f in traceback.extract_tb(cause.__traceback__) if Path(f.filename) == path]
     return f" at line {lines[-1]}" if lines else ""
@@ -124,9 +133,7 @@ def load_recipe(name: str, paths: Paths) -> Recipe:
         raise RecipeError(f"{path} is no Python file", "expected recipes/NAME.py")
     module = importlib.util.module_from_spec(spec)
     try:
-        with warnings.catch_warnings():
-            # albumentations only warns of an argument that it does not know, and ignores it
-            warnings.filterwarnings("error", message=".*not valid for transform.*")
+        with strict_augmentation():
             spec.loader.exec_module(module)
     except KitError:
         raise

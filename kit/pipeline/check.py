@@ -1,0 +1,266 @@
+"""A recipe tried out before it costs days: built, stepped, exported, estimated, its crops drawn."""
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from fastai.callback.core import Callback, CancelFitException, CancelValidException
+
+from kit.console import say
+from kit.data.dataset import Fold, split_fold
+from kit.data.masks import IGNORE
+from kit.data.prepare import prepare, read_index
+from kit.data.sample import draw_sample
+from kit.deploy.card import Card, Member
+from kit.deploy.export import export_ensemble
+from kit.errors import RecipeError
+from kit.models.devices import pick_device
+from kit.models.pretrained import Source
+from kit.paths import Paths
+from kit.pipeline.recipes import SIDE_PX, Cost, cost_of
+from kit.training.callbacks import Precision
+from kit.training.fit import Setup, build, rebuild
+from kit.training.pictures import crop_sheet, save_png
+from kit.training.recipe import Recipe, load_recipe, strict_augmentation
+
+STEPS, ENOUGH_S = 4, 30.0  # the first step is a warm-up; a slow one after it is enough
+TINY_CROPS, SHEET_CROPS = 2, 12
+DRAWN_SHRINK = 2  # the drawn scenes need not be large
+TIER_1_TILES, TIER_1_FOLDS = 16_246, 5  # the challenge's, at 0.1 m
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was found out about a recipe.
+
+    Args:
+        rows: what, and its value in words.
+        sheet: picture of augmented crops.
+    """
+
+    rows: list[tuple[str, str]]
+    sheet: Path
+
+
+class Trial(Callback):
+    """Lets a recipe's own fit run for a few steps, and notes what they say.
+
+    Args:
+        tiny: the network sees two crops, cut to the smallest side that it takes with a margin; one step.
+    """
+
+    order = -40  # before all others: what they see is cut already
+    run_valid = False
+
+    def __init__(self, tiny: bool) -> None:
+        self.tiny = tiny
+        self.epochs = 0
+        self.seconds: list[float] = []
+
+    def before_fit(self) -> None:
+        """Adds this fit's epochs: a recipe may fit more than once."""
+        self.epochs += self.n_epoch
+
+    def before_validate(self) -> None:
+        """Leaves validation out: of few tiles an epoch is soon over."""
+        raise CancelValidException
+
+    def before_batch(self) -> None:
+        """Starts the clock; cuts the batch to the middle of the crops of which most is known."""
+        if self.tiny:
+            best = (self.y == IGNORE).flatten(1).sum(1).argsort()[:TINY_CROPS]
+            side = 2 * self.model.pad_multiple
+            top, left = ((size - side) // 2 for size in self.x.shape[-2:])
+            middle = (best, ..., slice(top, top + side), slice(left, left + side))
+            self.learn.xb, self.learn.yb = (self.x[middle],), (self.y[middle],)
+        self.image, self.target = self.x, self.y
+        self.start = time.perf_counter()
+
+    def after_pred(self) -> None:
+        """Notes the shapes of the logits."""
+        self.outputs = self.pred if isinstance(self.pred, tuple) else (self.pred,)
+
+    def after_backward(self) -> None:
+        """Notes which parameters the loss does not reach."""
+        self.unreached = [name for name, p in self.model.named_parameters() if p.requires_grad and p.grad is None]
+
+    def after_batch(self) -> None:
+        """Stops the clock, and the fit after enough steps."""
+        self.last_loss = self.loss.item()  # waits for the device
+        self.seconds.append(time.perf_counter() - self.start)
+        self.steps_per_epoch = len(self.dls.train)
+        slow = len(self.seconds) > 1 and sum(self.seconds) > ENOUGH_S
+        if self.tiny or slow or len(self.seconds) == STEPS:
+            raise CancelFitException
+
+
+def check(
+    name: str, paths: Paths, data: str = "", device: str = "", compiled: bool = False, tiny: bool = False
+) -> Checked:
+    """Builds a recipe with random encoder weights, trains a few steps, exports it, and says what to expect.
+
+    Args:
+        name: of the recipe, or its path.
+        paths: of the working root.
+        data: name of the data set; the only one by default; where there is none, some is drawn.
+        device: empty for the best there is.
+        compiled: through torch.compile.
+        tiny: with tiny crops, in seconds, and without estimates.
+
+    Raises:
+        RecipeError: an argument of an augmentation would be ignored, the loss is not finite, or the recipe fails.
+        KitError: see the stages.
+    """
+    recipe = load_recipe(name, paths)
+    with _data(paths, data) as (data_name, index), strict_augmentation():
+        fold = split_fold(index, int(index["fold"].min()), device=pick_device(device), workers=0)
+        return _tried(recipe, fold, data_name, paths, compiled, tiny)
+
+
+@contextmanager
+def _data(paths: Paths, name: str) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yields a data set's name and index.
+
+    Where there is none, some tiles are drawn, listed over and over until they are as many as the challenge's, and
+    removed in the end: estimates are then for the challenge.
+    """
+    if name or paths.data_names():
+        yield read_index(paths, name)
+        return
+    say("no data set here: drawing some tiles")
+    with TemporaryDirectory() as folder:
+        root = Path(folder)
+        draw_sample(root / "sample", shrink=DRAWN_SHRINK)
+        prepare(root / "sample" / "train_tier_1", Paths(root), grid="native", layers=True)
+        _, index = read_index(Paths(root))
+        places = np.arange(TIER_1_TILES)
+        yield "the challenge's tier 1", index.iloc[places % len(index)].assign(fold=places % TIER_1_FOLDS)
+
+
+def _tried(recipe: Recipe, fold: Fold, data: str, paths: Paths, compiled: bool, tiny: bool) -> Checked:
+    learn = build(recipe, fold, Setup(source=Source(pretrained=False), compiled=compiled))
+    if hasattr(learn, "distillation"):
+        learn.distillation.teacher = _undecided
+    trial = Trial(tiny)
+    learn.add_cbs([Precision(), trial])
+    sheet = paths.check_sheet(recipe.name)
+    _draw_sheet(learn.dls.train.dataset, sheet)
+    if fold.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(fold.device)
+    recipe.fit(learn)
+    if not math.isfinite(trial.last_loss):
+        raise RecipeError(
+            f"{recipe.name}: the loss is {trial.last_loss} after {len(trial.seconds)} steps",
+            "lower the rate in fit(), and look at the loss",
+        )
+    memory_gb = _peak_memory_gb(fold.device)
+    rows = [
+        *_network_rows(learn, trial, cost_of(recipe)),
+        ("device", f"{fold.device}, {learn.precision.name_of_precision}, {torch.get_num_threads()} threads"),
+    ]
+    if not tiny:
+        rows += [("peak memory", f"{memory_gb:.1f} GB"), *_time_rows(learn, trial, fold, data)]
+    rows.append(("export", _export_row(recipe, learn, fold)))
+    return Checked(rows, sheet)
+
+
+def _undecided(pixels: torch.Tensor) -> torch.Tensor:
+    """Stands for a teacher: one member that says one half everywhere."""
+    return torch.full_like(pixels[:, :1], 0.5, dtype=torch.float32)
+
+
+def _draw_sheet(dataset: Any, path: Path) -> None:
+    """Draws the crops that the first places of an epoch would hold."""
+    crops = []
+    for place in range(SHEET_CROPS):
+        image, mask = dataset[(place, place % len(dataset))]
+        crops.append((np.ascontiguousarray(image.permute(1, 2, 0)), mask.numpy()))
+    save_png(crop_sheet(crops), path)
+
+
+def _network_rows(learn: Any, trial: Trial, cost: Cost) -> list[tuple[str, str]]:
+    def told(tensor: torch.Tensor) -> str:
+        return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+    parameters = list(learn.model.parameters())
+    unreached = f", but {len(trial.unreached)} get no gradient, first {trial.unreached[0]}" if trial.unreached else ""
+    return [
+        ("encoder", f"{cost.encoder}, maps at 1/{', 1/'.join(map(str, learn.model.strides))}"),
+        ("image", told(trial.image)),
+        ("target", told(trial.target)),
+        ("logits", " and ".join(map(told, trial.outputs))),
+        ("loss", f"{trial.last_loss:.4f} after {len(trial.seconds)} steps from random weights"),
+        ("parameters", f"{cost.params_m} million in {len(parameters)} tensors{unreached}"),
+        ("cost", f"{cost.gflop_512} GFLOP for an image of {SIDE_PX} x {SIDE_PX} px"),
+    ]
+
+
+def _time_rows(learn: Any, trial: Trial, fold: Fold, data: str) -> list[tuple[str, str]]:
+    """Returns what a step, an epoch and a fold take on this machine, the loading of data aside."""
+    step_s = median(trial.seconds[1:])
+    tile = learn.dls.train.dataset.read(0)[0]
+    model, precision = learn.model.eval(), learn.precision
+    batch = torch.from_numpy(tile.transpose(2, 0, 1).copy())[None].to(fold.device)
+    tile_s = []
+    for _ in range(2):
+        start = time.perf_counter()
+        with torch.inference_mode(), precision.context():
+            float(model(batch.contiguous(memory_format=torch.channels_last)).sum())
+        tile_s.append(time.perf_counter() - start)
+    steps, held_out = trial.steps_per_epoch, len(fold.valid)
+    epoch_s = steps * step_s + held_out * min(tile_s)
+    return [
+        ("step", f"{step_s:.2f} s, {step_s / len(trial.image):.3f} s a crop"),
+        ("validation", f"{min(tile_s):.2f} s a tile of {tile.shape[1]} x {tile.shape[0]} px"),
+        ("epoch", f"{in_words(epoch_s)}: {steps:,} steps, {held_out:,} held-out tiles of {data}"),
+        ("fold", f"{in_words(trial.epochs * epoch_s)}: {trial.epochs} epochs"),
+    ]
+
+
+def in_words(seconds: float) -> str:
+    """Returns a duration in two units at most, for example `3 h 05 min`."""
+    minutes = round(seconds / 60)
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    hours = round(seconds / 3600)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if hours < 24 else f"{hours // 24} d {hours % 24} h"
+
+
+def _peak_memory_gb(device: torch.device) -> float:
+    """Returns the most memory that was in use: of the GPU, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss: bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def _export_row(recipe: Recipe, learn: Any, fold: Fold) -> str:
+    """Returns how an export of the trained network compares with it."""
+    model = rebuild(recipe).model
+    model.load_state_dict({key: value.cpu() for key, value in learn.model.state_dict().items()})
+    image = learn.dls.train.dataset.read(0)[0]
+    side = 2 * model.pad_multiple
+    record = Member(recipe.name, fold.number, fold.seed, "0" * 64, None)
+    with TemporaryDirectory() as folder:
+        gsd_m = float(fold.train["gsd_m"].median())
+        tiles = [np.ascontiguousarray(image[:side, : side - 7])]
+        made = export_ensemble(Path(folder), "check", [model], [record], "none", recipe.name, None, gsd_m, tiles)
+        size_mb, card = made.path.stat().st_size / 1e6, made.card
+    return f"{size_mb:.0f} MB of TorchScript, {_parity(card)}"
+
+
+def _parity(card: Card) -> str:
+    return f"at most {card.parity_max_abs:.0e} from the network, {card.parity_equal_masks:.2%} of mask pixels equal"
