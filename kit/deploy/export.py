@@ -61,13 +61,13 @@ def freeze(members: Sequence[nn.Module], views: str, pad_multiple: int) -> Any:
     """Returns the ensemble of `members` as one frozen ScriptModule with the methods of `Ensemble`.
 
     Args:
-        members: networks as `Core` takes them; they are copied, not changed.
+        members: networks as `Core` takes them, and as `portable` makes them.
         views: `none`, `flips` or `d4`.
         pad_multiple: px; a multiple of every member's.
     """
     side_px = 2 * pad_multiple  # at 1 x pad_multiple the deepest map is 1 px: a size that hides broadcasting
     example = torch.full((2, 3, side_px, side_px), 127.0)
-    cores = [torchscript.trace(Core(portable(member)), example) for member in members]
+    cores = [torchscript.trace(Core(member), example) for member in members]
     return torchscript.frozen(Ensemble(cores, views, pad_multiple), METHODS)
 
 
@@ -111,7 +111,7 @@ def export_ensemble(
     )  # fmt: skip
     path = weights_dir / f"{name}.pt"
     with replacing(path) as weights, replacing(weights_dir / f"{name}.json") as beside:
-        torchscript.save(module, weights, {})
+        torchscript.save(module, weights)
         parity = measure_parity(torchscript.load(weights, "cpu"), eager, views, pad_multiple, tiles)
         if not parity.max_abs <= PARITY_LIMIT:  # so written, NaN fails too
             raise WeightsError(
@@ -120,7 +120,7 @@ def export_ensemble(
                 "a network must not branch on the size or the values of its input",
             )
         card = replace(card, parity_max_abs=parity.max_abs, parity_equal_masks=parity.equal_masks)
-        torchscript.save(module, weights, {"card.json": card.to_json()})
+        torchscript.add_extra(weights, "card.json", card.to_json())
         file_sha256 = sha256_of(weights)
         beside.write_text(card.to_json(file_sha256=file_sha256))
     _list_in_index(weights_dir / "index.csv", name, card, file_sha256)

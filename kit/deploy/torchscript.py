@@ -40,15 +40,22 @@ def frozen(module: nn.Module, methods: Sequence[str]) -> Any:
         return torch.jit.freeze(torch.jit.script(module.eval()), preserved_attrs=list(methods))
 
 
-def save(module: Any, path: Path, extra: dict[str, str]) -> None:
-    """Writes a frozen module and extra text files; without the debug records, which hold this machine's paths."""
+def save(module: Any, path: Path) -> None:
+    """Writes a frozen module; without the debug records, which hold this machine's paths."""
     buffer = io.BytesIO()  # torch.jit.save to a path writes the path's stem into the archive
     with _quiet():
-        torch.jit.save(module, buffer, _extra_files=extra)
+        torch.jit.save(module, buffer)
     with zipfile.ZipFile(buffer) as made, zipfile.ZipFile(path, "w") as shipped:
         for entry in made.infolist():
             if not entry.filename.endswith(".debug_pkl"):
                 shipped.writestr(zipfile.ZipInfo(entry.filename), made.read(entry))
+
+
+def add_extra(path: Path, name: str, text: str) -> None:
+    """Adds an extra text file to a saved module, where `torch.jit.load` finds it."""
+    with zipfile.ZipFile(path, "a") as archive:
+        root = archive.namelist()[0].split("/")[0]
+        archive.writestr(zipfile.ZipInfo(f"{root}/extra/{name}"), text)
 
 
 def load(path: Path, device: str) -> Any:

@@ -60,7 +60,15 @@ class Recipe:
         """Returns the recipe's Learner."""
         from fastai.learner import Learner
 
-        return self._call("learner", dls, Learner)
+        from kit.models.unet import PixelNet
+
+        learn = self._call("learner", dls, Learner)
+        if not isinstance(learn.model, PixelNet):
+            raise RecipeError(
+                f"{self.path.name}: learner() trains a {type(learn.model).__name__}, expected a kit.models.unet.PixelNet",
+                "build it with unet() or dynamic_unet(), or derive it",
+            )
+        return learn
 
     def fit(self, learn: Any) -> None:
         """Trains."""

@@ -6,13 +6,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from kit.deploy.ensemble import VIEWS, Core, Ensemble, unview, view
-from kit.deploy.export import freeze
+from kit.deploy.export import freeze, portable
 from kit.errors import WeightsError
 
 
 @pytest.fixture(scope="module")
 def frozen():
-    return freeze([TinyNet(1), TinyNet(2)], "d4", 16)
+    return freeze([portable(TinyNet(1)), portable(TinyNet(2))], "d4", 16)
 
 
 @given(code=st.integers(0, 7), n=st.integers(1, 2), height=st.integers(1, 7), width=st.integers(1, 7))
