@@ -20,6 +20,14 @@ ROOMS = {
 }
 BASE = {"__init__", "errors", "paths", "console"}
 FILES = sorted(ROOT.rglob("*.py"))
+RECIPES = sorted((ROOT.parent / "recipes").glob("*.py"))
+
+
+@pytest.mark.parametrize("file", [*FILES, *RECIPES], ids=lambda file: file.stem)
+def test_devices_are_chosen_in_one_place(file: Path):
+    """`.cuda()` or a device by name would tie the code to a machine."""
+    calls = [node.func for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+    assert not [call for call in calls if isinstance(call, ast.Attribute) and call.attr == "cuda"]
 
 
 def room_of(module: str) -> str:

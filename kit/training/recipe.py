@@ -65,7 +65,7 @@ class Recipe:
         learn = self._call("learner", dls, Learner)
         if not isinstance(learn.model, PixelNet):
             raise RecipeError(
-                f"{self.path.name}: learner() trains a {type(learn.model).__name__}, expected a kit.models.unet.PixelNet",
+                f"{self.path.name}: learner() trains a {type(learn.model).__name__}, expected a PixelNet of kit.models",
                 "build it with unet() or dynamic_unet(), or derive it",
             )
         return learn

@@ -99,7 +99,7 @@ def test_layers_and_the_auxiliary_head(own: Callable[[str], Paths]):
         ("return dataloaders(fold, AUGMENT, 2)", "return dataloaders(fold, A.Blur(value=1), 2)", "value.*not"),
         ("CrossEntropy(), split", "lambda p, y: p.sum() * float('nan'), split", "the loss is nan after 1 steps"),
         ("CrossEntropy(), split", "BCE(), split", r"logits \(2, 2, 64, 64\)"),
-        ("fv.Learner(dls, model,", "fv.Learner(dls, fv.nn.Conv2d(3, 2, 1),", "trains a Conv2d, expected a kit"),
+        ("fv.Learner(dls, model,", "fv.Learner(dls, fv.nn.Conv2d(3, 2, 1),", "trains a Conv2d, expected a PixelNet"),
         ("unet(\"test_efficientnet\"", "unet(\"swin_tiny_patch4_window7_224\"", "no pyramid that kit can use"),
     ],
 )  # fmt: skip

@@ -12,7 +12,7 @@ from fastai.optimizer import SGD
 from torch import nn
 
 from kit.models.losses import CrossEntropy, Dice, Lovasz
-from kit.training.callbacks import BalancedSampler, LossSwitch
+from kit.training.callbacks import EMA, BalancedSampler, LossSwitch, Precision
 
 
 def make_rows(sizes: dict[str, int]) -> pd.DataFrame:
@@ -105,3 +105,70 @@ def test_a_switch_to_the_same_loss_changes_nothing():
 def test_the_seed_switches_to_lovasz_at_epoch_25():
     switch = LossSwitch()
     assert (switch.since, type(switch.later)) == (25, Lovasz)
+
+
+def fitted_in(dtype: torch.dtype, model: nn.Module, loss: nn.Module) -> Learner:
+    torch.manual_seed(0)
+    pairs = [(torch.rand(3, 8, 8), torch.ones(8, 8, dtype=torch.int64)) for _ in range(4)]
+    loaders = DataLoaders(DataLoader(pairs, bs=2), DataLoader(pairs[:0], bs=2), device=torch.device("cpu"))
+    learn = Learner(loaders, model, loss, opt_func=SGD, cbs=[Precision(dtype)], lr=0.1)
+    learn.remove_cbs([cb for cb in learn.cbs if cb.name == "progress"])
+    learn.logger = lambda _: None
+    learn.fit(1)
+    return learn
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_step_is_the_same_in_any_precision(dtype: torch.dtype):
+    torch.manual_seed(1)
+    model = nn.Conv2d(3, 2, 3, padding=1)
+    seen = []
+    model.register_forward_hook(
+        lambda _, inputs, out: seen.append((out.dtype, inputs[0].is_contiguous(memory_format=torch.channels_last)))
+    )
+    fitted_in(dtype, model, CrossEntropy())
+    assert set(seen) == {(dtype, True)}
+    torch.manual_seed(1)
+    expected = fitted_in(torch.float32, nn.Conv2d(3, 2, 3, padding=1), CrossEntropy()).model
+    assert model.weight.dtype == torch.float32
+    torch.testing.assert_close(model.weight, expected.weight, atol=2e-3, rtol=0)
+
+
+def test_a_step_whose_gradients_overflow_is_left_out():
+    class Steep(nn.Module):
+        def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            return logits.float().mean() * 1e30  # its gradient is beyond float16
+
+    torch.manual_seed(1)
+    model = nn.Conv2d(3, 2, 3, padding=1)
+    before = model.weight.detach().clone()
+    learn = fitted_in(torch.float16, model, Steep())
+    torch.testing.assert_close(model.weight, before, atol=0, rtol=0)
+    assert learn.precision.scaler.get_scale() == 2.0**16 / 4  # halved for each of two steps
+
+
+def test_the_average_of_weights_is_what_is_validated_and_kept():
+    torch.manual_seed(1)
+    seen = []
+
+    class Spy(Callback):
+        order = 75
+
+        def after_step(self):
+            seen.append(self.model.weight.detach().clone())
+
+        def before_validate(self):
+            self.validated = self.model.weight.detach().clone()
+
+    pairs = [(torch.rand(3, 8, 8), torch.ones(8, 8, dtype=torch.int64)) for _ in range(6)]
+    loaders = DataLoaders(DataLoader(pairs, bs=2), DataLoader(pairs, bs=2), device=torch.device("cpu"))
+    learn = Learner(loaders, nn.Conv2d(3, 2, 1), CrossEntropy(), opt_func=SGD, cbs=[EMA(0.5), Spy()], lr=0.5)
+    learn.remove_cbs([cb for cb in learn.cbs if cb.name == "progress"])
+    learn.logger = lambda _: None
+    average = learn.model.weight.detach().clone()
+    learn.fit(1)
+    for step, weight in enumerate(seen):
+        decay = min(0.5, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * weight
+    torch.testing.assert_close(learn.spy.validated, average)
+    torch.testing.assert_close(learn.model.weight.detach(), average)

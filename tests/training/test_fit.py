@@ -1,5 +1,6 @@
 """A tiny recipe, trained for real through the command line."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import rasterio
 import torch
 from factories import TINY_RECIPE
 from safetensors.torch import load_file
+from torch import nn
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -142,6 +144,54 @@ def test_half_precision_where_the_machine_has_it(
     assert json.loads((folder / "settings.json").read_text())["precision"] == f"{name} channels_last"
     assert np.isfinite(pd.read_csv(folder / "log.csv")[["train_loss", "valid_loss"]]).all(axis=None)
     assert all(value.dtype != dtype for value in load_file(folder / "best.safetensors").values())
+
+
+def test_a_compiled_network_keeps_its_names(workplace: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch):
+    compiled = []
+
+    def compile_eagerly(self: nn.Module) -> None:  # the graph is captured; compiling it takes minutes on a CPU
+        compiled.append(self)
+        original(self, backend="eager")
+
+    original = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", compile_eagerly)
+    code, _, err = cli("run", "tiny", "--root", workplace, "--no-pretrained", "--fold", "0", "--compile")
+    assert code == 0, err
+    assert len(compiled) == 1
+    folder = workplace / "runs/tiny/fold0"
+    assert json.loads((folder / "settings.json").read_text())["compiled"] is True
+    assert set(load_file(folder / "best.safetensors")) == set(compiled[0].state_dict())
+
+
+DISTILLED = TINY_RECIPE.replace("EMA(0.9)]", "EMA(0.9), Distillation()]").replace(
+    "from kit.training.callbacks", "from kit.training.distillation import Distillation\nfrom kit.training.callbacks"
+)
+
+
+def test_a_student_learns_from_exported_weights(trained: Path, cli: Cli):
+    (trained / "recipes/student.py").write_text(DISTILLED)
+    weights = trained / "weights/tiny.pt"
+    common = ("--root", trained, "--no-pretrained", "--fold", "0")
+    code, _, err = cli("run", "student", *common, "--teacher", weights)
+    assert code == 0, err
+    assert "teacher tiny.pt: 2 members, views flips" in err
+    settings = json.loads((trained / "runs/student/fold0/settings.json").read_text())
+    assert settings["teacher_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    code, _, err = cli("run", "student", *common)  # the finished run had a teacher
+    assert code == 1
+    assert "teacher_sha256" in err
+
+
+def test_a_student_without_a_teacher_and_a_teacher_without_a_student(trained: Path, cli: Cli):
+    (trained / "recipes/student.py").write_text(DISTILLED)
+    code, _, err = cli("run", "student", "--root", trained, "--no-pretrained", "--fold", "1")
+    assert code == 1
+    assert "learns from a teacher, and none was given" in err
+    assert "--teacher weights/NAME.pt" in err
+    teacher = ("--teacher", trained / "weights/tiny.pt")
+    code, _, err = cli("run", "tiny", "--root", trained, "--no-pretrained", "--restart", "--fold", "1", *teacher)
+    assert code == 1
+    assert "tiny learns from no teacher" in err
 
 
 def test_all_trains_without_holding_out(workplace: Path, cli: Cli):
