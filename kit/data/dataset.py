@@ -134,8 +134,10 @@ class TileDataset:
         if self.transform is not None:
             image, mask = self._augmented(image, mask, place)
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        truth = np.moveaxis(mask, -1, 0) if self.layers else mask
-        return pixels, torch.from_numpy(np.ascontiguousarray(truth, np.int64))
+        if self.layers:
+            mask[(mask == IGNORE).any(axis=2)] = IGNORE  # some augmentations fill the first layer alone
+            mask = mask.transpose(2, 0, 1)
+        return pixels, torch.from_numpy(np.ascontiguousarray(mask, np.int64))
 
     def _augmented(
         self, image: NDArray[np.uint8], mask: NDArray[np.uint8], place: int

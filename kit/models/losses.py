@@ -69,7 +69,8 @@ class BCE(nn.Module):
             told = f"{len(self.pos_weight)} values of pos_weight for logits {tuple(logits.shape)}"
             raise RecipeError(told, "give BCE one a channel")
         soft = truth * (1 - 2 * self.label_smoothing) + self.label_smoothing
-        return pixel_mean(_bce(logits, soft, known, self.pos_weight), known)
+        weight = None if self.pos_weight is None else self.pos_weight.to(logits.device)  # nobody moves a loss
+        return pixel_mean(_bce(logits, soft, known, weight), known)
 
 
 class Focal(nn.Module):
@@ -183,8 +184,9 @@ class Lovasz(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Returns the loss."""
-        softmax = logits.shape[1] == 2
-        logits, truth, known = _binary(logits, target, self.ignore)
+        given = _fitting(logits, target, (1, 2, 3))
+        softmax = given.shape[1] == 2
+        logits, truth, known = _binary(given, target, self.ignore)
         right = torch.where(truth, logits, -logits)
         errors = (-right).sigmoid() if softmax else 1 - right
         # ignored pixels go to the end, without an error: no shape depends on the data, the device never has to wait
@@ -310,6 +312,8 @@ def _fitting(logits: Tensor, target: Tensor, channels: tuple[int, ...]) -> Tenso
     Raises:
         RecipeError: they do not.
     """
+    if not isinstance(logits, Tensor):
+        raise RecipeError("the network has an auxiliary head, its loss takes one tensor", "wrap it: Auxiliary(loss)")
     if logits.ndim == 4 and logits.shape[1] in channels:
         n, count, *size = logits.shape
         if [*target.shape] == ([n, 3, *size] if count == 3 else [n, *size]):

@@ -238,15 +238,18 @@ class PlainDynamicUnet(PixelNet):
     Args:
         pyramid: see PixelNet.
         n_out: outputs, see PixelNet.
+        reduce: see PixelNet.
         encoder_name: for the records.
         options: for `fastai.vision.models.unet.DynamicUnet`, such as `blur`, `self_attention`, `last_cross`.
     """
 
-    def __init__(self, pyramid: nn.Module, n_out: int = 2, encoder_name: str = "", **options: Any) -> None:
-        super().__init__(pyramid, encoder_name=encoder_name)
+    def __init__(
+        self, pyramid: nn.Module, n_out: int = 2, reduce: int = 1, encoder_name: str = "", **options: Any
+    ) -> None:
+        super().__init__(pyramid, reduce, encoder_name)
         self.maps: list[Tensor] = []
         taps = [_Tap(place, self.maps, None if place else pyramid) for place in range(len(self.strides))]
-        side_px = 4 * self.pad_multiple
+        side_px = 4 * self.strides[-1]
         self.unet = DynamicUnet(nn.Sequential(*taps), n_out, (side_px, side_px), **options)
 
     @property
@@ -257,7 +260,7 @@ class PlainDynamicUnet(PixelNet):
 
     def logits(self, x: Tensor) -> Any:
         """Returns logits, see PixelNet."""
-        logits = self.unet(x).as_subclass(Tensor).float()
+        logits = enlarged(self.unet(x).as_subclass(Tensor), self.reduce)
         self.maps.clear()  # a network that holds activations cannot be copied
         for hook in self.unet.sfs:
             hook.stored = None
@@ -286,15 +289,15 @@ def unet(
     )
 
 
-def dynamic_unet(encoder: str, n_out: int = 2, **options: Any) -> PlainDynamicUnet:
-    """Returns fastai's own DynamicUnet over a timm encoder: 2.5 to 43 times the cost of `unet`.
+def dynamic_unet(encoder: str, n_out: int = 2, reduce: int = 1, **options: Any) -> PlainDynamicUnet:
+    """Returns fastai's own DynamicUnet over a timm encoder: 2.5 to 43 times the cost of a plain U-Net.
 
     Args: as for `PlainDynamicUnet`; `encoder` is a timm model name.
 
     Raises:
         EncoderError: see `kit.models.encoders.encoder`.
     """
-    return PlainDynamicUnet(build_encoder(encoder), n_out, encoder, **options)
+    return PlainDynamicUnet(build_encoder(encoder), n_out, reduce, encoder, **options)
 
 
 def split(model: PixelNet) -> list[list[nn.Parameter]]:

@@ -29,8 +29,7 @@ from kit.models.devices import pick_device
 from kit.models.pretrained import Source
 from kit.paths import Paths
 from kit.pipeline.recipes import SIDE_PX, Cost, cost_of
-from kit.training.callbacks import Precision
-from kit.training.fit import Setup, build, rebuild
+from kit.training.fit import Setup, build, count_epochs, rebuild
 from kit.training.pictures import crop_sheet, save_png
 from kit.training.recipe import Recipe, load_recipe, strict_augmentation
 
@@ -65,12 +64,7 @@ class Trial(Callback):
 
     def __init__(self, tiny: bool) -> None:
         self.tiny = tiny
-        self.epochs = 0
         self.seconds: list[float] = []
-
-    def before_fit(self) -> None:
-        """Adds this fit's epochs: a recipe may fit more than once."""
-        self.epochs += self.n_epoch
 
     def before_validate(self) -> None:
         """Leaves validation out: of few tiles an epoch is soon over."""
@@ -88,8 +82,10 @@ class Trial(Callback):
         self.start = time.perf_counter()
 
     def after_pred(self) -> None:
-        """Notes the shapes of the logits."""
+        """Notes the shapes of the logits; tries the loss that comes in later, while it is cheap."""
         self.outputs = self.pred if isinstance(self.pred, tuple) else (self.pred,)
+        if hasattr(self.learn, "loss_switch") and not self.seconds:
+            self.learn.loss_switch.later(self.pred, self.y)
 
     def after_backward(self) -> None:
         """Notes which parameters the loss does not reach."""
@@ -101,7 +97,7 @@ class Trial(Callback):
         self.seconds.append(time.perf_counter() - self.start)
         self.steps_per_epoch = len(self.dls.train)
         slow = len(self.seconds) > 1 and sum(self.seconds) > ENOUGH_S
-        if self.tiny or slow or len(self.seconds) == STEPS:
+        if self.tiny or slow or len(self.seconds) >= STEPS:
             raise CancelFitException
 
 
@@ -153,7 +149,8 @@ def _tried(recipe: Recipe, fold: Fold, data: str, paths: Paths, compiled: bool, 
     if hasattr(learn, "distillation"):
         learn.distillation.teacher = _undecided
     trial = Trial(tiny)
-    learn.add_cbs([Precision(), trial])
+    epochs = count_epochs(recipe, learn)
+    learn.add_cb(trial)
     sheet = paths.check_sheet(recipe.name)
     _draw_sheet(learn.dls.train.dataset, sheet)
     if fold.device.type == "cuda":
@@ -167,10 +164,10 @@ def _tried(recipe: Recipe, fold: Fold, data: str, paths: Paths, compiled: bool, 
     memory_gb = _peak_memory_gb(fold.device)
     rows = [
         *_network_rows(learn, trial, cost_of(recipe)),
-        ("device", f"{fold.device}, {learn.precision.name_of_precision}, {torch.get_num_threads()} threads"),
+        ("device", f"{fold.device}, {learn.precision.name_of_precision}, {torch.get_num_threads()} thread(s)"),
     ]
     if not tiny:
-        rows += [("peak memory", f"{memory_gb:.1f} GB"), *_time_rows(learn, trial, fold, data)]
+        rows += [("peak memory", f"{memory_gb:.1f} GB"), *_time_rows(learn, trial, epochs, fold, data)]
     rows.append(("export", _export_row(recipe, learn, fold)))
     return Checked(rows, sheet)
 
@@ -206,7 +203,7 @@ def _network_rows(learn: Any, trial: Trial, cost: Cost) -> list[tuple[str, str]]
     ]
 
 
-def _time_rows(learn: Any, trial: Trial, fold: Fold, data: str) -> list[tuple[str, str]]:
+def _time_rows(learn: Any, trial: Trial, epochs: int, fold: Fold, data: str) -> list[tuple[str, str]]:
     """Returns what a step, an epoch and a fold take on this machine, the loading of data aside."""
     step_s = median(trial.seconds[1:])
     tile = learn.dls.train.dataset.read(0)[0]
@@ -224,7 +221,7 @@ def _time_rows(learn: Any, trial: Trial, fold: Fold, data: str) -> list[tuple[st
         ("step", f"{step_s:.2f} s, {step_s / len(trial.image):.3f} s a crop"),
         ("validation", f"{min(tile_s):.2f} s a tile of {tile.shape[1]} x {tile.shape[0]} px"),
         ("epoch", f"{in_words(epoch_s)}: {steps:,} steps, {held_out:,} held-out tiles of {data}"),
-        ("fold", f"{in_words(trial.epochs * epoch_s)}: {trial.epochs} epochs"),
+        ("fold", f"{in_words(epochs * epoch_s)}: {epochs} epochs"),
     ]
 
 

@@ -22,6 +22,20 @@ from kit.models.losses import Lovasz
 from kit.paths import replacing
 
 
+class EpochCount(Callback):
+    """Tells the training set which epoch it is, counted over all fits of a recipe: draws and crops depend on it."""
+
+    order = -30  # before BalancedSampler
+
+    def __init__(self) -> None:
+        self.begun = 0
+
+    def before_train(self) -> None:
+        """Counts."""
+        self.dls.train.dataset.epoch = self.begun
+        self.begun += 1
+
+
 class BalancedSampler(Callback):
     """Draws tiles with replacement so that each group is seen equally often.
 
@@ -60,8 +74,7 @@ class BalancedSampler(Callback):
     def before_train(self) -> None:
         """Hands the epoch's draw to the training loader."""
         train = self.dls.train
-        train.dataset.epoch = self.epoch
-        keys = self.draw(train.dataset.rows, train.dataset.seed, self.epoch, train.n)
+        keys = self.draw(train.dataset.rows, train.dataset.seed, train.dataset.epoch, train.n)
         train.get_idxs = lambda: keys
 
 
@@ -223,7 +236,8 @@ class Budget(Callback):
     The time of a step and of a validation is measured on real batches; the weights are put back afterwards.
 
     Args:
-        minutes: for the whole fit, validation included.
+        minutes: for all fits of the recipe, validation included.
+        epochs: of all fits.
         steps: per epoch, when they were already decided; then nothing is measured.
     """
 
@@ -231,8 +245,8 @@ class Budget(Callback):
     SAFETY = 0.96  # share of the minutes that is planned; the rest is for start, saving and noise
     WARM_STEPS, TIMED_STEPS = 2, 5
 
-    def __init__(self, minutes: float = 0.0, steps: int = 0) -> None:
-        self.minutes, self.steps = minutes, steps
+    def __init__(self, minutes: float, epochs: int, steps: int = 0) -> None:
+        self.minutes, self.epochs, self.steps = minutes, epochs, steps
 
     def before_fit(self) -> None:
         """Sets how many crops make an epoch."""
@@ -242,13 +256,15 @@ class Budget(Callback):
             start = time.perf_counter()
             step_s, valid_s = self._measure()
             spare = self.minutes * 60 * self.SAFETY - (time.perf_counter() - start)
-            self.steps = max(1, math.floor((spare / self.n_epoch - valid_s) / step_s))
+            self.steps = max(1, math.floor((spare / self.epochs - valid_s) / step_s))
         train.n = self.steps * train.bs
 
     def _measure(self) -> tuple[float, float]:
         """Returns seconds per training step and per validation, as fastai will run them."""
         state = {key: value.clone() for key, value in self.model.state_dict().items()}
         train, valid = self.dls.train, self.dls.valid
+        frozen = self.opt.frozen_idx
+        self.learn.unfreeze()  # a recipe may begin frozen; most of its steps will not be
         seconds = []
         self.model.train()
         for number in range(self.WARM_STEPS + self.TIMED_STEPS):
@@ -259,6 +275,7 @@ class Budget(Callback):
             self.opt.zero_grad()
             seconds.append(time.perf_counter() - start)
         self.opt.clear_state()
+        self.learn.freeze_to(frozen)
         valid_s = 0.0
         if rows := len(valid.dataset):
             self.model.eval()
@@ -286,30 +303,34 @@ class Budget(Callback):
 class RunLog(Callback):
     """Writes the run folder while it trains: `log.csv`, `checkpoint.pt`, `best.safetensors`; shows the progress.
 
-    The best epoch is the one with the highest Jaccard index; without validation, the last.
+    The best epoch is the one with the highest Jaccard index; without validation, the last. Epochs are counted over all
+    fits of a recipe.
 
     Args:
         folder: of the run.
         title: in front of the bar.
         settings: of the run, for `settings.json`.
+        epochs: of all fits.
     """
 
     order = 60  # after the Recorder has its figures, before EMA puts the live weights back
 
-    def __init__(self, folder: Path, title: str, settings: dict[str, Any]) -> None:
-        self.folder, self.title, self.settings = folder, title, settings
+    def __init__(self, folder: Path, title: str, settings: dict[str, Any], epochs: int) -> None:
+        self.folder, self.title, self.settings, self.epochs = folder, title, settings, epochs
         self.bar: Meter | None = None
+        self.rows: list[dict[str, float]] = []
+        self.best, self.best_epoch, self.start = -1.0, -1, time.monotonic()
 
     def before_fit(self) -> None:
         """Writes the settings, now that the steps are known, and starts the bar and the log."""
         self.recorder.add_time = False
-        steps = {"epochs": self.n_epoch, "steps_per_epoch": len(self.dls.train)}
+        steps = {"epochs": self.epochs, "steps_per_epoch": len(self.dls.train)}
         self.settings |= {**steps, "precision": self.learn.precision.name_of_precision}
         with replacing(self.folder / "settings.json") as file:
             file.write_text(json.dumps(self.settings, indent=1) + "\n")
-        self.rows: list[dict[str, float]] = []
-        self.best, self.best_epoch, self.start = -1.0, -1, time.monotonic()
-        self.bar = Meter(self.title, self.n_epoch * len(self.dls.train))
+        done = len(self.rows) * len(self.dls.train)
+        self.bar = Meter(self.title, self.epochs * len(self.dls.train))
+        self.bar.advance(done)
 
     def after_batch(self) -> None:
         """Advances the bar."""
@@ -320,7 +341,7 @@ class RunLog(Callback):
 
     def _note(self) -> str:
         best = f" best jaccard {self.best:.4f}" if self.best >= 0 else ""
-        return f"epoch {self.epoch + 1}/{self.n_epoch} loss {self.smooth:.4f}{best}"
+        return f"epoch {len(self.rows) + 1}/{self.epochs} loss {self.smooth:.4f}{best}"
 
     def after_epoch(self) -> None:
         """Adds a row to the log, keeps the best weights and the checkpoint."""
@@ -330,18 +351,19 @@ class RunLog(Callback):
         if not len(self.dls.valid.dataset):
             valid_loss = jaccard = float("nan")
         rate = float(self.opt.hypers[-1]["lr"])
-        row = {"epoch": self.epoch, "train_loss": train_loss, "valid_loss": valid_loss, "jaccard": jaccard, "lr": rate}
-        self.rows.append({**row, "seconds": round(time.monotonic() - self.start, 1)})
+        losses = {"train_loss": train_loss, "valid_loss": valid_loss, "jaccard": jaccard}
+        seconds = round(time.monotonic() - self.start, 1)
+        self.rows.append({"epoch": len(self.rows), **losses, "lr": rate, "seconds": seconds})
         with replacing(self.folder / "log.csv") as file, file.open("w", newline="") as stream:
             writer = csv.DictWriter(stream, list(self.rows[0]))
             writer.writeheader()
             writer.writerows(self.rows)
         if math.isnan(jaccard) or jaccard > self.best:
-            self.best, self.best_epoch = (-1.0 if math.isnan(jaccard) else jaccard), self.epoch
+            self.best, self.best_epoch = (-1.0 if math.isnan(jaccard) else jaccard), len(self.rows) - 1
             with replacing(self.folder / "best.safetensors") as file:
                 save_file({k: v.contiguous() for k, v in self.model.state_dict().items()}, file)
         with replacing(self.folder / "checkpoint.pt") as file:
-            torch.save({"epoch": self.epoch, "model": self.model.state_dict(), "log": self.rows}, file)
+            torch.save({"epoch": len(self.rows) - 1, "model": self.model.state_dict(), "log": self.rows}, file)
 
     def after_fit(self) -> None:
         """Ends the bar, also when interrupted, or failed before it began."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.progress import ProgressCallback
 from fastai.data.core import DataLoaders
 from safetensors import SafetensorError
@@ -25,7 +26,7 @@ from kit.errors import RunError
 from kit.models.devices import keep_freed_memory
 from kit.models.pretrained import Source, encoder_source, weights_used
 from kit.paths import replacing
-from kit.training.callbacks import Budget, Precision, RunLog
+from kit.training.callbacks import Budget, EpochCount, Precision, RunLog
 from kit.training.curves import draw_curves
 from kit.training.oof import predict_fold
 from kit.training.recipe import Recipe
@@ -146,9 +147,10 @@ def fit_fold(recipe: Recipe, fold: Fold, folder: Path, data: str, data_sha256: s
         say(f"{recipe.name} fold {fold.number}: finished before, kept")
         return finished
     learn = _build(recipe, fold, folder, settings, setup)
-    learn.add_cbs([Precision(), RunLog(folder, f"{recipe.name} fold {fold.number}", settings)])
+    epochs = count_epochs(recipe, learn)
+    learn.add_cb(RunLog(folder, f"{recipe.name} fold {fold.number}", settings, epochs))
     if setup.minutes:
-        learn.add_cb(Budget(setup.minutes, steps=earlier.get("steps_per_epoch", 0)))
+        learn.add_cb(Budget(setup.minutes, epochs, earlier.get("steps_per_epoch", 0)))
     start = time.monotonic()
     recipe.fit(learn)
     seconds = time.monotonic() - start
@@ -195,6 +197,7 @@ def build(recipe: Recipe, fold: Fold, setup: Setup) -> Any:
         learn.model.compile()  # in place: the names of its tensors stay
     learn.remove_cbs([cb for cb in learn.cbs if isinstance(cb, ProgressCallback)])
     learn.logger = lambda _: None
+    learn.add_cbs([EpochCount(), Precision()])
     if hasattr(learn, "distillation"):
         learn.distillation.teacher = setup.teacher
     elif setup.teacher:
@@ -202,6 +205,29 @@ def build(recipe: Recipe, fold: Fold, setup: Setup) -> Any:
             f"{recipe.name} learns from no teacher", "leave --teacher out, or add Distillation() to its callbacks"
         )
     return learn
+
+
+class _Rehearsal(Callback):
+    """Counts the epochs of each fit, and lets none begin."""
+
+    order = -100
+
+    def __init__(self) -> None:
+        self.epochs = 0
+
+    def before_fit(self) -> None:
+        """Counts."""
+        self.epochs += self.n_epoch
+        raise CancelFitException
+
+
+def count_epochs(recipe: Recipe, learn: Any) -> int:
+    """Returns how many epochs a recipe's `fit` trains, over all its fits, without training."""
+    rehearsal = _Rehearsal()
+    learn.add_cb(rehearsal)
+    recipe.fit(learn)
+    learn.remove_cb(rehearsal)
+    return rehearsal.epochs
 
 
 def _build(recipe: Recipe, fold: Fold, folder: Path, settings: dict[str, Any], setup: Setup) -> Any:

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import inspect
+import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import kit
 from kit.errors import KitError, RecipeError, nearest
 from kit.paths import Paths
 
@@ -30,11 +32,13 @@ class Recipe:
         name: the file's stem.
         path: the file.
         module: the loaded module.
+        parents: files of the recipes that it imports, and of theirs.
     """
 
     name: str
     path: Path
     module: ModuleType
+    parents: tuple[Path, ...] = ()
 
     @property
     def purpose(self) -> str:
@@ -43,8 +47,8 @@ class Recipe:
 
     @property
     def sha256(self) -> str:
-        """Checksum of the recipe's own text."""
-        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+        """Checksum of the recipe's text and its parents'."""
+        return hashlib.sha256(b"".join(file.read_bytes() for file in (self.path, *self.parents))).hexdigest()
 
     def option(self, name: str, default: Any) -> Any:
         """Returns an optional constant of the recipe, such as SAMPLE."""
@@ -107,11 +111,11 @@ def _where(cause: BaseException, path: Path) -> str:
 
 
 def installed_recipes() -> Path:
-    """Returns the folder of the recipes that come with kit."""
-    found = importlib.util.find_spec("recipes")
-    if found is None or not found.submodule_search_locations:
-        raise RecipeError("the package `recipes` is not installed beside kit", "install kit again: pip install .")
-    return Path(next(iter(found.submodule_search_locations)))
+    """Returns the folder of the recipes that come with kit: beside it, whatever else is called `recipes`."""
+    folder = Path(kit.__file__).parent.parent / "recipes"
+    if not folder.is_dir():
+        raise RecipeError(f"no recipes at {folder}, where kit is installed", "install kit again: pip install .")
+    return folder
 
 
 def known_recipes(paths: Paths) -> dict[str, Path]:
@@ -141,7 +145,7 @@ def load_recipe(name: str, paths: Paths) -> Recipe:
         raise RecipeError(f"{path} is no Python file", "expected recipes/NAME.py")
     module = importlib.util.module_from_spec(spec)
     try:
-        with strict_augmentation():
+        with strict_augmentation(), _importable(path.parent) as parents:
             spec.loader.exec_module(module)
     except KitError:
         raise
@@ -151,7 +155,31 @@ def load_recipe(name: str, paths: Paths) -> Recipe:
             "--debug shows the traceback",
         ) from cause
     _check(path, module)
-    return Recipe(path.stem, path, module)
+    return Recipe(path.stem, path, module, tuple(parents))
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[list[Path]]:
+    """Lets `import recipes.NAME` find the recipes that come with kit, then those of `folder`.
+
+    Yields a list that holds, after the block, the files that were imported so. They are forgotten again: the next
+    recipe may stand in another folder, or have been changed.
+    """
+    package = ModuleType("recipes")
+    package.__path__ = [str(installed_recipes()), str(folder)]
+    known = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "recipes"}
+    for name in known:
+        del sys.modules[name]
+    sys.modules["recipes"] = package
+    files: list[Path] = []
+    try:
+        yield files
+        imported = [module for name, module in sorted(sys.modules.items()) if name.startswith("recipes.")]
+        files.extend(Path(str(module.__file__)) for module in imported)
+    finally:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "recipes"]:
+            del sys.modules[name]
+        sys.modules.update(known)
 
 
 def _check(path: Path, module: ModuleType) -> None:

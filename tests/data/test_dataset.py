@@ -146,3 +146,12 @@ def test_crops_without_imagery_are_drawn_again(workplace: Path):
     assert sum(share >= 0.1 for share in known) > 15
     dataset.memory[0] = image, np.full((96, 96), 255, np.uint8)
     assert (dataset[(0, 0)][1] == 255).all()  # nothing to be found: the last draw stands
+
+
+def test_what_is_unknown_in_one_layer_is_unknown_in_all(workplace: Path):
+    """albumentations fills all layers of a mask in some transforms, and the first alone in others."""
+    _, index = read_index(Paths(workplace))
+    fill_first = A.Lambda(mask=lambda mask, **_: np.dstack([np.full(mask.shape[:2], 255, np.uint8), mask[..., 1:]]))
+    dataset = TileDataset(index.head(0), A.Compose([fill_first]), layers=True)
+    dataset.files, dataset.memory = [("", "")], {0: (np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8, 3), np.uint8))}
+    assert (dataset[(0, 0)][1] == 255).all()

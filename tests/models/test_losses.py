@@ -354,3 +354,11 @@ def test_a_student_that_agrees_has_nothing_to_learn():
 def test_a_teacher_of_other_pixels_is_refused(shape: tuple[int, ...]):
     with pytest.raises(RecipeError, match=r"a teacher's \(.*\) for logits \(3, 2, 16, 20\)"):
         distillation(make()[0], torch.rand(shape), 20.0)
+
+
+@pytest.mark.parametrize("loss", [CrossEntropy(), Dice(), Lovasz()])
+def test_an_auxiliary_head_asks_for_its_loss(loss: torch.nn.Module):
+    logits, mask = torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 4, dtype=torch.int64)
+    with pytest.raises(RecipeError, match="auxiliary head") as caught:
+        loss((logits, logits), mask)
+    assert "Auxiliary(loss)" in caught.value.hint

@@ -118,6 +118,13 @@ def test_the_plain_dynamic_unet_finds_every_skip(encoder: str, skips: int):
         assert model(torch.rand(1, 3, 91, 64) * 255).shape == (1, 2, 91, 64)
 
 
+def test_the_plain_dynamic_unet_reduces_too():
+    model = build(make=dynamic_unet, reduce=2)
+    assert model.pad_multiple == 64
+    with torch.inference_mode():
+        assert model(torch.rand(1, 3, 91, 64) * 255).shape == (1, 2, 91, 64)
+
+
 @pytest.mark.parametrize("make", [unet, dynamic_unet])
 def test_a_network_that_has_trained_can_be_copied(make):
     model = build(make=make).train()

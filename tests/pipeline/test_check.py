@@ -98,6 +98,7 @@ def test_layers_and_the_auxiliary_head(own: Callable[[str], Paths]):
         ("A.D4()", "A.GaussNoise(var_limit=10)", "var_limit.*not valid for transform"),
         ("return dataloaders(fold, AUGMENT, 2)", "return dataloaders(fold, A.Blur(value=1), 2)", "value.*not"),
         ("CrossEntropy(), split", "lambda p, y: p.sum() * float('nan'), split", "the loss is nan after 1 steps"),
+        ("EMA(0.9)]", "LossSwitch(25, BCE())]", r"logits \(2, 2, 64, 64\)"),  # else seen in epoch 25
         ("CrossEntropy(), split", "BCE(), split", r"logits \(2, 2, 64, 64\)"),
         ("fv.Learner(dls, model,", "fv.Learner(dls, fv.nn.Conv2d(3, 2, 1),", "trains a Conv2d, expected a PixelNet"),
         ("unet(\"test_efficientnet\"", "unet(\"swin_tiny_patch4_window7_224\"", "no pyramid that kit can use"),
@@ -105,6 +106,7 @@ def test_layers_and_the_auxiliary_head(own: Callable[[str], Paths]):
 )  # fmt: skip
 def test_what_is_wrong_is_told_before_it_costs_days(own: Callable[[str], Paths], old: str, new: str, error: str):
     text = TINY_RECIPE.replace("import CrossEntropy", "import BCE, CrossEntropy")
+    text = text.replace("import EMA", "import EMA, LossSwitch")
     assert old in text
     with pytest.raises(RecipeError if "pyramid" not in error else KitError, match=error):
         check("mine", own(text.replace(old, new)), tiny=True)

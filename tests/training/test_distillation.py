@@ -80,7 +80,7 @@ def learner(
     return learn
 
 
-@pytest.mark.parametrize("others", [[], [Precision(), Budget(minutes=1)]])
+@pytest.mark.parametrize("others", [[], [Precision(), Budget(minutes=1, epochs=1)]])
 def test_without_a_teacher_nothing_starts(others: list[Callback]):
     with pytest.raises(RunError, match="the recipe learns from a teacher, and none was given") as error:
         learner(*others, Distillation()).fit(1)

@@ -146,6 +146,49 @@ def test_half_precision_where_the_machine_has_it(
     assert all(value.dtype != dtype for value in load_file(folder / "best.safetensors").values())
 
 
+TWO_FITS = TINY_RECIPE.replace(
+    "    learn.fit_one_cycle(2, slice(1e-4, 1e-3))",
+    "    learn.freeze()\n    learn.fit_one_cycle(1, 1e-3)\n    learn.unfreeze()\n    learn.fit_one_cycle(2, 1e-3)",
+)
+
+
+def test_two_fits_are_one_run(workplace: Path, cli: Cli):
+    (workplace / "recipes/twice.py").write_text(TWO_FITS)
+    code, _, err = cli("run", "twice", "--root", workplace, "--no-pretrained", "--fold", "0")
+    assert code == 0, err
+    folder = workplace / "runs/twice/fold0"
+    assert pd.read_csv(folder / "log.csv")["epoch"].tolist() == [0, 1, 2]
+    assert json.loads((folder / "settings.json").read_text())["epochs"] == 3
+
+
+def test_minutes_are_for_all_fits(workplace: Path, cli: Cli):
+    (workplace / "recipes/twice.py").write_text(TWO_FITS)
+    code, _, err = cli("run", "twice", "--root", workplace, "--no-pretrained", "--fold", "0", "--minutes", "0.1")
+    assert code == 0, err
+    seconds = pd.read_csv(workplace / "runs/twice/fold0/log.csv")["seconds"]
+    assert len(seconds) == 3
+    assert seconds.iloc[-1] < 12  # planned for 6; for the first fit alone, it would have been 18
+
+
+@pytest.mark.parametrize("sampler", ["BalancedSampler(crops_per_tile=0.75), ", ""])
+def test_each_epoch_has_crops_of_its_own(workplace: Path, sampler: str, monkeypatch: pytest.MonkeyPatch, cli: Cli):
+    from kit.data.dataset import TileDataset
+
+    text = TWO_FITS.replace("BalancedSampler(crops_per_tile=0.75), ", sampler)
+    (workplace / "recipes/twice.py").write_text(text)
+    epochs = []
+    plain = TileDataset.__getitem__
+
+    def watched(self: TileDataset, key: object) -> object:
+        epochs.append(self.epoch)
+        return plain(self, key)
+
+    monkeypatch.setattr(TileDataset, "__getitem__", watched)
+    code, _, err = cli("run", "twice", "--root", workplace, "--no-pretrained", "--fold", "0")
+    assert code == 0, err
+    assert set(epochs) == {0, 1, 2}
+
+
 def test_a_compiled_network_keeps_its_names(workplace: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch):
     compiled = []
 

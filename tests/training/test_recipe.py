@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 
 import pytest
@@ -5,11 +6,16 @@ from factories import TINY_RECIPE
 
 from kit.errors import RecipeError
 from kit.paths import Paths
-from kit.training.recipe import known_recipes, load_recipe
+from kit.training.recipe import installed_recipes, known_recipes, load_recipe
+
+VARIANT = '''"""A variant."""
+import recipes.{parent} as parent
+data, learner, fit = parent.data, parent.learner, parent.fit
+'''
 
 
 def write(root: Path, text: str, name: str = "mine") -> Paths:
-    (root / "recipes").mkdir(exist_ok=True)
+    (root / "recipes").mkdir(exist_ok=True, parents=True)
     (root / "recipes" / f"{name}.py").write_text(text)
     return Paths(root)
 
@@ -73,3 +79,29 @@ def test_a_failure_inside_names_the_line(tmp_path: Path):
     )
     with pytest.raises(RecipeError, match=r"fit\(\) failed at line \d+: ZeroDivisionError"):
         recipe.fit(None)
+
+
+def test_a_variant_imports_installed_recipes_and_its_neighbours(tmp_path: Path):
+    paths = write(tmp_path, TINY_RECIPE.replace("A tiny recipe", "A neighbour"), "neighbour")
+    write(tmp_path, VARIANT.format(parent="neighbour"))
+    write(tmp_path, VARIANT.format(parent="mine"), "grandchild")
+    recipe = load_recipe("grandchild", paths)
+    assert [file.stem for file in recipe.parents] == ["mine", "neighbour"]
+    assert recipe.module.parent.parent.__doc__.startswith("A neighbour")
+    installed = load_recipe("mine", write(tmp_path / "other", VARIANT.format(parent="lite0")))
+    assert installed.parents == (installed_recipes() / "lite0.py",)
+    assert not [name for name in sys.modules if name == "recipes.neighbour"]
+
+
+def test_own_recipes_of_an_installed_name_do_not_take_its_place_as_a_parent(tmp_path: Path):
+    write(tmp_path, "raise RuntimeError", "lite0")
+    assert load_recipe("mine", write(tmp_path, VARIANT.format(parent="lite0"))).parents[0].parent == installed_recipes()
+
+
+def test_the_checksum_covers_parents(tmp_path: Path):
+    paths = write(tmp_path, TINY_RECIPE, "neighbour")
+    write(tmp_path, VARIANT.format(parent="neighbour"))
+    before = load_recipe("mine", paths).sha256
+    assert load_recipe("mine", paths).sha256 == before
+    write(tmp_path, TINY_RECIPE.replace("1e-3", "2e-3"), "neighbour")
+    assert load_recipe("mine", paths).sha256 != before
