@@ -7,8 +7,9 @@ larger than ImageNet-1k come first, ConvNeXt before all (Battle of the Backbones
 size, as windowed transformers do not; its weights are Apache-2.0, those of ConvNeXt V2 and DINOv3 are not. In cost it
 stands between DPN-92 and DenseNet-161.
 
-Measured on 2 CPU cores (AVX2, fp32; benchmarks/README.md): 3.95 s a crop of 512 px in training and 1.06 s in
-prediction, 4.5 GB with 2 crops a step. One pass over tier 1, 12,997 crops, would take 14 h there: it wants a GPU.
+Needs timm's weights, from its hub or by `--encoder-weights`, and a GPU. Measured on 2 CPU cores (AVX2, fp32;
+benchmarks/README.md): 3.95 s a crop of 512 px in training and 1.06 s in prediction, 4.5 GB with 2 crops a step. One
+pass over tier 1, 12,997 crops, would take 14 h there.
 """
 
 from functools import partial

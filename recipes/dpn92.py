@@ -4,8 +4,9 @@ kit run dpn92 --data tier1 --fold 3
 
 A residual and a dense path in one: unlike the other encoders, which is what an ensemble wants.
 
-Measured on 2 CPU cores (AVX2, fp32; benchmarks/README.md): 4.59 s a crop of 512 px in training and 0.91 s in
-prediction, 4.4 GB with 2 crops a step. One pass over tier 1, 12,997 crops, would take 17 h there: it wants a GPU.
+Needs timm's weights, from its hub or by `--encoder-weights`, and a GPU. Measured on 2 CPU cores (AVX2, fp32;
+benchmarks/README.md): 4.59 s a crop of 512 px in training and 0.91 s in prediction, 4.4 GB with 2 crops a step. One
+pass over tier 1, 12,997 crops, would take 17 h there.
 """
 
 from functools import partial

@@ -5,8 +5,9 @@ kit prepare train_tier_1 --name tier1_10cm --grid 0.1m && kit run efficientnet_b
 Dice loss, Adam's 1e-4, 50 epochs, crops at 0.6 to 1.6 times the size: 58 % of the real test chips were not at the
 training resolution. U-Nets of this kind, ten of them, scored about 0.8497 after the winner's first stage.
 
-Measured on 2 CPU cores (AVX2, fp32; benchmarks/README.md): 1.26 s a crop of 512 px in training and 0.26 s in
-prediction, 3.2 GB with 2 crops a step. One pass over tier 1, 12,997 crops, would take 5 h there: it wants a GPU.
+Needs timm's weights, from its hub or by `--encoder-weights`, and a GPU. Measured on 2 CPU cores (AVX2, fp32;
+benchmarks/README.md): 1.26 s a crop of 512 px in training and 0.26 s in prediction, 3.2 GB with 2 crops a step. One
+pass over tier 1, 12,997 crops, would take 5 h there.
 """
 
 from functools import partial

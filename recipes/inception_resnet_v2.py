@@ -4,8 +4,9 @@ kit prepare train_tier_1 --name tier1_10cm --grid 0.1m && kit run inception_resn
 
 Its convolutions have valid padding in timm; kit pads them, so that its maps lie on the image.
 
-Measured on 2 CPU cores (AVX2, fp32; benchmarks/README.md): 4.01 s a crop of 512 px in training and 1.04 s in
-prediction, 4.0 GB with 2 crops a step. One pass over tier 1, 12,997 crops, would take 14 h there: it wants a GPU.
+Needs timm's weights, from its hub or by `--encoder-weights`, and a GPU. Measured on 2 CPU cores (AVX2, fp32;
+benchmarks/README.md): 4.01 s a crop of 512 px in training and 1.04 s in prediction, 4.0 GB with 2 crops a step. One
+pass over tier 1, 12,997 crops, would take 14 h there.
 """
 
 from functools import partial

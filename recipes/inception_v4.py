@@ -4,8 +4,9 @@ kit run inception_v4 --data tier1 --fold 3
 
 Its convolutions have valid padding in timm; kit pads them, so that its maps lie on the image.
 
-Measured on 2 CPU cores (AVX2, fp32; benchmarks/README.md): 4.26 s a crop of 512 px in training and 1.05 s in
-prediction, 3.7 GB with 2 crops a step. One pass over tier 1, 12,997 crops, would take 15 h there: it wants a GPU.
+Needs timm's weights, from its hub or by `--encoder-weights`, and a GPU. Measured on 2 CPU cores (AVX2, fp32;
+benchmarks/README.md): 4.26 s a crop of 512 px in training and 1.05 s in prediction, 3.7 GB with 2 crops a step. One
+pass over tier 1, 12,997 crops, would take 15 h there.
 """
 
 from functools import partial

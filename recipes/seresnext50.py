@@ -4,8 +4,9 @@ kit run seresnext50 --data tier1 --fold 3
 
 The quickest of the heavy ones.
 
-Measured on 2 CPU cores (AVX2, fp32; benchmarks/README.md): 3.06 s a crop of 512 px in training and 0.65 s in
-prediction, 3.9 GB with 2 crops a step. One pass over tier 1, 12,997 crops, would take 11 h there: it wants a GPU.
+Needs timm's weights, from its hub or by `--encoder-weights`, and a GPU. Measured on 2 CPU cores (AVX2, fp32;
+benchmarks/README.md): 3.06 s a crop of 512 px in training and 0.65 s in prediction, 3.9 GB with 2 crops a step. One
+pass over tier 1, 12,997 crops, would take 11 h there.
 """
 
 from functools import partial

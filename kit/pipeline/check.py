@@ -29,7 +29,7 @@ from kit.models.devices import pick_device
 from kit.models.pretrained import Source
 from kit.paths import Paths
 from kit.pipeline.recipes import SIDE_PX, Cost, cost_of
-from kit.training.fit import Setup, build, count_epochs, rebuild
+from kit.training.fit import Setup, build, count_epochs, rebuild, train
 from kit.training.pictures import crop_sheet, save_png
 from kit.training.recipe import Recipe, load_recipe, strict_augmentation
 
@@ -155,7 +155,7 @@ def _tried(recipe: Recipe, fold: Fold, data: str, paths: Paths, compiled: bool, 
     _draw_sheet(learn.dls.train.dataset, sheet)
     if fold.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(fold.device)
-    recipe.fit(learn)
+    train(recipe, learn)
     if not math.isfinite(trial.last_loss):
         raise RecipeError(
             f"{recipe.name}: the loss is {trial.last_loss} after {len(trial.seconds)} steps",

@@ -187,7 +187,7 @@ class Precision(Callback):
 
     def after_pred(self) -> None:
         """Leaves it: the loss is float32."""
-        self._leave()
+        self.leave()
         self.learn.pred = as_float32(self.pred)
 
     def before_backward(self) -> None:
@@ -217,9 +217,10 @@ class Precision(Callback):
 
     def after_fit(self) -> None:
         """Leaves autocast also when a batch was cut short."""
-        self._leave()
+        self.leave()
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """Leaves autocast where it was entered; fastai says nothing to callbacks when a fit fails."""
         if self.autocast is not None:
             self.autocast.__exit__(None, None, None)
             self.autocast = None

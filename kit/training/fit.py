@@ -43,7 +43,7 @@ class Setup:
     Args:
         minutes: wall time of a fit; 0 lets the recipe decide.
         source: where the encoder's weights come from.
-        compiled: runs the network through torch.compile, which takes minutes to start and pays on GPUs.
+        compiled: runs the network through torch.compile: for GPUs, it takes minutes to start.
         teacher: members' probabilities for pixels, see `Distillation`; for recipes that learn from one.
         teacher_sha256: checksum of the teacher's file.
     """
@@ -152,7 +152,7 @@ def fit_fold(recipe: Recipe, fold: Fold, folder: Path, data: str, data_sha256: s
     if setup.minutes:
         learn.add_cb(Budget(setup.minutes, epochs, earlier.get("steps_per_epoch", 0)))
     start = time.monotonic()
-    recipe.fit(learn)
+    train(recipe, learn)
     seconds = time.monotonic() - start
     load_best(learn.model, folder)
     draw_curves(learn.run_log.rows, folder / "curves.png")
@@ -219,6 +219,14 @@ class _Rehearsal(Callback):
         """Counts."""
         self.epochs += self.n_epoch
         raise CancelFitException
+
+
+def train(recipe: Recipe, learn: Any) -> None:
+    """Runs the recipe's `fit`; a failure leaves no autocast behind."""
+    try:
+        recipe.fit(learn)
+    finally:
+        learn.precision.leave()
 
 
 def count_epochs(recipe: Recipe, learn: Any) -> int:

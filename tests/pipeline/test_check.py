@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from factories import TINY_RECIPE, write_catalog
 
 from kit.errors import KitError, RecipeError
@@ -110,6 +111,8 @@ def test_what_is_wrong_is_told_before_it_costs_days(own: Callable[[str], Paths],
     assert old in text
     with pytest.raises(RecipeError if "pyramid" not in error else KitError, match=error):
         check("mine", own(text.replace(old, new)), tiny=True)
+    assert torch.autocast_increment_nesting() == 1  # no autocast is left on
+    torch.autocast_decrement_nesting()
 
 
 @pytest.mark.parametrize(
