@@ -23,6 +23,8 @@ app = typer.Typer(
 Root = Annotated[Path, typer.Option("--root", envvar="KIT_ROOT", help="Folder of data, runs, weights, submissions.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1; the best there is by default.")]
+Compiled = Annotated[bool, typer.Option("--compile", help="Run the network through torch.compile: for GPUs.")]
 HERE = Path()
 INTERRUPTED = 130  # how typer answers Ctrl-C
 
@@ -124,8 +126,8 @@ def recipes(as_json: Json = False, root: Root = HERE, debug: Debug = False) -> N
 def check(
     recipe: Annotated[str, typer.Argument(help="A name (see kit recipes) or a path.")],
     data: Annotated[str, typer.Option(help="The data set; the only one by default, else some is drawn.")] = "",
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1; the best there is by default.")] = "",
-    compiled: Annotated[bool, typer.Option("--compile", help="Run the network through torch.compile.")] = False,
+    device: Device = "",
+    compiled: Compiled = False,
     tiny: Annotated[bool, typer.Option("--tiny", help="Tiny crops: seconds, and no estimates.")] = False,
     root: Root = HERE,
     debug: Debug = False,
@@ -150,13 +152,13 @@ def run(
     minutes: Annotated[float, typer.Option(help="Wall time per fold; else the recipe's epochs.", min=0)] = 0.0,
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
     views: Annotated[str, typer.Option(help="Of the export: none, flips or d4.")] = "flips",
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1; the best there is by default.")] = "",
+    device: Device = "",
     encoder_weights: Annotated[Path | None, typer.Option(help="State dict of the encoder.")] = None,
     pretrained: Annotated[bool, typer.Option(help="Start from ImageNet weights.")] = True,
     teacher: Annotated[
         Path | None, typer.Option(help="Weights file that the recipe learns from (distillation).")
     ] = None,
-    compiled: Annotated[bool, typer.Option("--compile", help="Run the network through torch.compile.")] = False,
+    compiled: Compiled = False,
     restart: Annotated[bool, typer.Option("--restart", help="Forget earlier runs of these folds.")] = False,
     root: Root = HERE,
     debug: Debug = False,
@@ -213,7 +215,7 @@ def submit(
     ] = None,
     weights: Annotated[Path | None, typer.Option(help="The weights file; the newest by default.")] = None,
     name: Annotated[str, typer.Option(help="Of the submission; <weights>-<test> by default.")] = "",
-    device: Annotated[str, typer.Option(help="cpu, cuda; the best there is by default.")] = "",
+    device: Device = "",
     root: Root = HERE,
     debug: Debug = False,
 ) -> None:

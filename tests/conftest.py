@@ -1,7 +1,7 @@
 """Fixtures that every room's tests share."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -31,6 +31,17 @@ def workplace(tmp_path: Path, catalog: Path) -> Path:
     (root / "recipes" / "tiny.py").write_text(TINY_RECIPE)
     prepare(catalog, Paths(root), grid="native", side_px=64, by="scene", k=2)
     return root
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For tiny tensors: threads that wait for each other would take ten times as long."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

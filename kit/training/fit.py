@@ -26,8 +26,8 @@ from kit.errors import RunError
 from kit.models.devices import keep_freed_memory
 from kit.models.pretrained import Source, encoder_source, weights_used
 from kit.paths import replacing
-from kit.training.callbacks import Budget, EpochCount, Precision, RunLog
 from kit.training.curves import draw_curves
+from kit.training.harness import Budget, EpochCount, Precision, RunLog
 from kit.training.oof import predict_fold
 from kit.training.recipe import Recipe
 

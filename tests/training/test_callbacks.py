@@ -12,7 +12,8 @@ from fastai.optimizer import SGD
 from torch import nn
 
 from kit.models.losses import CrossEntropy, Dice, Lovasz
-from kit.training.callbacks import EMA, BalancedSampler, LossSwitch, Precision
+from kit.training.callbacks import EMA, BalancedSampler, LossSwitch
+from kit.training.harness import Precision
 
 
 def make_rows(sizes: dict[str, int]) -> pd.DataFrame:

@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,18 +12,11 @@ from torch.nn import functional
 
 from kit.errors import RunError
 from kit.models.losses import Auxiliary, CrossEntropy, distillation
-from kit.training.callbacks import Budget, Precision
 from kit.training.distillation import Distillation
+from kit.training.harness import Budget, Precision
 from kit.training.mixing import MixUp
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny tensors: threads that wait for each other would take ten times as long."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Noise:

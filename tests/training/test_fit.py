@@ -126,17 +126,17 @@ def test_minutes_become_steps_once(workplace: Path, cli: Cli):
 def test_half_precision_where_the_machine_has_it(
     workplace: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, name: str
 ):
-    import kit.training.callbacks as callbacks
+    import kit.training.harness as harness
 
     seen = set()
-    context = callbacks.Precision.context
+    context = harness.Precision.context
 
     def watched(self):
         self.model.blocks[0].register_forward_hook(lambda _, __, out: seen.add(out.dtype))
         return context(self)
 
-    monkeypatch.setattr(callbacks, "autocast_dtype", lambda device: dtype)
-    monkeypatch.setattr(callbacks.Precision, "context", watched)
+    monkeypatch.setattr(harness, "autocast_dtype", lambda device: dtype)
+    monkeypatch.setattr(harness.Precision, "context", watched)
     code, _, err = cli("run", "tiny", "--root", workplace, "--no-pretrained", "--fold", "0")
     assert code == 0, err
     assert seen == {dtype}

@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,19 +11,13 @@ from fastai.optimizer import SGD
 from torch import Tensor, nn
 
 from kit.models.losses import BCE, Auxiliary, CrossEntropy
-from kit.training.callbacks import LossSwitch, Precision
+from kit.training.callbacks import LossSwitch
+from kit.training.harness import Precision
 from kit.training.mixing import CutMix, MixUp
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 BATCH, SIDE = 4, 16
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny tensors: threads that wait for each other would take ten times as long."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Tiles:
