@@ -11,7 +11,7 @@ import typer
 
 from kit import __version__
 from kit.console import failure, result, say, table
-from kit.errors import KitError
+from kit.errors import KitError, RankError
 from kit.paths import Paths
 
 app = typer.Typer(
@@ -158,26 +158,50 @@ def run(
     teacher: Annotated[
         Path | None, typer.Option(help="Weights file that the recipe learns from (distillation).")
     ] = None,
+    start_from: Annotated[
+        str, typer.Option(help="Begin with trained weights: exported ones, a recipe, <recipe>/fold<k> or safetensors.")
+    ] = "",
+    nproc: Annotated[int, typer.Option(help="Processes that train a fold together, one a GPU.", min=1)] = 1,
+    parallel_folds: Annotated[int, typer.Option(help="Folds side by side, on GPUs of their own.", min=1)] = 1,
+    checkpoint_minutes: Annotated[
+        float, typer.Option(help="Between checkpoints within an epoch; 0 for none.", min=0)
+    ] = 10.0,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Log for TensorBoard, too.")] = False,
     compiled: Compiled = False,
+    export: Annotated[bool, typer.Option(help="Freeze the ensemble in the end.")] = True,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on although recipe or settings have changed.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Forget earlier runs of these folds.")] = False,
     root: Root = HERE,
     debug: Debug = False,
 ) -> None:
-    """Train a recipe's folds, score them out of fold, export the ensemble.
+    """Train a recipe's folds, score them out of fold, export the ensemble. The same command again goes on.
 
     Example: kit run lite0 --data tier1 --fold 0,1 --minutes 12
     """
     from kit.models.pretrained import Source
-    from kit.pipeline.run import Plan
+    from kit.pipeline.run import Plan, run_side_by_side
     from kit.pipeline.run import run as run_recipe
+    from kit.training.distributed import launch, launched, launched_by_kit
 
+    if resume and restart:
+        raise typer.BadParameter("goes on, and --restart begins anew: one of them", param_hint="--resume")
+    if launched() and not launched_by_kit() and (nproc > 1 or parallel_folds > 1):
+        raise typer.BadParameter("several processes were started already: leave it out", param_hint="--nproc")
     plan = Plan(
         data=data, folds=_folds(fold, all_), minutes=minutes, seed=seed, device=device,
-        source=Source(pretrained, encoder_weights), views=views, restart=restart,
-        compiled=compiled, teacher=teacher,
+        source=Source(pretrained, encoder_weights), views=views, teacher=teacher, start_from=start_from,
+        export=export, compiled=compiled, checkpoint_minutes=checkpoint_minutes, tensorboard=tensorboard,
+        resume=resume, restart=restart,
     )  # fmt: skip
-    exported = run_recipe(recipe, Paths(root), plan)
-    result(str(exported.path))
+    if parallel_folds > 1 and not launched():
+        made = run_side_by_side(recipe, Paths(root), plan, sys.argv[1:], parallel_folds, nproc)
+    elif nproc > 1 and not launched():
+        return launch(nproc, sys.argv[1:])
+    else:
+        made = run_recipe(recipe, Paths(root), plan)
+    if made:
+        result(str(made.path))
+    return None
 
 
 def _folds(text: str, all_: bool) -> tuple[int | str, ...]:
@@ -267,8 +291,21 @@ def _version(wanted: bool) -> None:
 
 
 @app.callback()
-def _common(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False) -> None:
+def _common(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+    local_rank: Annotated[int, typer.Option("--local-rank", "--local_rank", hidden=True)] = 0,
+) -> None:
     """From drone imagery of a city to building masks."""
+
+
+def _fail(message: str, hint: str) -> None:
+    """Shows an error; of several processes that train together, the first to fail does."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from kit.training.distributed import first_to_fail
+
+        if not first_to_fail():
+            return
+    failure(message, hint)
 
 
 def main() -> None:
@@ -283,16 +320,17 @@ def main() -> None:
             sys.exit(code if isinstance(code, int) else 0)
         raise KeyboardInterrupt
     except (KeyboardInterrupt, typer.Abort):
-        failure("interrupted", "nothing is lost: the same command again goes on with what is missing")
+        _fail("interrupted", "nothing is lost: the same command again goes on with what is missing")
     except KitError as error:
         if debug:
             traceback.print_exc()
-        failure(error.message, error.hint)
+        if not (isinstance(error, RankError) and error.told):
+            _fail(error.message, error.hint)
     except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # usage, as typer tells it
             error.show()
             sys.exit(error.exit_code)
         if debug:
             traceback.print_exc()
-        failure(f"{type(error).__name__}: {error}", "this is a fault of kit: run it again with --debug and report it")
+        _fail(f"{type(error).__name__}: {error}", "this is a fault of kit: run it again with --debug and report it")
     sys.exit(1)

@@ -1,8 +1,9 @@
 """What people see: results on stdout, progress and notices on stderr; plain text when not a terminal.
 
-The only importer of rich.
+Of several processes that train together, the first alone speaks, save for errors. The only importer of rich.
 """
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,20 +19,25 @@ T = TypeVar("T")
 PLAIN_EVERY_S = 10.0  # a log file gets a progress line no more often than this
 
 
-def _stderr() -> "Console":
+def _silent() -> bool:
+    return os.environ.get("RANK", "0") != "0"
+
+
+def _stderr(quiet: bool = False) -> "Console":
     from rich.console import Console
 
-    return Console(file=sys.stderr, soft_wrap=True, highlight=False, emoji=False)
+    return Console(file=sys.stderr, soft_wrap=True, highlight=False, emoji=False, quiet=quiet)
 
 
 def say(text: str) -> None:
     """Tells the user something on stderr."""
-    _stderr().print(text, markup=False)
+    _stderr(_silent()).print(text, markup=False)
 
 
 def result(text: str) -> None:
     """Prints a result line on stdout, plain, so that it can be piped."""
-    print(text)
+    if not _silent():
+        print(text)
 
 
 def failure(message: str, hint: str = "") -> None:
@@ -47,7 +53,7 @@ def failure(message: str, hint: str = "") -> None:
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:
     """Prints a table on stdout: framed on a terminal, aligned plain columns with nothing cut when piped."""
     cells = [[f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
-    if sys.stdout.isatty():
+    if sys.stdout.isatty() and not _silent():
         from rich.console import Console
         from rich.table import Table
 
@@ -74,7 +80,7 @@ def _live_bar() -> "Progress":
     return Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
-        console=_stderr(),
+        console=_stderr(_silent()),
     )  # fmt: skip
 
 
@@ -88,6 +94,7 @@ class Meter:
 
     def __init__(self, what: str, total: int) -> None:
         self.what, self.total, self.done, self.note = what, total, 0, ""
+        self.skipped = self.lines = 0
         self.start = self.last_line = time.monotonic()
         self.bar = _live_bar() if sys.stderr.isatty() else None
         if self.bar:
@@ -96,7 +103,22 @@ class Meter:
 
     def rate(self) -> float:
         """Returns items per second since the start."""
-        return self.done / max(time.monotonic() - self.start, 1e-9)
+        return (self.done - self.skipped) / max(time.monotonic() - self.start, 1e-9)
+
+    def skip(self, n: int) -> None:
+        """Counts `n` that were done before, at no time."""
+        self.skipped += n
+        self.done += n
+        if self.bar:
+            self.bar.update(self.task, advance=n)
+
+    def line(self, text: str) -> None:
+        """Prints a line above the bar."""
+        self.lines += 1
+        if self.bar:
+            self.bar.console.print(text, markup=False)
+        else:
+            say(text)
 
     def advance(self, n: int = 1, note: str | None = None) -> None:
         """Counts `n` more; `note` stands behind the bar, for example the loss."""

@@ -46,6 +46,18 @@ class RunError(KitError):
     """A training run is missing, unfinished or made with other settings."""
 
 
+class RankError(KitError):
+    """One of several processes that train together has ended early.
+
+    Args:
+        told: whether it has shown its own error already.
+    """
+
+    def __init__(self, message: str, hint: str = "", told: bool = False) -> None:
+        super().__init__(message, hint)
+        self.told = told
+
+
 class WeightsError(KitError):
     """A weights file is missing, not kit's, or does not match its card."""
 

@@ -57,6 +57,31 @@ class Paths:
 
 
 @contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keeps a folder for this process while the block runs, by a lock beside it that ends with the process.
+
+    Where the system has no such locks (Windows, some network disks) nothing is kept.
+
+    Raises:
+        KitError: another process has it.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f".{folder.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as cause:
+            raise KitError(f"another process writes {folder}", "wait for it, or end it") from cause
+        except OSError:
+            pass  # a disk without locks
+        yield
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary name beside `path` that becomes `path` when the block ends well, and is removed when not.
 

@@ -183,9 +183,14 @@ def dataloaders(
     return loaders
 
 
+def cores() -> int:
+    """Returns how many CPU cores this process may use: its share, where a launcher started several on this machine."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, found // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def default_workers(device: torch.device) -> int:
     """Returns how many processes augment: none where the network itself wants the two or four cores there are."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if device.type == "cpu":
-        return 0 if cores <= 4 else 2
-    return min(8, cores)
+        return 0 if cores() <= 4 else 2
+    return min(8, cores())

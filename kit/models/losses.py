@@ -7,7 +7,11 @@ Each takes logits and a target in one of these forms:
     layers      logits (N, 3, H, W), layers (N, 3, H, W): a sigmoid each for footprint, boundary and contact
 
 Logits are any float, targets int64: 0, 1, and `ignore` (255, no data) for pixels that do not count, which have no
-gradient. The loss is a float32 scalar, 0 when no pixel counts.
+gradient. The loss is a scalar in the logits' precision, at least float32; 0 when no pixel counts.
+
+Where several processes train one model, sums and counts are taken over the batches of all of them
+(`kit.models.ranks.over_ranks`): the loss, and its gradient, are those of one process with the whole batch. Lovasz sorts
+pixels, which stay where they are: each process has a pool of its own, and the mean is taken.
 """
 
 import math
@@ -19,7 +23,8 @@ from torch import Tensor, nn
 
 from kit.data.masks import BUILDING, IGNORE
 from kit.errors import RecipeError
-from kit.models.targets import building_logits
+from kit.models.ranks import over_ranks
+from kit.models.targets import at_least_float32, building_logits
 
 EPS = 1e-7  # keeps the overlap of nothing with nothing finite
 SURE = 1e-6  # a teacher is never surer than this: its logits stay within 13.8
@@ -144,7 +149,8 @@ class _Overlap(nn.Module):
         """Returns the loss."""
         logits, truth, known = _binary(logits, target, self.ignore)
         probs = logits.sigmoid() * known
-        hit, found, there = (part.sum(dim=(0, 2, 3)) for part in (probs * truth, probs, truth))
+        sums = [part.sum(dim=(0, 2, 3), dtype=probs.dtype) for part in (probs * truth, probs, truth)]
+        hit, found, there = over_ranks(torch.stack(sums))
         whole = hit + self.error_share * (found + there - 2 * hit)
         return _mean_of(1 - (hit + self.smooth) / (whole + self.smooth).clamp(min=EPS), there > 0)
 
@@ -195,7 +201,8 @@ class Lovasz(nn.Module):
         classes = torch.stack([truth, known & ~truth] if softmax else [truth])  # both err alike: sorted once
         losses = (errors.relu() * _jaccard_steps(classes, known)).sum(dim=2)
         present = classes.any(dim=2) if softmax else known.any(dim=1)[None]
-        return _mean_of(_mean_of(losses, present), known.any(dim=1))
+        means, known = _mean_of(losses, present), known.any(dim=1)
+        return pixel_mean((means * known).sum(), known)
 
     def _rows(self, part: Tensor) -> Tensor:
         """Returns a row of pixels for each Jaccard index."""
@@ -262,7 +269,7 @@ def distillation(logits: Tensor, teacher: Tensor, temperature: float, valid: Ten
         temperature: T, which divides the logits of both.
         valid: bool (N, H, W), the pixels that count; all by default.
     """
-    student = building_logits(logits.float()).squeeze(1) / temperature
+    student = building_logits(at_least_float32(logits)).squeeze(1) / temperature
     if teacher.ndim != 4 or teacher[:, 0].shape != student.shape:
         told = f"a teacher's {tuple(teacher.shape)} for logits {tuple(logits.shape)}"
         raise RecipeError(told, "expected (N, members, H, W) of the same N, H, W")
@@ -277,8 +284,13 @@ def distillation(logits: Tensor, teacher: Tensor, temperature: float, valid: Ten
 
 
 def pixel_mean(total: Tensor, weights: Tensor) -> Tensor:
-    """Returns a sum over pixels divided by that of their weights (bool: by how many count); 0 when none counts."""
-    return total / weights.sum().clamp(min=1)
+    """Returns a sum over pixels divided by that of their weights (bool: by how many count); 0 when none counts.
+
+    Both are taken over all ranks.
+    """
+    sums = over_ranks(torch.stack([total, weights.sum(dtype=total.dtype)]))
+    mean: Tensor = sums[0] / sums[1].clamp(min=1)
+    return mean
 
 
 def _mean_of(values: Tensor, present: Tensor) -> Tensor:
@@ -289,7 +301,7 @@ def _mean_of(values: Tensor, present: Tensor) -> Tensor:
 def _bce(logits: Tensor, truth: Tensor, weights: Tensor, pos_weight: Tensor | None = None) -> Tensor:
     """Returns the sum of binary cross-entropy x weights."""
     return F.binary_cross_entropy_with_logits(
-        logits, truth.float(), weight=weights.float(), pos_weight=pos_weight, reduction="sum"
+        logits, truth.to(logits.dtype), weight=weights.to(logits.dtype), pos_weight=pos_weight, reduction="sum"
     )
 
 
@@ -317,7 +329,7 @@ def _fitting(logits: Tensor, target: Tensor, channels: tuple[int, ...]) -> Tenso
     if logits.ndim == 4 and logits.shape[1] in channels:
         n, count, *size = logits.shape
         if [*target.shape] == ([n, 3, *size] if count == 3 else [n, *size]):
-            return logits.float()
+            return at_least_float32(logits)
     raise RecipeError(
         f"logits {tuple(logits.shape)} with a target {tuple(target.shape)}, expected "
         f"{' or '.join(map(str, channels))} channels and a target of that form and size",

@@ -1,31 +1,80 @@
-"""The Jaccard index, pooled over all pixels of a fold: the challenge's score."""
+"""What a fit is told while it validates: the Jaccard index and the loss, pooled over all pixels of all ranks."""
 
 from typing import Any
 
 from fastai.metrics import Metric
+from torch import Tensor
 
-from kit.data.masks import Counts, count
+from kit.data.masks import IGNORE, Counts, count, pool
+from kit.models.ranks import gathered
 from kit.models.targets import building_logits
 
 
 class PooledJaccard(Metric):
-    """fastai metric: the Jaccard index over all pixels of the validation set, of what is more probable than not."""
+    """fastai metric: the Jaccard index over all pixels of the validation set, of what is more probable than not.
+
+    `by_area` then holds the counts of each area over all ranks, where the loader's dataset has `rows` with areas.
+    """
 
     def reset(self) -> None:
         """Forgets the counts, at the start of an epoch's validation."""
-        self.counts = Counts()
+        self.own: dict[str, Counts] = {}  # this rank's
+        self.by_area: dict[str, Counts] = {}
+        self.seen = 0
 
     def accumulate(self, learn: Any) -> None:
         """Adds a batch: `learn.pred` logits (N, 1 to 3, H, W); `learn.y` (N, H, W), or (N, 3, H, W) with layers."""
         footprints = learn.y if learn.y.ndim == 3 else learn.y[:, 0]
-        self.counts += count(building_logits(learn.pred)[:, 0] > 0, footprints)
+        found = building_logits(learn.pred)[:, 0] > 0
+        for number, area in enumerate(self._areas_of(learn, len(found))):
+            self.own[area] = self.own.get(area, Counts()) + count(found[number], footprints[number])
+
+    def _areas_of(self, learn: Any, n: int) -> list[str]:
+        """Returns the areas of the batch's tiles, which come in the order of the dataset's rows."""
+        rows = getattr(getattr(learn.dl, "dataset", None), "rows", None)
+        if rows is None or learn.training:
+            return [""] * n
+        self.seen += n
+        return [str(area) for area in rows["area"].iloc[self.seen - n : self.seen]]
 
     @property
     def value(self) -> float:
-        """The index so far, 0 to 1."""
-        return self.counts.jaccard
+        """The index so far, 0 to 1, over all ranks: all of them must ask."""
+        parts = gathered(self.own)
+        names = sorted({area for part in parts for area in part})
+        self.by_area = {area: pool(part.get(area, Counts()) for part in parts) for area in names}
+        return pool(self.by_area.values()).jaccard
 
     @property
     def name(self) -> str:
         """Column of the log."""
         return "jaccard"
+
+
+class PooledLoss(Metric):
+    """fastai metric: the mean loss over the pixels that count, of all batches and ranks.
+
+    fastai's own is the mean over batches, which depends on how the tiles were dealt out to batches and ranks.
+    """
+
+    def reset(self) -> None:
+        """Forgets the sums."""
+        self.total, self.pixels = 0.0, 0
+
+    def accumulate(self, learn: Any) -> None:
+        """Adds a batch."""
+        target: Tensor = learn.y
+        known = int((target != IGNORE).sum())
+        self.total += float(learn.loss) * known
+        self.pixels += known
+
+    @property
+    def value(self) -> float | None:
+        """The mean, over all ranks: all of them must ask; None where no pixel counted."""
+        totals, pixels = zip(*gathered((self.total, self.pixels)), strict=True)
+        return sum(totals) / sum(pixels) if sum(pixels) else None
+
+    @property
+    def name(self) -> str:
+        """As fastai calls it."""
+        return "loss"

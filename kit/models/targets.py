@@ -28,3 +28,8 @@ def building_logits(logits: Tensor) -> Tensor:
         "3 (footprint, boundary, contact)",
         "set n_out of the recipe's network",
     )
+
+
+def at_least_float32(logits: Tensor) -> Tensor:
+    """Returns half-precision logits in float32; others as they are."""
+    return logits if logits.dtype.itemsize >= 4 else logits.float()

@@ -10,6 +10,7 @@ from fastai.vision.models.unet import DynamicUnet
 from torch import Tensor, nn
 
 from kit.models.encoders import encoder as build_encoder
+from kit.models.targets import at_least_float32
 
 RANGE = 255.0  # networks take pixels as they are stored, 0 to 255
 WIDTHS = (256, 128, 64, 32, 16)  # of the decoder, coarsest first; segmentation_models_pytorch's, too
@@ -208,8 +209,8 @@ class SlimDynamicUnet(PixelNet):
 
 
 def enlarged(logits: Tensor, factor: int) -> Tensor:
-    """Returns float32 logits `factor` times larger, bilinearly."""
-    logits = logits.float().contiguous()  # a few planes: enlarging them channels_last is twice as slow
+    """Returns logits `factor` times larger, bilinearly, in float32 or better."""
+    logits = at_least_float32(logits).contiguous()  # a few planes: enlarging them channels_last is twice as slow
     if factor == 1:
         return logits
     return F.interpolate(logits, scale_factor=float(factor), mode="bilinear", align_corners=False)

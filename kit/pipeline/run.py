@@ -1,26 +1,31 @@
 """From a recipe to weights: data, folds, out-of-fold score, export."""
 
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from shutil import rmtree
 from typing import Any
+
+import numpy as np
+import pandas as pd
 
 from kit.console import say, table
 from kit.data.dataset import read_tile, split_fold
-from kit.data.masks import pool
+from kit.data.masks import Counts, pool
 from kit.data.prepare import prepare, read_index
 from kit.data.sample import draw_sample
 from kit.deploy.card import Member, sha256_of
 from kit.deploy.export import Exported, export_ensemble
 from kit.deploy.predict import load_weights
 from kit.errors import DataError, RunError
-from kit.models.devices import pick_device
 from kit.models.pretrained import Source
+from kit.models.ranks import rank, wait_for_all
 from kit.paths import Paths
-from kit.training.fit import BEST, Result, Setup, fit_fold, load_best, read_result, read_settings, rebuild
+from kit.pipeline.parallel import side_by_side
+from kit.training.distributed import joined
+from kit.training.fit import Result, Setup, fit_fold, load_best, read_result, read_settings, rebuild
+from kit.training.oof import best_threshold, read_levels
 from kit.training.recipe import Recipe, load_recipe
+from kit.training.runlog import BEST
 
 PARITY_TILES = 2  # each is predicted twice by every member and view
 
@@ -37,9 +42,10 @@ class Plan:
         device: empty for the best there is.
         source: where the encoder's weights come from.
         views: of the exported ensemble.
-        restart: forgets earlier runs of these folds.
-        compiled: see `Setup`.
         teacher: an exported weights file, for recipes that learn from one.
+        start_from: weights to begin with, see `start_file`.
+        export: freezes the ensemble in the end.
+        compiled, checkpoint_minutes, tensorboard, resume, restart: see `Setup`.
     """
 
     data: str = ""
@@ -49,68 +55,155 @@ class Plan:
     device: str = ""
     source: Source = field(default_factory=Source)
     views: str = "flips"
-    restart: bool = False
-    compiled: bool = False
     teacher: Path | None = None
+    start_from: str = ""
+    export: bool = True
+    compiled: bool = False
+    checkpoint_minutes: float = 10.0
+    tensorboard: bool = False
+    resume: bool = False
+    restart: bool = False
 
 
-def run(name: str, paths: Paths, plan: Plan) -> Exported:
+def run(name: str, paths: Paths, plan: Plan) -> Exported | None:
     """Trains the folds of a recipe, shows the out-of-fold scores and exports the ensemble under the recipe's name.
+
+    Where a launcher started several processes, all of them train each fold together; the first one alone scores and
+    exports, and the others return None, as all do where no export is wanted.
 
     Raises:
         KitError: see the stages.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise RunError("kit run was started as several processes, which it cannot do yet", "start it once")
     recipe = load_recipe(name, paths)
-    data, index = _data(recipe, paths, plan.data)
-    folds = plan.folds or tuple(sorted({int(fold) for fold in index["fold"]}))
-    device = pick_device(plan.device)
-    splits = [split_fold(index, fold, seed=plan.seed, device=device) for fold in folds]  # a wrong fold fails at once
-    index_sha256 = sha256_of(paths.data(data) / "index.csv")
-    say(f"{recipe.name} on {data}: {len(index)} tiles, folds {', '.join(map(str, folds))}, {device}")
-    setup = _setup(plan, str(device))
-    results = []
-    for split in splits:
-        folder = paths.run(recipe.name, split.number)
-        if plan.restart and folder.is_dir():
-            rmtree(folder)
-        results.append(fit_fold(recipe, split, folder, data, index_sha256, setup))
-    show_scores(results)
-    return export([f"{recipe.name}/fold{fold}" for fold in folds], recipe.name, paths, plan.views)
+    with joined(plan.device) as device:
+        if rank() == 0:
+            find_data(recipe, paths, plan.data)
+        wait_for_all()
+        data, index = read_index(paths, plan.data)
+        folds = folds_of(plan, index)
+        splits = [split_fold(index, fold, seed=plan.seed, device=device) for fold in folds]  # a wrong one fails at once
+        index_sha256 = sha256_of(paths.data(data) / "index.csv")
+        say(f"{recipe.name} on {data}: {len(index)} tiles, folds {', '.join(map(str, folds))}, {device}")
+        setup = _setup(plan, str(device))
+        results = []
+        for split in splits:
+            start = start_file(plan.start_from, split.number, paths)
+            folder = paths.run(recipe.name, split.number)
+            results.append(fit_fold(recipe, split, folder, data, index_sha256, replace(setup, start_from=start)))
+        if rank():
+            return None
+        show_scores(results, [paths.run(recipe.name, fold) for fold in folds])
+        if not plan.export:
+            return None
+        return export([f"{recipe.name}/fold{fold}" for fold in folds], recipe.name, paths, plan.views)
+
+
+def run_side_by_side(
+    name: str, paths: Paths, plan: Plan, arguments: Sequence[str], at_once: int, nproc: int = 1
+) -> Exported | None:
+    """Trains several folds at once, in processes of their own, then does as `run`.
+
+    Args:
+        name: of the recipe.
+        paths: of the working root.
+        plan: what was asked for.
+        arguments: the same, as the user typed it.
+        at_once: folds side by side.
+        nproc: processes of each fold.
+    """
+    recipe = load_recipe(name, paths)
+    find_data(recipe, paths, plan.data)
+    folds = folds_of(plan, read_index(paths, plan.data)[1])
+    side_by_side(arguments, folds, min(at_once, len(folds)), nproc)
+    return run(name, paths, replace(plan, restart=False, resume=False))
 
 
 def _setup(plan: Plan, device: str) -> Setup:
     """Returns how the fits are done, the teacher loaded."""
+    setup = Setup(
+        plan.minutes, plan.source, plan.compiled, checkpoint_minutes=plan.checkpoint_minutes,
+        tensorboard=plan.tensorboard, resume=plan.resume, restart=plan.restart,
+    )  # fmt: skip
     if plan.teacher is None:
-        return Setup(plan.minutes, plan.source, plan.compiled)
+        return setup
     teacher = load_weights(plan.teacher, device)
     say(f"teacher {plan.teacher.name}: {len(teacher.card.members)} members, views {teacher.card.views}")
-    return Setup(plan.minutes, plan.source, plan.compiled, teacher.module.members, teacher.sha256)
+    return replace(setup, teacher=teacher.module.members, teacher_sha256=teacher.sha256)
 
 
-def _data(recipe: Recipe, paths: Paths, name: str) -> tuple[str, Any]:
-    """Returns the data set's name and index. A recipe with SAMPLE = True draws the sample city where there is none."""
+def start_file(name: str, fold: int | str, paths: Paths) -> Path | None:
+    """Returns the safetensors that a fit of `fold` begins with.
+
+    Args:
+        name: a safetensors file; or a run, `<recipe>/fold<k>`; or a recipe, or exported weights: then it is the run of
+            the same fold, which has not seen what this fold holds out. Empty for none.
+        fold: that is to be trained.
+        paths: of the working root.
+
+    Raises:
+        RunError: there is no such run, or it is not the one that was exported.
+        WeightsError: the weights cannot be read.
+    """
+    if not name:
+        return None
+    if name.endswith(".safetensors"):
+        if not Path(name).is_file():
+            raise RunError(f"no file {name}", "give best.safetensors of a run, a run, or exported weights")
+        return Path(name)
+    sha256 = ""
+    if name.endswith(".pt"):
+        members = [member for member in load_weights(Path(name)).card.members if member.fold == fold]
+        if len(members) != 1:
+            raise RunError(
+                f"{name} has {len(members)} members of fold {fold}, expected one", "name a run: <recipe>/fold<k>"
+            )
+        name, sha256 = f"{members[0].recipe}/fold{fold}", members[0].sha256
+    file = _run_folder(name if "/" in name else f"{name}/fold{fold}", paths) / BEST
+    if not file.is_file() or (sha256 and sha256_of(file) != sha256):
+        wrong = "is not the run that was exported" if file.is_file() else "does not exist"
+        raise RunError(f"{file} {wrong}: nothing to start from", "name a run <recipe>/fold<k>, or a safetensors file")
+    return file
+
+
+def find_data(recipe: Recipe, paths: Paths, name: str) -> None:
+    """Makes sure that there is a data set: a recipe with SAMPLE = True draws the sample city where there is none."""
     if not name and not paths.data_names() and recipe.option("SAMPLE", False):
         say(f"no data set here: drawing the sample city into {paths.sample}")
         draw_sample(paths.sample)
-        prepared = prepare(paths.sample / "train_tier_1", paths, name="sample", by="scene", k=2)
-        return read_index(paths, prepared.name)
-    return read_index(paths, name)
+        prepare(paths.sample / "train_tier_1", paths, name="sample", by="scene", k=2)
 
 
-def show_scores(results: Sequence[Result]) -> None:
-    """Prints the out-of-fold Jaccard per scene, per fold and pooled."""
+def folds_of(plan: Plan, index: pd.DataFrame) -> tuple[int | str, ...]:
+    """Returns the folds that are wanted."""
+    return plan.folds or tuple(sorted({int(fold) for fold in index["fold"]}))
+
+
+def show_scores(results: Sequence[Result], folders: Sequence[Path]) -> None:
+    """Prints the out-of-fold Jaccard per scene, per fold, per area and pooled, and tells the best threshold.
+
+    Args:
+        results: of the folds.
+        folders: of their runs.
+    """
     held_out = [result for result in results if result.scenes]
     if not held_out:
         say("nothing was held out: no out-of-fold score")
         return
     rows: list[tuple[object, ...]] = []
+    areas: dict[str, list[Counts]] = {}
     for result in held_out:
-        rows.extend((f"fold {result.fold}", scene, counts.jaccard) for scene, counts in sorted(result.scenes.items()))
+        for scene, counts in sorted(result.scenes.items()):
+            rows.append((f"fold {result.fold}", scene, counts.jaccard))
+            areas.setdefault(scene.partition("/")[0], []).append(counts)
+    rows.extend(("all", area, pool(counts).jaccard) for area, counts in sorted(areas.items()))
     pooled = pooled_score(held_out)
-    rows.append(("all", "pooled", pooled if pooled is not None else float("nan")))
+    assert pooled is not None
+    rows.append(("all", "pooled", pooled))
     table(("out of", "scene", "jaccard"), rows)
+    levels = [found for folder in folders if (found := read_levels(folder)) is not None]
+    if levels:
+        threshold, score = best_threshold(np.sum(levels, axis=0))
+        say(f"a threshold of {threshold:.2f} would have scored {score:.4f}, {score - pooled:+.4f} beside argmax")
 
 
 def pooled_score(results: Sequence[Result]) -> float | None:

@@ -11,18 +11,19 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from kit.data.dataset import Key
 from kit.models.losses import Lovasz
+from kit.models.ranks import ranks
 
 
 class BalancedSampler(Callback):
     """Draws tiles with replacement so that each group is seen equally often.
 
     The weight of a tile is 1 / (tiles of its group) to the power `temperature`. The draw depends on (seed, epoch)
-    alone.
+    alone; it is one draw over all ranks, which `Deal` then deals out.
 
     Args:
         by: index columns whose values make a group; the seed's `area_scene` by default.
         temperature: 1 balances fully, 0 draws uniformly.
-        crops_per_tile: an epoch draws so many times the number of tiles. `--minutes` overrides it.
+        crops_per_tile: an epoch draws so many times the number of tiles, over all ranks. `--minutes` overrides it.
     """
 
     order = -20
@@ -45,13 +46,12 @@ class BalancedSampler(Callback):
 
     def before_fit(self) -> None:
         """Sets the length of an epoch; a Budget comes later and has the last word."""
-        train = self.dls.train
-        train.n = max(train.bs, round(len(train.dataset) * self.crops_per_tile))
+        self.dls.train.n = round(len(self.dls.train.dataset) * self.crops_per_tile)
 
     def before_train(self) -> None:
         """Hands the epoch's draw to the training loader."""
         train = self.dls.train
-        keys = self.draw(train.dataset.rows, train.dataset.seed, train.dataset.epoch, train.n)
+        keys = self.draw(train.dataset.rows, train.dataset.seed, train.dataset.epoch, train.n * ranks())
         train.get_idxs = lambda: keys
 
 
@@ -91,9 +91,20 @@ class EMA(Callback):
         """Puts the live weights back, after RunLog has saved the average, unless this was the last epoch."""
         if self.live and self.epoch < self.n_epoch - 1:
             self.model.load_state_dict(self.live, strict=False)
+        self.live = {}
 
     def _weights(self) -> dict[str, torch.Tensor]:
         return {name: p.detach().clone() for name, p in self.model.named_parameters()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the average and its number of steps."""
+        return {"average": self.average, "steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from there."""
+        for name, values in state["average"].items():
+            self.average[name].copy_(values)
+        self.steps = state["steps"]
 
 
 class LossSwitch(Callback):

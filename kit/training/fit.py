@@ -2,17 +2,17 @@
 
 import hashlib
 import json
-import random
-import time
+import shutil
+import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from contextlib import nullcontext, redirect_stdout
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.progress import ProgressCallback
+from fastai.callback.tracker import TrackerCallback
 from fastai.data.core import DataLoaders
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -24,16 +24,25 @@ from kit.data.dataset import Fold
 from kit.data.masks import Counts, pool
 from kit.errors import RunError
 from kit.models.devices import keep_freed_memory
+from kit.models.metrics import PooledLoss
 from kit.models.pretrained import Source, encoder_source, weights_used
-from kit.paths import replacing
+from kit.models.ranks import agreed, as_first, rank, ranks
+from kit.paths import alone
+from kit.training.checkpoint import Checkpoint, Resume, read_checkpoint, seed_everything
 from kit.training.curves import draw_curves
-from kit.training.harness import Budget, EpochCount, Precision, RunLog
+from kit.training.distributed import Distributed
+from kit.training.harness import Budget, Deal, Draw, LossScale, Precision
 from kit.training.oof import predict_fold
 from kit.training.recipe import Recipe
+from kit.training.runlog import BEST, SETTINGS, Board, RunLog, write_json
 
-SETTINGS, RESULT, BEST = "settings.json", "result.json", "best.safetensors"
-# settings that make two runs the same; the rest is told, not compared
-IDENTITY = ("recipe_sha256", "data", "data_sha256", "fold", "seed", "minutes", "encoder_source", "teacher_sha256")
+RESULT = "result.json"
+# what makes two runs the same
+IDENTITY = (
+    "recipe_sha256", "data", "data_sha256", "fold", "seed", "minutes", "encoder_source", "start_sha256",
+    "teacher_sha256",
+)  # fmt: skip
+EXACT = ("threads", "ranks")  # and, while it is unfinished, what its last bits depend on
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,11 @@ class Setup:
         compiled: runs the network through torch.compile: for GPUs, it takes minutes to start.
         teacher: members' probabilities for pixels, see `Distillation`; for recipes that learn from one.
         teacher_sha256: checksum of the teacher's file.
+        start_from: safetensors of the whole network to begin with, instead of those of the encoder.
+        checkpoint_minutes: between two checkpoints within an epoch; 0 for none.
+        tensorboard: logs for TensorBoard, too.
+        resume: goes on with an unfinished run although something was changed.
+        restart: forgets an earlier run.
     """
 
     minutes: float = 0.0
@@ -53,6 +67,11 @@ class Setup:
     compiled: bool = False
     teacher: Callable[[Tensor], Tensor] | None = None
     teacher_sha256: str = ""
+    start_from: Path | None = None
+    checkpoint_minutes: float = 10.0
+    tensorboard: bool = False
+    resume: bool = False
+    restart: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,12 +93,6 @@ class Result:
     scenes: dict[str, Counts]
     seconds: float
     epoch: int
-
-
-def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Writes a JSON file whole or not at all."""
-    with replacing(path) as file:
-        file.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def read_result(folder: Path) -> Result | None:
@@ -105,15 +118,10 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def seed_everything(seed: int) -> None:
-    """Seeds what builds the network; samples are seeded one by one, see `TileDataset`."""
-    random.seed(seed)
-    np.random.seed(seed)  # libraries draw from it
-    torch.manual_seed(seed)
-
-
 def fit_fold(recipe: Recipe, fold: Fold, folder: Path, data: str, data_sha256: str, setup: Setup) -> Result:
-    """Trains one fold into `folder`, or returns the result that is there already.
+    """Trains one fold into `folder`, goes on with what is unfinished there, or returns the result that is there.
+
+    All ranks call it, with the same arguments; each holds out and validates its share of the tiles.
 
     Args:
         recipe: what to train.
@@ -124,7 +132,8 @@ def fit_fold(recipe: Recipe, fold: Fold, folder: Path, data: str, data_sha256: s
         setup: how.
 
     Raises:
-        RunError: the folder holds a run with other settings, or the recipe and `setup.teacher` do not agree.
+        RunError: the folder holds a run with other settings, another process trains into it, or the recipe and
+            `setup.teacher` do not agree.
     """
     settings: dict[str, Any] = {
         "kit_version": __version__,
@@ -137,44 +146,86 @@ def fit_fold(recipe: Recipe, fold: Fold, folder: Path, data: str, data_sha256: s
         "seed": fold.seed,
         "minutes": setup.minutes,
         "encoder_source": _in_words(setup.source),
+        "start_from": str(setup.start_from or ""),
+        "start_sha256": file_sha256(setup.start_from) if setup.start_from else "",
         "teacher_sha256": setup.teacher_sha256,
         "compiled": setup.compiled,
+        "threads": torch.get_num_threads(),
+        "ranks": ranks(),
         "gsd_m": round(float(fold.train["gsd_m"].median()), 6),
     }
-    earlier = _earlier(folder, settings)
-    finished = read_result(folder)
-    if earlier and finished:
-        say(f"{recipe.name} fold {fold.number}: finished before, kept")
-        return finished
-    learn = _build(recipe, fold, folder, settings, setup)
-    epochs = count_epochs(recipe, learn)
-    learn.add_cb(RunLog(folder, f"{recipe.name} fold {fold.number}", settings, epochs))
-    if setup.minutes:
-        learn.add_cb(Budget(setup.minutes, epochs, earlier.get("steps_per_epoch", 0)))
-    start = time.monotonic()
-    train(recipe, learn)
-    seconds = time.monotonic() - start
-    load_best(learn.model, folder)
-    draw_curves(learn.run_log.rows, folder / "curves.png")
-    scenes = predict_fold(learn.model, learn.precision, fold, folder)
-    score = pool(scenes.values()).jaccard if scenes else None
-    result = Result(recipe.name, fold.number, score, scenes, round(seconds, 1), learn.run_log.best_epoch)
-    write_json(folder / RESULT, asdict(result))
-    return result
+    with alone(folder) if rank() == 0 else nullcontext():
+        # rank 0 looks, and tells the others: a folder may look otherwise from another machine
+        earlier, finished, saved = agreed(_standing(folder, settings, setup) if rank() == 0 else ({}, None, None))
+        if finished:
+            say(f"{recipe.name} fold {fold.number}: finished before, kept")
+            return finished
+        share = replace(fold, valid=fold.valid.iloc[rank() :: ranks()])
+        learn = _build(recipe, share, settings, setup)
+        if rank() == 0:
+            _clear(folder, setup.restart)
+        if fold.number == "all":
+            _stop_watching(learn)
+        learn.path = folder  # what a callback of the recipe may save
+        epochs = count_epochs(recipe, learn)
+        learn.add_cbs([
+            Resume(saved, fold.seed), RunLog(folder, f"{recipe.name} fold {fold.number}", settings, epochs),
+            Checkpoint(folder, setup.checkpoint_minutes),
+        ])  # fmt: skip
+        if setup.minutes:
+            learn.add_cb(Budget(setup.minutes, epochs, earlier.get("steps_per_epoch", 0)))
+        if setup.tensorboard and rank() == 0:
+            learn.add_cb(Board(folder / "tensorboard"))
+        train(recipe, learn)
+        if rank() == 0:
+            load_best(learn.model, folder)
+            draw_curves(learn.run_log.rows, folder / "curves.png")
+        as_first(list(learn.model.state_dict().values()))
+        seconds = round(learn.run_log.seconds, 1)
+        scenes = predict_fold(learn.model, learn.precision, share, folder)
+        score = pool(scenes.values()).jaccard if scenes else None
+        result = Result(recipe.name, fold.number, score, scenes, seconds, learn.run_log.best_epoch)
+        if rank() == 0:
+            write_json(folder / RESULT, asdict(result))
+        return result
 
 
-def _earlier(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Returns the settings of an earlier run in the folder, which must be the same run; empty when there is none."""
-    if not (folder / SETTINGS).is_file():
-        return {}
-    earlier = read_settings(folder)
-    changed = [key for key in IDENTITY if earlier.get(key) != settings[key]]
-    if changed:
-        told = ", ".join(f"{key} {earlier.get(key)!r} is now {settings[key]!r}" for key in changed)
+def _standing(
+    folder: Path, settings: dict[str, Any], setup: Setup
+) -> tuple[dict[str, Any], Result | None, dict[str, Any] | None]:
+    """Returns an earlier run's settings, result and checkpoint, as far as there are; it must be the same run."""
+    if setup.restart or not (folder / SETTINGS).is_file():
+        return {}, None, None
+    earlier, finished = read_settings(folder), read_result(folder)
+    keys = IDENTITY if finished else IDENTITY + EXACT
+    changed = [key for key in keys if key in earlier and earlier[key] != settings[key]]
+    told = ", ".join(f"{key} {earlier[key]!r} is now {settings[key]!r}" for key in changed)
+    if changed and not setup.resume:
+        same = f"OMP_NUM_THREADS={earlier['threads']} for the same threads; " if "threads" in changed else ""
         raise RunError(
-            f"{folder} holds a run with other settings: {told}", "train it anew with --restart, or move the folder away"
+            f"{folder} holds {'a' if finished else 'an unfinished'} run with other settings: {told}",
+            f"{same}--resume goes on with the changes, --restart trains anew, or move the folder away",
         )
-    return earlier
+    if changed:
+        say(f"going on although {told}")
+    return earlier, finished, None if finished else read_checkpoint(folder)
+
+
+def _stop_watching(learn: Any) -> None:
+    """Removes callbacks that watch a score, such as early stopping: nothing is held out that could tell them."""
+    watching = [cb for cb in learn.cbs if isinstance(cb, TrackerCallback)]
+    for callback in watching:
+        say(f"{type(callback).__name__} watches {callback.monitor}: left out, since nothing is held out")
+    learn.remove_cbs(watching)
+
+
+def _clear(folder: Path, restart: bool) -> None:
+    """Makes the run's folder; removes what a killed process left half-written, or with `restart` all there is."""
+    if restart and folder.is_dir():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.rglob(".*.part*"):
+        left.unlink(missing_ok=True)
 
 
 def _in_words(source: Source) -> str:
@@ -189,15 +240,18 @@ def build(recipe: Recipe, fold: Fold, setup: Setup) -> Any:
     """
     keep_freed_memory()
     seed_everything(fold.seed)
-    with encoder_source(setup.source):
+    with encoder_source(Source(pretrained=False) if setup.start_from else setup.source):
         dls = recipe.data(fold)
         learn = recipe.learner(dls)
+    if setup.start_from:
+        _load(learn.model, setup.start_from, "start from a run of the same encoder, decoder and outputs")
     learn.model.to(fold.device)
     if setup.compiled:
         learn.model.compile()  # in place: the names of its tensors stay
     learn.remove_cbs([cb for cb in learn.cbs if isinstance(cb, ProgressCallback)])
     learn.logger = lambda _: None
-    learn.add_cbs([EpochCount(), Precision()])
+    learn.recorder.loss = PooledLoss()
+    learn.add_cbs([Draw(), Deal(), Precision(), LossScale(), *([Distributed()] if ranks() > 1 else [])])
     if hasattr(learn, "distillation"):
         learn.distillation.teacher = setup.teacher
     elif setup.teacher:
@@ -207,52 +261,48 @@ def build(recipe: Recipe, fold: Fold, setup: Setup) -> Any:
     return learn
 
 
-class _Rehearsal(Callback):
-    """Counts the epochs of each fit, and lets none begin."""
-
-    order = -100
-
-    def __init__(self) -> None:
-        self.epochs = 0
-
-    def before_fit(self) -> None:
-        """Counts."""
-        self.epochs += self.n_epoch
-        raise CancelFitException
-
-
 def train(recipe: Recipe, learn: Any) -> None:
-    """Runs the recipe's `fit`; a failure leaves no autocast behind."""
+    """Runs the recipe's `fit`; a failure leaves no autocast behind. What fastai prints goes to stderr."""
     try:
-        recipe.fit(learn)
+        with redirect_stdout(sys.stderr):
+            recipe.fit(learn)
     finally:
         learn.precision.leave()
+        if hasattr(learn, "run_log"):
+            learn.run_log.after_fit()  # fastai does not end it when a fit fails
 
 
 def count_epochs(recipe: Recipe, learn: Any) -> int:
     """Returns how many epochs a recipe's `fit` trains, over all its fits, without training."""
-    rehearsal = _Rehearsal()
-    learn.add_cb(rehearsal)
-    recipe.fit(learn)
-    learn.remove_cb(rehearsal)
-    return rehearsal.epochs
+    epochs = []
+
+    def fit(n_epoch: int, *_: Any, **__: Any) -> None:
+        epochs.append(n_epoch)
+
+    learn.fit = fit  # in place of the method, which fastai's other ways to fit call
+    try:
+        recipe.fit(learn)
+    finally:
+        del learn.fit
+    return sum(epochs)
 
 
-def _build(recipe: Recipe, fold: Fold, folder: Path, settings: dict[str, Any], setup: Setup) -> Any:
-    """Returns `build`'s Learner, with what was found out in the settings, and makes the run's folder."""
+def _build(recipe: Recipe, fold: Fold, settings: dict[str, Any], setup: Setup) -> Any:
+    """Returns `build`'s Learner, with what was found out in the settings."""
     learn = build(recipe, fold, setup)
     dls = learn.dls
+    start = str(setup.start_from) if setup.start_from else ""
     settings |= {
         "encoder": learn.model.encoder_name,
-        "encoder_weights": weights_used(),
+        "encoder_weights": start or weights_used(),
         "batch_size": dls.train.bs,
         "workers": dls.train.fake_l.num_workers,
         "device": str(fold.device),
-        "threads": torch.get_num_threads(),
         "torch_version": torch.__version__,
     }
-    say(f"{recipe.name} fold {fold.number}: {settings['encoder']}, encoder weights from {settings['encoder_weights']}")
-    folder.mkdir(parents=True, exist_ok=True)
+    together = f", {ranks()} ranks" if ranks() > 1 else ""
+    told = f"all weights from {start}" if start else f"encoder weights from {settings['encoder_weights']}"
+    say(f"{recipe.name} fold {fold.number}: {settings['encoder']}, {told}{together}")
     return learn
 
 
@@ -265,13 +315,16 @@ def load_best(model: nn.Module, folder: Path) -> None:
     file = folder / BEST
     if not file.is_file():
         raise RunError(f"{folder} holds no {BEST}", "the run did not finish an epoch: run it again")
+    _load(model, file, "the recipe was changed after training: train again with --restart")
+
+
+def _load(model: nn.Module, file: Path, hint: str) -> None:
+    """Loads safetensors into a model; RunError with the hint where they do not fit."""
     try:
         model.load_state_dict(load_file(file))
     except (RuntimeError, SafetensorError) as cause:
-        raise RunError(
-            f"{file} does not fit its recipe: {str(cause).splitlines()[0]}",
-            "the recipe was changed after training: train again with --restart",
-        ) from cause
+        told = " ".join(str(cause).split())
+        raise RunError(f"{file} does not fit the recipe's network: {told[:200]}", hint) from cause
 
 
 def rebuild(recipe: Recipe) -> Any:

@@ -1,38 +1,81 @@
-"""fastai callbacks that every fit gets: epochs counted, precision, minutes turned into steps, the run folder."""
+"""fastai callbacks that every fit gets: crops dealt out, precision, minutes turned into steps."""
 
-import csv
-import json
 import math
 import time
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from fastai.callback.core import Callback, CancelStepException
-from safetensors.torch import save_file
 
-from kit.console import Meter, say
+from kit.console import say
 from kit.models.devices import autocast_dtype
-from kit.paths import replacing
+from kit.models.ranks import as_first, gathered, rank, ranks
+from kit.models.targets import at_least_float32
 
 
-class EpochCount(Callback):
-    """Tells the training set which epoch it is, counted over all fits of a recipe: draws and crops depend on it."""
+class Draw(Callback):
+    """Draws what an epoch trains on: every tile once, in another order each time; `BalancedSampler` draws otherwise.
+
+    The draw depends on (seed, epoch) alone, epochs counted over all fits of a recipe. All ranks make the same one.
+    """
 
     order = -30  # before BalancedSampler
 
     def __init__(self) -> None:
         self.begun = 0
 
+    def before_fit(self) -> None:
+        """Sets the length of an epoch; a sampler and a Budget come later."""
+        self.dls.train.n = len(self.dls.train.dataset)
+
     def before_train(self) -> None:
+        """Tells the training set which epoch it is, which its crops depend on, and hands the draw to its loader."""
+        train = self.dls.train
+        train.dataset.epoch = self.begun
+        n, tiles = train.n * ranks(), len(train.dataset)
+        random = np.random.default_rng([train.dataset.seed, self.begun])
+        rows = np.concatenate([random.permutation(tiles) for _ in range(math.ceil(n / tiles))])[:n]
+        keys = list(enumerate(rows.tolist()))
+        train.get_idxs = lambda: keys
+
+    def after_train(self) -> None:
         """Counts."""
-        self.dls.train.dataset.epoch = self.begun
         self.begun += 1
+
+    def state_dict(self) -> dict[str, int]:
+        """Returns which epoch comes, or is under way."""
+        return {"begun": self.begun}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Counts on from there."""
+        self.begun = state["begun"]
+
+
+class Deal(Callback):
+    """Deals the draw out to the ranks: each step takes a batch for each from it, so that no crop is seen twice."""
+
+    order = -8  # after the samplers, before Budget
+
+    def __init__(self) -> None:
+        self.skip = self.skipped = 0  # steps of the epoch that were done before: of the next one, of this one
+
+    def before_fit(self) -> None:
+        """Turns the length of an epoch, in crops over all ranks, into whole batches of this one."""
+        train = self.dls.train
+        train.n = max(1, train.n // (train.bs * ranks())) * train.bs
+
+    def before_train(self) -> None:
+        """Keeps this rank's share of the draw."""
+        train = self.dls.train
+        keys, size = train.get_idxs(), train.bs
+        own = [key for place, key in enumerate(keys) if place // size % ranks() == rank()][self.skip * size :]
+        train.get_idxs = lambda: own
+        self.skip, self.skipped = 0, self.skip
 
 
 class Precision(Callback):
-    """channels_last everywhere; bfloat16 autocast where the hardware has it, float16 with a scaled loss on other GPUs.
+    """channels_last everywhere; bfloat16 autocast where the hardware has it, float16 on other GPUs (see LossScale).
 
     channels_last is faster on CPUs too (depthwise convolutions most of all: a quarter of a step of EfficientNet-Lite0).
     fastai's own MixedPrecision asks for CUDA and does nothing on a CPU, silently.
@@ -50,9 +93,7 @@ class Precision(Callback):
 
     def before_fit(self) -> None:
         """Chooses, once."""
-        device = self.dls.device
-        self.dtype = self.wanted or autocast_dtype(device)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+        self.dtype = self.wanted or autocast_dtype(self.dls.device)
         self.model.to(memory_format=torch.channels_last)
 
     @property
@@ -71,9 +112,34 @@ class Precision(Callback):
         self.autocast.__enter__()
 
     def after_pred(self) -> None:
-        """Leaves it: the loss is float32."""
+        """Leaves it: the loss is float32 or better."""
         self.leave()
-        self.learn.pred = as_float32(self.pred)
+        self.learn.pred = not_half(self.pred)
+
+    def after_fit(self) -> None:
+        """Leaves autocast also when a batch was cut short."""
+        self.leave()
+
+    def leave(self) -> None:
+        """Leaves autocast where it was entered; fastai says nothing to callbacks when a fit fails."""
+        if self.autocast is not None:
+            self.autocast.__exit__(None, None, None)
+            self.autocast = None
+
+
+def not_half(pred: Any) -> Any:
+    """Returns logits, or a tuple of them, in float32 or better."""
+    return tuple(map(at_least_float32, pred)) if isinstance(pred, tuple) else at_least_float32(pred)
+
+
+class LossScale(Callback):
+    """Scales the loss while float16 computes, so that small gradients do not vanish; does nothing otherwise."""
+
+    order = 8  # scaled gradients are accumulated (GradientAccumulation: 6), true ones clipped (GradientClip: 11)
+
+    def before_fit(self) -> None:
+        """Begins with torch's first scale."""
+        self.scaler = torch.amp.GradScaler(self.dls.device.type, enabled=self.precision.dtype == torch.float16)
 
     def before_backward(self) -> None:
         """Scales the loss, so that float16 gradients do not vanish."""
@@ -100,20 +166,13 @@ class Precision(Callback):
         """Adapts the scale."""
         self.scaler.update()
 
-    def after_fit(self) -> None:
-        """Leaves autocast also when a batch was cut short."""
-        self.leave()
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the scale, and since when it has been right."""
+        return dict(self.scaler.state_dict())
 
-    def leave(self) -> None:
-        """Leaves autocast where it was entered; fastai says nothing to callbacks when a fit fails."""
-        if self.autocast is not None:
-            self.autocast.__exit__(None, None, None)
-            self.autocast = None
-
-
-def as_float32(pred: Any) -> Any:
-    """Returns logits, or a tuple of them, in float32."""
-    return tuple(part.float() for part in pred) if isinstance(pred, tuple) else pred.float()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes them over."""
+        self.scaler.load_state_dict(state)
 
 
 class Budget(Callback):
@@ -140,7 +199,7 @@ class Budget(Callback):
         if not self.steps:
             say("timing a few steps")
             start = time.perf_counter()
-            step_s, valid_s = self._measure()
+            step_s, valid_s = map(max, zip(*gathered(self._measure()), strict=True))  # the slowest rank's
             spare = self.minutes * 60 * self.SAFETY - (time.perf_counter() - start)
             self.steps = max(1, math.floor((spare / self.epochs - valid_s) / step_s))
         train.n = self.steps * train.bs
@@ -157,6 +216,7 @@ class Budget(Callback):
             start = time.perf_counter()
             places = range(number * train.bs, (number + 1) * train.bs)
             self._loss(train.dataset, [(place, place % len(train.dataset)) for place in places]).backward()
+            as_first([p.grad for p in self.model.parameters() if p.grad is not None])  # as much as averaging moves
             self.opt.step()
             self.opt.zero_grad()
             seconds.append(time.perf_counter() - start)
@@ -179,79 +239,8 @@ class Budget(Callback):
         images, masks = (torch.stack(parts).to(device) for parts in zip(*(dataset[key] for key in keys), strict=True))
         with self.learn.precision.context():
             pred = self.model(images.contiguous(memory_format=torch.channels_last))
-        pred = as_float32(pred)
+        pred = not_half(pred)
         loss: torch.Tensor = self.learn.loss_func(pred, masks)
         if distillation := getattr(self.learn, "distillation", None):  # what it adds takes its time, too
             loss = distillation.joined(loss, pred, images, masks)
         return loss
-
-
-class RunLog(Callback):
-    """Writes the run folder while it trains: `log.csv`, `checkpoint.pt`, `best.safetensors`; shows the progress.
-
-    The best epoch is the one with the highest Jaccard index; without validation, the last. Epochs are counted over all
-    fits of a recipe.
-
-    Args:
-        folder: of the run.
-        title: in front of the bar.
-        settings: of the run, for `settings.json`.
-        epochs: of all fits.
-    """
-
-    order = 60  # after the Recorder has its figures, before EMA puts the live weights back
-
-    def __init__(self, folder: Path, title: str, settings: dict[str, Any], epochs: int) -> None:
-        self.folder, self.title, self.settings, self.epochs = folder, title, settings, epochs
-        self.bar: Meter | None = None
-        self.rows: list[dict[str, float]] = []
-        self.best, self.best_epoch, self.start = -1.0, -1, time.monotonic()
-
-    def before_fit(self) -> None:
-        """Writes the settings, now that the steps are known, and starts the bar and the log."""
-        self.recorder.add_time = False
-        steps = {"epochs": self.epochs, "steps_per_epoch": len(self.dls.train)}
-        self.settings |= {**steps, "precision": self.learn.precision.name_of_precision}
-        with replacing(self.folder / "settings.json") as file:
-            file.write_text(json.dumps(self.settings, indent=1) + "\n")
-        done = len(self.rows) * len(self.dls.train)
-        self.bar = Meter(self.title, self.epochs * len(self.dls.train))
-        self.bar.advance(done)
-
-    def after_batch(self) -> None:
-        """Advances the bar."""
-        if self.training:
-            self.smooth = self.recorder.smooth_loss.value.item()
-            assert self.bar is not None
-            self.bar.advance(1, self._note())
-
-    def _note(self) -> str:
-        best = f" best jaccard {self.best:.4f}" if self.best >= 0 else ""
-        return f"epoch {len(self.rows) + 1}/{self.epochs} loss {self.smooth:.4f}{best}"
-
-    def after_epoch(self) -> None:
-        """Adds a row to the log, keeps the best weights and the checkpoint."""
-        # recorder.log: epoch, train loss, valid loss, metric; without the last two where nothing is held out
-        values = [float(v) if v is not None else float("nan") for v in self.recorder.log[1:4]]
-        train_loss, valid_loss, jaccard = (*values, float("nan"), float("nan"))[:3]
-        if not len(self.dls.valid.dataset):
-            valid_loss = jaccard = float("nan")
-        rate = float(self.opt.hypers[-1]["lr"])
-        losses = {"train_loss": train_loss, "valid_loss": valid_loss, "jaccard": jaccard}
-        seconds = round(time.monotonic() - self.start, 1)
-        self.rows.append({"epoch": len(self.rows), **losses, "lr": rate, "seconds": seconds})
-        with replacing(self.folder / "log.csv") as file, file.open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, list(self.rows[0]))
-            writer.writeheader()
-            writer.writerows(self.rows)
-        if math.isnan(jaccard) or jaccard > self.best:
-            self.best, self.best_epoch = (-1.0 if math.isnan(jaccard) else jaccard), len(self.rows) - 1
-            with replacing(self.folder / "best.safetensors") as file:
-                save_file({k: v.contiguous() for k, v in self.model.state_dict().items()}, file)
-        with replacing(self.folder / "checkpoint.pt") as file:
-            torch.save({"epoch": len(self.rows) - 1, "model": self.model.state_dict(), "log": self.rows}, file)
-
-    def after_fit(self) -> None:
-        """Ends the bar, also when interrupted, or failed before it began."""
-        if self.bar is not None:
-            self.bar.close()

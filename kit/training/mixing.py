@@ -7,9 +7,11 @@ import torch
 from fastai.callback.core import Callback
 from torch import Tensor
 
+from kit.models.ranks import rank
+
 
 class _Mixing(Callback):
-    """Draws that depend on (seed, epoch, iteration) alone; nothing is mixed while validating.
+    """Draws that depend on (seed, epoch, iteration, rank) alone; nothing is mixed while validating.
 
     Images are (N, 3, H, W) uint8 or float, 0 to 255; targets masks (N, H, W) or layers (N, 3, H, W).
     """
@@ -19,7 +21,7 @@ class _Mixing(Callback):
 
     def random(self) -> np.random.Generator:
         """Returns the batch's generator."""
-        return np.random.default_rng([self.dls.train.dataset.seed, self.epoch, self.iter, self.stream])
+        return np.random.default_rng([self.dls.train.dataset.seed, self.epoch, self.iter, self.stream, rank()])
 
     def partners(self, random: np.random.Generator) -> Tensor:
         """Returns which image each one is mixed with: a permutation of the batch, int64 (N,)."""

@@ -1,9 +1,11 @@
 """Out of fold: what a model says of the tiles it never saw, as files, counts and pictures."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import pandas as pd
 import rasterio
 import torch
 from numpy.typing import NDArray
@@ -11,46 +13,97 @@ from torch import nn
 
 from kit.console import track
 from kit.data.dataset import Fold, read_tile
-from kit.data.masks import IGNORE, Counts, count
+from kit.data.masks import BACKGROUND, BUILDING, IGNORE, Counts, count
+from kit.models.ranks import gathered, rank
 from kit.models.targets import building_logits
 from kit.paths import replacing
 from kit.training.pictures import overlay, save_png
+
+T = TypeVar("T")
+
+LEVELS = "levels.csv"
 
 
 def predict_fold(model: nn.Module, precision: Any, fold: Fold, folder: Path) -> dict[str, Counts]:
     """Predicts the held-out tiles of a fold, one view, and returns the counts per `area/scene`.
 
-    Writes `oof/<tile>.tif` (uint8, probability x 255) and overlays of the best, median and worst tile.
+    Writes `oof/<tile>.tif` (uint8, probability x 255), `oof.csv` with the counts of each tile, `levels.csv` with how
+    many pixels of background and of building got each of the 256 values, and overlays of the best, median and worst
+    tile. All ranks call it, each with its share of the tiles; all get the counts of all.
 
     Args:
         model: pixels to logits.
         precision: the fit's Precision callback, whose context it was trained in.
-        fold: with the held-out rows.
+        fold: with this rank's held-out rows.
         folder: of the run.
     """
-    scenes: dict[str, Counts] = {}
-    tiles: list[tuple[float, Any]] = []
+    own: list[dict[str, Any]] = []
+    levels = np.zeros((2, 256), np.int64)  # of background, of building
     model.eval()
     for row in track(list(fold.valid.itertuples()), f"out-of-fold {fold.number}"):
         image, mask = read_tile(row.image, row.mask)
         probability = _probability(model, precision, image, fold.device)
         probability[mask == IGNORE] = 0  # as the shipped file does where alpha is 0
+        values = np.rint(probability * 255).astype(np.uint8)
+        levels += [np.bincount(values[mask == truth], minlength=256) for truth in (BACKGROUND, BUILDING)]
         counts = count(probability > 0.5, mask)
+        own.append({"tile": row.tile, "area": row.area, "scene": row.scene, **asdict(counts)})
+        _write(values, row.image, folder / "oof" / f"{row.tile}.tif")
+    shares = gathered(own)
+    tiles = pd.DataFrame(interleaved(shares), columns=["tile", "area", "scene", "tp", "fp", "fn"])
+    levels = np.sum(gathered(levels), axis=0)
+    if rank() == 0 and len(tiles):
+        with replacing(folder / "oof.csv") as file:
+            tiles.to_csv(file, index=False)
+        with replacing(folder / LEVELS) as file:
+            pd.DataFrame(levels.T, columns=["background", "building"]).to_csv(file, index_label="level")
+    _draw(tiles, fold, folder)
+    scenes: dict[str, Counts] = {}
+    for row in tiles.itertuples():
         scene = f"{row.area}/{row.scene}"
-        scenes[scene] = scenes.get(scene, Counts()) + counts
-        if counts.tp + counts.fn:
-            tiles.append((counts.jaccard, row))
-        _write(np.rint(probability * 255).astype(np.uint8), row.image, folder / "oof" / f"{row.tile}.tif")
-    tiles.sort(key=lambda pair: (pair[0], pair[1].tile))
-    chosen = {"worst": 0, "median": len(tiles) // 2, "best": len(tiles) - 1} if tiles else {}
-    for rank, place in chosen.items():
-        jaccard, row = tiles[place]
-        image, mask = read_tile(row.image, row.mask)
-        with rasterio.open(folder / "oof" / f"{row.tile}.tif") as source:
-            found = source.read(1) > 127
-        title = f"{rank}: {row.tile}  Jaccard {jaccard:.3f}"
-        save_png(overlay(image, mask, found, title), folder / "overlays" / f"{rank}.png")
+        scenes[scene] = scenes.get(scene, Counts()) + Counts(int(row.tp), int(row.fp), int(row.fn))
     return scenes
+
+
+def read_levels(folder: Path) -> NDArray[np.int64] | None:
+    """Returns (2, 256): how many held-out pixels of background, of building got each value; None where unknown."""
+    file = folder / LEVELS
+    return pd.read_csv(file)[["background", "building"]].to_numpy(np.int64).T if file.is_file() else None
+
+
+def best_threshold(levels: NDArray[np.int64]) -> tuple[float, float]:
+    """Returns the probability above which `building` scores best, and that Jaccard index.
+
+    Args:
+        levels: (2, 256), see `read_levels`; of several runs, their sum.
+    """
+    invented, hit = levels[:, ::-1].cumsum(axis=1)[:, ::-1]  # at this value and above
+    scores = hit / np.maximum(invented + levels[1].sum(), 1)
+    best = int(scores.argmax())
+    return max(best - 0.5, 0) / 255, float(scores[best])
+
+
+def interleaved(shares: list[list[T]]) -> list[T]:
+    """Returns the items in the order they had before each of n ranks took every n-th."""
+    return [share[place] for place in range(max(map(len, shares))) for share in shares if place < len(share)]
+
+
+def _draw(tiles: pd.DataFrame, fold: Fold, folder: Path) -> None:
+    """Draws the best, median and worst tile that holds a building; each rank those of its own."""
+    shown = tiles[tiles["tp"] + tiles["fn"] > 0]
+    if shown.empty:
+        return
+    order = shown.assign(jaccard=shown["tp"] / shown[["tp", "fp", "fn"]].sum(axis=1)).sort_values(["jaccard", "tile"])
+    mine = {row.tile: row for row in fold.valid.itertuples()}
+    for title, place in (("worst", 0), ("median", len(order) // 2), ("best", len(order) - 1)):
+        tile, jaccard = order.iloc[place][["tile", "jaccard"]]
+        if tile not in mine:
+            continue
+        image, mask = read_tile(mine[tile].image, mine[tile].mask)
+        with rasterio.open(folder / "oof" / f"{tile}.tif") as source:
+            found = source.read(1) > 127
+        picture = overlay(image, mask, found, f"{title}: {tile}  Jaccard {jaccard:.3f}")
+        save_png(picture, folder / "overlays" / f"{title}.png")
 
 
 def _probability(

@@ -16,7 +16,7 @@ def test_footprint_channel_and_layers(channels: int):
     logits[:, 0] = torch.tensor([[2.0, -1.0], [3.0, 4.0]])
     footprint = torch.tensor([[[1, 1], [0, 255]]])
     y = footprint if channels == 1 else torch.stack([footprint, 1 - footprint, footprint], dim=1)
-    metric.accumulate(SimpleNamespace(pred=logits, y=y))
+    metric.accumulate(SimpleNamespace(pred=logits, y=y, dl=None, training=False))
     assert metric.value == pytest.approx(1 / 3)
 
 
@@ -28,7 +28,7 @@ def test_pooled_over_batches_of_different_content():
     for share in (0.0, 0.1, 0.9):
         y = torch.from_numpy((random.random((2, 8, 8)) < share).astype(np.int64))
         logits = torch.from_numpy(random.normal(size=(2, 2, 8, 8)))
-        metric.accumulate(SimpleNamespace(pred=logits, y=y))
+        metric.accumulate(SimpleNamespace(pred=logits, y=y, dl=None, training=False))
         found.append(logits.argmax(1).numpy().ravel())
         truth.append(y.numpy().ravel())
     assert metric.value == pytest.approx(jaccard_score(np.concatenate(truth), np.concatenate(found)))

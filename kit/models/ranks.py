@@ -1,0 +1,72 @@
+"""Ranks: the processes that train one model together, and what they add up. A process by itself is rank 0 of 1."""
+
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def rank() -> int:
+    """Returns the number of this process, from 0."""
+    return dist.get_rank() if _grouped() else 0
+
+
+def ranks() -> int:
+    """Returns how many processes train together."""
+    return dist.get_world_size() if _grouped() else 1
+
+
+def _grouped() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def over_ranks(part: Tensor) -> Tensor:
+    """Returns the sum of the ranks' tensors while gradients are wanted, else this rank's own.
+
+    Its gradient is `ranks()` times that of the own part: DistributedDataParallel averages the gradients of the ranks,
+    and the average is then the gradient of the sum. Without gradients, in validation, ranks have different numbers of
+    batches: none may wait for another.
+
+    Args:
+        part: float, any shape, the same on all ranks.
+    """
+    if ranks() == 1 or not torch.is_grad_enabled():
+        return part
+    total = part.detach().clone()
+    dist.all_reduce(total)
+    return total + ranks() * (part - part.detach())
+
+
+def gathered(part: T) -> list[T]:
+    """Returns what each rank gave, by rank: numbers, strings, tensors, and lists and dicts of them.
+
+    All ranks must call it. Between the processes of one run it travels as a pickle.
+    """
+    parts: list[T] = [part] * ranks()
+    if len(parts) > 1:
+        dist.all_gather_object(parts, part)
+    return parts
+
+
+def agreed(value: T) -> T:
+    """Returns rank 0's value, of what `gathered` takes. All ranks must call it."""
+    values = [value]
+    if ranks() > 1:
+        dist.broadcast_object_list(values)
+    return values[0]
+
+
+def as_first(tensors: list[Tensor]) -> None:
+    """Overwrites tensors with those of rank 0. All ranks must call it."""
+    if ranks() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
+
+
+def wait_for_all() -> None:
+    """Returns when all ranks have come here."""
+    if ranks() > 1:
+        dist.barrier()

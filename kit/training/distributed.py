@@ -1,0 +1,169 @@
+"""Several processes, one model: they are started, joined, and ended together. Source: torch.distributed, torchrun."""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from fastai.callback.core import Callback
+from torch import nn
+from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
+
+from kit.data.dataset import cores
+from kit.errors import RankError
+from kit.models.devices import pick_device
+from kit.models.ranks import as_first
+
+TIMEOUT = timedelta(minutes=30)  # of one collective: rank 0 may prepare data while the others wait
+OURS = "kit"  # run id of processes that kit started itself
+SHUTDOWN_S = 20  # between asking the others to end, and making them
+
+_store: Any = None  # where ranks leave a word for each other; outlives the process group
+
+
+def launched() -> bool:
+    """Tells whether a launcher started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def launched_by_kit() -> bool:
+    """Tells whether that was `launch`."""
+    return launched() and os.environ.get("TORCHELASTIC_RUN_ID") == OURS
+
+
+def launch(nproc: int, arguments: Sequence[str]) -> None:
+    """Runs `python -m kit ARGUMENTS` as `nproc` processes on this machine, and returns when all are done.
+
+    Raises:
+        RankError: one of them ended early; the others were ended, too. `told` says whether it gave its reason.
+        KeyboardInterrupt: they were interrupted.
+    """
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # kit tells what happened, in its own words
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // nproc)))
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=nproc, run_id=OURS, max_restarts=0, shutdown_timeout=SHUTDOWN_S,
+        rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0", local_addr="127.0.0.1",
+    )  # fmt: skip
+    try:
+        elastic_launch(config, sys.executable)("-m", "kit", *arguments)
+    except ChildFailedError as cause:
+        number, failure = cause.get_first_failure()
+        raise RankError(*_told(number, nproc, failure.exitcode), told=failure.exitcode == 1) from cause
+    except SignalException as cause:
+        raise KeyboardInterrupt from cause
+
+
+def _told(number: int, nproc: int, exitcode: int) -> tuple[str, str]:
+    """Returns message and hint."""
+    how = f"was ended by {signal.Signals(-exitcode).name}" if exitcode < 0 else f"ended with exit code {exitcode}"
+    why = "; SIGKILL is what Linux sends when memory runs out: fewer crops a step, or fewer processes"
+    return (
+        f"rank {number} of {nproc} {how}, and the others were ended",
+        f"the same command again goes on from the last checkpoint{why if exitcode == -signal.SIGKILL else ''}",
+    )
+
+
+@contextmanager
+def joined(device: str = "") -> Iterator[torch.device]:
+    """Joins this process to the others that a launcher started with it; yields the device that is its own.
+
+    NCCL between GPUs, gloo between CPUs. A process by itself just gets its device.
+
+    Args:
+        device: as `pick_device` takes it.
+
+    Raises:
+        KitError: there are fewer GPUs than processes.
+        RankError: another process ended while this one waited for it.
+    """
+    global _store
+    picked = pick_device(device)
+    if not launched():
+        yield picked
+        return
+    if picked.type == "cuda" and picked.index is None:
+        picked = pick_device(f"cuda:{os.environ['LOCAL_RANK']}")
+        torch.cuda.set_device(picked)
+    elif picked.type == "cuda":
+        raise RankError(f"several processes cannot share {picked}", "leave --device out, or give --device cuda")
+    try:
+        _store, number, size = next(rendezvous("env://", timeout=TIMEOUT))
+        backend = "cpu:gloo,cuda:nccl" if picked.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=_store, rank=number, world_size=size, timeout=TIMEOUT)
+        yield picked
+    except Exception as cause:
+        if not _lost(cause):
+            raise
+        raise RankError(
+            f"rank {os.environ['RANK']}: another rank has ended, and this one cannot go on",
+            "its own message says why; the same command again goes on from the last checkpoint",
+        ) from cause
+    dist.destroy_process_group()
+
+
+def _lost(error: BaseException | None) -> bool:
+    """Tells whether an error, or what caused it, is that of a connection to another rank."""
+    while error is not None:
+        by_name = any(name in str(error) for name in ("gloo", "NCCL"))
+        if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and by_name):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def first_to_fail() -> bool:
+    """Tells whether this rank is the first with an error to show: a mistake of all is told once."""
+    if _store is None:
+        return int(os.environ.get("RANK", "0")) == 0  # not joined yet: all fail alike
+    try:
+        return bool(_store.add("failed", 1) == 1)
+    except RuntimeError:  # the store has gone with the rank that held it
+        return True
+
+
+class Distributed(Callback):
+    """Averages the gradients of the ranks, and keeps their networks equal.
+
+    The network is wrapped (DistributedDataParallel) for the forward pass of a training step alone, so that callbacks
+    and checkpoints see it as it is.
+    """
+
+    order = 100  # wraps what is ready to run; validates what EMA and SWA put in
+
+    def before_fit(self) -> None:
+        """Wraps the network, as it is frozen in this fit; rank 0's weights go to all."""
+        device: torch.device = self.dls.device
+        self.own: nn.Module = self.model
+        self.wrapped = DistributedDataParallel(self.own, device_ids=[device] if device.type == "cuda" else None)
+
+    def before_batch(self) -> None:
+        """Puts the wrapped network in; gradients stay here while they are accumulated."""
+        if self.training:
+            accumulation = getattr(self.learn, "gradient_accumulation", None)
+            full = accumulation is None or accumulation.count + len(self.y) >= accumulation.n_acc
+            self.wrapped.require_backward_grad_sync = full
+            self.learn.model = self.wrapped
+
+    def after_pred(self) -> None:
+        """Takes it out."""
+        self.learn.model = self.own
+
+    def before_validate(self) -> None:
+        """Gives all ranks rank 0's running means: each has seen other crops in its last step."""
+        as_first(list(self.own.buffers()))
+
+    def leave(self) -> None:
+        """Takes the wrapped network out after a failure."""
+        if hasattr(self, "own"):
+            self.learn.model = self.own

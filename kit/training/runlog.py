@@ -1,0 +1,204 @@
+"""The run folder while it is trained: settings, log, best weights; and what a person sees of it."""
+
+import csv
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from fastai.callback.core import Callback
+from safetensors.torch import save_file
+
+from kit.console import Meter
+from kit.errors import RunError
+from kit.models.metrics import PooledJaccard
+from kit.models.ranks import rank
+from kit.paths import replacing
+
+SETTINGS, LOG, BEST = "settings.json", "log.csv", "best.safetensors"
+BOARD_EVERY = 10  # steps between two points of TensorBoard's training loss
+
+
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    """Writes a JSON file whole or not at all."""
+    with replacing(path) as file:
+        file.write_text(json.dumps(record, indent=1) + "\n")
+
+
+class RunLog(Callback):
+    """Writes `settings.json`, `log.csv` and `best.safetensors`; shows a bar, and a line of a table for each epoch.
+
+    The best epoch is the one with the highest Jaccard index; without validation, the last. Epochs are counted over all
+    fits of a recipe. Rank 0 writes; all know the same.
+
+    Args:
+        folder: of the run.
+        title: in front of the bar.
+        settings: of the run.
+        epochs: of all fits.
+    """
+
+    order = 60  # after the Recorder has its figures, before EMA puts the live weights back
+
+    def __init__(self, folder: Path, title: str, settings: dict[str, Any], epochs: int) -> None:
+        self.folder, self.title, self.settings, self.epochs = folder, title, settings, epochs
+        self.bar: Meter | None = None
+        self.rows: list[dict[str, float]] = []
+        self.best, self.best_epoch, self.start, self.smooth = -1.0, -1, time.monotonic(), math.nan
+
+    def before_fit(self) -> None:
+        """Writes the settings, now that the steps are known."""
+        self.recorder.add_time = False
+        steps = {"epochs": self.epochs, "steps_per_epoch": len(self.dls.train)}
+        self.settings |= {**steps, "precision": self.learn.precision.name_of_precision}
+        if rank() == 0:
+            write_json(self.folder / SETTINGS, self.settings)
+
+    def before_train(self) -> None:
+        """Starts the bar: a run that is taken up again knows by now where."""
+        if self.bar is None:
+            self.bar = Meter(self.title, self.epochs * len(self.dls.train))
+            self.bar.skip(len(self.rows) * len(self.dls.train) + self.learn.deal.skipped)
+
+    def after_batch(self) -> None:
+        """Advances the bar."""
+        if self.training:
+            self.smooth = self.recorder.smooth_loss.value.item()
+            assert self.bar is not None
+            self.bar.advance(1, self._note())
+
+    def _note(self) -> str:
+        best = f" best jaccard {self.best:.4f}" if self.best >= 0 else ""
+        return f"epoch {len(self.rows) + 1}/{self.epochs} loss {self.smooth:.4f}{best}"
+
+    def after_epoch(self) -> None:
+        """Adds a row to the log and to the table, keeps the best weights."""
+        if self.resume.replaying:
+            return
+        self.rows.append(self._row())
+        jaccard = self.rows[-1]["jaccard"]
+        better = math.isnan(jaccard) or jaccard > self.best
+        if better:
+            self.best, self.best_epoch = (-1.0 if math.isnan(jaccard) else jaccard), len(self.rows) - 1
+        self._show()
+        if rank() == 0:
+            with replacing(self.folder / LOG) as file, file.open("w", newline="") as stream:
+                writer = csv.DictWriter(stream, list(self.rows[0]))
+                writer.writeheader()
+                writer.writerows(self.rows)
+            if better:
+                with replacing(self.folder / BEST) as file:
+                    save_file({k: v.contiguous() for k, v in self.model.state_dict().items()}, file)
+
+    def _row(self) -> dict[str, float]:
+        # recorder.log: epoch, train loss, valid loss, metrics; what was cancelled is left out
+        log = [math.nan if value is None else float(value) for value in self.recorder.log[1:]]
+        train_loss = math.nan if self.recorder.cancel_train else log.pop(0)
+        valid_loss, jaccard = ([] if self.recorder.cancel_valid else log + [math.nan] * 2)[:2] or [math.nan] * 2
+        areas = self._areas()
+        return {
+            "epoch": len(self.rows),
+            "train_loss": train_loss,
+            "valid_loss": valid_loss,
+            "jaccard": math.nan if math.isnan(valid_loss) else jaccard,
+            **{f"jaccard_{area}": value for area, value in areas.items() if area},
+            "lr": float(self.opt.hypers[-1]["lr"]),
+            "seconds": round(self.seconds, 1),
+        }
+
+    def _areas(self) -> dict[str, float]:
+        found = [metric for metric in self.learn.metrics if isinstance(metric, PooledJaccard)]
+        return {area: counts.jaccard for area, counts in found[0].by_area.items()} if found else {}
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far, validation and earlier sessions included."""
+        return time.monotonic() - self.start
+
+    def _show(self) -> None:
+        """Prints the table's next line above the bar; its head, first."""
+        row, done = self.rows[-1], len(self.rows)
+        areas = {key.removeprefix("jaccard_"): value for key, value in row.items() if key.startswith("jaccard_")}
+        head = ["epoch", "train", "held out", "jaccard", *areas, "rate", "time", "left"]
+        cells = [
+            f"{done}/{self.epochs}",
+            *(f"{row[key]:.4f}" for key in ("train_loss", "valid_loss", "jaccard")),
+            *(f"{value:.4f}" for value in areas.values()),
+            f"{row['lr']:.1e}",
+            clock(row["seconds"]),
+            clock(row["seconds"] / done * (self.epochs - done)),
+        ]
+        widths = [max(8, len(name)) for name in head]
+        assert self.bar is not None
+        if not self.bar.lines:
+            self.bar.line(" ".join(name.rjust(width) for name, width in zip(head, widths, strict=True)))
+        self.bar.line(" ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)))
+
+    def after_fit(self) -> None:
+        """Ends the bar, also when interrupted, or failed before it began."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what was logged, the best epoch, and how long it took."""
+        return {"rows": self.rows, "best": self.best, "best_epoch": self.best_epoch, "seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from there."""
+        self.rows, self.best, self.best_epoch = state["rows"], state["best"], state["best_epoch"]
+        self.start = time.monotonic() - state["seconds"]
+
+
+class Board(Callback):
+    """Writes losses, scores and the rate for TensorBoard.
+
+    Args:
+        folder: where to.
+
+    Raises:
+        RunError: TensorBoard is not installed.
+    """
+
+    order = 61  # after RunLog has its row
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as cause:
+            hint = "pip install tensorboard, or leave --tensorboard out"
+            raise RunError("TensorBoard is not installed", hint) from cause
+        self.writer = SummaryWriter(str(folder))
+        self.step = 0
+
+    def after_batch(self) -> None:
+        """Writes the training loss every few steps."""
+        if self.training:
+            self.step += 1
+            if self.step % BOARD_EVERY == 0:
+                self.writer.add_scalar("step/train_loss", self.recorder.smooth_loss.value.item(), self.step)
+
+    def after_epoch(self) -> None:
+        """Writes the log's last row."""
+        if not self.resume.replaying:
+            row = dict(self.learn.run_log.rows[-1])
+            epoch = int(row.pop("epoch"))
+            for name, value in row.items():
+                self.writer.add_scalar(f"epoch/{name}", value, epoch)
+            self.writer.flush()
+
+    def state_dict(self) -> dict[str, int]:
+        """Returns the number of the step."""
+        return {"step": self.step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Goes on from there."""
+        self.step = state["step"]
+
+
+def clock(seconds: float) -> str:
+    """Returns minutes and seconds, `3:05`, or with hours, `2:03:05`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
