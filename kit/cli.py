@@ -284,6 +284,60 @@ def score(
             result(line)
 
 
+@app.command()
+def runs(as_json: Json = False, root: Root = HERE, debug: Debug = False) -> None:
+    """List the runs: state, Jaccard out of fold, best epoch, minutes; a recipe's finished folds pooled.
+
+    An unfinished run shows the best score that its log has so far.
+
+    Example: kit runs
+    """
+    import json
+    from dataclasses import asdict
+
+    from kit.pipeline.runs import COLUMNS, list_runs
+
+    listed = list_runs(Paths(root))
+    if not listed:
+        say("no runs here yet: kit run RECIPE")
+    for line in listed:
+        if line.problem:
+            say(line.problem)
+    if as_json:
+        result(json.dumps([asdict(line) for line in listed], indent=1))
+    else:
+        table(COLUMNS, [line.cells() for line in listed])
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(help="<recipe>/fold<k>, or a recipe: its finished folds together.")],
+    second: Annotated[str, typer.Argument(help="Likewise; differences are this one minus the first.")],
+    as_json: Json = False,
+    root: Root = HERE,
+    debug: Debug = False,
+) -> None:
+    """Compare two runs on the tiles that both held out: Jaccard per scene and pooled, with 95 % intervals.
+
+    The intervals come from resampling tiles; tiles of a scene are neighbours, so they are optimistic.
+
+    Example: kit compare lite0 mobilenetv4/fold0
+    """
+    import json
+    from dataclasses import asdict
+
+    from kit.pipeline.compare import compare as compare_runs
+
+    compared = compare_runs(first, second, Paths(root))
+    for notice in compared.notices():
+        say(notice)
+    if as_json:
+        result(json.dumps(asdict(compared), indent=1))
+    else:
+        table(compared.columns(), [row.cells() for row in (*compared.scenes, compared.pooled)])
+    say(compared.verdict())
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         result(__version__)

@@ -47,6 +47,15 @@ class Paths:
         """The folder of one fold of one recipe; `fold` is a number or `all`."""
         return self.root / "runs" / recipe / f"fold{fold}"
 
+    def run_folders(self) -> list[Path]:
+        """Folders of all runs here, by recipe, then fold: numbers first, `all` behind them."""
+
+        def place(folder: Path) -> tuple[str, float, str]:
+            fold = folder.name.removeprefix("fold")
+            return folder.parent.name, float(fold) if fold.isdecimal() else float("inf"), fold
+
+        return sorted((p for p in (self.root / "runs").glob("*/fold*") if p.is_dir()), key=place)
+
     def check_sheet(self, recipe: str) -> Path:
         """The picture that `kit check` draws of a recipe's crops."""
         return self.root / "runs" / recipe / "check.png"

@@ -1,0 +1,219 @@
+"""Two runs compared on the tiles that both held out, with the intervals that chance gives."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from kit.errors import RunError, nearest
+from kit.paths import Paths
+from kit.pipeline.runs import Run, command, is_numbered, read_run, reading
+
+OOF = "oof.csv"  # of a run: a row per held-out tile
+KEYS, PIXELS = ["tile", "area", "scene"], ["tp", "fp", "fn"]  # its columns
+DRAWS = 2000  # of the bootstrap: beyond either end of a 95 % interval lie 50
+PERCENTILES = (2.5, 97.5)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How two sides differ on some tiles.
+
+    Args:
+        scene: `area/scene`, or `pooled`.
+        tiles: how many.
+        first: Jaccard over their pixels.
+        second: likewise, of the second side.
+        difference: second - first.
+        low: where its 95 % interval begins; None where no scene has several tiles.
+        high: where it ends.
+    """
+
+    scene: str
+    tiles: int
+    first: float
+    second: float
+    difference: float
+    low: float | None
+    high: float | None
+
+    def cells(self) -> tuple[object, ...]:
+        """Returns a table row; an interval that is not known is blank."""
+        return tuple("" if cell is None else cell for cell in vars(self).values())
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How two sides, each a run or a recipe's finished folds, differ on the tiles that both held out.
+
+    Args:
+        first: its name.
+        second: its name.
+        first_tiles: how many it held out.
+        second_tiles: likewise.
+        left_out: folds of the recipes that are unfinished or unreadable.
+        scenes: a row a scene, by name.
+        pooled: over all scenes.
+    """
+
+    first: str
+    second: str
+    first_tiles: int
+    second_tiles: int
+    left_out: tuple[str, ...]
+    scenes: tuple[Difference, ...]
+    pooled: Difference
+
+    def columns(self) -> tuple[str, ...]:
+        """Returns the titles over the rows' cells."""
+        return ("scene", "tiles", self.first, self.second, "difference", "low", "high")
+
+    def notices(self) -> list[str]:
+        """Returns what the figures rest on, in words."""
+        told = [f"left out, unfinished or unreadable: {', '.join(self.left_out)}"] if self.left_out else []
+        held_out = f"{self.first_tiles} of {self.first}, {self.second_tiles} of {self.second}"
+        return [*told, f"{self.pooled.tiles} held-out tiles in common ({held_out})"]
+
+    def verdict(self) -> str:
+        """Returns in words whether the pooled interval excludes 0."""
+        difference, low, high = self.pooled.difference, self.pooled.low, self.pooled.high
+        if low is None or high is None:
+            return f"difference {difference:.4f}, and no interval: every scene has one tile"
+        if low > 0:
+            return f"{self.second} is better by {difference:.4f} [{low:.4f}, {high:.4f}]"
+        if high < 0:
+            return f"{self.first} is better by {-difference:.4f} [{-high:.4f}, {-low:.4f}]"
+        return f"no difference beyond chance: {difference:.4f} [{low:.4f}, {high:.4f}]"
+
+
+def compare(first: str, second: str, paths: Paths) -> Comparison:
+    """Returns how two runs differ, with 95 % percentile intervals of a paired bootstrap over tiles.
+
+    Tiles are drawn with replacement, both sides of a tile together; the pooled row draws within each scene. Tiles of a
+    scene are neighbours and resemble each other, and the seed's luck is not in it: the intervals are optimistic.
+
+    Args:
+        first: `<recipe>/fold<k>`, or a recipe for its finished folds together.
+        second: likewise.
+        paths: of the working root.
+
+    Raises:
+        RunError: a side is missing, unfinished or without counts per tile, or nothing can be compared.
+
+    Source:
+        Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
+    """
+    first, second = first.strip("/"), second.strip("/")
+    sides: list[pd.DataFrame] = []
+    left_out: list[str] = []
+    for name in (first, second):
+        runs, others = _runs_of(name, paths)
+        sides.append(_held_out(name, runs, paths))
+        left_out += [other.run for other in others if other.run not in left_out]
+    both = sides[0].merge(sides[1], on=KEYS, suffixes=("_first", "_second")).sort_values(KEYS)
+    if both.empty:
+        raise RunError(
+            f"{first} and {second} held out no tile in common",
+            "their folds or data sets differ: compare runs of the same --data and --fold",
+        )
+    _check_truth(both, first, second)
+    scenes = {name: _pixels(part) for name, part in both.groupby(both["area"] + "/" + both["scene"])}
+    random = np.random.default_rng(0)
+    drawn = {name: resample(pixels, random) for name, pixels in scenes.items()}
+    rows = tuple(_difference(str(name), pixels, drawn[name], len(pixels) > 1) for name, pixels in scenes.items())
+    several = any(row.tiles > 1 for row in rows)
+    pooled = _difference("pooled", _pixels(both), np.sum(list(drawn.values()), axis=0), several)
+    return Comparison(first, second, len(sides[0]), len(sides[1]), tuple(left_out), rows, pooled)
+
+
+def _runs_of(name: str, paths: Paths) -> tuple[list[Run], list[Run]]:
+    """Returns the finished runs of one side, at least one, and the recipe's other folds."""
+    found = {f"{folder.parent.name}/{folder.name}": folder for folder in paths.run_folders()}
+    recipes = {run.split("/")[0] for run in found}
+    if name not in {*found, *recipes}:
+        raise RunError(f"no run {name!r} here", f"{nearest(name, {*found, *recipes})}; kit runs lists them")
+    if name in recipes:
+        runs = [read_run(folder) for run, folder in found.items() if folder.parent.name == name and is_numbered(run)]
+        finished = [run for run in runs if run.counts is not None]
+        if not finished:
+            raise RunError(f"{name} has no finished fold", f"finish some: kit run {name}")
+        return finished, [run for run in runs if run.counts is None]
+    run = read_run(found[name])
+    if run.problem:
+        raise RunError(run.problem, f"train it again: {command(name)} --restart")
+    if run.state != "finished":
+        raise RunError(f"{name} is not finished", f"finish it: {command(name)}")
+    if run.counts is None:
+        raise RunError(f"{name} held nothing out", "compare a run that did: kit run RECIPE --fold 0")
+    return [run], []
+
+
+def _held_out(name: str, runs: Sequence[Run], paths: Paths) -> pd.DataFrame:
+    """Returns the counts of a side's held-out tiles, a row a tile: KEYS and PIXELS."""
+    tiles = pd.concat([_read_oof(run.run, paths) for run in runs], ignore_index=True)
+    twice = tiles.loc[tiles["tile"].duplicated(), "tile"]
+    if len(twice):
+        raise RunError(
+            f"{len(twice)} of {len(tiles)} tiles were held out more than once by {name}, first {twice.iloc[0]}",
+            f"the folds changed between its runs: kit run {runs[0].run.split('/')[0]} --restart; or compare one fold",
+        )
+    return tiles
+
+
+def _read_oof(run: str, paths: Paths) -> pd.DataFrame:
+    recipe, _, fold = run.partition("/fold")
+    file = paths.run(recipe, fold) / OOF
+    if not file.is_file():
+        raise RunError(f"{run} has no {OOF}: an older kit made it", f"train it again: {command(run)} --restart")
+    with reading(file):
+        types = dict.fromkeys(KEYS, "str") | dict.fromkeys(PIXELS, "int64")
+        return pd.read_csv(file, dtype=types, keep_default_na=False)[KEYS + PIXELS]
+
+
+def _check_truth(both: pd.DataFrame, first: str, second: str) -> None:
+    """Refuses tiles whose true building pixels, tp + fn, differ between the sides: they are not the same tiles."""
+    truth = [both[f"tp_{side}"] + both[f"fn_{side}"] for side in ("first", "second")]
+    other = both.loc[truth[0] != truth[1], "tile"]
+    if len(other):
+        raise RunError(
+            f"{len(other)} of {len(both)} tiles have other masks in {first} than in {second}, first {other.iloc[0]}",
+            "the runs saw different data: compare runs of one data set, or train the older one again with --restart",
+        )
+
+
+def _pixels(tiles: pd.DataFrame) -> NDArray[np.int64]:
+    """Returns what each tile adds to the Jaccard index, (tiles, 4): hit and union of the first, of the second side."""
+    columns = []
+    for side in ("first", "second"):
+        hit = tiles[f"tp_{side}"]
+        columns += [hit, hit + tiles[f"fp_{side}"] + tiles[f"fn_{side}"]]
+    return np.stack(columns, axis=1)
+
+
+def resample(pixels: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.int64]:
+    """Returns the sums over tiles drawn with replacement, as many as there are, (DRAWS, 4).
+
+    Args:
+        pixels: what each tile adds, (tiles, 4).
+        random: draws how often each tile is taken.
+    """
+    tiles = len(pixels)
+    times = random.multinomial(tiles, np.full(tiles, 1 / tiles), size=DRAWS)  # (DRAWS, tiles)
+    return times @ pixels
+
+
+def _difference(scene: str, pixels: NDArray[np.int64], drawn: NDArray[np.int64], several: bool) -> Difference:
+    first, second = (float(score) for score in _jaccards(pixels.sum(axis=0)))
+    low = high = None
+    if several:
+        scores = _jaccards(drawn)
+        low, high = (float(bound) for bound in np.percentile(scores[:, 1] - scores[:, 0], PERCENTILES))
+    return Difference(scene, len(pixels), first, second, second - first, low, high)
+
+
+def _jaccards(sums: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Returns hit / union of both sides, (..., 4) -> (..., 2); 1 where the union is empty, as in `Counts`."""
+    hit, union = sums[..., 0::2], sums[..., 1::2]
+    return np.divide(hit, union, out=np.ones(hit.shape), where=union > 0)
