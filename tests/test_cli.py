@@ -10,7 +10,7 @@ import pytest
 from factories import write_catalog, write_scene
 
 Cli = Callable[..., tuple[int, str, str]]
-COMMANDS = ("sample", "prepare", "folds", "recipes", "run", "export", "submit", "score")
+COMMANDS = ("sample", "prepare", "folds", "recipes", "lr-find", "run", "export", "submit", "score")
 
 
 def test_python_m_kit_works():
