@@ -338,6 +338,30 @@ def compare(
     say(compared.verdict())
 
 
+@app.command()
+def lr_find(
+    recipe: Annotated[str, typer.Argument(help="A name (see kit recipes) or a path.")],
+    data: Annotated[str, typer.Option(help="The data set; the only one by default.")] = "",
+    fold: Annotated[int, typer.Option(help="The fold to hold out.")] = 0,
+    device: Device = "",
+    encoder_weights: Annotated[Path | None, typer.Option(help="State dict of the encoder.")] = None,
+    pretrained: Annotated[bool, typer.Option(help="Start from ImageNet weights.")] = True,
+    steps: Annotated[int, typer.Option(help="Of the training in which the rate rises.", min=20)] = 100,
+    root: Root = HERE,
+    debug: Debug = False,
+) -> None:
+    """Find a rate for a recipe: a short training in which it rises, drawn, with two suggestions.
+
+    Example: kit lr-find lite0 --data tier1
+    """
+    from kit.models.pretrained import Source
+    from kit.pipeline.lr_find import lr_find as find_rate
+
+    found = find_rate(recipe, Paths(root), data, fold, device, Source(pretrained, encoder_weights), steps)
+    table(("suggestion", "rate"), [(name, f"{rate:.1e}") for name, rate in found.rates.items()])
+    result(str(found.picture))
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         result(__version__)

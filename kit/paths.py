@@ -60,6 +60,10 @@ class Paths:
         """The picture that `kit check` draws of a recipe's crops."""
         return self.root / "runs" / recipe / "check.png"
 
+    def rate_curve(self, recipe: str) -> Path:
+        """The picture that `kit lr-find` draws of the loss over the rate."""
+        return self.root / "runs" / recipe / "lr_find.png"
+
     def submission(self, name: str) -> Path:
         """The folder of one submission."""
         return self.root / "submissions" / name

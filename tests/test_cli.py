@@ -10,7 +10,9 @@ import pytest
 from factories import write_catalog, write_scene
 
 Cli = Callable[..., tuple[int, str, str]]
-COMMANDS = ("sample", "prepare", "folds", "recipes", "run", "export", "submit", "score", "runs", "compare")
+COMMANDS = (
+    "sample", "prepare", "folds", "recipes", "check", "lr-find", "run", "runs", "compare", "export", "submit", "score",
+)  # fmt: skip
 
 
 def test_python_m_kit_works():

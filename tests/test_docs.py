@@ -33,7 +33,7 @@ SHELL = [line for block in re.findall(r"```bash\n(.+?)```", PAGE, re.S) for line
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands
 MODULES = (
     "data.dataset", "models.unet", "models.losses", "models.metrics",
-    "training.callbacks", "training.mixing", "training.distillation",
+    "training.callbacks", "training.schedules", "training.mixing", "training.distillation",
 )  # fmt: skip
 SIDE_PX = 512  # of a tile: the crop of the page's first recipe
 

@@ -1,17 +1,21 @@
-"""fastai callbacks that a recipe chooses: the balanced sampler, an average of the weights, a loss that switches."""
+"""fastai callbacks that a recipe chooses: the balanced sampler, averages of the weights, a loss that switches."""
 
+from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from fastai.callback.core import Callback
-from torch import nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn, update_bn
+from torch.utils.data import DataLoader
 
 from kit.data.dataset import Key
+from kit.errors import RecipeError
 from kit.models.losses import Lovasz
-from kit.models.ranks import ranks
+from kit.models.ranks import as_first, ranks
 
 
 class BalancedSampler(Callback):
@@ -105,6 +109,105 @@ class EMA(Callback):
         for name, values in state["average"].items():
             self.average[name].copy_(values)
         self.steps = state["steps"]
+
+
+class SWA(Callback):
+    """Validates and keeps the plain mean of the weights at the ends of the last epochs (stochastic weight averaging).
+
+    The batch norms' running means belong to the live weights: for the average they are measured anew, on crops of the
+    epoch's kind that (seed, epoch) draws. Before the next epoch, live weights and running means come back. A new fit
+    begins a new average.
+
+    Args:
+        start: the first epoch whose weights count: an integer from 0, or a share of the fit's epochs, 0 to 1.
+        batches: of training crops, for the running means.
+
+    Raises:
+        RecipeError: a value is out of its range; `EMA` is there, too.
+
+    Source:
+        Izmailov 2018, arXiv 1803.05407.
+    """
+
+    order = 70
+
+    def __init__(self, start: float = 0.75, batches: int = 32) -> None:
+        if not (0 <= start < 1 or (isinstance(start, int) and start >= 1)):
+            raise RecipeError(f"SWA: start {start}, expected a share from 0 to 1, or an epoch", "0.75 is the default")
+        if batches < 1:
+            raise RecipeError(f"SWA: {batches} batches, expected 1 or more", "32 is the default")
+        self.since, self.batches = start, batches
+
+    def before_fit(self) -> None:
+        """Begins without an average."""
+        if hasattr(self.learn, "ema"):
+            raise RecipeError("EMA and SWA both put an average into the network", "learn.remove_cb(EMA)")
+        self.average: dict[str, Tensor] = {}
+        self.live: dict[str, Tensor] = {}
+        self.count = 0
+
+    @property
+    def first(self) -> int:
+        """The first epoch whose weights count, from 0."""
+        return self.since if isinstance(self.since, int) else int(self.since * self.n_epoch)
+
+    def before_validate(self) -> None:
+        """Adds the weights to the average, and puts it into the model."""
+        if self.epoch < self.first:
+            return
+        self.live = {key: value.clone() for key, value in self.model.state_dict().items()}
+        weights = dict(self.model.named_parameters())
+        if not self.count:
+            self.average = {name: weight.detach().clone() for name, weight in weights.items()}
+        get_swa_multi_avg_fn()(list(self.average.values()), list(weights.values()), self.count)
+        self.count += 1
+        self.model.load_state_dict(self.average, strict=False)
+        self._measure_norms()
+
+    def after_epoch(self) -> None:
+        """Puts everything live back, after RunLog has saved the average, unless this was the last epoch."""
+        if self.live and self.epoch < self.n_epoch - 1:
+            self.model.load_state_dict(self.live)
+        self.live = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the average by parameter, and of how many epochs it is."""
+        return {"average": self.average, "count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from there."""
+        device = self.dls.device
+        self.average = {name: weight.to(device, copy=True) for name, weight in state["average"].items()}
+        self.count = state["count"]
+
+    def _measure_norms(self) -> None:
+        """Gives the batch norms the mean and variance of crops; torch's random state stays as it was."""
+        device, precision = self.dls.device, getattr(self.learn, "precision", None)
+        with (
+            torch.random.fork_rng([device] if device.type == "cuda" else []),
+            precision.context() if precision else nullcontext(),
+        ):
+            update_bn(self._images(), self.model)
+        as_first(list(self.model.buffers()))
+
+    def _images(self) -> Iterator[Tensor]:
+        """Yields batches as training has them: (N, 3, H, W) uint8, on the fit's device."""
+        train = self.dls.train
+        loader = DataLoader(
+            train.dataset, train.bs, sampler=self._keys(), num_workers=train.fake_l.num_workers,
+            generator=torch.Generator(),
+        )  # fmt: skip
+        for images, _ in loader:
+            yield images.to(self.dls.device).contiguous(memory_format=torch.channels_last)
+
+    def _keys(self) -> list[Key]:
+        """Returns keys (place, row) of the batches, drawn as the epoch's were."""
+        train, sampler = self.dls.train, getattr(self.learn, "balanced_sampler", None)
+        seed, epoch, n = train.dataset.seed, train.dataset.epoch, self.batches * train.bs
+        if sampler:
+            return list(sampler.draw(train.dataset.rows, seed, epoch, n))
+        rows = np.random.default_rng([seed, epoch]).permutation(len(train.dataset))
+        return list(enumerate(np.resize(rows, n).tolist()))  # over and over where there are too few
 
 
 class LossSwitch(Callback):

@@ -1,5 +1,6 @@
-"""The learning curves of a run as a picture."""
+"""Curves as pictures: a run's losses and scores over the epochs, and the loss over the rate."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,5 +31,33 @@ def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:
     for axis in (left, right):
         axis.grid(alpha=0.3)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    with replacing(path) as file:
+        figure.savefig(file, dpi=110)
+
+
+def draw_rates(rates: Sequence[float], losses: Sequence[float], suggested: dict[str, float], path: Path) -> None:
+    """Writes a PNG with the loss over the rate, and the suggested rates on it.
+
+    Args:
+        rates: of the steps, rising.
+        losses: of the steps.
+        suggested: rates by the name of what suggests them.
+        path: of the PNG.
+    """
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    axis.plot(rates, losses, color="tab:blue")
+    for number, (name, rate) in enumerate(suggested.items(), start=1):
+        loss = np.interp(rate, rates, losses)
+        axis.plot(rate, loss, "o", color=f"C{number}", label=f"{name} {rate:.1e}")
+        axis.axvline(rate, color=f"C{number}", linewidth=1, linestyle=":")
+    axis.set(xlabel="rate", ylabel="smoothed training loss", xscale="log", xlim=(min(rates), max(rates)))
+    axis.legend(frameon=False)
+    axis.grid(alpha=0.3)
     with replacing(path) as file:
         figure.savefig(file, dpi=110)
