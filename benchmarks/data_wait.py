@@ -123,7 +123,8 @@ def main() -> None:
     options = parser.parse_args()
     print(f"torch {torch.__version__}, {cores} cores\n")
     with data_root(options.data_root) as root:
-        lite0, *_ = recipes = [load_recipe(name, Paths(Path())) for name in RECIPES]
+        recipes = {name: load_recipe(name, Paths(Path())) for name in RECIPES}
+        lite0 = recipes["lite0"]
         chosen = default_workers(torch.device("cpu"))
         real = time_fit(build(lite0, fold_of(root), Setup()), options.seconds)
         print("| network | workers | step, s | waiting | crops a second |\n|---|---|---|---|---|")
@@ -134,10 +135,10 @@ def main() -> None:
             print(f"| stub | {workers} | {stub.step_s:.3f} | {stub.share:.1%} | {stub.crops_s:.1f} |", flush=True)
         heads = " | ".join(f"workers for {rate} a second" for rate in GPU_CROPS_S)
         print(f"\n| recipe | crops a second of one worker | {heads} |\n|---|---|" + "---|" * len(GPU_CROPS_S))
-        for recipe in recipes:
+        for name, recipe in recipes.items():
             crops_s = time_stub(recipe, root, 1, 0.0, options.seconds).crops_s
             needed = " | ".join(str(math.ceil(rate / crops_s)) for rate in GPU_CROPS_S)
-            print(f"| {recipe.name} | {crops_s:.1f} | {needed} |", flush=True)
+            print(f"| {name} | {crops_s:.1f} | {needed} |", flush=True)
 
 
 if __name__ == "__main__":
