@@ -22,10 +22,10 @@ from kit.models.ranks import rank, wait_for_all
 from kit.paths import Paths
 from kit.pipeline.parallel import side_by_side
 from kit.training.distributed import joined
-from kit.training.fit import Result, Setup, fit_fold, load_best, read_result, read_settings, rebuild
+from kit.training.fit import Setup, fit_fold, load_best, rebuild
 from kit.training.oof import best_threshold, read_levels
 from kit.training.recipe import Recipe, load_recipe
-from kit.training.runlog import BEST
+from kit.training.records import BEST, Result, read_result, read_settings
 
 PARITY_TILES = 2  # each is predicted twice by every member and view
 

@@ -12,9 +12,8 @@ from typing import Any, Literal
 from kit.data.masks import Counts, pool
 from kit.errors import RunError
 from kit.paths import Paths
-from kit.training.fit import RESULT, SETTINGS, read_result, read_settings
+from kit.training.records import LOG, RESULT, SETTINGS, read_result, read_settings
 
-LOG = "log.csv"
 COLUMNS = ("run", "state", "score", "epoch", "minutes", "data", "encoder", "seed")
 
 

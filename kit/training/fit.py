@@ -1,7 +1,6 @@
 """One fit: recipe x fold x seed, from data loaders to a finished run folder."""
 
 import hashlib
-import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from kit import __version__
 from kit.console import say
 from kit.data.dataset import Fold
-from kit.data.masks import Counts, pool
+from kit.data.masks import pool
 from kit.errors import RunError
 from kit.models.devices import keep_freed_memory
 from kit.models.metrics import PooledLoss
@@ -34,9 +33,9 @@ from kit.training.distributed import Distributed
 from kit.training.harness import Budget, Deal, Draw, LossScale, Precision
 from kit.training.oof import predict_fold
 from kit.training.recipe import Recipe
-from kit.training.runlog import BEST, SETTINGS, Board, RunLog, write_json
+from kit.training.records import BEST, RESULT, SETTINGS, Result, read_result, read_settings, write_json
+from kit.training.runlog import Board, RunLog
 
-RESULT = "result.json"
 # what makes two runs the same
 IDENTITY = (
     "recipe_sha256", "data", "data_sha256", "fold", "seed", "minutes", "encoder_source", "start_sha256",
@@ -72,50 +71,6 @@ class Setup:
     tensorboard: bool = False
     resume: bool = False
     restart: bool = False
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a finished run scored on its held-out fold.
-
-    Args:
-        recipe: its name.
-        fold: number, or `all`.
-        score: pooled Jaccard of the held-out tiles; None where nothing was held out.
-        scenes: counts per `area/scene`.
-        seconds: of the fit, validation included.
-        epoch: the one whose weights were kept.
-    """
-
-    recipe: str
-    fold: int | str
-    score: float | None
-    scenes: dict[str, Counts]
-    seconds: float
-    epoch: int
-
-
-def read_result(folder: Path) -> Result | None:
-    """Returns the result of a finished run, or None."""
-    file = folder / RESULT
-    if not file.is_file():
-        return None
-    record = json.loads(file.read_text())
-    record["scenes"] = {name: Counts(**counts) for name, counts in record["scenes"].items()}
-    return Result(**record)
-
-
-def read_settings(folder: Path) -> dict[str, Any]:
-    """Returns the settings of a run.
-
-    Raises:
-        RunError: there is no such run.
-    """
-    file = folder / SETTINGS
-    if not file.is_file():
-        raise RunError(f"no run at {folder}", "train it first: kit run RECIPE")
-    settings: dict[str, Any] = json.loads(file.read_text())
-    return settings
 
 
 def fit_fold(recipe: Recipe, fold: Fold, folder: Path, data: str, data_sha256: str, setup: Setup) -> Result:

@@ -1,7 +1,6 @@
 """The run folder while it is trained: settings, log, best weights; and what a person sees of it."""
 
 import csv
-import json
 import math
 import time
 from pathlib import Path
@@ -15,15 +14,9 @@ from kit.errors import RunError
 from kit.models.metrics import PooledJaccard
 from kit.models.ranks import rank
 from kit.paths import replacing
+from kit.training.records import BEST, LOG, SETTINGS, write_json
 
-SETTINGS, LOG, BEST = "settings.json", "log.csv", "best.safetensors"
 BOARD_EVERY = 10  # steps between two points of TensorBoard's training loss
-
-
-def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Writes a JSON file whole or not at all."""
-    with replacing(path) as file:
-        file.write_text(json.dumps(record, indent=1) + "\n")
 
 
 class RunLog(Callback):
