@@ -17,6 +17,7 @@ import cv2
 import torch
 from fastai.vision import all as fv
 
+from kit.data.augment import D4
 from kit.data.dataset import Fold, dataloaders
 from kit.models.losses import CrossEntropy, Lovasz
 from kit.models.metrics import PooledJaccard
@@ -35,7 +36,7 @@ AUGMENT = A.Compose(
     [
         A.PadIfNeeded(CROP_PX, CROP_PX, border_mode=cv2.BORDER_CONSTANT, fill=0, fill_mask=255),
         A.RandomCrop(CROP_PX, CROP_PX),
-        A.D4(),  # the seed flipped; from above, quarter turns are as true
+        D4(),  # the seed flipped; from above, quarter turns are as true
         A.OneOf([A.RandomBrightnessContrast(), A.RandomGamma()], p=0.5),
         A.OneOf([A.GaussianBlur(sigma_limit=(0.5, 2.0)), A.GaussNoise(std_range=(0.02, 0.08))], p=0.2),
     ]

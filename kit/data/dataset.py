@@ -1,7 +1,9 @@
 """Tiles to batches: a fold, its crops and its fastai DataLoaders."""
 
 import os
+import random
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 import albumentations as A
@@ -85,7 +87,11 @@ class TileDataset:
 
     Each sample's randomness is seeded by (seed, epoch, place in the draw), so that crops differ over epochs, places
     and workers, and do not depend on how many workers there are. albumentations' own state would repeat the same
-    crops in each epoch and worker.
+    crops in each epoch and worker, and its `set_random_seed` would let all transforms draw the same numbers: here they
+    draw from one stream, one after the other.
+
+    Crops with little imagery are drawn again before their colours are changed: the transform is split after its leading
+    geometric parts.
 
     Args:
         rows: of the index.
@@ -97,7 +103,7 @@ class TileDataset:
         DataError: the data set has no layers where they are wanted.
 
     Shape:
-        image (3, H, W) uint8, 0 to 255; mask (H, W) int64: 0, 1, 255 = ignored. With layers, the mask is (3, H, W).
+        image (3, H, W) uint8, 0 to 255; mask (H, W) uint8: 0, 1, 255 = ignored. With layers, the mask is (3, H, W).
     """
 
     def __init__(
@@ -106,6 +112,7 @@ class TileDataset:
         self.rows = rows.reset_index(drop=True)
         self.files = list(zip(self.rows["image"], self.rows["mask"], strict=True))
         self.transform = transform
+        self.halves = None if transform is None else _halves(transform)
         self.seed = seed
         self.layers = layers
         self.epoch = 0
@@ -131,26 +138,38 @@ class TileDataset:
     def __getitem__(self, key: int | Key) -> tuple[Tensor, Tensor]:
         place, row = key if isinstance(key, tuple) else (key, key)
         image, mask = self.read(row)
-        if self.transform is not None:
+        if self.halves is not None:
             image, mask = self._augmented(image, mask, place)
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         if self.layers:
             mask[(mask == IGNORE).any(axis=2)] = IGNORE  # some augmentations fill the first layer alone
             mask = mask.transpose(2, 0, 1)
-        return pixels, torch.from_numpy(np.ascontiguousarray(mask, np.int64))
+        return pixels, torch.from_numpy(np.ascontiguousarray(mask))
 
     def _augmented(
         self, image: NDArray[np.uint8], mask: NDArray[np.uint8], place: int
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Returns image and mask, augmented: drawn again, a few times at most, where nearly all is no data."""
-        assert self.transform is not None
-        for attempt in range(TRIES):
-            seeds = np.random.SeedSequence([self.seed, self.epoch, place, attempt])
-            self.transform.set_random_seed(int(seeds.generate_state(1)[0]))
-            made = self.transform(image=image, mask=mask)
-            if (made["mask"] != IGNORE).mean() >= MIN_KNOWN:
+        assert self.halves is not None
+        numbers = np.random.default_rng([self.seed, self.epoch, place])
+        more = random.Random(int(numbers.integers(2**63)))  # some transforms draw from Python's generator
+        for part in self.halves:
+            part.set_random_state(numbers, more)
+        geometry, colour = self.halves
+        for _ in range(TRIES):
+            made = geometry(image=image, mask=mask)
+            if np.count_nonzero(made["mask"] != IGNORE) >= MIN_KNOWN * made["mask"].size:
                 break
+        made = colour(**made)
         return made["image"], made["mask"]
+
+
+def _halves(transform: A.Compose) -> tuple[A.Compose, A.Compose]:
+    """Returns a transform's leading geometric parts, and the rest; one that is not always applied stays whole."""
+    if transform.p < 1:
+        return transform, A.Compose([])
+    lead = list(takewhile(lambda part: isinstance(part, A.DualTransform), transform.transforms))
+    return A.Compose(lead), A.Compose(transform.transforms[len(lead) :])
 
 
 def dataloaders(
@@ -174,13 +193,22 @@ def dataloaders(
     if workers and train.memory is not None:  # before the workers are forked, which then share the tiles
         for row in range(len(train)):
             train.read(row)
-    shared = {"num_workers": workers, "device": fold.device, "pin_memory": fold.device.type == "cuda"}
+    shared = {
+        "num_workers": workers, "device": fold.device, "pin_memory": fold.device.type == "cuda",
+        "after_batch": _as_trained,
+    }  # fmt: skip
     loaders = DataLoaders(
         DataLoader(train, bs=batch_size, shuffle=True, drop_last=True, **shared),
         DataLoader(valid, bs=valid_batch_size, **shared),
         device=fold.device,
     )
     return loaders
+
+
+def _as_trained(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Returns a batch with masks as losses want them, int64: eight times the bytes, so not before the device has it."""
+    images, masks = batch
+    return images, masks.long()
 
 
 def cores() -> int:

@@ -240,6 +240,7 @@ class Budget(Callback):
         with self.learn.precision.context():
             pred = self.model(images.contiguous(memory_format=torch.channels_last))
         pred = not_half(pred)
+        masks = masks.long()
         loss: torch.Tensor = self.learn.loss_func(pred, masks)
         if distillation := getattr(self.learn, "distillation", None):  # what it adds takes its time, too
             loss = distillation.joined(loss, pred, images, masks)

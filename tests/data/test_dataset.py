@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from kit.data.augment import D4
 from kit.data.dataset import Fold, TileDataset, dataloaders, read_tile, split_fold
 from kit.data.prepare import prepare, read_index
 from kit.errors import DataError
@@ -54,7 +55,7 @@ def test_image_and_mask_move_together(fold: Fold):
 def test_shapes_and_types(fold: Fold):
     image, mask = TileDataset(fold.valid)[0]
     assert (image.shape, image.dtype) == ((3, 64, 64), torch.uint8)
-    assert (mask.shape, mask.dtype) == ((64, 64), torch.int64)
+    assert (mask.shape, mask.dtype) == ((64, 64), torch.uint8)
     assert set(np.unique(mask)) <= {0, 1, 255}
 
 
@@ -86,7 +87,7 @@ def layered(tmp_path: Path, catalog: Path) -> Fold:
 def test_layers_shapes_and_types(layered: Fold):
     image, mask = TileDataset(layered.valid, layers=True)[0]
     assert (image.shape, image.dtype) == ((3, 64, 64), torch.uint8)
-    assert (mask.shape, mask.dtype) == ((3, 64, 64), torch.int64)
+    assert (mask.shape, mask.dtype) == ((3, 64, 64), torch.uint8)
     assert set(np.unique(mask)) <= {0, 1, 255}
     torch.testing.assert_close(mask[0], TileDataset(layered.valid)[0][1])
     images, masks = dataloaders(layered, CROP, batch_size=2, layers=True).train.one_batch()
@@ -155,3 +156,38 @@ def test_what_is_unknown_in_one_layer_is_unknown_in_all(workplace: Path):
     dataset = TileDataset(index.head(0), A.Compose([fill_first]), layers=True)
     dataset.files, dataset.memory = [("", "")], {0: (np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8, 3), np.uint8))}
     assert (dataset[(0, 0)][1] == 255).all()
+
+
+def test_transforms_draw_independently(fold: Fold):
+    """albumentations' `set_random_seed` would give all of them the same numbers: always both or neither here."""
+    flips = A.Compose([A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5)])
+    dataset = TileDataset(fold.train, flips)
+    image, mask = dataset.read(0)
+    mask = np.zeros_like(mask)
+    mask[0, 0] = 1  # where this corner goes tells which flips were made
+    dataset.memory[0] = image, mask
+    corners = [tuple(map(int, np.argwhere(dataset[(place, 0)][1].numpy() == 1)[0])) for place in range(400)]
+    last = len(mask) - 1
+    counts = [corners.count(corner) for corner in ((0, 0), (0, last), (last, 0), (last, last))]
+    assert sum(counts) == 400
+    assert min(counts) > 100 - 4 * (400 * 0.25 * 0.75) ** 0.5
+
+
+def test_colours_are_changed_once_on_the_crop_that_stands(workplace: Path):
+    """A crop that is drawn again is not coloured before; what follows the geometry comes once."""
+    _, index = read_index(Paths(workplace))
+    calls = []
+    count_calls = A.Lambda(image=lambda image, **_: calls.append(1) or image)
+    dataset = TileDataset(index.head(1), A.Compose([A.RandomCrop(16, 16), A.ColorJitter(p=1), count_calls]))
+    dataset.memory[0] = np.zeros((96, 96, 3), np.uint8), np.full((96, 96), 255, np.uint8)
+    dataset[(0, 0)]
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("element", ["e", "r90", "r180", "r270", "v", "h", "t", "hvt"])
+@pytest.mark.parametrize("shape", [(33, 47, 3), (33, 47)])
+def test_d4_is_that_of_albumentations(element: str, shape: tuple[int, ...]):
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    made = D4(p=1).apply(pixels, element)
+    np.testing.assert_array_equal(made, A.D4(p=1).apply(pixels, element))
+    assert made.flags["C_CONTIGUOUS"]
