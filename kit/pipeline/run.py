@@ -90,12 +90,13 @@ def run(name: str, paths: Paths, plan: Plan) -> Exported | None:
             start = start_file(plan.start_from, split.number, paths)
             folder = paths.run(recipe.name, split.number)
             results.append(fit_fold(recipe, split, folder, data, index_sha256, replace(setup, start_from=start)))
-        if rank():
-            return None
-        show_scores(results, [paths.run(recipe.name, fold) for fold in folds])
-        if not plan.export:
-            return None
-        return export([f"{recipe.name}/fold{fold}" for fold in folds], recipe.name, paths, plan.views)
+        first = rank() == 0
+    if not first:
+        return None
+    show_scores(results, [paths.run(recipe.name, fold) for fold in folds])
+    if not plan.export:
+        return None
+    return export([f"{recipe.name}/fold{fold}" for fold in folds], recipe.name, paths, plan.views)
 
 
 def run_side_by_side(

@@ -88,17 +88,12 @@ def joined(device: str = "") -> Iterator[torch.device]:
         RankError: another process ended while this one waited for it.
     """
     global _store
-    picked = pick_device(device)
     if not launched():
-        yield picked
+        yield pick_device(device)
         return
-    if picked.type == "cuda" and picked.index is None:
-        picked = pick_device(f"cuda:{os.environ['LOCAL_RANK']}")
-        torch.cuda.set_device(picked)
-    elif picked.type == "cuda":
-        raise RankError(f"several processes cannot share {picked}", "leave --device out, or give --device cuda")
     try:
         _store, number, size = next(rendezvous("env://", timeout=TIMEOUT))
+        picked = _own_device(device)
         backend = "cpu:gloo,cuda:nccl" if picked.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=_store, rank=number, world_size=size, timeout=TIMEOUT)
         yield picked
@@ -110,6 +105,17 @@ def joined(device: str = "") -> Iterator[torch.device]:
             "its own message says why; the same command again goes on from the last checkpoint",
         ) from cause
     dist.destroy_process_group()
+
+
+def _own_device(device: str) -> torch.device:
+    """Returns this rank's device: of GPUs the one with its number on this machine."""
+    picked = pick_device(device)
+    if picked.type == "cuda":
+        if picked.index is not None:
+            raise RankError(f"several processes cannot share {picked}", "leave --device out, or give --device cuda")
+        picked = pick_device(f"cuda:{os.environ['LOCAL_RANK']}")
+        torch.cuda.set_device(picked)
+    return picked
 
 
 def _lost(error: BaseException | None) -> bool:

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -125,6 +126,25 @@ def test_taken_up_again_it_ends_the_same(workplace: Path, cli: Cli, recipe: str,
             sessions += 1
         assert sessions == 1 + len([p for p in points if p <= STEPS * len(whole[2])])
         assert_same(outcome(workplace), whole)
+
+
+def test_cut_before_the_first_checkpoint_a_planned_run_ends_the_same(workplace: Path, cli: Cli, one_thread: None):
+    """The steps that `--minutes` became are kept; that they were measured once, and not again, changes nothing."""
+    write_recipe(workplace, RICH)
+    planned = (*command(workplace), "--minutes", 0.05)
+    code, _, err = cli(*planned)
+    assert code == 0, err
+    assert "timing a few steps" in err
+    whole = outcome(workplace)
+    folder = workplace / "runs/rich/fold0"
+    settings = (folder / "settings.json").read_text()
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "settings.json").write_text(settings)
+    code, _, err = cli(*planned)
+    assert code == 0, err
+    assert "timing" not in err
+    assert_same(outcome(workplace), whole)
 
 
 @pytest.mark.slow
