@@ -1,5 +1,6 @@
 """Where a run stands, on disk: written while it trains, and taken up again, bit for bit, after it was cut short."""
 
+import os
 import random
 import time
 from pathlib import Path
@@ -144,6 +145,8 @@ class Checkpoint(Callback):
         if rank() == 0:
             with replacing(self.folder / CHECKPOINT) as file, file.open("wb") as stream:
                 torch.save(plain(state), stream)
+                stream.flush()
+                os.fsync(stream.fileno())  # before it takes the last one's name: power may fail, too
 
 
 def _saves(callback: Callback) -> bool:

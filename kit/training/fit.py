@@ -154,7 +154,7 @@ def _standing(
     earlier, finished = read_settings(folder), read_result(folder)
     keys = IDENTITY if finished else IDENTITY + EXACT
     changed = [key for key in keys if key in earlier and earlier[key] != settings[key]]
-    told = ", ".join(f"{key} {earlier[key]!r} is now {settings[key]!r}" for key in changed)
+    told = ", ".join(f"{key} {_short(earlier[key])} is now {_short(settings[key])}" for key in changed)
     if changed and not setup.resume:
         same = f"OMP_NUM_THREADS={earlier['threads']} for the same threads; " if "threads" in changed else ""
         raise RunError(
@@ -164,6 +164,11 @@ def _standing(
     if changed:
         say(f"going on although {told}")
     return earlier, finished, None if finished else read_checkpoint(folder)
+
+
+def _short(value: Any) -> str:
+    """Returns a setting as it is shown: of a checksum, the first digits."""
+    return repr(value[:8] if isinstance(value, str) and len(value) == 64 else value)
 
 
 def _stop_watching(learn: Any) -> None:
