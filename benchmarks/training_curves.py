@@ -49,7 +49,7 @@ def held_out(predict: Callable, tiles: TileDataset) -> dict[str, float]:
         image, mask = tiles[row]
         with torch.inference_mode():
             logits = predict(image[None]).float()
-        total += F.cross_entropy(logits, mask[None], ignore_index=IGNORE, reduction="sum").item()
+        total += F.cross_entropy(logits, mask[None].long(), ignore_index=IGNORE, reduction="sum").item()
         known += int((mask != IGNORE).sum())
         counts += count(logits[:, 1] > logits[:, 0], mask[None])
     return {"valid_loss": total / known, "jaccard": counts.jaccard}
@@ -111,7 +111,10 @@ def plain_side(name: str, root: Path, crops: int, every: int) -> list[dict]:
         keys = sampler.draw(tiles.rows, SEED, epoch, every)
         batches = [keys[first : first + BATCH] for first in range(0, every, BATCH)]
         step.model.train()
-        losses = [step(*map(torch.stack, zip(*map(tiles.__getitem__, batch), strict=True))) for batch in batches]
+        losses = []
+        for batch in batches:
+            images, masks = map(torch.stack, zip(*(tiles[key] for key in batch), strict=True))
+            losses.append(step(images, masks.long()))
         found = held_out(step.model.eval(), dls.valid.dataset)
         rows.append(row_of("plain", (epoch + 1) * every, losses, found))
     return rows
