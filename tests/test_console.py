@@ -3,7 +3,7 @@ import re
 import pytest
 
 from kit import console
-from kit.console import Meter, failure, table, track
+from kit.console import Meter, failure, meter, result, say, table, track
 
 
 def test_progress_is_plain_when_not_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
@@ -42,3 +42,61 @@ def test_errors_go_to_stderr_with_their_hint(capsys: pytest.CaptureFixture[str])
     out, err = capsys.readouterr()
     assert out == ""
     assert err == "error: no recipe '[lite]'\nhint:  did you mean 'lite0'?\n"
+
+
+def speak(title: str = "") -> None:
+    """Says everything that kit can say when nothing is wrong."""
+    say("training")
+    result("/root/weights/tiny.pt")
+    table(("fold", "score"), [(0, 0.5)], title)
+    with meter("train", 4) as bar:
+        bar.skip(1)
+        bar.line("epoch train held out")
+        bar.advance(2, "loss 0.5")
+        bar.total += 1
+    list(track([1, 2], "cut tiles"))
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_first_of_several_processes_speaks_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, terminal: bool
+):
+    monkeypatch.setattr(console, "PLAIN_EVERY_S", -1.0)
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(f"sys.{stream}.isatty", lambda: terminal, raising=False)
+    monkeypatch.setenv("RANK", "1")
+    speak()
+    assert capsys.readouterr() == ("", "")
+    failure("rank 1 has no memory left", "fewer crops")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "error:" in err
+    assert "rank 1 has no memory left" in err
+    assert "fewer crops" in err
+    monkeypatch.setenv("RANK", "0")
+    speak()
+    out, err = capsys.readouterr()
+    for told in ("/root/weights/tiny.pt", "0.5000"):
+        assert told in out
+    for told in ("training", "epoch train held out", "loss 0.5", "cut tiles"):
+        assert told in err
+
+
+def test_a_line_stands_above_the_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    bar = Meter("train", 4)
+    bar.line("   epoch    train [held out]")
+    assert bar.lines == 1
+    bar.close()
+    assert capsys.readouterr().err.splitlines()[0] == "   epoch    train [held out]"
+
+
+def test_what_was_done_before_took_no_time(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    now = [100.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    bar = Meter("train", 100)
+    bar.skip(60)
+    now[0] += 10
+    bar.advance(20)
+    assert bar.rate() == 2
+    bar.close()
+    assert capsys.readouterr().err == "train 80/100, 2.0/s, 10 s left\n"
