@@ -94,7 +94,7 @@ class Meter:
 
     def __init__(self, what: str, total: int) -> None:
         self.what, self.total, self.done, self.note = what, total, 0, ""
-        self.skipped = self.lines = 0
+        self.skipped = 0
         self.start = self.last_line = time.monotonic()
         self.bar = _live_bar() if sys.stderr.isatty() else None
         if self.bar:
@@ -114,7 +114,6 @@ class Meter:
 
     def line(self, text: str) -> None:
         """Prints a line above the bar."""
-        self.lines += 1
         if self.bar:
             self.bar.console.print(text, markup=False)
         else:

@@ -16,6 +16,9 @@ class PooledJaccard(Metric):
     `by_area` then holds the counts of each area over all ranks, where the loader's dataset has `rows` with areas.
     """
 
+    def __init__(self) -> None:
+        self.reset()
+
     def reset(self) -> None:
         """Forgets the counts, at the start of an epoch's validation."""
         self.own: dict[str, Counts] = {}  # this rank's

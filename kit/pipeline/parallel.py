@@ -34,6 +34,12 @@ def side_by_side(arguments: Sequence[str], folds: Sequence[int | str], at_once: 
 
     def train(fold: int | str) -> int:
         slot = slots.get()
+        try:
+            return run(fold, slot)
+        finally:
+            slots.put(slot)
+
+    def run(fold: int | str, slot: int) -> int:
         command = [sys.executable, "-m", "kit", *arguments, "--fold", str(fold), "--parallel-folds", "1", "--no-export"]
         environment = {**os.environ, **share_of(slot, at_once, nproc)}
         with subprocess.Popen(
@@ -42,7 +48,6 @@ def side_by_side(arguments: Sequence[str], folds: Sequence[int | str], at_once: 
             assert process.stderr is not None
             for line in process.stderr:
                 sys.stderr.write(line)
-        slots.put(slot)
         return process.returncode
 
     say(f"folds {', '.join(map(str, folds))}: {at_once} at once")
@@ -59,7 +64,9 @@ def side_by_side(arguments: Sequence[str], folds: Sequence[int | str], at_once: 
 def share_of(slot: int, at_once: int, nproc: int) -> dict[str, str]:
     """Returns the environment that gives a slot its share of the machine: GPUs, or threads where there are none."""
     seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = seen.split(",") if seen else [str(number) for number in range(torch.cuda.device_count())]
+    found = [str(number) for number in range(torch.cuda.device_count())]
+    gpus = found if seen is None else [gpu for gpu in seen.split(",") if gpu not in ("", "-1")]
     if gpus:
-        return {"CUDA_VISIBLE_DEVICES": ",".join(gpus[(slot * nproc + k) % len(gpus)] for k in range(nproc))}
+        own = [gpus[(slot * nproc + k) % len(gpus)] for k in range(nproc)]
+        return {"CUDA_VISIBLE_DEVICES": ",".join(dict.fromkeys(own))}  # named twice, torch would see none
     return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // (at_once * nproc))))}

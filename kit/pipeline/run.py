@@ -85,9 +85,9 @@ def run(name: str, paths: Paths, plan: Plan) -> Exported | None:
         index_sha256 = sha256_of(paths.data(data) / "index.csv")
         say(f"{recipe.name} on {data}: {len(index)} tiles, folds {', '.join(map(str, folds))}, {device}")
         setup = _setup(plan, str(device))
+        starts = [start_file(plan.start_from, fold, paths) for fold in folds]
         results = []
-        for split in splits:
-            start = start_file(plan.start_from, split.number, paths)
+        for split, start in zip(splits, starts, strict=True):
             folder = paths.run(recipe.name, split.number)
             results.append(fit_fold(recipe, split, folder, data, index_sha256, replace(setup, start_from=start)))
         first = rank() == 0

@@ -78,7 +78,8 @@ def best_threshold(levels: NDArray[np.int64]) -> tuple[float, float]:
         levels: (2, 256), see `read_levels`; of several runs, their sum.
     """
     invented, hit = levels[:, ::-1].cumsum(axis=1)[:, ::-1]  # at this value and above
-    scores = hit / np.maximum(invented + levels[1].sum(), 1)
+    union = invented + levels[1].sum()
+    scores = np.where(union, hit / np.maximum(union, 1), 1.0)  # nothing to find and nothing found
     best = int(scores.argmax())
     return max(best - 0.5, 0) / 255, float(scores[best])
 

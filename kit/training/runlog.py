@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from kit.console import Meter
 from kit.errors import RunError
 from kit.models.metrics import PooledJaccard
-from kit.models.ranks import rank
+from kit.models.ranks import gathered, rank
 from kit.paths import replacing
 from kit.training.records import BEST, LOG, SETTINGS, write_json
 
@@ -38,6 +38,7 @@ class RunLog(Callback):
         self.folder, self.title, self.settings, self.epochs = folder, title, settings, epochs
         self.bar: Meter | None = None
         self.rows: list[dict[str, float]] = []
+        self.headed = False
         self.best, self.best_epoch, self.start, self.smooth = -1.0, -1, time.monotonic(), math.nan
 
     def before_fit(self) -> None:
@@ -47,6 +48,8 @@ class RunLog(Callback):
         self.settings |= {**steps, "precision": self.learn.precision.name_of_precision}
         if rank() == 0:
             write_json(self.folder / SETTINGS, self.settings)
+        held_out = gathered(sorted(set(map(str, self.dls.valid.dataset.rows["area"]))))
+        self.areas = sorted({area for areas in held_out for area in areas})
 
     def before_train(self) -> None:
         """Starts the bar: a run that is taken up again knows by now where."""
@@ -71,7 +74,7 @@ class RunLog(Callback):
             return
         self.rows.append(self._row())
         jaccard = self.rows[-1]["jaccard"]
-        better = math.isnan(jaccard) or jaccard > self.best
+        better = self.best < 0 if math.isnan(jaccard) else jaccard > self.best  # no score beats none that was had
         if better:
             self.best, self.best_epoch = (-1.0 if math.isnan(jaccard) else jaccard), len(self.rows) - 1
         self._show()
@@ -89,20 +92,20 @@ class RunLog(Callback):
         log = [math.nan if value is None else float(value) for value in self.recorder.log[1:]]
         train_loss = math.nan if self.recorder.cancel_train else log.pop(0)
         valid_loss, jaccard = ([] if self.recorder.cancel_valid else log + [math.nan] * 2)[:2] or [math.nan] * 2
-        areas = self._areas()
         return {
             "epoch": len(self.rows),
             "train_loss": train_loss,
             "valid_loss": valid_loss,
             "jaccard": math.nan if math.isnan(valid_loss) else jaccard,
-            **{f"jaccard_{area}": value for area, value in areas.items() if area},
+            **self._by_area(),
             "lr": float(self.opt.hypers[-1]["lr"]),
             "seconds": round(self.seconds, 1),
         }
 
-    def _areas(self) -> dict[str, float]:
-        found = [metric for metric in self.learn.metrics if isinstance(metric, PooledJaccard)]
-        return {area: counts.jaccard for area, counts in found[0].by_area.items()} if found else {}
+    def _by_area(self) -> dict[str, float]:
+        found = [metric.by_area for metric in self.learn.metrics if isinstance(metric, PooledJaccard)]
+        counts = {} if self.recorder.cancel_valid or not found else found[0]
+        return {f"jaccard_{area}": counts[area].jaccard if area in counts else math.nan for area in self.areas}
 
     @property
     def seconds(self) -> float:
@@ -124,7 +127,8 @@ class RunLog(Callback):
         ]
         widths = [max(8, len(name)) for name in head]
         assert self.bar is not None
-        if not self.bar.lines:
+        if not self.headed:
+            self.headed = True
             self.bar.line(" ".join(name.rjust(width) for name, width in zip(head, widths, strict=True)))
         self.bar.line(" ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)))
 
