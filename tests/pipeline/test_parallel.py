@@ -18,7 +18,6 @@ from kit.pipeline import parallel
 from kit.pipeline.parallel import share_of, side_by_side
 
 
-
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Makes this a machine with so many GPUs and cores."""
