@@ -113,7 +113,7 @@ def rows_of(epoch: Epoch) -> list[int]:
 SAMPLERS: dict[str, Callable[[], tuple[Callback, ...]]] = {
     "every tile": tuple,
     "balanced": lambda: (BalancedSampler(),),
-    "many crops": lambda: (BalancedSampler(temperature=0.5, crops_per_tile=2.7),),
+    "many crops": lambda: (BalancedSampler(temperature=0.5, crops_per_tile=1.3),),
     "minutes": lambda: (Budget(1, 2, steps=40),),
     "balanced minutes": lambda: (BalancedSampler(), Budget(1, 2, steps=9)),
 }
