@@ -57,7 +57,8 @@ class PooledJaccard(Metric):
 class PooledLoss(Metric):
     """fastai metric: the mean loss over the pixels that count, of all batches and ranks.
 
-    fastai's own is the mean over batches, which depends on how the tiles were dealt out to batches and ranks.
+    fastai's own is the mean over batches, which depends on how the tiles were dealt out to batches and ranks. This one
+    does not, for losses that are a mean over pixels; others (Dice, Lovasz, weighted outlines) are pooled by batch.
     """
 
     def reset(self) -> None:

@@ -86,6 +86,9 @@ def run(name: str, paths: Paths, plan: Plan) -> Exported | None:
         say(f"{recipe.name} on {data}: {len(index)} tiles, folds {', '.join(map(str, folds))}, {device}")
         setup = _setup(plan, str(device))
         starts = [start_file(plan.start_from, fold, paths) for fold in folds]
+        for start, fold in zip(starts, folds, strict=True):
+            if start and start.parent.resolve() == paths.run(recipe.name, fold).resolve():
+                raise RunError(f"{start} is what this run writes", "name another run, or copy the file elsewhere first")
         results = []
         for split, start in zip(splits, starts, strict=True):
             folder = paths.run(recipe.name, split.number)

@@ -66,7 +66,9 @@ def launch(nproc: int, arguments: Sequence[str]) -> None:
 
 def _told(number: int, nproc: int, exitcode: int) -> tuple[str, str]:
     """Returns message and hint."""
-    how = f"was ended by {signal.Signals(-exitcode).name}" if exitcode < 0 else f"ended with exit code {exitcode}"
+    known = {int(one): one.name for one in signal.Signals}
+    killed_by = known.get(-exitcode, f"signal {-exitcode}")
+    how = f"was ended by {killed_by}" if exitcode < 0 else f"ended with exit code {exitcode}"
     why = "; SIGKILL is what Linux sends when memory runs out: fewer crops a step, or fewer processes"
     return (
         f"rank {number} of {nproc} {how}, and the others were ended",

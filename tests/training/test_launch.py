@@ -182,6 +182,7 @@ def test_what_one_rank_alone_meets_before_they_join_is_told(cli: Cli, workplace:
 
     as_rank(monkeypatch, 1, run_id="kit")
     monkeypatch.setattr(distributed, "_store", None)
+    monkeypatch.setattr(distributed, "rendezvous", lambda *_, **__: iter([(dist.HashStore(), 1, 2)]))
     monkeypatch.setattr(distributed, "pick_device", one_gpu)
     code, _, err = cli("run", "tiny", "--root", workplace, "--nproc", 2)
     assert code == 1
