@@ -1,4 +1,4 @@
-"""docs/recipes.md: its recipes train and export, its names, commands and table of losses are true."""
+"""docs/recipes.md and docs/training.md: recipes train and export, names, commands, tables and messages are true."""
 
 import ast
 import inspect
@@ -17,19 +17,40 @@ import typer
 from factories import write_catalog
 from fastai.vision import all as fv
 from torch import nn
+from torch.distributed import launch
+from torch.distributed import run as torchrun
 
+import kit
 from kit.cli import app
 from kit.errors import RecipeError
 from kit.models import losses
+from kit.models.pretrained import Source
 from kit.paths import Paths
 from kit.pipeline.check import check
+from kit.pipeline.run import Plan
+from kit.pipeline.run import run as run_recipe
 from kit.training.recipe import SIGNATURES, known_recipes
 
-PAGE = (Path(__file__).parents[1] / "docs/recipes.md").read_text()
-RECIPES = dict(re.findall(r"<!-- recipe: (\w+) -->\n```python\n(.+?)```", PAGE, re.S))
-PROSE = re.sub(r"^```.+?^```", "", PAGE, flags=re.M | re.S)
-INLINE = sorted(set(re.findall(r"`([^`\n]+)`", PROSE)))
-SHELL = [line for block in re.findall(r"```bash\n(.+?)```", PAGE, re.S) for line in block.splitlines()]
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE, TRAINING = ((DOCS / f"{name}.md").read_text() for name in ("recipes", "training"))
+RECIPES = dict(re.findall(r"<!-- recipe: (\w+) -->\n```python\n(.+?)```", PAGE + TRAINING, re.S))
+LAUNCHERS = {"torch.distributed.run": torchrun.parse_args, "torch.distributed.launch": launch.parse_args}
+
+
+def prose(page: str) -> str:
+    return re.sub(r"^```.+?^```", "", page, flags=re.M | re.S)
+
+
+def inline(page: str) -> list[str]:
+    return sorted(set(re.findall(r"`([^`\n]+)`", prose(page))))
+
+
+def shell(page: str) -> list[str]:
+    blocks = re.findall(r"```bash\n(.+?)```", page, re.S)
+    return [line for block in blocks for line in block.replace("\\\n", "").splitlines()]
+
+
+PROSE, INLINE = prose(PAGE), inline(PAGE)
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands
 MODULES = (
     "data.dataset", "models.unet", "models.losses", "models.metrics",
@@ -55,7 +76,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_recipe_of_the_page_is_found():
-    assert len(RECIPES) == PAGE.count("```python") == PAGE.count("<!-- recipe: ")
+    pages = PAGE + TRAINING
+    assert len(RECIPES) == pages.count("```python") == pages.count("<!-- recipe: ")
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -132,10 +154,26 @@ def test_names_in_the_text_exist(code: str, tmp_path: Path):
         assert code in words
 
 
-@pytest.mark.parametrize("line", SHELL)
+def kit_arguments(line: str) -> list[str]:
+    """The words that follow `kit`, or what a launcher takes for it; none for another program's command."""
+    words = shlex.split(line, comments=True)
+    while "=" in words[0]:  # of the environment
+        words.pop(0)
+    if words[0] == "torchrun":
+        words[:1] = ["python", "-m", "torch.distributed.run"]
+    if words[:2] != ["python", "-m"]:
+        return words[1:] if words[0] == "kit" else []
+    launched = LAUNCHERS[words[2]](words[3:])
+    assert (launched.module, launched.training_script) == (True, "kit")
+    return list(launched.training_script_args)
+
+
+@pytest.mark.parametrize("line", [*shell(PAGE), *shell(TRAINING)])
 def test_commands_parse(line: str, root: Path):
-    program, command, *arguments = shlex.split(line, comments=True)
-    assert program == "kit"
+    if not (words := kit_arguments(line)):
+        assert line in ("pip install tensorboard", "tensorboard --logdir runs")
+        return
+    command, *arguments = words
     context = COMMANDS[command].make_context(command, arguments)  # a usage error where something is unknown or missing
     for name in [context.params.get("recipe"), *(run.split("/")[0] for run in context.params.get("runs", ()))]:
         assert name is None or name in known_recipes(Paths(root))
@@ -146,12 +184,60 @@ def test_commands_and_options_in_the_text_exist():
         name: {text for p in command.params for text in [*p.opts, *p.secondary_opts]}
         for name, command in COMMANDS.items()
     }
-    for code in INLINE:
+    of_torchrun = {text for action in torchrun.get_args_parser()._actions for text in action.option_strings}
+    for code in [*INLINE, *inline(TRAINING)]:
         words = code.split()
         if words[0] == "kit":
             assert {word for word in words[2:] if word.startswith("-")} <= options[words[1]], code
         elif words[0].startswith("--"):
-            assert words[0] in set().union(*options.values()), code
+            assert words[0] in set().union(*options.values(), of_torchrun), code
+
+
+def rows_below(title: str) -> list[list[str]]:
+    """The cells of the first table below a heading of docs/training.md."""
+    table = re.search(rf"^##+ {title}\n(?:(?!##).*\n)+?\|[-|]+\|\n((?:\|.+\n)+)", TRAINING, re.M)
+    assert table, title
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table[1].splitlines()]
+
+
+def test_the_table_of_options_is_whole():
+    told = re.findall(r"`(--[\w-]+)", " ".join(row[0] for row in rows_below("Options")))
+    assert len(told) == len(set(told))
+    known = {text for p in COMMANDS["run"].params for text in [*p.opts, *p.secondary_opts] if text.startswith("--")}
+    elsewhere = {"--data", "--root", "--debug", "--pretrained", "--export", "--help"}
+    assert set(told) == known - elsewhere
+
+
+def test_the_run_folder_and_its_tables_are_as_told(workplace: Path, capsys: pytest.CaptureFixture[str]):
+    plan = Plan(folds=(0,), source=Source(pretrained=False), export=False)
+    run_recipe("tiny", Paths(workplace), plan)
+    made = {path.name + "/" * path.is_dir() for path in (workplace / "runs/tiny/fold0").iterdir()}
+    told = [row[0].strip("`") for row in rows_below("The run folder")]
+    assert set(told) - {"tensorboard/"} == made  # which is no dependency
+
+    columns = rows_below("Watching it")
+    log = (workplace / "runs/tiny/fold0/log.csv").read_text().splitlines()[0].split(",")
+    areas = {"jaccard_kum": ["jaccard_kam"], "jaccard_nbo": []}  # of the page, of this data set
+    names = [name for row in columns for name in re.findall(r"`(\w+)`", row[1])]
+    assert [name for told in names for name in areas.get(told, [told])] == log
+    told = [name for row in columns for name in re.findall(r"`([\w ]+)`", row[0])]
+    heads = re.findall(r"^ +epoch .+left$", TRAINING, re.M)
+    assert heads[-1].split() == " ".join(told).split()
+    shown = re.search(r"^ +epoch .+left$", capsys.readouterr().err, re.M)
+    assert shown
+    assert shown[0] in heads
+
+
+def test_the_messages_are_kit_s():
+    texts = {
+        node.value
+        for file in Path(kit.__file__).parent.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    for message, _ in rows_below("When something goes wrong"):
+        for part in message.strip("`").split("..."):
+            assert any(part.strip() in text for text in texts), message
 
 
 def test_the_table_of_losses_is_whole_and_true():
@@ -170,8 +256,9 @@ def test_the_table_of_losses_is_whole_and_true():
             assert taken == (cell.strip() == "yes"), (name, channels)
 
 
-def test_links_hold():
-    titles = re.findall(r"^#+ (.+)$", PROSE, re.M)
-    anchors = {re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in titles}
-    for target in re.findall(r"\]\(#([^)]+)\)", PAGE):
-        assert target in anchors
+@pytest.mark.parametrize("name", ["recipes.md", "training.md"])
+def test_links_hold(name: str):
+    for file, target in re.findall(r"\]\(([\w.]*)(?:#([^)]+))?\)", (DOCS / name).read_text()):
+        titles = re.findall(r"^#+ (.+)$", prose((DOCS / (file or name)).read_text()), re.M)
+        anchors = {re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in titles}
+        assert target in {"", *anchors}
