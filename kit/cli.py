@@ -163,6 +163,7 @@ def run(
     ] = "",
     nproc: Annotated[int, typer.Option(help="Processes that train a fold together, one a GPU.", min=1)] = 1,
     parallel_folds: Annotated[int, typer.Option(help="Folds side by side, on GPUs of their own.", min=1)] = 1,
+    workers: Annotated[int, typer.Option(help="Processes that augment; -1 chooses for the machine.", min=-1)] = -1,
     checkpoint_minutes: Annotated[
         float, typer.Option(help="Between checkpoints within an epoch; 0 for none.", min=0)
     ] = 10.0,
@@ -188,7 +189,7 @@ def run(
     if launched() and not launched_by_kit() and (nproc > 1 or parallel_folds > 1):
         raise typer.BadParameter("several processes were started already: leave it out", param_hint="--nproc")
     plan = Plan(
-        data=data, folds=_folds(fold, all_), minutes=minutes, seed=seed, device=device,
+        data=data, folds=_folds(fold, all_), minutes=minutes, seed=seed, device=device, workers=workers,
         source=Source(pretrained, encoder_weights), views=views, teacher=teacher, start_from=start_from,
         export=export, compiled=compiled, checkpoint_minutes=checkpoint_minutes, tensorboard=tensorboard,
         resume=resume, restart=restart,
@@ -398,7 +399,7 @@ def main() -> None:
             sys.exit(code if isinstance(code, int) else 0)
         raise KeyboardInterrupt
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted", "nothing is lost: the same command again goes on with what is missing")
+        _fail("interrupted", "the same command again goes on: from the last checkpoint, and with what is missing")
     except KitError as error:
         if debug:
             traceback.print_exc()

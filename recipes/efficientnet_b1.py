@@ -17,7 +17,7 @@ import cv2
 from fastai.vision import all as fv
 
 import recipes.efficientnet_b4 as parent
-from kit.data.augment import D4
+from kit.data.augment import D4, PadIfNeeded
 from kit.data.dataset import Fold, dataloaders
 from kit.models.losses import Dice
 from kit.training.callbacks import LossSwitch
@@ -29,7 +29,7 @@ EPOCHS = 50
 
 HARD = A.Compose(
     [
-        A.PadIfNeeded(LARGEST_PX, LARGEST_PX, border_mode=cv2.BORDER_CONSTANT, fill=0, fill_mask=255),
+        PadIfNeeded(LARGEST_PX, LARGEST_PX, border_mode=cv2.BORDER_CONSTANT, fill=0, fill_mask=255),
         A.RandomSizedCrop((int(0.6 * CROP_PX), LARGEST_PX), (CROP_PX, CROP_PX)),
         D4(),
         A.Affine(rotate=(-20, 20), shear=(-6, 6), fill=0, fill_mask=255, p=0.3),

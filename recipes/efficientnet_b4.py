@@ -17,7 +17,7 @@ import cv2
 import torch
 from fastai.vision import all as fv
 
-from kit.data.augment import D4
+from kit.data.augment import D4, PadIfNeeded
 from kit.data.dataset import Fold, dataloaders
 from kit.models.losses import CrossEntropy, Lovasz
 from kit.models.metrics import PooledJaccard
@@ -34,7 +34,7 @@ EMA_DECAY = 0.999  # a memory of 1,000 steps: two thirds of an epoch of 1,600
 
 AUGMENT = A.Compose(
     [
-        A.PadIfNeeded(CROP_PX, CROP_PX, border_mode=cv2.BORDER_CONSTANT, fill=0, fill_mask=255),
+        PadIfNeeded(CROP_PX, CROP_PX, border_mode=cv2.BORDER_CONSTANT, fill=0, fill_mask=255),
         A.RandomCrop(CROP_PX, CROP_PX),
         D4(),  # the seed flipped; from above, quarter turns are as true
         A.OneOf([A.RandomBrightnessContrast(), A.RandomGamma()], p=0.5),

@@ -17,7 +17,7 @@ import cv2
 import torch
 from fastai.vision import all as fv
 
-from kit.data.augment import D4
+from kit.data.augment import D4, PadIfNeeded
 from kit.data.dataset import Fold, dataloaders
 from kit.models.losses import CrossEntropy
 from kit.models.metrics import PooledJaccard
@@ -37,7 +37,7 @@ LR = 3e-3
 AUGMENT = A.Compose(
     [
         # crops from 0.7 to 1.4 times the size: chips of other resolutions, at the cost of one small resize
-        A.PadIfNeeded(int(1.4 * CROP_PX), int(1.4 * CROP_PX), border_mode=cv2.BORDER_CONSTANT, fill=0, fill_mask=255),
+        PadIfNeeded(int(1.4 * CROP_PX), int(1.4 * CROP_PX), border_mode=cv2.BORDER_CONSTANT, fill=0, fill_mask=255),
         A.RandomSizedCrop((int(0.7 * CROP_PX), int(1.4 * CROP_PX)), (CROP_PX, CROP_PX)),
         D4(),
         A.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.06, p=0.8),

@@ -38,3 +38,24 @@ class D4(A.D4):
             case "hvt":
                 return cv2.transpose(cv2.flip(img, -1))
         return img
+
+
+class PadIfNeeded(A.PadIfNeeded):
+    """Pads what is too small; the same pixels as albumentations' own, which also copies what is large enough."""
+
+    def apply(self, img: NDArray[Any], **params: Any) -> NDArray[Any]:
+        """Returns an image (H, W, C), padded; itself where nothing is to be padded.
+
+        Args:
+            img: any dtype that OpenCV knows.
+            params: pad_top, pad_bottom, pad_left, pad_right, in px, among others.
+        """
+        return super().apply(img, **params) if _pads(params) else img
+
+    def apply_to_mask(self, mask: NDArray[Any], **params: Any) -> NDArray[Any]:
+        """Returns a mask (H, W) or (H, W, C), likewise."""
+        return super().apply_to_mask(mask, **params) if _pads(params) else mask
+
+
+def _pads(params: dict[str, Any]) -> bool:
+    return any(params[f"pad_{side}"] for side in ("top", "bottom", "left", "right"))

@@ -17,7 +17,7 @@ from kit.errors import RunError
 def side_by_side(arguments: Sequence[str], folds: Sequence[int | str], at_once: int, nproc: int = 1) -> None:
     """Runs `python -m kit ARGUMENTS --fold K --no-export` for each fold, and returns when all are done.
 
-    What the processes say goes on to stderr line by line. When one fails, the others go on.
+    What the processes say goes on to stderr line by line, after the fold. When one fails, the others go on.
 
     Args:
         arguments: of `kit run`, as the user gave them.
@@ -47,7 +47,7 @@ def side_by_side(arguments: Sequence[str], folds: Sequence[int | str], at_once: 
         ) as process:
             assert process.stderr is not None
             for line in process.stderr:
-                sys.stderr.write(line)
+                sys.stderr.write(f"{fold}: {line}")
         return process.returncode
 
     say(f"folds {', '.join(map(str, folds))}: {at_once} at once")

@@ -40,6 +40,7 @@ class Plan:
         minutes: wall time per fold; 0 lets the recipe decide.
         seed: of every random choice.
         device: empty for the best there is.
+        workers: loader processes; -1 chooses for the machine.
         source: where the encoder's weights come from.
         views: of the exported ensemble.
         teacher: an exported weights file, for recipes that learn from one.
@@ -53,6 +54,7 @@ class Plan:
     minutes: float = 0.0
     seed: int = 0
     device: str = ""
+    workers: int = -1
     source: Source = field(default_factory=Source)
     views: str = "flips"
     teacher: Path | None = None
@@ -74,14 +76,15 @@ def run(name: str, paths: Paths, plan: Plan) -> Exported | None:
     Raises:
         KitError: see the stages.
     """
-    recipe = load_recipe(name, paths)
     with joined(plan.device) as device:
+        recipe = load_recipe(name, paths)
         if rank() == 0:
             find_data(recipe, paths, plan.data)
         wait_for_all()
         data, index = read_index(paths, plan.data)
         folds = folds_of(plan, index)
-        splits = [split_fold(index, fold, seed=plan.seed, device=device) for fold in folds]  # a wrong one fails at once
+        options = {"seed": plan.seed, "device": device, "workers": plan.workers}
+        splits = [split_fold(index, fold, **options) for fold in folds]  # a wrong one fails at once
         index_sha256 = sha256_of(paths.data(data) / "index.csv")
         say(f"{recipe.name} on {data}: {len(index)} tiles, folds {', '.join(map(str, folds))}, {device}")
         setup = _setup(plan, str(device))

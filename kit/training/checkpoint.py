@@ -1,5 +1,6 @@
 """Where a run stands, on disk: written while it trains, and taken up again, bit for bit, after it was cut short."""
 
+import io
 import os
 import random
 import time
@@ -143,8 +144,10 @@ class Checkpoint(Callback):
             "random": gathered(random_states()),
         }
         if rank() == 0:
+            packed = io.BytesIO()  # torch's own writer tells a full disk as a fault of the archive
+            torch.save(plain(state), packed)
             with replacing(self.folder / CHECKPOINT) as file, file.open("wb") as stream:
-                torch.save(plain(state), stream)
+                stream.write(packed.getbuffer())
                 stream.flush()
                 os.fsync(stream.fileno())  # before it takes the last one's name: power may fail, too
 
@@ -215,11 +218,13 @@ class Resume(Callback):
                 setattr(getattr(self.learn, name), key, value)
         self.recorder.smooth_loss.val = saved["recorder"]["smooth"].to(self.dls.device)
         self.recorder.smooth_loss.count = saved["recorder"]["count"]
-        self.skip = self.learn.deal.skip = saved["iteration"] if saved["epoch"] < self.n_epoch else 0
+        done = saved["iteration"] * saved["ranks"] // ranks()  # other ranks take other steps for the same crops
+        self.skip = self.learn.deal.skip = min(done, len(self.dls.train) - 1) if saved["epoch"] < self.n_epoch else 0
         if not self.skip:
             self._restore_random(saved)
+        epochs = len(self.learn.run_log.rows)
         step = f" and {self.skip} steps" if self.skip else ""
-        say(f"going on after {len(self.learn.run_log.rows)} epochs{step} of an earlier session")
+        say(f"going on after {epochs} epoch{'s' * (epochs != 1)}{step} of an earlier session")
 
     def _restore_random(self, saved: dict[str, Any]) -> None:
         states = saved["random"]

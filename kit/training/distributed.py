@@ -1,5 +1,6 @@
 """Several processes, one model: they are started, joined, and ended together. Source: torch.distributed, torchrun."""
 
+import ctypes
 import logging
 import os
 import signal
@@ -93,6 +94,8 @@ def joined(device: str = "") -> Iterator[torch.device]:
     if not launched():
         yield pick_device(device)
         return
+    if launched_by_kit():
+        _end_with_launcher()
     try:
         _store, number, size = next(rendezvous("env://", timeout=TIMEOUT))
         picked = _own_device(device)
@@ -107,6 +110,13 @@ def joined(device: str = "") -> Iterator[torch.device]:
             "its own message says why; the same command again goes on from the last checkpoint",
         ) from cause
     dist.destroy_process_group()
+
+
+def _end_with_launcher() -> None:
+    """Lets Linux end this process when the one that started it ends, however that happens."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1  # linux/prctl.h
+        ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGTERM))
 
 
 def _own_device(device: str) -> torch.device:
@@ -131,9 +141,12 @@ def _lost(error: BaseException | None) -> bool:
 
 
 def first_to_fail() -> bool:
-    """Tells whether this rank is the first with an error to show: a mistake of all is told once."""
+    """Tells whether this rank is the first with an error to show: a mistake of all is told once.
+
+    Before they have joined, each one tells its own.
+    """
     if _store is None:
-        return int(os.environ.get("RANK", "0")) == 0  # not joined yet: all fail alike
+        return True
     try:
         return bool(_store.add("failed", 1) == 1)
     except RuntimeError:  # the store has gone with the rank that held it

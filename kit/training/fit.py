@@ -25,7 +25,7 @@ from kit.errors import RunError
 from kit.models.devices import keep_freed_memory
 from kit.models.metrics import PooledLoss
 from kit.models.pretrained import Source, encoder_source, weights_used
-from kit.models.ranks import agreed, as_first, rank, ranks
+from kit.models.ranks import agreed, as_first, gathered, rank, ranks
 from kit.paths import alone
 from kit.training.checkpoint import Checkpoint, Resume, read_checkpoint, seed_everything
 from kit.training.curves import draw_curves
@@ -109,9 +109,10 @@ def fit_fold(recipe: Recipe, fold: Fold, folder: Path, data: str, data_sha256: s
         "ranks": ranks(),
         "gsd_m": round(float(fold.train["gsd_m"].median()), 6),
     }
+    _agree({key: settings[key] for key in IDENTITY})
     with alone(folder) if rank() == 0 else nullcontext():
         # rank 0 looks, and tells the others: a folder may look otherwise from another machine
-        earlier, finished, saved = agreed(_standing(folder, settings, setup) if rank() == 0 else ({}, None, None))
+        earlier, finished, saved = agreed(_standing(fold, folder, settings, setup) if rank() == 0 else ({}, None, None))
         if finished:
             say(f"{recipe.name} fold {fold.number}: finished before, kept")
             return finished
@@ -137,7 +138,7 @@ def fit_fold(recipe: Recipe, fold: Fold, folder: Path, data: str, data_sha256: s
             draw_curves(learn.run_log.rows, folder / "curves.png")
         as_first(list(learn.model.state_dict().values()))
         seconds = round(learn.run_log.seconds, 1)
-        scenes = predict_fold(learn.model, learn.precision, share, folder)
+        scenes = predict_fold(learn.model, learn.precision, share, folder) if len(fold.valid) else {}
         score = pool(scenes.values()).jaccard if scenes else None
         result = Result(recipe.name, fold.number, score, scenes, seconds, learn.run_log.best_epoch)
         if rank() == 0:
@@ -145,21 +146,34 @@ def fit_fold(recipe: Recipe, fold: Fold, folder: Path, data: str, data_sha256: s
         return result
 
 
+def _agree(own: dict[str, Any]) -> None:
+    """Raises RunError where the ranks, on several machines perhaps, are about to train different things."""
+    first, *others = gathered(own)
+    for number, other in enumerate(others, start=1):
+        different = [f"{key} {_short(other[key])}, not {_short(first[key])}" for key in own if other[key] != first[key]]
+        if different:
+            raise RunError(
+                f"rank {number} has other settings than rank 0: {', '.join(different)}",
+                "all ranks need the same command, recipe and data",
+            )
+
+
 def _standing(
-    folder: Path, settings: dict[str, Any], setup: Setup
+    fold: Fold, folder: Path, settings: dict[str, Any], setup: Setup
 ) -> tuple[dict[str, Any], Result | None, dict[str, Any] | None]:
     """Returns an earlier run's settings, result and checkpoint, as far as there are; it must be the same run."""
     if setup.restart or not (folder / SETTINGS).is_file():
         return {}, None, None
     earlier, finished = read_settings(folder), read_result(folder)
-    keys = IDENTITY if finished else IDENTITY + EXACT
+    keys = IDENTITY if finished else IDENTITY + (EXACT if fold.device.type == "cpu" else EXACT[1:])
     changed = [key for key in keys if key in earlier and earlier[key] != settings[key]]
     told = ", ".join(f"{key} {_short(earlier[key])} is now {_short(settings[key])}" for key in changed)
-    if changed and not setup.resume:
+    if changed and (finished or not setup.resume):
         same = f"OMP_NUM_THREADS={earlier['threads']} for the same threads; " if "threads" in changed else ""
+        goes_on = "" if finished else "--resume goes on with the changes, "
         raise RunError(
-            f"{folder} holds {'a' if finished else 'an unfinished'} run with other settings: {told}",
-            f"{same}--resume goes on with the changes, --restart trains anew, or move the folder away",
+            f"{folder} holds {'a finished' if finished else 'an unfinished'} run with other settings: {told}",
+            f"{same}{goes_on}--restart trains anew, or move the folder away",
         )
     if changed:
         say(f"going on although {told}")

@@ -85,9 +85,10 @@ class Recipe:
         except (KitError, KeyboardInterrupt):
             raise
         except Exception as cause:
+            full = type(cause).__name__ == "OutOfMemoryError"  # torch's, of a GPU
             raise RecipeError(
                 f"{self.path.name}: {name}() failed{_where(cause, self.path)}: {type(cause).__name__}: {cause}",
-                "--debug shows the traceback",
+                "fewer crops a step, and GradientAccumulation for the rest" if full else "--debug shows the traceback",
             ) from cause
         if not isinstance(made, kind):
             raise RecipeError(

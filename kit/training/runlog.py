@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastai.callback.core import Callback
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from kit.console import Meter
 from kit.errors import RunError
@@ -52,7 +52,9 @@ class RunLog(Callback):
         self.areas = sorted({area for areas in held_out for area in areas})
 
     def before_train(self) -> None:
-        """Starts the bar: a run that is taken up again knows by now where."""
+        """Starts the bar, and the clock: a run that is taken up again knows by now where."""
+        if not self.rows and not self.learn.deal.skipped:
+            self.start = time.monotonic()  # timing a few steps, for `--minutes`, is no epoch's
         if self.bar is None:
             self.bar = Meter(self.title, self.epochs * len(self.dls.train))
             self.bar.skip(len(self.rows) * len(self.dls.train) + self.learn.deal.skipped)
@@ -66,7 +68,7 @@ class RunLog(Callback):
 
     def _note(self) -> str:
         best = f" best jaccard {self.best:.4f}" if self.best >= 0 else ""
-        return f"epoch {len(self.rows) + 1}/{self.epochs} loss {self.smooth:.4f}{best}"
+        return f"epoch {min(len(self.rows) + 1, self.epochs)}/{self.epochs} loss {self.smooth:.4f}{best}"
 
     def after_epoch(self) -> None:
         """Adds a row to the log and to the table, keeps the best weights."""
@@ -84,8 +86,9 @@ class RunLog(Callback):
                 writer.writeheader()
                 writer.writerows(self.rows)
             if better:
+                weights = {name: value.contiguous() for name, value in self.model.state_dict().items()}
                 with replacing(self.folder / BEST) as file:
-                    save_file({k: v.contiguous() for k, v in self.model.state_dict().items()}, file)
+                    file.write_bytes(save(weights))  # its own writer tells a full disk as a fault of the format
 
     def _row(self) -> dict[str, float]:
         # recorder.log: epoch, train loss, valid loss, metrics; what was cancelled is left out
@@ -131,6 +134,7 @@ class RunLog(Callback):
             self.headed = True
             self.bar.line(" ".join(name.rjust(width) for name, width in zip(head, widths, strict=True)))
         self.bar.line(" ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)))
+        self.bar.advance(0, self._note())
 
     def after_fit(self) -> None:
         """Ends the bar, also when interrupted, or failed before it began."""

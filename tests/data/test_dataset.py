@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from kit.data.augment import D4
+from kit.data.augment import D4, PadIfNeeded
 from kit.data.dataset import Fold, TileDataset, dataloaders, read_tile, split_fold
 from kit.data.prepare import prepare, read_index
 from kit.errors import DataError
@@ -191,3 +191,16 @@ def test_d4_is_that_of_albumentations(element: str, shape: tuple[int, ...]):
     made = D4(p=1).apply(pixels, element)
     np.testing.assert_array_equal(made, A.D4(p=1).apply(pixels, element))
     assert made.flags["C_CONTIGUOUS"]
+
+
+@pytest.mark.parametrize("side", [40, 64])
+def test_padding_is_that_of_albumentations_without_a_copy(side: int):
+    options = {"border_mode": cv2.BORDER_CONSTANT, "fill": 7, "fill_mask": 255}
+    random = np.random.default_rng(0)
+    image, mask = random.integers(0, 256, (48, 56, 3), dtype=np.uint8), random.integers(0, 2, (48, 56), dtype=np.uint8)
+    made, theirs = (
+        A.Compose([pad(side, side, **options)])(image=image, mask=mask) for pad in (PadIfNeeded, A.PadIfNeeded)
+    )
+    np.testing.assert_array_equal(made["image"], theirs["image"])
+    np.testing.assert_array_equal(made["mask"], theirs["mask"])
+    assert np.shares_memory(made["image"], image) == (side == 40)

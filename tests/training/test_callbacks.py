@@ -13,7 +13,7 @@ from torch import nn
 
 from kit.models.losses import CrossEntropy, Dice, Lovasz
 from kit.training.callbacks import EMA, BalancedSampler, LossSwitch
-from kit.training.harness import Precision
+from kit.training.harness import LossScale, Precision
 
 
 def make_rows(sizes: dict[str, int]) -> pd.DataFrame:
@@ -112,7 +112,7 @@ def fitted_in(dtype: torch.dtype, model: nn.Module, loss: nn.Module) -> Learner:
     torch.manual_seed(0)
     pairs = [(torch.rand(3, 8, 8), torch.ones(8, 8, dtype=torch.int64)) for _ in range(4)]
     loaders = DataLoaders(DataLoader(pairs, bs=2), DataLoader(pairs[:0], bs=2), device=torch.device("cpu"))
-    learn = Learner(loaders, model, loss, opt_func=SGD, cbs=[Precision(dtype)], lr=0.1)
+    learn = Learner(loaders, model, loss, opt_func=SGD, cbs=[Precision(dtype), LossScale()], lr=0.1)
     learn.remove_cbs([cb for cb in learn.cbs if cb.name == "progress"])
     learn.logger = lambda _: None
     learn.fit(1)

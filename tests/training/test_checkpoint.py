@@ -107,8 +107,13 @@ CUTS = [[3], [6, 8, 15], [18, 25], [27, 36]]
 
 @pytest.mark.parametrize(
     "recipe",
-    [RICH, WRAPPED, TWO_FITS, ACCUMULATED, STOPPED],
-    ids=["rich", "wrapped", "two_fits", "accumulated", "stopped"],
+    [
+        pytest.param(RICH, id="rich"),
+        pytest.param(ACCUMULATED, id="accumulated"),
+        pytest.param(WRAPPED, id="wrapped", marks=pytest.mark.slow),
+        pytest.param(TWO_FITS, id="two_fits", marks=pytest.mark.slow),
+        pytest.param(STOPPED, id="stopped", marks=pytest.mark.slow),
+    ],
 )
 def test_taken_up_again_it_ends_the_same(workplace: Path, cli: Cli, recipe: str, one_thread: None):
     cuts = write_recipe(workplace, recipe)

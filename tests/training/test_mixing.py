@@ -119,7 +119,7 @@ def test_mixup_weighs_pixels_and_losses_alike(layers: bool):
     loss = learn.loss_func
     for number, (x, y) in enumerate(batches(learn)):
         assert x.dtype == torch.float32
-        share = np.random.default_rng([0, 0, number, MixUp.stream]).beta(0.4, 0.4)
+        share = np.random.default_rng([0, 0, number, MixUp.stream, 0]).beta(0.4, 0.4)
         own = 30.0 * (BATCH * number + torch.arange(BATCH))
         others = (x[:, 0, 0, 0] - share * own) / (1 - share)
         partners = (others / 30).round().long() - BATCH * number
@@ -209,7 +209,7 @@ def test_both_and_channels_last():
     pairs = zip(batches(cut, epochs=4), batches(both, epochs=4), strict=True)
     losses = torch.stack(both.watch.losses).view(4, 2, 2)[:, 0].flatten()  # of training
     for number, ((x, y), (mixed, truth)) in enumerate(pairs):
-        random = np.random.default_rng([0, number // 2, number % 2, MixUp.stream])
+        random = np.random.default_rng([0, number // 2, number % 2, MixUp.stream, 0])
         share, partners = random.beta(0.4, 0.4), random.permutation(BATCH)
         assert torch.equal(truth, y)
         torch.testing.assert_close(mixed, share * x.float() + (1 - share) * x[partners].float())
