@@ -157,7 +157,7 @@ def test_folds_run_side_by_side(
     assert out == ""
     assert err.splitlines()[0] == "folds 0, 1, 2, 3, 4: 2 at once"
     assert sorted(err.splitlines()[1:]) == sorted(
-        f"fold {fold} {what}" for fold in range(5) for what in ("begins", "ends")
+        f"{fold}: fold {fold} {what}" for fold in range(5) for what in ("begins", "ends")
     )
 
 

@@ -124,7 +124,7 @@ def test_another_start_is_another_run(root: Path, cli: Cli):
     for other in (("--start-from", "tiny/fold1"), ()):
         code, _, err = cli(*command, *other)
         assert code == 1
-        assert "still/fold0 holds a run with other settings: start_sha256" in err
+        assert "still/fold0 holds a finished run with other settings: start_sha256" in err
         assert "--restart trains anew" in err
     moved = shutil.copy(best_of(root, "tiny/fold0"), root / "moved.safetensors")  # the same weights
     code, _, err = cli(*command, "--start-from", moved)
@@ -137,14 +137,12 @@ def test_another_start_is_another_run(root: Path, cli: Cli):
     assert all(torch.equal(kept[key], expected[key]) for key in expected)
 
 
-def test_an_own_earlier_run_may_be_the_start(root: Path, cli: Cli):
-    """`--restart` removes it, but not before it was read."""
-    expected = load_file(best_of(root, "tiny/fold0"))
-    (root / "recipes/tiny.py").write_text(STILL)
-    code, _, err = cli("run", "tiny", "--root", root, "--no-export", "--fold", "0", "--start-from", "tiny", "--restart")
-    assert code == 0, err
-    kept = load_file(best_of(root, "tiny/fold0"))
-    assert all(torch.equal(kept[key], expected[key]) for key in expected)
+def test_an_own_earlier_run_is_no_start(root: Path, cli: Cli):
+    """`--restart` would remove it, and a session that is cut short could not begin again."""
+    expected = best_of(root, "tiny/fold0").read_bytes()
+    err = refused(cli, root, "tiny", "--fold", "0", "--start-from", "tiny", "--restart")
+    assert "is what this run writes" in err
+    assert best_of(root, "tiny/fold0").read_bytes() == expected
 
 
 @pytest.mark.parametrize("name", NAMES)

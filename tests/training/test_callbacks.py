@@ -145,7 +145,7 @@ def test_a_step_whose_gradients_overflow_is_left_out():
     before = model.weight.detach().clone()
     learn = fitted_in(torch.float16, model, Steep())
     torch.testing.assert_close(model.weight, before, atol=0, rtol=0)
-    assert learn.precision.scaler.get_scale() == 2.0**16 / 4  # halved for each of two steps
+    assert learn.loss_scale.scaler.get_scale() == 2.0**16 / 4  # halved for each of two steps
 
 
 def test_the_average_of_weights_is_what_is_validated_and_kept():

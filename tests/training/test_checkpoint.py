@@ -246,12 +246,11 @@ def test_a_full_disk_keeps_the_last_checkpoint(unfinished: Path, cli: Cli, monke
     file = unfinished / "runs/rich/fold0/checkpoint.pt"
     before = file.read_bytes()
 
-    def full(state: object, stream: object) -> None:
-        stream.write(b"half")
+    def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", full)
+        patch.setattr("kit.training.checkpoint.os.fsync", full)
         code, _, err = cli(*command(unfinished))
     assert code == 1
     assert "cannot write" in err

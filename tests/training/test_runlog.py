@@ -145,7 +145,7 @@ def test_the_log_and_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_the_time_that_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     class Slow(Callback):
-        def before_epoch(self) -> None:
+        def after_train(self) -> None:
             self.learn.run_log.start -= 1000.0  # an epoch takes 1000 s
 
     fitted(tmp_path, 4, Slow())
