@@ -135,6 +135,7 @@ def test_recipes_are_listed_whole_when_piped(cli: Cli, tmp_path: Path):
     assert "…" not in out
 
 
+@pytest.mark.slow
 def test_a_killed_submission_goes_on(cli: Cli, workplace: Path, tmp_path: Path):
     """SIGINT to a real process: exit 1, a clear word, and the rerun finishes."""
     import signal

@@ -73,6 +73,8 @@ def read_checkpoint(folder: Path) -> dict[str, Any] | None:
     except Exception as cause:  # torch and pickle have many
         reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
         raise RunError(f"{file} cannot be read: {reason}", "train anew: --restart") from cause
+    if "fit" not in saved:
+        raise RunError(f"{file} was written by an older kit, which could not go on", "train anew: --restart")
     return saved
 
 

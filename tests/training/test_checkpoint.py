@@ -109,7 +109,7 @@ CUTS = [[3], [6, 8, 15], [18, 25], [27, 36]]
     "recipe",
     [
         pytest.param(RICH, id="rich"),
-        pytest.param(ACCUMULATED, id="accumulated"),
+        pytest.param(ACCUMULATED, id="accumulated", marks=pytest.mark.slow),
         pytest.param(WRAPPED, id="wrapped", marks=pytest.mark.slow),
         pytest.param(TWO_FITS, id="two_fits", marks=pytest.mark.slow),
         pytest.param(STOPPED, id="stopped", marks=pytest.mark.slow),
@@ -133,6 +133,7 @@ def test_taken_up_again_it_ends_the_same(workplace: Path, cli: Cli, recipe: str,
         assert_same(outcome(workplace), whole)
 
 
+@pytest.mark.slow
 def test_cut_before_the_first_checkpoint_a_planned_run_ends_the_same(workplace: Path, cli: Cli, one_thread: None):
     """The steps that `--minutes` became are kept; that they were measured once, and not again, changes nothing."""
     write_recipe(workplace, RICH)
@@ -288,4 +289,10 @@ def test_what_a_checkpoint_holds_runs_no_code(tmp_path: Path):
 
     torch.save({"model": Evil()}, tmp_path / "checkpoint.pt")
     with pytest.raises(RunError, match="cannot be read"):
+        read_checkpoint(tmp_path)
+
+
+def test_a_checkpoint_of_an_older_kit_is_told(tmp_path: Path):
+    torch.save({"epoch": 3, "model": {}, "log": []}, tmp_path / "checkpoint.pt")
+    with pytest.raises(RunError, match="was written by an older kit"):
         read_checkpoint(tmp_path)
