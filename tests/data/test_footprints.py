@@ -121,7 +121,7 @@ def test_contact_is_within_five_metres_on_the_ground(
     left, top = pyproj.Transformer.from_crs(UTM, crs, always_xy=True).transform(x - 20, y + 20)
     pixel = 0.2 if crs == UTM or not north_m else 0.4
     side_px = 100 if beyond else 200  # 20 m: the second square begins where the tile ends, or later
-    grid = Grid(crs, pixel, left, top, side_px)
+    grid = Grid(crs, pixel, pixel, left, top, side_px)
     gsd_m = ground_m(grid, grid.transform(0, 0))
     found = squares.touching(grid.bounds(0, 0, margin_px(gsd_m)))
     assert len(found) == (1 if beyond and gap_m > 5 else 2)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kit.data.index import read_index, refold
 from kit.data.prepare import prepare
-from kit.data.tiles import Grid
+from kit.data.grids import Grid
 from kit.errors import DataError, FootprintError, RasterError
 from kit.paths import Paths
 
@@ -81,7 +81,7 @@ def test_scene_without_alpha_is_valid_throughout(tmp_path: Path, catalog: Path):
 
 @given(st.floats(-500, 500), st.floats(-500, 500), st.floats(1, 400), st.floats(1, 400))
 def test_span_covers_the_bounds_and_no_more(x: float, y: float, width: float, height: float):
-    grid = Grid("EPSG:3857", 0.5, -1000.0, 1000.0, 64)
+    grid = Grid("EPSG:3857", 0.5, 0.5, -1000.0, 1000.0, 64)
     rows, columns = grid.span((x, y, x + width, y + height))
     left, top = grid.transform(rows.start, columns.start) @ (0, 0)
     right, bottom = grid.transform(rows.stop, columns.stop) @ (0, 0)
