@@ -35,7 +35,7 @@ from kit.errors import DataError
 from kit.paths import replacing
 
 PATCH_PX = 2048  # as large as a scene of the sample at scale 1; a multiple of the border's steps and of the blocks
-PATCHES = 16  # drawn for a scene, 8 views of each; they take 200 MB
+PATCHES = 32  # drawn for a scene, 8 views of each; they take 400 MB
 BLOCK_PX = 512
 LEAST_PX2 = (
     1.0  # what is left of a footprint at a patch's edge: less is no polygon any more when coordinates are rounded
@@ -197,7 +197,7 @@ def _write_footprints(path: Path, name: str, polygons: Polygons) -> None:
 
 
 def draw_large_city(
-    out: Path, side_px: int, seed: int = 0, scenes: int = 1, *, zoom_out: float = 1.5, patch_px: int = PATCH_PX
+    out: Path, side_px: int, seed: int = 0, scenes: int = 1, *, zoom_out: float = 1.6, patch_px: int = PATCH_PX // 2
 ) -> Path:
     """Returns the folder of a catalogue over one area with square scenes of any size; for benchmarks.
 
