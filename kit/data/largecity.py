@@ -50,7 +50,7 @@ class Patch:
 
     Args:
         image: (side, side, 3) uint8, RGB.
-        footprints: polygons, px of the patch, clipped to it.
+        footprints: polygons, px of the patch; they may reach beyond.
     """
 
     image: npt.NDArray[np.uint8]
@@ -79,8 +79,8 @@ def draw_patch(rng: np.random.Generator, look: Look, side_px: int, zoom_out: flo
     if drawn_px != side_px:
         image = np.asarray(cv2.resize(image, (side_px, side_px), interpolation=cv2.INTER_AREA), np.uint8)
     outlines = np.array([house.outline for house in drawing.plan.houses], dtype=object)
-    small = shapely.transform(outlines, lambda xy: xy * (side_px / drawn_px))
-    return Patch(np.ascontiguousarray(image), _clipped(small, side_px, side_px))
+    footprints = shapely.transform(outlines, lambda xy: xy * (side_px / drawn_px))
+    return Patch(np.ascontiguousarray(image), footprints)
 
 
 def _clipped(polygons: Polygons, height_px: int, width_px: int) -> Polygons:

@@ -74,10 +74,10 @@ def test_footprints_lie_on_the_roofs_of_every_patch(city):
     for row, col in np.ndindex(3, 3):
         place = np.s_[row * PATCH_PX : (row + 1) * PATCH_PX, col * PATCH_PX : (col + 1) * PATCH_PX]
         settled += mask[place].mean() > 0.03
-        assert (roofs != mask)[place][seen[place]].mean() < 0.001  # edges through a pixel, when zoomed out
+        assert (roofs != mask)[place][seen[place]].mean() < 0.002  # edges through a pixel, when zoomed out
     assert settled >= 6
-    for axis in (0, 1):  # a pixel aside is wrong
-        assert (roofs != np.roll(mask, 1, axis))[seen].mean() > 0.002
+    for axis in (0, 1):  # they would not a pixel aside
+        assert (roofs != np.roll(mask, 1, axis))[seen].mean() > 4 * (roofs != mask)[seen].mean() + 0.001
 
 
 @pytest.mark.parametrize("number", range(8))
