@@ -35,7 +35,7 @@ from kit.errors import DataError
 from kit.paths import replacing
 
 PATCH_PX = 2048  # as large as a scene of the sample at scale 1; a multiple of the border's steps and of the blocks
-PATCHES = 32  # drawn for a scene, 8 views of each; they take 400 MB
+PATCHES = 32  # drawn for a scene, 8 views of each; at 2,048 px they take 400 MB
 BLOCK_PX = 512
 LEAST_PX2 = (
     1.0  # what is left of a footprint at a patch's edge: less is no polygon any more when coordinates are rounded
@@ -133,7 +133,7 @@ def draw_large_scene(
         site: what to draw.
         rng: in the same state, the same bytes.
         advance: called for each patch that is written.
-        patch_px: side of a patch; a multiple of 16.
+        patch_px: side of a patch; a multiple of 512, or a smaller multiple of 16.
         zoom_out: pixels of the drawing, 0.075 m each, to a pixel of the scene: houses grow smaller, and more.
     """
     height, width = site.height_px, site.width_px
