@@ -33,16 +33,17 @@ INTERRUPTED = 130  # how typer answers Ctrl-C
 def sample(
     out: Annotated[Path | None, typer.Option(help="Where to; ROOT/sample by default.")] = None,
     seed: Annotated[int, typer.Option(help="Another city for another number; the same bytes for the same.")] = 0,
+    scale: Annotated[float, typer.Option(help="Training scenes of so many times the area.", min=1)] = 1,
     root: Root = HERE,
     debug: Debug = False,
 ) -> None:
     """Draw the sample city: scenes with footprints, test chips with their truth aside.
 
-    Example: kit sample
+    Example: kit sample --scale 4
     """
     from kit.data.sample import draw_sample
 
-    result(str(draw_sample(out or Paths(root).sample, seed)))
+    result(str(draw_sample(out or Paths(root).sample, seed, scale)))
 
 
 @app.command()

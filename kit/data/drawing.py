@@ -23,6 +23,7 @@ CARS = ((225, 226, 228), (60, 62, 66), (150, 40, 36), (170, 172, 176))
 RUST = (116, 76, 54)
 FIELDS = {"bare": 0.45, "furrows": 0.3, "court": 0.15, "rubble": 0.1}  # what covers an open plot, and how often
 YARDS = {"bare": 0.7, "walled": 0.22, "rubble": 0.08}  # what surrounds a house
+BORDER_STEP_PX = 16
 FACET_LIGHT = 0.22  # a facet that faces the sun is so much brighter than a flat roof, its opposite so much darker
 
 
@@ -41,8 +42,8 @@ class Drawing:
     plan: Plan
 
 
-def draw_scene(rng: np.random.Generator, look: Look, height: int, width: int) -> Drawing:
-    """Returns a drawn scene of `height` x `width` px of 0.075 m."""
+def draw_scene(rng: np.random.Generator, look: Look, height: int, width: int, *, border: bool = True) -> Drawing:
+    """Returns a drawn scene of `height` x `width` px of 0.075 m; without `border` it has data everywhere."""
     plan = plan_scene(rng, look, height, width)
     angle = rng.uniform(0, 2 * np.pi)
     noise = Noise(rng, height, width)
@@ -59,7 +60,7 @@ def draw_scene(rng: np.random.Generator, look: Look, height: int, width: int) ->
         _paint_roof(painter, house, roofs, number)
     for x, y, radius in plan.trees:
         _paint_tree(painter, x, y, radius)
-    alpha = _alpha(rng, height, width)
+    alpha = _alpha(rng, height, width) if border else np.full((height, width), 255, np.uint8)
     image = cv2.merge([*_expose(painter), alpha])
     image[alpha == 0] = 0
     return Drawing(np.asarray(image, np.uint8), np.where(alpha == 0, 255, roofs > 0).astype(np.uint8), plan)
@@ -262,18 +263,24 @@ def _paint_tree(painter: Painter, x: float, y: float, radius: float) -> None:
 
 
 def _alpha(rng: np.random.Generator, height: int, width: int) -> Bytes:
-    """Returns (H, W) uint8, 0 outside a slanted, stepped border on two sides and 255 inside.
+    """Returns (H, W) uint8, 0 outside the border and 255 inside."""
+    steps = border_steps(rng, height, width)
+    return steps.repeat(BORDER_STEP_PX, axis=0).repeat(BORDER_STEP_PX, axis=1)[:height, :width]
+
+
+def border_steps(rng: np.random.Generator, height: int, width: int) -> Bytes:
+    """Returns (H / 16, W / 16) uint8, rounded up: 0 outside a slanted, stepped border on two sides and 255 inside.
 
     The steps lie on a grid of 16 px, on which WEBP codes colours: black stays black beside the border.
     """
-    rows = np.arange(-(-height // 16))[:, None]
-    cols = np.arange(-(-width // 16))[None, :]
+    rows = np.arange(-(-height // BORDER_STEP_PX))[:, None]
+    cols = np.arange(-(-width // BORDER_STEP_PX))[None, :]
     alpha = np.full((rows.size, cols.size), 255, np.uint8)
     for side in rng.choice(4, 2, replace=False):
         depth, along = ((rows, cols), (cols, rows), (rows[::-1], cols), (cols[:, ::-1], rows))[side]
         steps = rng.uniform(0, 2.5, along.shape)
         alpha[depth < steps + along * rng.uniform(0.02, 0.08)] = 0
-    return alpha.repeat(16, axis=0).repeat(16, axis=1)[:height, :width]
+    return alpha
 
 
 def _expose(painter: Painter) -> list[Bytes]:

@@ -19,7 +19,8 @@ from shapely.geometry import shape
 
 from kit.data import sample as sample_module
 from kit.data.drawing import draw_scene
-from kit.data.sample import AREAS, CHIP_PX, TRAIN, draw_sample
+from kit.data.sample import draw_sample
+from kit.data.sites import AREAS, CHIP_PX, TRAIN
 from kit.errors import DataError
 
 SMALL = 8  # divides the sides: a sample of a second or two
@@ -199,10 +200,10 @@ def test_leaves_a_foreign_folder_alone(tmp_path):
 
 
 def test_an_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
-    def interrupted(folder):
+    def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sample_module, "_write_train_catalog", interrupted)
+    monkeypatch.setattr(sample_module, "write_train_catalog", interrupted)
     with pytest.raises(KeyboardInterrupt):
         draw_sample(tmp_path / "sample", shrink=SMALL)
     assert list(tmp_path.iterdir()) == []
