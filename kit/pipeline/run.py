@@ -176,8 +176,9 @@ def start_file(name: str, fold: int | str, paths: Paths) -> Path | None:
 def find_data(recipe: Recipe, paths: Paths, name: str) -> None:
     """Makes sure that there is a data set: a recipe with SAMPLE = True draws the sample city where there is none."""
     if not name and not paths.data_names() and recipe.option("SAMPLE", False):
-        say(f"no data set here: drawing the sample city into {paths.sample}")
-        draw_sample(paths.sample)
+        if not (paths.sample / "train_tier_1" / "catalog.json").exists():  # one of another seed or scale will do
+            say(f"no data set here: drawing the sample city into {paths.sample}")
+            draw_sample(paths.sample)
         prepare(paths.sample / "train_tier_1", paths, name="sample", by="scene", k=2)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rasterio.transform import Affine
 
 from kit.data.footprints import Footprints, draw_layers, draw_mask, margin_px, read_footprints
-from kit.data.tiles import Grid, ground_m
+from kit.data.grids import Grid, ground_m
 from kit.errors import FootprintError
 
 PIXEL = 0.5
@@ -122,7 +122,7 @@ def test_contact_is_within_five_metres_on_the_ground(
     pixel = 0.2 if crs == UTM or not north_m else 0.4
     side_px = 100 if beyond else 200  # 20 m: the second square begins where the tile ends, or later
     grid = Grid(crs, pixel, pixel, left, top, side_px)
-    gsd_m = ground_m(grid, grid.transform(0, 0))
+    gsd_m = ground_m(grid, 0, 0)
     found = squares.touching(grid.bounds(0, 0, margin_px(gsd_m)))
     assert len(found) == (1 if beyond and gap_m > 5 else 2)
     valid = np.ones((side_px, side_px), bool)

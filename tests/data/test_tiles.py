@@ -9,10 +9,10 @@ from factories import LATITUDE, write_catalog, write_footprints, write_scene
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kit.data.grids import Grid
 from kit.data.index import read_index, refold
 from kit.data.prepare import prepare
-from kit.data.grids import Grid
-from kit.errors import DataError, FootprintError, RasterError
+from kit.errors import CutError, DataError
 from kit.paths import Paths
 
 CONTRACT = [
@@ -20,6 +20,7 @@ CONTRACT = [
     "valid_fraction",
     "building_fraction",
     "n_footprints",
+    *["crs", "left", "bottom", "right", "top"],
 ]
 
 
@@ -92,12 +93,23 @@ def test_span_covers_the_bounds_and_no_more(x: float, y: float, width: float, he
     assert y + slack >= bottom > y - 32 - slack
 
 
-def test_nothing_is_left_under_its_name_when_a_scene_is_broken(tmp_path: Path, catalog: Path):
+def test_a_broken_scene_stops_no_other(tmp_path: Path, catalog: Path):
+    """It is told at the end, and cut by the same command when it is whole again."""
     file = catalog / "kam/b/b.tif"
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(RasterError, match=r"b\.tif (is broken at tile row|cannot be read)"):
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CutError, match=r"b\.tif (is broken at tile row|cannot be read)") as caught:
         prepare(catalog, Paths(tmp_path), side_px=64)
-    assert list((tmp_path / "data").iterdir()) == []
+    _, index = read_index(Paths(tmp_path))
+    assert {"a", "c"} <= set(index["scene"])
+    assert list(caught.value.made.index["tile"]) == list(index["tile"])
+    told = pd.read_csv(tmp_path / "data/train_tier_1/failed.csv")
+    assert told["tile"].str.startswith("kam").all()
+    file.write_bytes(whole)
+    made = prepare(catalog, Paths(tmp_path), side_px=64)
+    assert made.kept == 2
+    assert set(made.index["scene"]) == {"a", "b", "c"}
+    assert not (tmp_path / "data/train_tier_1/failed.csv").exists()
 
 
 def test_label_outside_the_scene(tmp_path: Path, catalog: Path):
@@ -106,7 +118,7 @@ def test_label_outside_the_scene(tmp_path: Path, catalog: Path):
         catalog / "kam/a-labels/a.geojson",
         [p.buffer(0).__class__([(y, x) for x, y in p.exterior.coords]) for p in polygons],
     )
-    with pytest.raises(FootprintError, match="none of the 3 footprints of kam/a lies on the scene"):
+    with pytest.raises(CutError, match="none of the 3 footprints of kam/a lies on the scene"):
         prepare(catalog, Paths(tmp_path), side_px=64)
 
 
@@ -116,7 +128,7 @@ def test_wrong_bands(tmp_path: Path, catalog: Path):
         band = source.read(1)
     with rasterio.open(catalog / "kam/a/a.tif", "w", **profile) as target:
         target.write(band, 1)
-    with pytest.raises(RasterError, match="has 1 bands of uint8, expected 3 or 4"):
+    with pytest.raises(CutError, match="has 1 bands of uint8, expected 3 or 4"):
         prepare(catalog, Paths(tmp_path), side_px=64)
 
 
