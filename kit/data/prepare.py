@@ -98,12 +98,14 @@ def read_index(paths: Paths, name: str = "") -> tuple[str, pd.DataFrame]:
     return name, index
 
 
-def refold(paths: Paths, name: str, by: str, k: int) -> tuple[pd.DataFrame, str]:
+def refold(
+    paths: Paths, name: str, by: str, k: int, block_m: float | None = None, gap_m: float | None = None
+) -> tuple[pd.DataFrame, str]:
     """Rewrites the fold column of a data set without cutting again; returns the index and a notice."""
     name, _ = read_index(paths, name)
     file = paths.data(name) / "index.csv"
-    index = pd.read_csv(file, dtype={"tile": str, "area": str, "scene": str})
-    index["fold"], notice = assign_folds(index, by, k)
+    index = pd.read_csv(file, dtype={"tile": str, "area": str, "scene": str}, float_precision="round_trip")
+    index["fold"], notice = assign_folds(index, by, k, block_m, gap_m)
     with replacing(file) as temporary:
         index.to_csv(temporary, index=False)
     return index, notice
