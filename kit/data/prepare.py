@@ -104,8 +104,10 @@ def refold(
     """Rewrites the fold column of a data set without cutting again; returns the index and a notice."""
     name, _ = read_index(paths, name)
     file = paths.data(name) / "index.csv"
-    index = pd.read_csv(file, dtype={"tile": str, "area": str, "scene": str}, float_precision="round_trip")
+    index = pd.read_csv(file, dtype={"tile": str, "area": str, "scene": str})
     index["fold"], notice = assign_folds(index, by, k, block_m, gap_m)
+    written = pd.read_csv(file, dtype=str, keep_default_na=False)  # the other columns keep their bytes
+    written["fold"] = index["fold"].astype(str)
     with replacing(file) as temporary:
-        index.to_csv(temporary, index=False)
+        written.to_csv(temporary, index=False)
     return index, notice
