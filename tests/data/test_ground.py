@@ -46,6 +46,21 @@ def test_tiles_cut_with_overlap(crs: str, at: tuple[float, float], side: float):
     assert as_set(ground.overlapping(np.arange(25))) == {(i, j) for i, j in GRID if i < j and apart(i, j) == 1}
 
 
+def test_gaps_are_metres_of_the_ground():
+    """Where a metre of the frame is 38 cm: a gap of one side and a half takes in the next tile but one."""
+    crs, at, _ = PLACES[3]
+    ground = lay_out(scene("kam/a", 5, 5, crs=crs, at=at))
+    near = as_set(ground.near(np.arange(25), 1.5 * ground.sides_m))
+    assert near == {(i, j) for i, j in GRID if i < j and apart(i, j) <= 2}
+
+
+@pytest.mark.parametrize(("share", "found"), [(1e-4, 1), (3e-6, 1), (3e-7, 0), (-3e-7, 0)])
+@pytest.mark.parametrize("crs", [UTM, MERCATOR])
+def test_a_sliver_of_a_millionth_is_no_overlap(crs: str, share: float, found: int):
+    ground = lay_out(city(scene("kam/a", 1, 1, crs=crs), scene("kam/b", 1, 1, x=1 - share, crs=crs)))
+    assert len(ground.overlapping(np.arange(2))) == found
+
+
 def test_labels_that_are_equal_or_negative_stand_aside():
     ground = lay_out(scene("kam/a", 5, 5, step=0.5))
     assert as_set(ground.overlapping(np.array([0, 1, -1, -1, 2] + [-1] * 20))) == {(0, 1)}
