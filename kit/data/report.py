@@ -4,6 +4,7 @@ import json
 from collections import Counter
 
 from kit.console import result, say, table
+from kit.data.folds import fold_numbers
 from kit.data.ledger import Json, Record
 from kit.data.prepare import Prepared
 
@@ -36,7 +37,7 @@ def _row(record: Record, made: Prepared) -> Json:
         "footprints": counts.get("used", 0),
         **{name: counts.get(name, 0) for name in ("crossing", "beyond", "repaired", "dropped")},
         "building_fraction": round(float((m2 * index["building_fraction"]).sum() / max(m2.sum(), 1e-9)), 4),
-        "folds": sorted({int(fold) for fold in index["fold"]}),
+        "folds": fold_numbers(index),
     }
 
 
