@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from factories import MERCATOR, TINY_RECIPE, write_catalog
+from factories import MERCATOR, TINY_RECIPE, Web, serve, write_catalog
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
@@ -31,6 +31,23 @@ def workplace(tmp_path: Path, catalog: Path) -> Path:
     (root / "recipes" / "tiny.py").write_text(TINY_RECIPE)
     prepare(catalog, Paths(root), grid="native", side_px=64, by="scene", k=2)
     return root
+
+
+@pytest.fixture
+def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+    """A web server on this machine for `tmp_path / "web"`; GDAL and `s3://` find it too."""
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "127.0.0.1")
+    (tmp_path / "web").mkdir()
+    with serve(tmp_path / "web") as server:
+        for name, value in (
+            ("AWS_S3_ENDPOINT", server.host),
+            ("AWS_HTTPS", "NO"),
+            ("AWS_VIRTUAL_HOSTING", "FALSE"),
+            ("AWS_NO_SIGN_REQUEST", "YES"),
+        ):
+            monkeypatch.setenv(name, value)
+        yield server
 
 
 @pytest.fixture

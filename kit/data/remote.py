@@ -149,9 +149,7 @@ def _remedy(href: str, code: int) -> str:
     if code == 404:
         return "check the address"
     if code in (401, 403) and _scheme(href) not in ("http", "https"):
-        return (
-            "make the bucket public, or copy the catalogue's JSON to a disk: images are read with your AWS_* variables"
-        )
+        return "is the bucket public? Else copy the catalogue's JSON to a disk: GDAL reads images by your AWS_*"
     if code in (301, 307, 400) and _scheme(href) == "s3":
         return "set AWS_REGION to the bucket's region"
     return "may it be read without a login?" if code in (401, 403) else "try again later"
