@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from factories import MERCATOR, TINY_RECIPE, Web, serve, write_catalog
+from factories import MERCATOR, TINY_RECIPE, write_catalog
+from web import Web, serve
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
@@ -38,8 +39,9 @@ def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     """A web server on this machine for `tmp_path / "web"`; GDAL and `s3://` find it too."""
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.setenv(name, "127.0.0.1")
-    (tmp_path / "web").mkdir()
-    with serve(tmp_path / "web") as server:
+    for name in ("web", "web-notes"):
+        (tmp_path / name).mkdir()
+    with serve(tmp_path / "web", tmp_path / "web-notes") as server:
         for name, value in (
             ("AWS_S3_ENDPOINT", server.host),
             ("AWS_HTTPS", "NO"),

@@ -2,16 +2,7 @@
 
 import json
 import os
-import re
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pyproj
@@ -142,85 +133,3 @@ def write_catalog(root: Path, areas: dict[str, dict[str, dict]], labels: bool = 
     root.mkdir(parents=True, exist_ok=True)
     (root / "catalog.json").write_text(json.dumps(catalog))
     return root
-
-
-@dataclass
-class Web:
-    """A web server, what it was asked, and how it shall answer.
-
-    Args:
-        folder: what it serves.
-        host: its name and port.
-        asked: method, path, status and bytes of every answer.
-        refuse: status of what is not to be had, by the end of its path, or by method and path.
-        silent: tells no ETag, Last-Modified or Content-Length.
-        hang_s: waits before each answer.
-    """
-
-    folder: Path
-    host: str = ""
-    asked: list[tuple[str, str, int, int]] = field(default_factory=list)
-    refuse: dict[str, int] = field(default_factory=dict)
-    silent: bool = False
-    hang_s: float = 0.0
-
-    @property
-    def url(self) -> str:
-        return f"http://{self.host}"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    """Serves files whole or in part, with what tells that they have changed."""
-
-    def __init__(self, web: Web, *arguments):
-        self.web = web
-        super().__init__(*arguments)
-
-    def log_message(self, *arguments):
-        pass
-
-    def do_GET(self):
-        time.sleep(self.web.hang_s)
-        path = unquote(urlsplit(self.path).path)
-        file = self.web.folder / path.lstrip("/")
-        status = 200 if file.is_file() else 404
-        for end, code in self.web.refuse.items():
-            if f"{self.command} {path}".endswith(end):
-                status = code
-        content = file.read_bytes() if status == 200 else b""
-        whole = len(content)
-        headers = {}
-        if status == 200:
-            stat = file.stat()
-            headers = {"ETag": f'"{stat.st_size:x}-{stat.st_mtime_ns:x}"', "Accept-Ranges": "bytes"}
-            headers["Last-Modified"] = self.date_time_string(int(stat.st_mtime))
-            if part := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
-                first, last = int(part[1]), min(int(part[2] or whole - 1), whole - 1)
-                status, content = 206, content[first : last + 1]
-                headers["Content-Range"] = f"bytes {first}-{last}/{whole}"
-        headers["Content-Length"] = str(len(content))
-        self.send_response(status)
-        for name, value in ({} if self.web.silent else headers).items():
-            self.send_header(name, value)
-        self.end_headers()
-        sent = b"" if self.command == "HEAD" else content
-        with suppress(ConnectionError):  # the client may have given up
-            self.wfile.write(sent)
-        self.web.asked.append((self.command, path, status, len(sent)))
-
-    do_HEAD = do_GET  # noqa: N815
-
-
-@contextmanager
-def serve(folder: Path) -> Iterator[Web]:
-    """Serves a folder on a free port of this machine while the block runs."""
-    web = Web(folder)
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, web)) as server:
-        web.host = f"127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-        thread.start()
-        try:
-            yield web
-        finally:
-            server.shutdown()
-            thread.join()

@@ -46,6 +46,8 @@ def suffix_of(href: str) -> str:
 def gdal_path(href: str) -> str:
     """Returns what rasterio and pyogrio open: a path as it is, `/vsicurl/`, `/vsis3/` and the like for addresses."""
     scheme = _scheme(href)
+    if scheme in ("http", "https"):
+        return f"/vsicurl/{web_address(href)}"
     if scheme in GDAL_PREFIXES:
         return GDAL_PREFIXES[scheme] + href.split("://", 1)[1]
     return href if href.startswith("/vsi") else str(local_path(href))

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-from factories import MERCATOR, UTM, Web, write_footprints, write_scene
+from factories import MERCATOR, UTM, write_footprints, write_scene
 from rasterio.transform import Affine
 from rasterio.windows import Window
+from web import Web
 
 import kit.data.remote
 from kit.data.footprints import read_footprints
@@ -15,9 +16,9 @@ from kit.data.remote import fingerprint, gdal_path, is_remote, local_path, read_
 from kit.errors import KitError
 
 PATHS = {
-    "http://host/a b.tif": "/vsicurl/http://host/a b.tif",
+    "http://host/a b.tif": "/vsicurl/http://host/a%20b.tif",
     "https://host/a.tif?key=1": "/vsicurl/https://host/a.tif?key=1",
-    "HTTPS://host/a.tif": "/vsicurl/https://host/a.tif",
+    "HTTPS://host/a.tif": "/vsicurl/HTTPS://host/a.tif",
     "s3://bucket/key/a.tif": "/vsis3/bucket/key/a.tif",
     "gs://bucket/a.tif": "/vsigs/bucket/a.tif",
     "az://container/a.tif": "/vsiaz/container/a.tif",
@@ -103,14 +104,14 @@ def test_bytes_and_fingerprints_of_every_place(web: Web, scheme: str):
 def test_a_fingerprint_fetches_no_content(web: Web):
     write_raster(web.folder / "big.tif")
     fingerprint(f"{web.url}/big.tif")
-    web.refuse["HEAD /big.tif"] = 403  # as addresses do that are signed for reading
+    web.order(refuse={"HEAD /big.tif": 403})  # as addresses do that are signed for reading
     assert fingerprint(f"{web.url}/big.tif")
     assert sum(sent for *_, sent in web.asked) <= 1
 
 
 def test_a_server_that_tells_nothing_cannot_be_watched(web: Web):
     (web.folder / "a.json").write_bytes(b"{}")
-    web.silent = True
+    web.order(silent=True)
     with pytest.raises(KitError, match="tells neither ETag, Last-Modified nor Content-Length"):
         fingerprint(f"{web.url}/a.json")
 
@@ -133,7 +134,7 @@ def test_a_host_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch, a
 
 def test_a_host_that_hangs_is_given_up(web: Web, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(kit.data.remote, "TIMEOUT_S", 0.1)
-    web.hang_s = 0.4
+    web.order(hang_s=0.4)
     with pytest.raises(KitError, match=r"cannot be reached: .*timed out"):
         read_bytes(f"{web.url}/a.json")
 
@@ -148,7 +149,7 @@ def test_a_host_that_hangs_is_given_up(web: Web, monkeypatch: pytest.MonkeyPatch
     ],
 )
 def test_refusals_tell_the_remedy(web: Web, href: str, code: int, hint: str):
-    web.refuse["/bucket/a.json"] = code
+    web.order(refuse={"/bucket/a.json": code})
     with pytest.raises(KitError, match=f"a.json: the server answers {code}") as caught:
         read_bytes(href.replace("URL", web.url))
     assert re.search(hint, caught.value.hint)
