@@ -75,14 +75,14 @@ def _named(name: str, scenes: Sequence[Scene], pairs: Sequence[Pair]) -> Source:
         replace(pair, area=_plain(pair.area), scene=_plain(pair.scene), name=_plain(pair.name)) for pair in pairs
     ]
     return Source(
-        _plain(name).lstrip(".") or "data",
+        _plain(name).strip("-.") or "data",
         tuple(sorted(tidy, key=lambda scene: (scene.area, scene.scene))),
         tuple(sorted(chipped, key=lambda pair: (pair.area, pair.scene, pair.name))),
     )
 
 
 def _plain(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]", "-", text)
+    return re.sub(r"^\.|[^A-Za-z0-9._-]", "-", text)  # a dot in front would hide the files
 
 
 def _refuse_equal(keys: Sequence[tuple[str, ...]]) -> None:
