@@ -34,15 +34,18 @@ class Web:
     def url(self) -> str:
         return f"http://{self.host}"
 
-    def order(self, refuse: dict[str, int] | None = None, silent: bool = False, hang_s: float = 0.0) -> None:
+    def order(
+        self, refuse: dict[str, int] | None = None, silent: bool = False, hang_s: float = 0.0, private: bool = False
+    ) -> None:
         """Says how to answer from now on.
 
         Args:
             refuse: the status of paths, by their end, or by method and path: `{"HEAD /a.tif": 403}`.
             silent: tell no ETag, Last-Modified or Content-Length.
             hang_s: wait before each answer.
+            private: refuse what is not signed.
         """
-        text = json.dumps({"refuse": refuse or {}, "silent": silent, "hang_s": hang_s})
+        text = json.dumps({"refuse": refuse or {}, "silent": silent, "hang_s": hang_s, "private": private})
         (self.notes / "orders.json").write_text(text)
 
     @property
@@ -81,6 +84,8 @@ class _Handler(BaseHTTPRequestHandler):
         for end, code in orders["refuse"].items():
             if f"{self.command} {path}".endswith(end):
                 status = code
+        if orders["private"] and not self.headers.get("Authorization", "").startswith("AWS4-HMAC-SHA256"):
+            status = 403
         content = file.read_bytes() if status == 200 else b""
         headers = {"Content-Length": str(len(content))}
         if status == 200:

@@ -107,6 +107,18 @@ def test_catalogues_of_every_age(catalog: Path, version: str):
     assert read_scenes(catalog) == expected
 
 
+def test_a_copy_does_not_ask_its_old_home(catalog: Path):
+    """Items of 0.8 take properties from the collection that they link to: it is where it was published."""
+    expected = read_scenes(catalog)
+
+    def change(content: dict, _: Path):
+        content.pop("collection", None)
+        return as_of("0.8.1", content)
+
+    rewrite(catalog, change)
+    assert read_scenes(catalog) == expected
+
+
 def absolute(root: Path, prefix: str) -> None:
     def change(content: dict, file: Path):
         for part in [*content["links"], *content.get("assets", {}).values()]:

@@ -104,8 +104,8 @@ def test_geojson_in_unknown_metres_is_an_error(tmp_path: Path, crs: object):
 
 
 def test_a_stray_polygon_beyond_degrees_is_dropped(tmp_path: Path):
-    files = write_geojson(tmp_path / "a.geojson", [square(32, 0), square(33, 2), square(32, 95)])
-    found = read_footprints(files, MERCATOR)
+    files = write_geojson(tmp_path / "a.geojson", [square(32, 0), square(33, 2), square(200, 0)])
+    found = read_footprints(files, MERCATOR)  # which would wrap it round the globe
     assert (len(found.polygons), found.dropped) == (2, 1)
 
 
@@ -164,9 +164,12 @@ TWO = {"type": "MultiPolygon", "coordinates": [square(4, 0)["coordinates"], squa
         (ring((0, 0), (1, 0), (1, 1), (0, 1)), 1),  # not closed
         (ring((0, 0), (2, 0), (2, 2), (0, 2), (0, 0), (1, 0), (1, 1), (0, 1), (0, 0)), 4),
         (ring((0, 0), (1, 1), (1, 0), (0, 1), (0, 0)), 0.5),  # a bow tie
+        (ring((0, 0), (4, 0), (4, 4), (1, 4), (1, 2), (6, 2), (6, 6), (0, 6), (0, 0)), 32),  # crosses itself
+        ({"type": "Polygon", "coordinates": [*square(0, 0, 4)["coordinates"], *square(3, 3, 3)["coordinates"]]}, 15),
         (ring((0, 0, 7), (1, 0, 7), (1, 1, 7), (0, 0, 7)), 0.5),
     ],
-    ids=["two", "with a point", "nested", "overlapping", "open ring", "ring that doubles", "bow tie", "heights"],
+    ids=["two", "with a point", "nested", "overlapping", "open ring", "ring that doubles", "bow tie", "loop", "hole beyond",
+         "heights"],
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore:Non closed ring detected")
 def test_polygons_are_kept_however_they_come(tmp_path: Path, geometry: dict, area: float):

@@ -1,5 +1,6 @@
 import os
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from web import Web
 import kit.data.remote
 from kit.data.footprints import read_footprints
 from kit.data.remote import fingerprint, gdal_path, is_remote, local_path, read_bytes, suffix_of, web_address
+from kit.data.signing import signed
 from kit.errors import KitError
 
 PATHS = {
@@ -142,7 +144,7 @@ def test_a_host_that_hangs_is_given_up(web: Web, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("href", "code", "hint"),
     [
-        ("s3://bucket/a.json", 403, "is the bucket public.*copy the catalogue's JSON"),
+        ("s3://bucket/a.json", 403, "AWS_ACCESS_KEY_ID.*AWS_NO_SIGN_REQUEST"),
         ("s3://bucket/a.json", 301, "AWS_REGION"),
         ("URL/bucket/a.json", 403, "without a login"),
         ("URL/bucket/a.json", 503, "try again later"),
@@ -187,3 +189,49 @@ def test_what_has_no_address_is_named(monkeypatch: pytest.MonkeyPatch, href: str
     monkeypatch.delenv("AZURE_STORAGE_ACCOUNT", raising=False)
     with pytest.raises(KitError, match=f"{href} has no address on the web"):
         fingerprint(href)
+
+
+KEYS = {  # of the example in Amazon's documentation, which opens nothing
+    "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE",
+    "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
+}
+
+
+def test_requests_are_signed_as_amazon_documents(monkeypatch: pytest.MonkeyPatch):
+    for name in ("AWS_SESSION_TOKEN", "AWS_NO_SIGN_REQUEST"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    asked = {"Range": "bytes=0-9"}
+    address = "https://examplebucket.s3.amazonaws.com/test.txt"
+    sent = signed(address, "GET", "us-east-1", asked, datetime(2013, 5, 24, tzinfo=UTC))
+    assert sent["Authorization"] == (
+        "AWS4-HMAC-SHA256 Credential=AKIAIOSFODNN7EXAMPLE/20130524/us-east-1/s3/aws4_request,"
+        "SignedHeaders=host;range;x-amz-content-sha256;x-amz-date,"
+        "Signature=f0e8bdb87c964420e857bd35b5d6ed310bd44f0170aba48dd91039c6036bdb41"
+    )
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "token")
+    assert "x-amz-security-token" in signed(address, "GET", "us-east-1", asked)["Authorization"]
+
+
+@pytest.mark.parametrize("forbidden", [True, False])
+def test_without_keys_or_where_forbidden_nothing_is_signed(monkeypatch: pytest.MonkeyPatch, forbidden: bool):
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value if forbidden else "")
+    monkeypatch.setenv("AWS_NO_SIGN_REQUEST", "YES" if forbidden else "NO")
+    assert signed("https://host/a", "GET", "us-east-1", {"A": "b"}) == {"A": "b"}
+
+
+def test_a_private_bucket_is_asked_with_keys_and_a_web_server_is_not(web: Web, monkeypatch: pytest.MonkeyPatch):
+    (web.folder / "bucket").mkdir()
+    (web.folder / "bucket" / "a.json").write_bytes(b"{}")
+    web.order(private=True)
+    with pytest.raises(KitError, match="the server answers 403"):
+        fingerprint("s3://bucket/a.json")
+    monkeypatch.setenv("AWS_NO_SIGN_REQUEST", "NO")
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    assert fingerprint("s3://bucket/a.json") == fingerprint("/vsis3/bucket/a.json")
+    assert read_bytes("s3://bucket/a.json") == b"{}"
+    with pytest.raises(KitError, match="the server answers 403"):
+        read_bytes(f"{web.url}/bucket/a.json")
