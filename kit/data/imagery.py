@@ -2,7 +2,6 @@
 
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -16,6 +15,7 @@ from affine import Affine
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.io import MemoryFile
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import reproject
 from rasterio.windows import Window
@@ -159,12 +159,12 @@ class Imagery:
         rgb[:, ~valid] = 0
         return rgb, valid
 
-    def write_window(self, row: int, column: int, file: Path) -> None:
-        """Writes a tile as a VRT: a window that GDAL reads from the scene, which must stay where it is."""
-        unfinished = file.with_name(f".{file.name}.part")
-        with _on_grid(self.source, self.grid, range(row, row + 1), range(column, column + 1)) as window:
-            rasterio.shutil.copy(window, unfinished, driver="VRT")
-        unfinished.replace(file)
+    def window(self, row: int, column: int) -> bytes:
+        """Returns a tile as a VRT file: a window that GDAL reads from the scene, which must stay where it is."""
+        tile = _on_grid(self.source, self.grid, range(row, row + 1), range(column, column + 1))
+        with tile, MemoryFile(ext=".vrt") as memory:
+            rasterio.shutil.copy(tile, memory.name, driver="VRT")
+            return bytes(memory.getbuffer())
 
 
 def _on_grid(source: rasterio.DatasetReader, grid: Grid, rows: range, columns: range) -> WarpedVRT:

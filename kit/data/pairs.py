@@ -55,7 +55,7 @@ def take_over(batch: Batch) -> Cut:
         KitError: the disk is full.
     """
     made = Cut()
-    with at_work(batch.pairs[0].image, batch.folder):
+    with at_work(batch.pairs[0].image):
         for pair in batch.pairs:
             try:
                 rgb, mask, grid = _read_pair(pair, batch)
