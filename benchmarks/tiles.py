@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from kit.data.dataset import Fold, split_fold
+from kit.data.folds import fold_numbers
 from kit.data.index import read_index
 from kit.data.prepare import prepare
 from kit.data.sample import draw_sample
@@ -29,4 +30,4 @@ def data_root(given: Path | None) -> Iterator[Path]:
 def fold_of(root: Path, **options: Any) -> Fold:
     """Returns the first fold of the root's data set; the options are `Fold`'s."""
     _, index = read_index(Paths(root))
-    return split_fold(index, int(index["fold"].min()), **options)
+    return split_fold(index, fold_numbers(index)[0], **options)

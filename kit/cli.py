@@ -103,25 +103,34 @@ def prepare(
 @app.command()
 def folds(
     name: Annotated[str, typer.Argument(help="The data set.")],
-    by: Annotated[str, typer.Option(help="scene, area, tile (the seed's: it leaks) or auto.")] = "scene",
+    by: Annotated[str, typer.Option(help="scene, area, block, tile (the seed's: it leaks), auto.")] = "scene",
     k: Annotated[int, typer.Option("-k", help="Number of folds.")] = 5,
+    block_m: Annotated[float | None, typer.Option(help="Side of a block, metres; 8 tiles by default.")] = None,
+    gap_m: Annotated[
+        float | None, typer.Option(help="Between blocks of two folds, metres; one tile by default.")
+    ] = None,
     root: Root = HERE,
     debug: Debug = False,
 ) -> None:
     """Make the folds of a data set again, without cutting.
 
-    Example: kit folds tier1 --by tile -k 5
-    """
-    from kit.data.index import refold
+    Tiles of two folds never overlap on the ground, except --by tile: those that would are listed as of no fold (none).
 
-    index, notice = refold(Paths(root), name, by, k)
+    Example: kit folds tier1 --by block -k 5
+    """
+    from kit.data.folds import fold_numbers
+    from kit.data.index import refold
+    from kit.data.leaks import NO_FOLD
+
+    index, notice = refold(Paths(root), name, by, k, block_m, gap_m)
     if notice:
         say(notice)
     scenes = index.assign(scene=index["area"] + "/" + index["scene"]).groupby("fold")
-    rows = [
-        (fold, len(part), f"{part['building_fraction'].mean():.1%}", ", ".join(sorted(set(part["scene"]))))
-        for fold, part in scenes
-    ]
+    rows = []
+    for fold in [*fold_numbers(index), *({NO_FOLD} & set(index["fold"]))]:
+        part = scenes.get_group(fold)
+        buildings, where = f"{part['building_fraction'].mean():.1%}", ", ".join(sorted(set(part["scene"])))
+        rows.append(("none" if fold == NO_FOLD else fold, len(part), buildings, where))
     table(("fold", "tiles", "buildings", "scenes"), rows)
     result(str(Paths(root).data(name) / "index.csv"))
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from factories import MERCATOR, TINY_RECIPE, write_catalog
+from web import Web, serve
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
@@ -31,6 +32,24 @@ def workplace(tmp_path: Path, catalog: Path) -> Path:
     (root / "recipes" / "tiny.py").write_text(TINY_RECIPE)
     prepare(catalog, Paths(root), grid="native", side_px=64, by="scene", k=2)
     return root
+
+
+@pytest.fixture
+def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+    """A web server on this machine for `tmp_path / "web"`; GDAL and `s3://` find it too."""
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "127.0.0.1")
+    for name in ("web", "web-notes"):
+        (tmp_path / name).mkdir()
+    with serve(tmp_path / "web", tmp_path / "web-notes") as server:
+        for name, value in (
+            ("AWS_S3_ENDPOINT", server.host),
+            ("AWS_HTTPS", "NO"),
+            ("AWS_VIRTUAL_HOSTING", "FALSE"),
+            ("AWS_NO_SIGN_REQUEST", "YES"),
+        ):
+            monkeypatch.setenv(name, value)
+        yield server
 
 
 @pytest.fixture

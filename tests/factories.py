@@ -47,10 +47,13 @@ def fit(learn):
 def write_scene(
     path: Path, width: int = 96, height: int = 70, pixel: float = 1.0, crs: str = UTM, alpha: bool = True, seed: int = 0
 ) -> list[shapely.Polygon]:
-    """Writes a scene with bright square buildings, and returns them in EPSG:4326. Its left 8 columns hold no data."""
+    """Writes a scene with bright square buildings, and returns them in EPSG:4326. Its left 8 columns hold no data.
+
+    Scenes of different seeds lie a kilometre apart.
+    """
     random = np.random.default_rng(seed)
     x, y = pyproj.Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform(LONGITUDE, LATITUDE)
-    transform = Affine(pixel, 0, x, 0, -pixel, y)
+    transform = Affine(pixel, 0, x + 1000 * seed, 0, -pixel, y)
     image = random.integers(40, 90, (height, width, 3), dtype=np.uint8)
     back = pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
     polygons = []

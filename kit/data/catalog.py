@@ -165,7 +165,7 @@ def _vectors(item: pystac.Item) -> list[str]:
     for asset in item.assets.values():
         kind = (asset.media_type or "").lower()
         typed = any(name in kind for name in VECTOR_TYPES)
-        fits = typed or (suffix_of(asset.href) in VECTOR_SUFFIXES and not kind.startswith("image/"))
+        fits = typed or suffix_of(asset.href) in VECTOR_SUFFIXES
         if fits and not BESIDE & set(asset.roles or ()):
             found.append(_absolute(asset.href, item))
     return found

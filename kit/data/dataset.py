@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from rasterio.errors import RasterioIOError
 from torch import Tensor
 
+from kit.data.folds import fold_numbers
 from kit.data.masks import IGNORE, LAYERS
 from kit.errors import DataError
 
@@ -50,18 +51,22 @@ class Fold:
 
 
 def split_fold(index: pd.DataFrame, number: int | str, **options: Any) -> Fold:
-    """Returns a fold of an index; `all` trains on everything.
+    """Returns a fold of an index; `all` trains on everything, the others on no tile that belongs to no fold.
 
     Raises:
         DataError: there is no such fold, or nothing is left to train on.
     """
     if number == "all":
         return Fold("all", index, index.iloc[:0], **options)
-    held_out = index["fold"] == number
-    if not held_out.any() or held_out.all():
-        known = sorted(set(index["fold"]))
+    known = fold_numbers(index)
+    if number not in known:
         raise DataError(f"no fold {number} among {known}", "choose another with --fold, or make folds with kit folds")
-    return Fold(number, index[~held_out], index[held_out], **options)
+    if len(known) == 1:
+        raise DataError(
+            f"fold {number} is the only one: nothing is left to train on", "make more with kit folds, or --all"
+        )
+    held_out = index["fold"] == number
+    return Fold(number, index[~held_out & index["fold"].isin(known)], index[held_out], **options)
 
 
 def read_tile(image: str, mask: str, layers: bool = False) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

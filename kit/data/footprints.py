@@ -13,16 +13,21 @@ import pyogrio
 import pyproj
 import shapely
 from numpy.typing import DTypeLike, NDArray
-from pyogrio.errors import DataSourceError
+from pyogrio.errors import DataLayerError, DataSourceError
 from rasterio.enums import MergeAlg
 from rasterio.features import rasterize
 from rasterio.transform import Affine
 
+from kit.data.catalog import VECTOR_SUFFIXES
 from kit.data.masks import BUILDING, IGNORE
+from kit.data.remote import gdal_path, suffix_of
 from kit.errors import DataError, FootprintError
 
 BOUNDARY, CONTACT = "5px", "5m"  # the widths of the challenge's second place
 BOUNDARY_PX, CONTACT_M = 5, 5.0
+DEGREES = "EPSG:4326"
+GEOJSON_SUFFIXES = (".geojson", ".json")
+POLYGON, MULTIPOLYGON, COLLECTION = 3, 6, 7  # shapely's type ids
 
 
 @dataclass(frozen=True)
@@ -105,31 +110,109 @@ class Footprints:
 
 
 def read_footprints(files: tuple[str, ...], crs: str) -> Footprints:
-    """Returns the footprints of a scene's label files, projected to `crs`.
+    """Returns the footprints of a scene's label files, paths or addresses, projected to `crs`.
 
-    GeoJSON is EPSG:4326 whatever its `crs` member says (RFC 7946): some of the challenge's are broken.
+    GeoJSON is EPSG:4326 (RFC 7946) wherever its numbers can be degrees: the challenge's `crs` members may be broken.
 
     Raises:
-        FootprintError: a file cannot be read, or none holds a polygon.
+        FootprintError: a file cannot be read, its CRS is not known, or none holds a polygon.
     """
-    geometries: list[NDArray[np.object_]] = []
-    for file in files:
-        try:
-            meta, _, wkb, _ = pyogrio.raw.read(file, columns=[])
-        except (DataSourceError, ValueError) as cause:
-            raise FootprintError(f"footprints {file} cannot be read: {cause}", "expected GeoJSON polygons") from cause
-        is_geojson = file.lower().endswith((".geojson", ".json"))
-        found = Footprints(shapely.from_wkb(wkb), "EPSG:4326" if is_geojson else str(meta["crs"] or "EPSG:4326"))
-        geometries.append(found.to(crs).polygons)
-    raw = shapely.force_2d(np.concatenate(geometries)) if geometries else np.array([], dtype=object)
+    raw = np.concatenate([np.array([], dtype=object), *(_read_polygons(file, crs) for file in files)])
     invalid = ~shapely.is_valid(raw) & ~shapely.is_missing(raw)
-    raw = np.where(invalid, shapely.make_valid(raw), raw)
-    kept = np.isin(shapely.get_type_id(raw), (3, 6)) & ~shapely.is_empty(raw)  # Polygon, MultiPolygon
+    # structure: what a ring encloses stays inside, where linework would turn overlaps into holes
+    raw[invalid] = _polygonal(shapely.make_valid(raw[invalid], method="structure", keep_collapsed=False))
+    kept = ~shapely.is_missing(raw)
     if not kept.any():
         raise FootprintError(
             f"no polygon in {', '.join(files)} ({len(raw)} features)", "a scene without buildings cannot be trained on"
         )
-    return Footprints(raw[kept], crs, int(invalid[kept].sum()), int((~kept).sum()))
+    return Footprints(raw[kept], crs, int((invalid & kept).sum()), int((~kept).sum()))
+
+
+def _read_polygons(file: str, crs: str) -> NDArray[np.object_]:
+    """Returns a geometry per feature of a file, in `crs`: Polygon or MultiPolygon; None where there is none."""
+    try:
+        meta, _, wkb, _ = pyogrio.raw.read(gdal_path(file), layer=_layer(file), columns=[])
+    except (DataSourceError, DataLayerError, ValueError) as cause:
+        raise FootprintError(
+            f"footprints {file} cannot be read: {cause}", f"expected polygons in {', '.join(VECTOR_SUFFIXES)}"
+        ) from cause
+    # fix: rings that do not end where they began are closed
+    found = _polygonal(shapely.force_2d(shapely.from_wkb(wkb, on_invalid="fix")))
+    is_geojson = suffix_of(file) in GEOJSON_SUFFIXES
+    source = _geojson_crs(file, found, meta["crs"]) if is_geojson else meta["crs"]
+    if not source:
+        raise FootprintError(
+            f"footprints {file} have no coordinate system", "add its .prj file, or assign one: ogr2ogr -a_srs EPSG:..."
+        )
+    if source == DEGREES:
+        found[_beyond_degrees(found)] = None
+    if pyproj.CRS(source) != pyproj.CRS(crs):
+        change = pyproj.Transformer.from_crs(source, crs, always_xy=True)
+        found = shapely.transform(found, change.transform, interleaved=False)
+    coordinates, owners = shapely.get_coordinates(found, return_index=True)
+    found[owners[~np.isfinite(coordinates).all(1)]] = None  # outside the domain of `crs`
+    return found
+
+
+def _layer(file: str) -> str | None:
+    """Returns the layer of polygons of a file that may hold several; None: its only one.
+
+    Raises:
+        FootprintError: several layers hold polygons.
+    """
+    if suffix_of(file) != ".gpkg":
+        return None
+    kinds = {str(name): str(kind) for name, kind in pyogrio.list_layers(gdal_path(file))}
+    certain = [name for name, kind in kinds.items() if "Polygon" in kind or "Surface" in kind]
+    possible = [name for name, kind in kinds.items() if kind.startswith(("Unknown", "GeometryCollection"))]
+    found = certain or possible
+    if len(found) > 1:
+        raise FootprintError(
+            f"footprints {file} have {len(found)} layers of polygons: {', '.join(found)}",
+            "keep one: ogr2ogr one.gpkg FILE LAYER",
+        )
+    return found[0] if found else None
+
+
+def _geojson_crs(file: str, found: NDArray[np.object_], told: str | None) -> str:
+    """Returns EPSG:4326 where the numbers can be degrees, else the CRS that the file tells of.
+
+    Raises:
+        FootprintError: they cannot be degrees, and no other CRS is told.
+    """
+    beyond = _beyond_degrees(found)
+    if not beyond.any():
+        return DEGREES
+    if told and pyproj.CRS(told).is_projected:
+        return told
+    if beyond.sum() < 0.5 * (~shapely.is_missing(found)).sum():  # a few strays, which are dropped
+        return DEGREES
+    bounds = ", ".join(f"{value:.6g}" for value in shapely.total_bounds(found))
+    raise FootprintError(
+        f"footprints {file} are not in degrees (bounds {bounds}), and their `crs` member names no projection",
+        "expected longitude, latitude: ogr2ogr -s_srs EPSG:... -t_srs EPSG:4326",
+    )
+
+
+def _beyond_degrees(geometries: NDArray[np.object_]) -> NDArray[np.bool_]:
+    """Returns which geometries have coordinates that are no longitude and latitude. (N,) bool."""
+    beyond: NDArray[np.bool_] = (np.abs(shapely.bounds(geometries)) > (180, 90, 180, 90)).any(1)
+    return beyond
+
+
+def _polygonal(geometries: NDArray[np.object_]) -> NDArray[np.object_]:
+    """Returns the geometries with their polygons alone: Polygon or MultiPolygon, None where there is none."""
+    kinds = shapely.get_type_id(geometries)
+    kept = geometries.copy()
+    kept[~np.isin(kinds, (POLYGON, MULTIPOLYGON)) | shapely.is_empty(geometries)] = None
+    for at in np.nonzero(kinds == COLLECTION)[0]:
+        parts = geometries[at : at + 1]
+        while np.isin(shapely.get_type_id(parts), (MULTIPOLYGON, COLLECTION)).any():  # collections in collections
+            parts = shapely.get_parts(parts)
+        parts = parts[(shapely.get_type_id(parts) == POLYGON) & ~shapely.is_empty(parts)]
+        kept[at] = (parts[0] if len(parts) == 1 else shapely.multipolygons(parts)) if len(parts) else None
+    return kept
 
 
 def draw_mask(

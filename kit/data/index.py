@@ -37,12 +37,16 @@ def read_index(paths: Paths, name: str = "") -> tuple[str, pd.DataFrame]:
     return name, index
 
 
-def refold(paths: Paths, name: str, by: str, k: int) -> tuple[pd.DataFrame, str]:
+def refold(
+    paths: Paths, name: str, by: str, k: int, block_m: float | None = None, gap_m: float | None = None
+) -> tuple[pd.DataFrame, str]:
     """Rewrites the fold column of a data set without cutting again; returns the index and a notice."""
     name, _ = read_index(paths, name)
     file = paths.data(name) / "index.csv"
     index = read_table(file)
-    index["fold"], notice = assign_folds(index, by, k)
+    index["fold"], notice = assign_folds(index, by, k, block_m, gap_m)
+    written = pd.read_csv(file, dtype=str, keep_default_na=False)  # the other columns keep their bytes
+    written["fold"] = index["fold"].astype(str)
     with replacing(file) as temporary:
-        index.to_csv(temporary, index=False)
+        written.to_csv(temporary, index=False)
     return index, notice

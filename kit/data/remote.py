@@ -13,6 +13,7 @@ from urllib.parse import quote, unquote, urlsplit
 from urllib.request import Request, urlopen
 
 from kit import __version__
+from kit.data.signing import signed
 from kit.errors import KitError
 
 GDAL_PREFIXES = {
@@ -46,6 +47,8 @@ def suffix_of(href: str) -> str:
 def gdal_path(href: str) -> str:
     """Returns what rasterio and pyogrio open: a path as it is, `/vsicurl/`, `/vsis3/` and the like for addresses."""
     scheme = _scheme(href)
+    if scheme in ("http", "https"):
+        return f"/vsicurl/{web_address(href)}"
     if scheme in GDAL_PREFIXES:
         return GDAL_PREFIXES[scheme] + href.split("://", 1)[1]
     return href if href.startswith("/vsi") else str(local_path(href))
@@ -108,10 +111,13 @@ def web_address(href: str) -> str:
     raise KitError(f"{href} has no address on the web", "unpack archives first; az:// needs AZURE_STORAGE_ACCOUNT")
 
 
+def _region() -> str:
+    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+
+
 def _s3_address(bucket: str, key: str) -> str:
     """Returns where GDAL would look for an object, by the same variables."""
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-    standard = "s3.amazonaws.com" if region == "us-east-1" else f"s3.{region}.amazonaws.com"
+    standard = "s3.amazonaws.com" if _region() == "us-east-1" else f"s3.{_region()}.amazonaws.com"
     host = os.environ.get("AWS_S3_ENDPOINT") or standard
     protocol = "http" if os.environ.get("AWS_HTTPS", "YES").upper() in NO else "https"
     if "://" in host:
@@ -119,6 +125,10 @@ def _s3_address(bucket: str, key: str) -> str:
     # a bucket with a dot does not fit the certificates of *.s3.amazonaws.com
     in_host = os.environ.get("AWS_VIRTUAL_HOSTING", "NO" if "." in bucket else "YES").upper() not in NO
     return f"{protocol}://{bucket}.{host}/{key}" if in_host else f"{protocol}://{host}/{bucket}/{key}"
+
+
+def _is_s3(href: str) -> bool:
+    return _scheme(href) == "s3" or href.startswith(GDAL_PREFIXES["s3"])
 
 
 def _scheme(href: str) -> str:
@@ -132,6 +142,8 @@ def _ask(href: str, method: str, part: str = "") -> tuple[bytes, Message]:
     headers = {"User-Agent": f"kit/{__version__}", "Accept-Encoding": "identity"}
     if part:
         headers["Range"] = f"bytes={part}"
+    if _is_s3(href):
+        headers = signed(address, method, _region(), headers)
     try:
         with urlopen(Request(address, method=method, headers=headers), timeout=TIMEOUT_S) as answer:
             return (b"" if part or method == "HEAD" else answer.read()), answer.headers
@@ -148,10 +160,8 @@ def _ask(href: str, method: str, part: str = "") -> tuple[bytes, Message]:
 def _remedy(href: str, code: int) -> str:
     if code == 404:
         return "check the address"
-    if code in (401, 403) and _scheme(href) not in ("http", "https"):
-        return (
-            "make the bucket public, or copy the catalogue's JSON to a disk: images are read with your AWS_* variables"
-        )
-    if code in (301, 307, 400) and _scheme(href) == "s3":
+    if code in (401, 403) and _is_s3(href):
+        return "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; of a public bucket AWS_NO_SIGN_REQUEST=YES"
+    if code in (301, 307, 400) and _is_s3(href):
         return "set AWS_REGION to the bucket's region"
     return "may it be read without a login?" if code in (401, 403) else "try again later"

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 
 from kit.console import result, say, table
+from kit.data.folds import fold_numbers
 from kit.data.ledger import Json, Record
 from kit.data.prepare import Prepared
 
@@ -37,7 +38,7 @@ def _row(record: Record, made: Prepared) -> Json:
         "footprints": counts.get("used", 0),
         **{name: counts.get(name, 0) for name in ("crossing", "beyond", "repaired", "dropped")},
         "building_fraction": round(float((px * index["building_fraction"]).sum() / max(px.sum(), 1)), 4),
-        "folds": sorted({int(fold) for fold in index["fold"] if fold >= 0}),  # below: of no fold
+        "folds": fold_numbers(index),
     }
 
 

@@ -19,6 +19,7 @@ from fastai.callback.core import Callback, CancelFitException, CancelValidExcept
 
 from kit.console import say
 from kit.data.dataset import Fold, split_fold
+from kit.data.folds import fold_numbers
 from kit.data.index import read_index
 from kit.data.masks import IGNORE
 from kit.data.prepare import prepare
@@ -121,7 +122,7 @@ def check(
     """
     recipe = load_recipe(name, paths)
     with _data(paths, data) as (data_name, index), strict_augmentation():
-        fold = split_fold(index, int(index["fold"].min()), device=pick_device(device), workers=0)
+        fold = split_fold(index, fold_numbers(index)[0], device=pick_device(device), workers=0)
         return _tried(recipe, fold, data_name, paths, compiled, tiny)
 
 

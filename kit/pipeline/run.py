@@ -10,6 +10,7 @@ import pandas as pd
 
 from kit.console import say, table
 from kit.data.dataset import read_tile, split_fold
+from kit.data.folds import fold_numbers
 from kit.data.index import read_index
 from kit.data.masks import Counts, pool
 from kit.data.prepare import prepare
@@ -184,7 +185,7 @@ def find_data(recipe: Recipe, paths: Paths, name: str) -> None:
 
 def folds_of(plan: Plan, index: pd.DataFrame) -> tuple[int | str, ...]:
     """Returns the folds that are wanted."""
-    return plan.folds or tuple(sorted({int(fold) for fold in index["fold"]}))
+    return plan.folds or tuple(fold_numbers(index))
 
 
 def show_scores(results: Sequence[Result], folders: Sequence[Path]) -> None:

@@ -1,8 +1,10 @@
 import json
+import warnings
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pyogrio
 import pyproj
 import pytest
 import shapely
@@ -45,6 +47,172 @@ def test_nothing_to_draw_is_an_error(tmp_path: Path, content: str):
     file.write_text(content)
     with pytest.raises(FootprintError, match=r"empty\.geojson"):
         read_footprints((str(file),), "EPSG:4326")
+
+
+def write_geojson(path: Path, geometries: list[dict | None], crs: object = None) -> tuple[str]:
+    """Writes geometries in GeoJSON's own words, with a `crs` member where there is one to write."""
+    features = [{"type": "Feature", "properties": {}, "geometry": geometry} for geometry in geometries]
+    member = {} if crs is None else {"crs": {"type": "name", "properties": {"name": crs}}}
+    path.write_text(json.dumps({"type": "FeatureCollection", **member, "features": features}))
+    return (str(path),)
+
+
+def square(x: float, y: float, side: float = 1, **more) -> dict:
+    return shapely.geometry.mapping(shapely.box(x, y, x + side, y + side)) | more
+
+
+def write_layer(path: Path, polygons: list, crs: str | None = UTM, kind: str = "Polygon", **options) -> tuple[str]:
+    wkb = shapely.to_wkb(np.array(polygons, object))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "'crs' was not provided")
+        pyogrio.raw.write(path, wkb, [np.arange(len(wkb))], ["number"], geometry_type=kind, crs=crs, **options)
+    return (str(path),)
+
+
+IN_UTM = shapely.box(450_000, 30_000, 450_010, 30_010)
+
+
+@pytest.mark.parametrize("name", ["a.gpkg", "a.shp", "a.fgb", "a.geojson"])
+def test_every_format_is_projected_from_its_own_crs(tmp_path: Path, name: str):
+    degrees = shapely.transform(
+        IN_UTM, pyproj.Transformer.from_crs(UTM, "EPSG:4326", always_xy=True).transform, interleaved=False
+    )
+    is_geojson = name.endswith("json")
+    files = write_layer(tmp_path / name, [degrees if is_geojson else IN_UTM], "EPSG:4326" if is_geojson else UTM)
+    for crs in (UTM, MERCATOR):
+        expected = Footprints(np.array([IN_UTM]), UTM).to(crs).polygons[0]
+        (found,) = read_footprints(files, crs).polygons
+        assert shapely.hausdorff_distance(found, expected) < 0.01  # m; GeoJSON keeps 7 digits
+
+
+@pytest.mark.parametrize("crs", [None, "urn:nonsense", "EPSG:32636", 7], ids=str)
+def test_geojson_that_can_be_degrees_is_degrees(tmp_path: Path, crs: object):
+    found = read_footprints(write_geojson(tmp_path / "a.geojson", [square(32, 0)], crs), "EPSG:4326")
+    assert found.polygons[0].bounds == (32, 0, 33, 1)
+
+
+def test_geojson_in_metres_follows_its_crs_member(tmp_path: Path):
+    files = write_geojson(tmp_path / "a.json", [square(450_000, 30_000, 10)], "urn:ogc:def:crs:EPSG::32636")
+    assert read_footprints(files, UTM).polygons[0].bounds == IN_UTM.bounds
+
+
+@pytest.mark.parametrize("crs", [None, "urn:nonsense", "EPSG:4326"], ids=str)
+def test_geojson_in_unknown_metres_is_an_error(tmp_path: Path, crs: object):
+    files = write_geojson(tmp_path / "a.geojson", [square(450_000, 30_000, 10)], crs)
+    with pytest.raises(FootprintError, match=r"not in degrees \(bounds 450000, 30000, 450010, 30010\).*no projection"):
+        read_footprints(files, UTM)
+
+
+def test_a_stray_polygon_beyond_degrees_is_dropped(tmp_path: Path):
+    files = write_geojson(tmp_path / "a.geojson", [square(32, 0), square(33, 2), square(200, 0)])
+    found = read_footprints(files, MERCATOR)  # which would wrap it round the globe
+    assert (len(found.polygons), found.dropped) == (2, 1)
+
+
+def test_what_has_no_place_in_the_crs_is_dropped(tmp_path: Path):
+    files = write_geojson(tmp_path / "a.geojson", [square(32, 0), square(122.5, -0.5)])
+    found = read_footprints(files, UTM)  # which ends 90 degrees east of its meridian
+    assert (len(found.polygons), found.dropped) == (1, 1)
+    assert np.isfinite(shapely.get_coordinates(found.polygons)).all()
+
+
+@pytest.mark.parametrize("name", ["a.gpkg", "a.shp", "a.fgb"])
+def test_without_a_crs_one_is_asked_for(tmp_path: Path, name: str):
+    files = write_layer(tmp_path / name, [shapely.box(32, 0, 33, 1)], crs=None)
+    with pytest.raises(FootprintError, match="no coordinate system") as caught:
+        read_footprints(files, UTM)
+    assert ".prj" in caught.value.hint
+
+
+def test_the_layer_with_polygons_is_read(tmp_path: Path):
+    write_layer(tmp_path / "a.gpkg", [shapely.Point(0, 0)], kind="Point", layer="wells")
+    write_layer(tmp_path / "a.gpkg", [IN_UTM, IN_UTM], kind="Unknown", layer="sketches", append=True)
+    files = write_layer(tmp_path / "a.gpkg", [IN_UTM], layer="houses", append=True)
+    assert len(read_footprints(files, UTM).polygons) == 1
+    write_layer(tmp_path / "a.gpkg", [IN_UTM], layer="sheds", append=True)
+    with pytest.raises(FootprintError, match="2 layers of polygons: houses, sheds"):
+        read_footprints(files, UTM)
+
+
+def test_a_layer_of_any_kind_is_read_where_no_other_is_of_polygons(tmp_path: Path):
+    write_layer(tmp_path / "a.gpkg", [shapely.Point(0, 0)], kind="Point", layer="wells")
+    files = write_layer(tmp_path / "a.gpkg", [IN_UTM, shapely.Point(0, 0)], kind="Unknown", layer="all", append=True)
+    found = read_footprints(files, UTM)
+    assert (len(found.polygons), found.dropped) == (1, 1)
+
+
+def ring(*corners: tuple) -> dict:
+    return {"type": "Polygon", "coordinates": [corners]}
+
+
+def collection(*parts: dict) -> dict:
+    return {"type": "GeometryCollection", "geometries": list(parts)}
+
+
+POINT = {"type": "Point", "coordinates": [0, 0]}
+LINE = {"type": "LineString", "coordinates": [[0, 0], [9, 9]]}
+TWO = {"type": "MultiPolygon", "coordinates": [square(4, 0)["coordinates"], square(6, 0)["coordinates"]]}
+
+
+@pytest.mark.parametrize(
+    ("geometry", "area"),
+    [
+        (TWO, 2),
+        (collection(square(0, 0), POINT), 1),
+        (collection(collection(TWO, LINE), collection(collection(square(0, 0)))), 3),
+        (collection(square(0, 0), square(0.5, 0)), 1.5),  # they overlap, and become one
+        (ring((0, 0), (1, 0), (1, 1), (0, 1)), 1),  # not closed
+        (ring((0, 0), (2, 0), (2, 2), (0, 2), (0, 0), (1, 0), (1, 1), (0, 1), (0, 0)), 4),
+        (ring((0, 0), (1, 1), (1, 0), (0, 1), (0, 0)), 0.5),  # a bow tie
+        (ring((0, 0), (4, 0), (4, 4), (1, 4), (1, 2), (6, 2), (6, 6), (0, 6), (0, 0)), 32),  # crosses itself
+        ({"type": "Polygon", "coordinates": [*square(0, 0, 4)["coordinates"], *square(3, 3, 3)["coordinates"]]}, 15),
+        (ring((0, 0, 7), (1, 0, 7), (1, 1, 7), (0, 0, 7)), 0.5),
+    ],
+    ids=["two", "with a point", "nested", "overlapping", "open ring", "ring that doubles", "bow tie", "loop", "hole beyond",
+         "heights"],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:Non closed ring detected")
+def test_polygons_are_kept_however_they_come(tmp_path: Path, geometry: dict, area: float):
+    found = read_footprints(write_geojson(tmp_path / "a.geojson", [geometry, square(20, 20)]), "EPSG:4326")
+    assert (len(found.polygons), found.dropped) == (2, 0)
+    assert found.polygons[0].area == pytest.approx(area)
+    assert shapely.is_valid(found.polygons).all()
+    assert set(shapely.get_type_id(found.polygons)) <= {3, 6}
+    assert not shapely.has_z(found.polygons).any()
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [None, POINT, LINE, collection(), collection(POINT, collection(LINE)), {"type": "Polygon", "coordinates": []},
+     ring((0, 0), (1, 1), (2, 2), (0, 0)), ring((0, 0), (1, float("nan")), (1, 1), (0, 0))],
+    ids=["null", "point", "line", "empty collection", "no polygons", "empty polygon", "collapsed", "nan"],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+def test_what_is_no_polygon_is_dropped_and_counted(tmp_path: Path, geometry: dict | None):
+    found = read_footprints(write_geojson(tmp_path / "a.geojson", [geometry, square(20, 20)]), "EPSG:4326")
+    assert (len(found.polygons), found.dropped, found.repaired) == (1, 1, 0)
+
+
+def test_the_files_of_a_scene_are_read_together(tmp_path: Path):
+    first = write_geojson(tmp_path / "a.geojson", [square(32, 0), None])
+    second = write_layer(tmp_path / "b.gpkg", [shapely.box(33, 1, 34, 2)], "EPSG:4326")
+    found = read_footprints(first + second, "EPSG:4326")
+    assert (len(found.polygons), found.dropped) == (2, 1)
+
+
+coordinates = st.integers(0, 6).map(float)
+rings = st.lists(st.tuples(coordinates, coordinates), min_size=3, max_size=9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(rings, min_size=1, max_size=4))
+def test_whatever_the_rings_polygons_are_valid(tmp_path_factory: pytest.TempPathFactory, drawn: list):
+    geometries = [ring(*corners, corners[0]) for corners in drawn]
+    files = write_geojson(tmp_path_factory.mktemp("rings") / "a.geojson", [*geometries, square(20, 20)])
+    found = read_footprints(files, "EPSG:4326")
+    assert len(found.polygons) + found.dropped == len(drawn) + 1
+    assert shapely.is_valid(found.polygons).all()
+    assert (shapely.area(found.polygons) > 0).all()
 
 
 @given(st.floats(5, 30), st.floats(5, 30), st.floats(4, 18), st.floats(4, 18), st.floats(0, 90))
