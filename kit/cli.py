@@ -60,13 +60,13 @@ def prepare(
     layers: Annotated[
         bool, typer.Option("--layers", help="Masks of footprint, boundary and contact, for 3-channel recipes.")
     ] = False,
-    boundary: Annotated[str, typer.Option(help="Window that makes boundaries, px or m.")] = "5px",
-    contact: Annotated[str, typer.Option(help="How near two footprints are in contact, m or px.")] = "5m",
+    boundary: Annotated[str, typer.Option(help="With --layers: window that makes boundaries, px or m.")] = "5px",
+    contact: Annotated[str, typer.Option(help="With --layers: how near two footprints are in contact.")] = "5m",
     images: Annotated[str, typer.Option(help="lossless, jpeg, or scene: windows, no pixels are copied.")] = "lossless",
-    by: Annotated[str, typer.Option(help="How tiles are put into folds, see kit folds.")] = "auto",
+    by: Annotated[str, typer.Option(help="What is held out together, see kit folds.")] = "auto",
     k: Annotated[int, typer.Option("-k", help="Number of folds.")] = 5,
-    pattern: Annotated[str, typer.Option(help="Of a folder's paths: (?P<area>...) and (?P<scene>...).")] = "",
-    tier: Annotated[int, typer.Option(help="Of the labels: 1 careful, 2 dirty; by the catalogue's id.")] = 0,
+    pattern: Annotated[str, typer.Option(help="Searched in a folder's paths: (?P<area>...) and (?P<scene>...).")] = "",
+    tier: Annotated[int, typer.Option(help="Of the labels: 1 careful, 2 dirty; else as the catalogue's id tells.")] = 0,
     gsd: Annotated[float, typer.Option(help="Metres per pixel of images without a place on earth.")] = 0.0,
     scene: Annotated[list[str] | None, typer.Option(help="Cut AREA/SCENE again, and no other; repeatable.")] = None,
     workers: Annotated[int, typer.Option(help="Processes; by default one a core.", min=0)] = 0,
@@ -426,6 +426,7 @@ def main() -> None:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for its version
     # fastai and timm script some functions as they are imported, and torch calls that deprecated
     warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="Dataset has no geotransform")  # chips lie nowhere: no news
     try:
         code = app(standalone_mode=False)
         if code != INTERRUPTED:

@@ -9,9 +9,10 @@ from kit.data.ledger import Json, Record
 from kit.data.prepare import Prepared
 
 COLUMNS = (
-    *("scene", "tiles", "skipped", "why", "failed", "km2", "footprints", "crossing", "beyond", "repaired", "dropped"),
-    *("buildings", "fold"),
+    *("scene", "tiles", "skipped", "failed", "km2", "footprints", "crossing", "beyond", "repaired", "dropped"),
+    *("buildings", "fold", "why"),
 )
+ADDED = ("tiles", "failed", "km2", "footprints", "crossing", "beyond", "repaired", "dropped")  # up, over the scenes
 
 
 def summary(made: Prepared) -> list[Json]:
@@ -25,7 +26,7 @@ def summary(made: Prepared) -> list[Json]:
 
 def _row(record: Record, made: Prepared) -> Json:
     index = made.index[(made.index["area"] == record.area) & (made.index["scene"] == record.scene)]
-    m2 = index["valid_fraction"] * index["width_px"] * index["height_px"] * index["gsd_m"] ** 2
+    px = index["valid_fraction"] * index["width_px"] * index["height_px"]
     counts = record.counts
     return {
         "area": record.area,
@@ -33,10 +34,10 @@ def _row(record: Record, made: Prepared) -> Json:
         "tiles": len(index),
         "skipped": dict(Counter(tile.reason for tile in record.cut.skipped)),
         "failed": len(record.cut.failed),
-        "km2": round(float(m2.sum()) / 1e6, 4),
+        "km2": round(float((px * index["gsd_m"] ** 2).sum()) / 1e6, 4),
         "footprints": counts.get("used", 0),
         **{name: counts.get(name, 0) for name in ("crossing", "beyond", "repaired", "dropped")},
-        "building_fraction": round(float((m2 * index["building_fraction"]).sum() / max(m2.sum(), 1e-9)), 4),
+        "building_fraction": round(float((px * index["building_fraction"]).sum() / max(px.sum(), 1)), 4),
         "folds": fold_numbers(index),
     }
 
@@ -51,12 +52,28 @@ def show_prepared(made: Prepared, as_json: bool) -> None:
     if as_json:
         result(json.dumps(rows, indent=2))
         return
-    cells = [
-        (
-            f"{row['area']}/{row['scene']}", row["tiles"], sum(row["skipped"].values()), "; ".join(row["skipped"]),
-            row["failed"], f"{row['km2']:.3f}", row["footprints"], row["crossing"], row["beyond"], row["repaired"],
-            row["dropped"], f"{row['building_fraction']:.1%}", ",".join(map(str, row["folds"])),
-        )
-        for row in rows
-    ]  # fmt: skip
-    table(COLUMNS, cells)
+    table(COLUMNS, [_cells(row) for row in [*rows, *_total(rows)]])
+
+
+def _total(rows: list[Json]) -> list[Json]:
+    """Returns the row of all scenes together, where there are several."""
+    if len(rows) < 2:
+        return []
+    skipped: Counter[str] = Counter()
+    for row in rows:
+        skipped.update(row["skipped"])
+    km2 = sum(row["km2"] for row in rows)
+    built = sum(row["km2"] * row["building_fraction"] for row in rows) / km2 if km2 else None
+    added = {name: sum(row[name] for row in rows) for name in ADDED}
+    folds = sorted({fold for row in rows for fold in row["folds"]})
+    return [{"area": "all", "scene": "", "skipped": skipped, "building_fraction": built, "folds": folds, **added}]
+
+
+def _cells(row: Json) -> tuple[object, ...]:
+    """Returns a row as it is shown."""
+    share = row["building_fraction"]
+    return (
+        f"{row['area']}/{row['scene']}".rstrip("/"), row["tiles"], sum(row["skipped"].values()), row["failed"],
+        f"{row['km2']:.3f}", *(row[name] for name in ADDED[3:]), "" if share is None else f"{share:.1%}",
+        ",".join(map(str, row["folds"])), "; ".join(f"{n} {why}" for why, n in row["skipped"].items()),
+    )  # fmt: skip
