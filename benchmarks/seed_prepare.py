@@ -2,8 +2,8 @@
 
 Source: drivendataorg/open-cities-ai-challenge, 2nd Place, src/data/prepare_train.py, and the masks of solaris
 (`df_to_px_mask`), told in other words. Each XYZ tile of zoom 19 is read by rio-tiler, which opens the scene anew; each
-polygon of the scene is tested against each tile; footprint, boundary and contact are drawn; image and masks are saved as
-PNG by Pillow, which scikit-image calls.
+polygon of the scene is tested against each tile; footprint, boundary and contact are drawn; image and masks are saved
+as PNG by Pillow, which scikit-image calls.
 
 What is kinder to it here: polygons are projected once, and sent to the processes once; no data frames; OpenCV erodes.
 As there: nearest neighbour, boundaries of touching houses run together, and houses beyond a tile's edge are not seen.
@@ -32,21 +32,19 @@ from rasterio.warp import transform_bounds
 from rio_tiler.io import Reader
 from shapely import Geometry
 
-from kit.data.tiles import IMAGE_FORMAT, LAYERS_FORMAT, MASK_FORMAT
+from kit.data.tiles import IMAGE_FORMATS, MASK_FORMAT
 
 ZOOM, SIDE_PX = 19, 1024
 BOUNDARY_PX, CONTACT_M = 5, 5.0
 EARTH_M = 6378137.0  # radius of EPSG:3857's sphere
 XYZ = morecantile.tms.get("WebMercatorQuad")
-KIT_IMAGE = {"photometric": "rgb", **IMAGE_FORMAT}
-KIT_LAYERS = {**MASK_FORMAT, **LAYERS_FORMAT}
 
 Place = tuple[int, int]  # x and y of an XYZ tile
 
 
 @dataclass(frozen=True)
 class Job:
-    """What every process needs: the scene, its polygons in EPSG:3857, where files go, and `png` or `kit`, the format."""
+    """What every process needs: the scene, its polygons in EPSG:3857, where to, and the format: `png` or `kit`."""
 
     scene: Path
     polygons: list[Geometry]
@@ -119,8 +117,14 @@ def cut(job: Job, place: Place) -> None:
     footprint = footprint_mask(polygons, at)
     layers = (footprint, boundary_mask(footprint), contact_mask(polygons, at, footprint))
     name = f"{job.scene.stem}_{ZOOM}_{place[0]}_{place[1]}"
-    save(job.out / "images" / name, np.ascontiguousarray(tile.data[:3].transpose(1, 2, 0)), at, job, **KIT_IMAGE)
-    save(job.out / "masks" / name, np.stack(layers, axis=-1), at, job, **KIT_LAYERS)
+    save(
+        job.out / "images" / name,
+        np.ascontiguousarray(tile.data[:3].transpose(1, 2, 0)),
+        at,
+        job,
+        **IMAGE_FORMATS["lossless"],
+    )
+    save(job.out / "masks" / name, np.stack(layers, axis=-1), at, job, **MASK_FORMAT)
 
 
 def start_worker(job: Job) -> None:

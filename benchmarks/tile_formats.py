@@ -21,8 +21,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,195 +29,36 @@ from typing import Any
 import cv2
 import numpy as np
 import rasterio
-from rasterio.enums import ColorInterp, Resampling
+from formats import SIDE_PX, Format, Tile, bands_last, image_formats, mask_formats, warp
 from rasterio.transform import Affine, array_bounds
-from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform_bounds
-from rasterio.windows import Window, from_bounds
+from rasterio.windows import Window
 
 from kit.data.footprints import draw_layers, draw_mask, margin_px, read_footprints
 from kit.data.sample import draw_sample
-from kit.data.tiles import IMAGE_FORMAT, MASK_FORMAT, Grid, grid_of, ground_m
 
-SIDE_PX, WINDOW_PX = 1024, 512
+WINDOW_PX = 512
+EARTH_M = 6378137.0  # radius of EPSG:3857's sphere
+PIXEL_M = math.tau * EARTH_M / 2**19 / SIDE_PX  # zoom 19; at the equator
 MIN_VALID = 0.9  # of a tile to measure on: empty ground is cheap in every format
 SAMPLE_SCENE = "nbo/nbo_b"
 
-Pixels = np.ndarray  # (H, W) or (H, W, 3), uint8
 
-
-@dataclass(frozen=True)
-class Tile:
-    """Pixels to write, the transform they have on the grid, and the scene they come from."""
-
-    pixels: Pixels
-    transform: Affine
-    scene: Path
-
-
-@dataclass(frozen=True)
-class Format:
-    """How a tile is written to a path, and how a window of it, or with None all of it, is read again."""
-
-    write: Callable[[Path, Tile], None]
-    read: Callable[[Path, Tile, Window | None], Pixels]
-
-
-def bands_last(bands: np.ndarray) -> Pixels:
-    """Returns (H, W) of one band, (H, W, 3) of three; `cv2.merge` is far quicker than NumPy's contiguous transpose."""
-    return bands[0] if len(bands) == 1 else cv2.merge(list(bands))
-
-
-def write_raster(path: Path, tile: Tile, **profile: Any) -> None:
-    bands = tile.pixels[None] if tile.pixels.ndim == 2 else tile.pixels.transpose(2, 0, 1)
-    count, height, width = bands.shape
-    shape = {"width": width, "height": height, "count": count, "dtype": "uint8"}
-    with rasterio.open(path, "w", crs="EPSG:3857", transform=tile.transform, **shape, **profile) as raster:
-        raster.write(bands)
-
-
-def read_raster(path: Path, tile: Tile, window: Window | None) -> Pixels:
-    with rasterio.open(path) as raster:
-        return bands_last(raster.read(window=window))
-
-
-def read_transposed(path: Path, tile: Tile, window: Window | None) -> Pixels:
-    with rasterio.open(path) as raster:
-        return np.ascontiguousarray(raster.read(window=window).transpose(1, 2, 0))
-
-
-def write_cv2(path: Path, tile: Tile, *flags: int) -> None:
-    if not cv2.imwrite(str(path), tile.pixels[..., ::-1] if tile.pixels.ndim == 3 else tile.pixels, flags):
-        raise OSError(f"{path} was not written")
-
-
-def read_cv2(path: Path, tile: Tile, window: Window | None) -> Pixels:
-    coded = np.frombuffer(path.read_bytes(), np.uint8)
-    pixels = cv2.imdecode(coded, cv2.IMREAD_COLOR_RGB if tile.pixels.ndim == 3 else cv2.IMREAD_GRAYSCALE)
-    return pixels if window is None else np.ascontiguousarray(pixels[window.toslices()])
-
-
-def write_nothing(path: Path, tile: Tile) -> None:
-    """The scene is there already."""
-
-
-def read_native(path: Path, tile: Tile, window: Window | None) -> Pixels:
-    """Reads as many of the scene's own pixels at the tile's place: other ground where the resolution differs."""
-    with rasterio.open(tile.scene) as scene:
-        bounds = transform_bounds("EPSG:3857", scene.crs, *array_bounds(SIDE_PX, SIDE_PX, tile.transform))
-        corner = from_bounds(*bounds, scene.transform)
-        column, row = (max(0, min(round(at), end - SIDE_PX)) for at, end in (
-            (corner.col_off, scene.width), (corner.row_off, scene.height)
-        ))  # fmt: skip
-        part = window or Window(0, 0, SIDE_PX, SIDE_PX)
-        moved = Window(column + part.col_off, row + part.row_off, part.width, part.height)
-        return bands_last(scene.read((1, 2, 3), window=moved))
-
-
-def read_warped(path: Path, tile: Tile, window: Window | None) -> Pixels:
-    with rasterio.open(tile.scene) as scene, warp(scene, tile.transform, SIDE_PX, SIDE_PX) as warped:
-        return bands_last(warped.read((1, 2, 3), window=window))
-
-
-def warp(scene: rasterio.DatasetReader, transform: Affine, width: int, height: int) -> WarpedVRT:
-    shape = {"transform": transform, "width": width, "height": height}
-    alpha = ColorInterp.alpha in scene.colorinterp
-    return WarpedVRT(scene, crs="EPSG:3857", **shape, resampling=Resampling.bilinear, add_alpha=not alpha)
-
-
-def raster(driver: str = "GTiff", **profile: Any) -> Format:
-    return Format(partial(write_raster, driver=driver, **profile), read_raster)
-
-
-def tiff(compress: str, block_px: int = 256, **profile: Any) -> Format:
-    blocks = {"tiled": True, "blockxsize": block_px, "blockysize": block_px}
-    return raster(compress=compress, **blocks, **profile)
-
-
-def coded(*flags: int) -> Format:
-    return Format(lambda path, tile: write_cv2(path, tile, *flags), read_cv2)
-
-
-def drawn(read: Callable[[Path, Tile, Window | None], Pixels]) -> Format:
-    return Format(write_nothing, read)
-
-
-def lossless(**colours: str) -> dict[str, Format]:
-    """Returns the GeoTIFFs and PNGs that hold every pixel as it is."""
-    formats = {"GTiff, not compressed": tiff("none", **colours)}
-    for predictor in (1, 2):
-        for compress, level, levels in (("deflate", "zlevel", (1, 6)), ("zstd", "zstd_level", (1, 9))):
-            for number in levels:
-                name = f"GTiff {compress} {number}, predictor {predictor}"
-                formats[name] = tiff(compress, predictor=predictor, **{level: number}, **colours)
-        formats[f"GTiff lzw, predictor {predictor}"] = tiff("lzw", predictor=predictor, **colours)
-    for level in (1, 6):
-        formats[f"PNG {level}, rasterio"] = raster("PNG", zlevel=level)
-        formats[f"PNG {level}, OpenCV"] = coded(cv2.IMWRITE_PNG_COMPRESSION, level)
-    return formats
-
-
-def image_formats() -> dict[str, Format]:
-    rgb = {"photometric": "rgb"}
-    today = raster(**rgb, **IMAGE_FORMAT)
-    formats = {"kit's today": today, "kit's today, NumPy transposes": Format(today.write, read_transposed)}
-    formats |= lossless(**rgb)
-    for block_px in (512, 1024):
-        formats[f"GTiff zstd 1, predictor 2, {block_px} px blocks"] = tiff(
-            "zstd", block_px, zstd_level=1, predictor=2, **rgb
-        )
-    formats["GTiff zstd 1, predictor 2, bands apart"] = tiff(
-        "zstd", zstd_level=1, predictor=2, interleave="band", **rgb
-    )
-    formats["GTiff lerc_zstd"] = tiff("lerc_zstd", max_z_error=0, zstd_level=1, **rgb)
-    formats["GTiff webp lossless"] = tiff("webp", webp_lossless=True, **rgb)
-    for block_px in (256, 512):
-        formats[f"GTiff webp 90, {block_px} px blocks"] = tiff("webp", block_px, webp_level=90, **rgb)
-        for quality in (90, 95):
-            formats[f"GTiff jpeg {quality}, {block_px} px blocks"] = tiff(
-                "jpeg", block_px, jpeg_quality=quality, photometric="ycbcr"
-            )
-    for quality in (90, 95):
-        formats[f"JPEG {quality}, rasterio"] = raster("JPEG", quality=quality)
-        formats[f"JPEG {quality}, OpenCV"] = coded(cv2.IMWRITE_JPEG_QUALITY, quality)
-    formats["WebP 90, OpenCV"] = coded(cv2.IMWRITE_WEBP_QUALITY, 90)
-    formats["WebP lossless, OpenCV"] = coded(cv2.IMWRITE_WEBP_QUALITY, 101)
-    return formats | {"the scene, its own pixels": drawn(read_native), "the scene, warped": drawn(read_warped)}
-
-
-def mask_formats() -> dict[str, Format]:
-    packed = {"GTiff packbits": tiff("packbits"), "GTiff lerc_zstd": tiff("lerc_zstd", max_z_error=0, zstd_level=1)}
-    return {"kit's today": raster(**MASK_FORMAT), **lossless(), **packed}
-
-
-def layer_formats() -> dict[str, Format]:
-    grey = {"photometric": "minisblack"}
-    apart = {**grey, "interleave": "band"}
-    return {
-        "kit's today": raster(**MASK_FORMAT, **apart),
-        **lossless(**apart),
-        "GTiff packbits": tiff("packbits", **apart),
-    }
-
-
-def cut(scene: Path, limit: int) -> tuple[Grid, list[tuple[Tile, np.ndarray]]]:
-    """Returns the grid, and tiles spread over the scene's ground with their pixels that hold imagery, (H, W) bool."""
+def cut(scene: Path, limit: int) -> list[tuple[Tile, np.ndarray]]:
+    """Returns tiles spread over the scene's ground, with the pixels that hold imagery, (H, W) bool."""
     with rasterio.open(scene) as source:
-        grid = grid_of("z19", SIDE_PX, source)
-        left, bottom, right, top = transform_bounds(source.crs, grid.crs, *source.bounds)
-        width, height = round((right - left) / grid.pixel), round((top - bottom) / grid.pixel)
-        origin = Affine(grid.pixel, 0, left, 0, -grid.pixel, top)
-        columns, rows = (_starts(length) for length in (width, height))
+        left, bottom, right, top = transform_bounds(source.crs, "EPSG:3857", *source.bounds)
+        origin = Affine(PIXEL_M, 0, left, 0, -PIXEL_M, top)
+        columns, rows = (_starts(round(length / PIXEL_M)) for length in (right - left, top - bottom))
         found = []
-        for row in rows:
-            for column in columns:
-                place = origin @ Affine.translation(column, row)
-                with warp(source, place, SIDE_PX, SIDE_PX) as warped:
-                    pixels = warped.read()  # (4, side, side)
-                valid = pixels[3] > 0
-                if valid.mean() >= MIN_VALID:
-                    found.append((Tile(bands_last(pixels[:3] * valid), place, scene), valid))
-    return grid, [found[at] for at in np.unique(np.linspace(0, len(found) - 1, limit).round().astype(int))]
+        for row, column in product(rows, columns):
+            place = origin @ Affine.translation(column, row)
+            with warp(source, place, SIDE_PX, SIDE_PX) as warped:
+                pixels = warped.read()  # (4, side, side)
+            valid = pixels[3] > 0
+            if valid.mean() >= MIN_VALID:
+                found.append((Tile(bands_last(pixels[:3] * valid), place, scene), valid))
+    return [found[at] for at in np.unique(np.linspace(0, len(found) - 1, limit).round().astype(int))] if found else []
 
 
 def _starts(length: int) -> list[int]:
@@ -227,13 +67,14 @@ def _starts(length: int) -> list[int]:
     return [round(at) for at in np.linspace(0, max(0, length - SIDE_PX), count)]
 
 
-def masks_of(labels: Path, grid: Grid, cuts: list[tuple[Tile, np.ndarray]]) -> Iterator[tuple[Tile, Tile]]:
+def masks_of(labels: Path, cuts: list[tuple[Tile, np.ndarray]]) -> Iterator[tuple[Tile, Tile]]:
     """Yields each tile's footprint mask (H, W) and its three layers (H, W, 3): 0 no, 1 yes, 255 no data."""
-    footprints = read_footprints((str(labels),), grid.crs)
+    footprints = read_footprints((str(labels),), "EPSG:3857")
     shape = (SIDE_PX, SIDE_PX)
     for tile, valid in cuts:
-        at, gsd_m = tile.transform, ground_m(grid, tile.transform)
-        reach = margin_px(gsd_m) * grid.pixel
+        at = tile.transform
+        gsd_m = PIXEL_M / math.cosh(at.f / EARTH_M)
+        reach = margin_px(gsd_m) * PIXEL_M
         left, bottom, right, top = array_bounds(*shape, at)
         near = footprints.touching((left - reach, bottom - reach, right + reach, top + reach))
         mask, layers = draw_mask(near, at, shape, valid), draw_layers(near, at, shape, valid, gsd_m)
@@ -329,13 +170,16 @@ def main() -> None:
         scene_of(options.scene, options.labels) as (scene, labels),
         TemporaryDirectory() as folder,
     ):
-        grid, cuts = cut(scene, options.tiles)
+        cuts = cut(scene, options.tiles)
         if not cuts:
             parser.error(f"{scene} has no ground of {SIDE_PX} x {SIDE_PX} px at z19 that is covered by imagery")
         jobs = {"image": (image_formats(), [tile for tile, _ in cuts])}
         if labels is not None:
-            masks, layers = zip(*masks_of(labels, grid, cuts), strict=True)
-            jobs |= {"mask": (mask_formats(), masks), "three layers": (layer_formats(), layers)}
+            masks, layers = zip(*masks_of(labels, cuts), strict=True)
+            jobs |= {
+                "mask": (mask_formats(), masks),
+                "three layers": (mask_formats(interleave="band", photometric="minisblack"), layers),
+            }
         for kind, (formats, tiles) in jobs.items():
             rows = measure(formats, list(tiles), options.rounds, Path(folder))
             print(f"\n{len(tiles)} tiles, {options.rounds} rounds\n\n{told(kind, rows)}", flush=True)
