@@ -7,7 +7,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from kit.data.dataset import Fold, split_fold
-from kit.data.prepare import prepare, read_index
+from kit.data.index import read_index
+from kit.data.prepare import prepare
 from kit.data.sample import draw_sample
 from kit.paths import Paths
 

@@ -11,7 +11,7 @@ import typer
 
 from kit import __version__
 from kit.console import failure, result, say, table
-from kit.errors import KitError, RankError
+from kit.errors import CutError, KitError, RankError
 from kit.paths import Paths
 
 app = typer.Typer(
@@ -47,33 +47,56 @@ def sample(
 
 @app.command()
 def prepare(
-    catalog: Annotated[Path, typer.Argument(help="A STAC catalogue, or the folder that holds it.")],
-    name: Annotated[str, typer.Option(help="Of the data set; the catalogue's id by default.")] = "",
+    source: Annotated[
+        str,
+        typer.Argument(help="A STAC catalogue (folder, file or address), a folder of images with labels, or a CSV."),
+    ],
+    name: Annotated[str, typer.Option(help="Of the data set; by default that of the catalogue or the folder.")] = "",
     grid: Annotated[str, typer.Option(help="z19 (any zoom), 0.1m (any resolution) or native.")] = "z19",
-    side: Annotated[int, typer.Option(help="Side of a tile, px.", min=32)] = 1024,
+    side: Annotated[int, typer.Option(help="Side of a tile, px.", min=32, max=4096)] = 1024,
+    overlap: Annotated[int, typer.Option(help="What neighbouring tiles share, px.", min=0)] = 0,
+    min_valid: Annotated[float, typer.Option(help="Skip tiles with a smaller share of imagery.", min=0, max=1)] = 0.01,
     layers: Annotated[
         bool, typer.Option("--layers", help="Masks of footprint, boundary and contact, for 3-channel recipes.")
     ] = False,
+    boundary: Annotated[str, typer.Option(help="Window that makes boundaries, px or m.")] = "5px",
+    contact: Annotated[str, typer.Option(help="How near two footprints are in contact, m or px.")] = "5m",
+    images: Annotated[str, typer.Option(help="lossless, jpeg, or scene: windows, no pixels are copied.")] = "lossless",
+    by: Annotated[str, typer.Option(help="How tiles are put into folds, see kit folds.")] = "auto",
+    k: Annotated[int, typer.Option("-k", help="Number of folds.")] = 5,
+    pattern: Annotated[str, typer.Option(help="Of a folder's paths: (?P<area>...) and (?P<scene>...).")] = "",
+    tier: Annotated[int, typer.Option(help="Of the labels: 1 careful, 2 dirty; by the catalogue's id.")] = 0,
+    gsd: Annotated[float, typer.Option(help="Metres per pixel of images without a place on earth.")] = 0.0,
+    scene: Annotated[list[str] | None, typer.Option(help="Cut AREA/SCENE again, and no other; repeatable.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes; by default one a core.", min=0)] = 0,
+    as_json: Json = False,
     root: Root = HERE,
     debug: Debug = False,
 ) -> None:
-    """Cut a catalogue's scenes into tiles: images, masks, index, folds.
+    """Cut scenes into tiles: images, masks, index, folds, contact sheets. Stopped, it goes on where it was.
 
     Example: kit prepare train_tier_1 --name tier1
     """
     from kit.data.prepare import prepare as prepare_tiles
+    from kit.data.report import show_prepared
 
     paths = Paths(root)
-    made = prepare_tiles(catalog, paths, name, grid, side, layers=layers)
-    if made.notice:
-        say(f"folds: {made.notice}")
-    rows = []
-    for (area, scene), part in made.index.groupby(["area", "scene"]):
-        share = (part["building_fraction"] * part["valid_fraction"]).sum() / part["valid_fraction"].sum()
-        fold = ",".join(map(str, sorted(set(part["fold"]))))
-        rows.append((f"{area}/{scene}", len(part), made.skipped[area, scene], f"{share:.1%}", fold))
-    table(("scene", "tiles", "empty", "buildings", "fold"), rows)
-    result(str(paths.data(made.name)))
+    style = {
+        "grid": grid, "side_px": side, "overlap_px": overlap, "min_valid": min_valid, "layers": layers,
+        "boundary": boundary, "contact": contact, "images": images,
+    }  # fmt: skip
+    try:
+        made = prepare_tiles(
+            source, paths, name, by=by, k=k, pattern=pattern, tier=tier, gsd_m=gsd, only=scene or (), workers=workers,
+            **style,
+        )  # fmt: skip
+    except CutError as error:
+        if error.made:
+            show_prepared(error.made, as_json)
+        raise
+    show_prepared(made, as_json)
+    if not as_json:
+        result(str(paths.data(made.name)))
 
 
 @app.command()
@@ -88,7 +111,7 @@ def folds(
 
     Example: kit folds tier1 --by tile -k 5
     """
-    from kit.data.prepare import refold
+    from kit.data.index import refold
 
     index, notice = refold(Paths(root), name, by, k)
     if notice:

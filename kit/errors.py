@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
 class KitError(Exception):
@@ -32,6 +33,18 @@ class FootprintError(KitError):
 
 class DataError(KitError):
     """A prepared data set is missing, ambiguous or incomplete."""
+
+
+class CutError(DataError):
+    """Some tiles or scenes could not be cut; the others are.
+
+    Args:
+        made: what `kit.data.prepare.prepare` would have returned, if there is anything.
+    """
+
+    def __init__(self, message: str, hint: str = "", made: Any = None) -> None:
+        super().__init__(message, hint)
+        self.made = made
 
 
 class RecipeError(KitError):

@@ -1,6 +1,7 @@
 """Footprint polygons: read, repaired, projected, drawn as masks."""
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import repeat
@@ -18,9 +19,47 @@ from rasterio.features import rasterize
 from rasterio.transform import Affine
 
 from kit.data.masks import BUILDING, IGNORE
-from kit.errors import FootprintError
+from kit.errors import DataError, FootprintError
 
-BOUNDARY_PX, CONTACT_M = 5, 5.0  # the widths of the challenge's second place
+BOUNDARY, CONTACT = "5px", "5m"  # the widths of the challenge's second place
+BOUNDARY_PX, CONTACT_M = 5, 5.0
+
+
+@dataclass(frozen=True)
+class Width:
+    """A width that is the same in pixels, or the same on the ground.
+
+    Args:
+        value: above 0.
+        unit: `px` or `m`.
+    """
+
+    value: float
+    unit: str
+
+    def px(self, gsd_m: float) -> float:
+        """Returns it in pixels."""
+        return self.value if self.unit == "px" else self.value / gsd_m
+
+    def m(self, gsd_m: float) -> float:
+        """Returns it in metres."""
+        return self.value if self.unit == "m" else self.value * gsd_m
+
+    def odd_px(self, gsd_m: float) -> int:
+        """Returns it as the side of a window that has a middle, at least 3 px."""
+        return max(3, 2 * round((self.px(gsd_m) - 1) / 2) + 1)
+
+
+def read_width(text: str) -> Width:
+    """Returns the width of a text such as `5px` or `0.4m`.
+
+    Raises:
+        DataError: it is none.
+    """
+    found = re.fullmatch(r"(\d+\.?\d*|\.\d+)(px|m)", text)
+    if not found or not float(found[1]):
+        raise DataError(f"no width {text!r}", "expected pixels or metres, such as 5px or 0.4m")
+    return Width(float(found[1]), found[2])
 
 
 @dataclass(frozen=True)
@@ -55,6 +94,14 @@ class Footprints:
         hits = self._tree.query(shapely.box(*bounds), predicate="intersects")  # type: ignore[attr-defined]
         found: NDArray[np.object_] = self.polygons[np.sort(hits)]
         return found
+
+    def on(self, outline: shapely.Polygon) -> tuple["Footprints", int]:
+        """Returns those that touch a scene's outline, in `crs`, and how many of them reach beyond it."""
+        hits = np.sort(self._tree.query(outline, predicate="intersects"))  # type: ignore[attr-defined]
+        inside = np.zeros(len(self.polygons), bool)
+        inside[self._tree.query(outline, predicate="contains_properly")] = True  # type: ignore[attr-defined]
+        kept = Footprints(self.polygons[hits], self.crs, self.repaired, self.dropped)
+        return kept, len(hits) - int(inside[hits].sum())
 
 
 def read_footprints(files: tuple[str, ...], crs: str) -> Footprints:

@@ -1,16 +1,32 @@
-"""A catalogue to a data set on disk, and a data set to its index."""
+"""Imagery with labels to a data set on disk, and a data set to its index."""
 
+import json
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from kit.console import meter
-from kit.data.catalog import read_scenes
+from kit.data.catalog import Scene
+from kit.data.cutting import Failed, Style
 from kit.data.folds import assign_folds
-from kit.data.tiles import Tile, cut_scene
-from kit.errors import DataError, RasterError, nearest
-from kit.paths import Paths, replacing
+from kit.data.footprints import read_width
+from kit.data.grids import check_grid
+from kit.data.index import read_table
+from kit.data.ledger import Json, Record
+from kit.data.remote import is_remote, local_path
+from kit.data.scenes import Part, Scenes
+from kit.data.sheets import Sheet, draw_sheet
+from kit.data.sources import read_source
+from kit.data.tiles import IMAGE_FORMATS, SCENE, Skipped
+from kit.data.workers import available
+from kit.errors import CutError, DataError, KitError, nearest
+from kit.paths import Paths, alone, replacing
+
+SMALL_BYTES = 1 << 20  # imagery that is cut sooner than processes start
 
 
 @dataclass(frozen=True)
@@ -20,90 +36,153 @@ class Prepared:
     Args:
         name: of the data set.
         index: one row a tile, with its fold.
-        skipped: tiles without imagery, per (area, scene).
+        scenes: what came of each scene, by area and scene.
         notice: something to tell about the folds, or nothing.
+        kept: how many scenes were cut before, and are as they were.
     """
 
     name: str
     index: pd.DataFrame
-    skipped: dict[tuple[str, str], int]
+    scenes: list[Record]
     notice: str
+    kept: int
+
+    @property
+    def skipped(self) -> dict[tuple[str, str], int]:
+        """Tiles that were not kept, per (area, scene)."""
+        return {(record.area, record.scene): len(record.cut.skipped) for record in self.scenes}
 
 
 def prepare(
-    catalog: Path,
+    place: str | Path,
     paths: Paths,
     name: str = "",
-    grid: str = "z19",
-    side_px: int = 1024,
+    *,
     by: str = "auto",
     k: int = 5,
-    layers: bool = False,
+    pattern: str = "",
+    tier: int = 0,
+    gsd_m: float = 0.0,
+    only: Collection[str] = (),
+    workers: int = 0,
+    **style: Any,
 ) -> Prepared:
-    """Cuts a catalogue's scenes into `data/NAME`: images, masks, `index.csv` with folds.
+    """Cuts scenes into `data/NAME`: images, masks, contact sheets, `index.csv` with folds, `skipped.csv`.
 
-    The folder appears under its name when it is complete, and not before.
+    The index appears when all is cut, and not before. Stopped and called again, it goes on; called once more, it does
+    nothing. A scene whose image, labels or style has changed is cut again.
 
     Args:
-        catalog: a STAC catalogue, or the folder that holds it.
+        place: what to cut, see `kit.data.sources.read_source`.
         paths: of the working root.
-        name: of the data set; the catalogue's id by default.
-        grid: see `grid_of`.
-        side_px: side of a tile.
+        name: of the data set; by default the catalogue's id, or the folder's name.
         by: how tiles are put into folds, see `kit.data.folds`.
         k: number of folds.
-        layers: masks get the bands footprint, boundary and contact, see `draw_layers`.
+        pattern: where area and scene stand in the paths of a folder, see `read_source`.
+        tier: of the labels; 0: as the catalogue's id says.
+        gsd_m: metres on the ground per pixel, for ready-made images that lie nowhere.
+        only: scenes, as `area/scene`, to cut again; the others stay as they are, cut or not.
+        workers: processes; 0: one a core, and one in all for a little imagery.
+        style: of the tiles, see `kit.data.cutting.Style`.
 
     Raises:
-        CatalogError, RasterError, FootprintError, DataError: see the functions above.
+        CutError: some scenes or tiles could not be cut; the others are, with an index.
+        CatalogError, DataError, KitError: what is asked for makes no sense, or the disk is full.
     """
-    identity, scenes = read_scenes(catalog)
-    tiles: list[Tile] = []
-    skipped: dict[tuple[str, str], int] = {}
-    with replacing(paths.data(name or identity)) as folder, meter("cut tiles", 0) as progress:
-        for part in ("images", "masks"):
-            (folder / part).mkdir(parents=True)
-        for scene in scenes:
-            found, skipped[scene.area, scene.scene] = cut_scene(scene, grid, side_px, folder, progress, layers)
-            if not found:
-                raise RasterError(f"{scene.image} holds no imagery: every tile is empty", "check its alpha band")
-            tiles.extend(found)
-        index = pd.DataFrame([asdict(tile) for tile in tiles])
-        index.insert(4, "fold", 0)
-        index["fold"], notice = assign_folds(index, by, k)
-        index.to_csv(folder / "index.csv", index=False)
-    return Prepared(name or identity, index, skipped, notice)
-
-
-def read_index(paths: Paths, name: str = "") -> tuple[str, pd.DataFrame]:
-    """Returns a data set's name and index; without a name, the only one there is. Paths in it become absolute.
-
-    Raises:
-        DataError: there is none of that name, none at all, or several to choose from.
-    """
-    known = paths.data_names()
-    if name and name not in known:
-        raise DataError(
-            f"no data set {name!r} below {paths.data('').parent}", f"{nearest(name, known)}; or kit prepare"
-        )
-    if not name and len(known) != 1:
-        if not known:
-            raise DataError("no data set is prepared here", "kit prepare CATALOG; or kit run quickstart for the sample")
-        raise DataError(f"several data sets are prepared: {', '.join(known)}", "choose one with --data NAME")
-    name = name or known[0]
+    wanted = Style(**style)
+    _check(wanted)
+    source = read_source(place, pattern, tier)
+    name = name or source.name
     folder = paths.data(name)
-    index = pd.read_csv(folder / "index.csv", dtype={"tile": str, "area": str, "scene": str})
-    for column in ("image", "mask"):
-        index[column] = [str(folder / file) for file in index[column]]
-    return name, index
+    parts: list[Part] = [*source.scenes]
+    parts += [tuple(pairs) for _, pairs in groupby(source.pairs, key=lambda pair: (pair.area, pair.scene))]
+    settings = {"style": asdict(wanted), "by": by, "k": k}
+    with alone(folder):
+        work = Scenes(folder, wanted, gsd_m, parts, only)
+        with meter("cut tiles", 0) as progress:
+            work.cut_all(progress, workers or (1 if _small(parts) else available()))
+        records = work.records()
+        tiles = [tile for record in records for tile in record.cut.tiles]
+        failed = [failure for record in records for failure in record.cut.failed]
+        if not tiles:
+            raise _nothing(records, failed)
+        _draw_sheets(folder, records)
+        index, notice = _write_index(folder, records, settings, changed=work.changed)
+    made = Prepared(name, index, records, notice, work.kept)
+    if failed:
+        raise _failure(made, failed)
+    return made
 
 
-def refold(paths: Paths, name: str, by: str, k: int) -> tuple[pd.DataFrame, str]:
-    """Rewrites the fold column of a data set without cutting again; returns the index and a notice."""
-    name, _ = read_index(paths, name)
-    file = paths.data(name) / "index.csv"
-    index = pd.read_csv(file, dtype={"tile": str, "area": str, "scene": str})
-    index["fold"], notice = assign_folds(index, by, k)
-    with replacing(file) as temporary:
-        index.to_csv(temporary, index=False)
+def _check(style: Style) -> None:
+    """Checks what was asked for before anything is read."""
+    check_grid(style.grid, style.side_px, style.overlap_px)
+    read_width(style.boundary)
+    read_width(style.contact)
+    formats = [*IMAGE_FORMATS, SCENE]
+    if style.images not in formats:
+        raise DataError(f"no images of the kind {style.images!r}", nearest(style.images, formats))
+    if not 0 <= style.min_valid <= 1:
+        raise DataError(f"a least share of imagery of {style.min_valid:g}", "expected 0 to 1")
+
+
+def _small(parts: Sequence[Part]) -> bool:
+    images = [part.image if isinstance(part, Scene) else part[0].image for part in parts]
+    return not any(map(is_remote, images)) and sum(_bytes(image) for image in images) < SMALL_BYTES
+
+
+def _bytes(href: str) -> int:
+    file = local_path(href)
+    return file.stat().st_size if file.is_file() else 0
+
+
+def _draw_sheets(folder: Path, records: Sequence[Record]) -> None:
+    """Draws the contact sheets that are not there yet."""
+    for record in records:
+        sheet = Sheet(folder, record.area, record.scene)
+        if record.cut.tiles and not sheet.file.exists():
+            draw_sheet(sheet, record.cut.tiles)
+
+
+def _write_index(folder: Path, records: Sequence[Record], settings: Json, changed: bool) -> tuple[pd.DataFrame, str]:
+    """Writes the index and what belongs to it; folds that were made anew since are kept if nothing else has changed."""
+    file, told = folder / "index.csv", folder / "settings.json"
+    if not changed and file.exists() and told.exists() and json.loads(told.read_text()) == settings:
+        return read_table(file), ""
+    index = pd.DataFrame([asdict(tile) for record in records for tile in record.cut.tiles])
+    if not index["tile"].is_unique:
+        twice = index["tile"][index["tile"].duplicated()].iloc[0]
+        raise DataError(f"two tiles are named {twice}", "rename an area or a scene: areas and scenes are joined by _")
+    index.insert(4, "fold", 0)
+    index["fold"], notice = assign_folds(index, settings["by"], settings["k"])
+    skipped = [asdict(tile) for record in records for tile in record.cut.skipped]
+    _write_table(folder / "skipped.csv", pd.DataFrame(skipped, columns=list(Skipped.__dataclass_fields__)))
+    failed = [asdict(tile) for record in records for tile in record.cut.failed]
+    (folder / "failed.csv").unlink(missing_ok=True)
+    if failed:
+        _write_table(folder / "failed.csv", pd.DataFrame(failed))
+    with replacing(told) as temporary:
+        temporary.write_text(json.dumps(settings, indent=2) + "\n")
+    _write_table(file, index)
     return index, notice
+
+
+def _write_table(file: Path, table: pd.DataFrame) -> None:
+    with replacing(file) as temporary:
+        table.to_csv(temporary, index=False)
+
+
+def _nothing(records: Sequence[Record], failed: Sequence[Failed]) -> KitError:
+    if failed:
+        return CutError(f"no scene could be cut, first {failed[0].tile}: {failed[0].reason}", "mend it and try again")
+    named = ", ".join(record.name for record in records[:3])
+    return DataError(f"no tile of {named} holds imagery", "check the alpha band, or lower --min-valid")
+
+
+def _failure(made: Prepared, failed: Sequence[Failed]) -> CutError:
+    total = len(made.index) + len(failed)
+    return CutError(
+        f"{len(failed)} of {total} tiles could not be cut, first {failed[0].tile}: {failed[0].reason}",
+        f"all are in data/{made.name}/failed.csv; the others are cut: mend it, and give the same command again",
+        made,
+    )

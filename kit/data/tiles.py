@@ -1,86 +1,54 @@
-"""Scenes cut into tiles: image, mask and one index row each."""
+"""Tiles as files: image, mask, and one row of the index each."""
 
-import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rasterio
+from affine import Affine
 from numpy.typing import NDArray
-from rasterio.crs import CRS
-from rasterio.enums import ColorInterp, Resampling
-from rasterio.errors import RasterioError, RasterioIOError
-from rasterio.transform import Affine
-from rasterio.vrt import WarpedVRT
-from rasterio.warp import transform as project
-from rasterio.warp import transform_bounds
-from rasterio.windows import Window
+from rasterio.io import MemoryFile
 
-from kit.console import Meter
-from kit.data.catalog import Scene
-from kit.data.footprints import Footprints, draw_layers, draw_mask, margin_px, read_footprints
-from kit.data.masks import IGNORE, LAYERS
-from kit.errors import DataError, FootprintError, RasterError
+from kit.data.grids import Grid, ground_m
+from kit.data.masks import BUILDING, IGNORE, LAYERS
 
-MERCATOR_M = 2 * math.pi * 6378137.0  # equator of EPSG:3857; the XYZ scheme halves it once per zoom
-MIN_VALID = 0.01  # tiles with less imagery are skipped, and counted
-# lossless, and each 256 px block can be read alone; predictor 2 halves the size of photographs
-IMAGE_FORMAT = {"compress": "deflate", "zlevel": 6, "predictor": 2, "tiled": True, "blockxsize": 256, "blockysize": 256}
-MASK_FORMAT = {"compress": "deflate", "tiled": True, "blockxsize": 256, "blockysize": 256}
-LAYERS_FORMAT = {"interleave": "band", "photometric": "minisblack"}  # one band can be read alone; none is red
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Square tiles of one CRS: tile (row, column) starts at (left + column x side, top - row x side).
-
-    Args:
-        crs: of the grid.
-        pixel: side of a pixel, in units of the CRS.
-        left: x of column 0.
-        top: y of row 0.
-        side_px: side of a tile.
-    """
-
-    crs: str
-    pixel: float
-    left: float
-    top: float
-    side_px: int
-
-    def transform(self, row: int, column: int) -> Affine:
-        """Returns the pixel-to-CRS transform of a tile."""
-        side = self.pixel * self.side_px
-        return Affine(self.pixel, 0, self.left + column * side, 0, -self.pixel, self.top - row * side)
-
-    def bounds(self, row: int, column: int, margin_px: int = 0) -> tuple[float, float, float, float]:
-        """Returns (left, bottom, right, top) of a tile and a margin around it, in the grid's CRS."""
-        near, far = -margin_px, self.side_px + margin_px
-        (left, top), (right, bottom) = (self.transform(row, column) @ (at, at) for at in (near, far))
-        return left, bottom, right, top
-
-    def span(self, bounds: tuple[float, float, float, float]) -> tuple[range, range]:
-        """Returns the rows and columns that cover (left, bottom, right, top), in the grid's CRS."""
-        side = self.pixel * self.side_px
-        slack = 1e-6  # of a tile: a scene that ends on a grid line has no tile beyond it
-        columns = (bounds[0] - self.left) / side, (bounds[2] - self.left) / side
-        rows = (self.top - bounds[3]) / side, (self.top - bounds[1]) / side
-        return tuple(range(math.floor(a + slack), math.ceil(b - slack)) for a, b in (rows, columns))  # type: ignore[return-value]
+# written in a quarter of the time of deflate, read as fast, and each block alone: see benchmarks/tile_formats.py
+ZSTD = {"compress": "zstd", "zstd_level": 1, "tiled": True, "blockxsize": 256, "blockysize": 256}
+IMAGE_FORMATS: dict[str, dict[str, Any]] = {
+    "lossless": {**ZSTD, "predictor": 2, "photometric": "rgb"},  # predictor 2 halves the size of photographs
+    # a sixth of the size, and twice the time to read
+    "jpeg": {
+        "compress": "jpeg", "jpeg_quality": 95, "photometric": "ycbcr", "interleave": "pixel",
+        "tiled": True, "blockxsize": 512, "blockysize": 512,
+    },
+}  # fmt: skip
+SCENE = "scene"  # no pixels are copied: each image is a VRT that reads a window of the scene
+MASK_FORMAT = {**ZSTD, "interleave": "band", "photometric": "minisblack"}  # one layer can be read alone; none is red
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One row of the index.
+    """One row of the index; `fold` joins it later.
 
     Args:
         tile: id, unique in the data set: area, scene, row and column on the grid.
-        image: path of the RGB GeoTIFF, relative to the data set.
+        area: of the scene.
+        scene: what it was cut from.
+        tier: 1 for careful labels, 2 for dirty ones.
+        image: path of the RGB raster, relative to the data set.
         mask: path of the mask (0 background, 1 building, 255 no data), likewise; with layers, its band 1.
+        width_px: of the tile.
+        height_px: of the tile.
         gsd_m: metres on the ground per pixel.
         valid_fraction: share of pixels with imagery.
         building_fraction: share of buildings among those.
-        n_footprints: polygons that touch the tile.
+        n_footprints: polygons that touch the tile; 0 of a ready-made mask.
+        crs: of the grid; empty where an image lies nowhere.
+        left: of the tile's square, in units of the CRS.
+        bottom: likewise.
+        right: likewise.
+        top: likewise.
     """
 
     tile: str
@@ -95,155 +63,133 @@ class Tile:
     valid_fraction: float
     building_fraction: float
     n_footprints: int
+    crs: str
+    left: float | None
+    bottom: float | None
+    right: float | None
+    top: float | None
 
 
-def grid_of(name: str, side_px: int, source: rasterio.DatasetReader) -> Grid:
-    """Returns the grid `z19` (XYZ, any zoom), `0.1m` (any resolution, in the scene's CRS) or `native` of a scene.
+@dataclass(frozen=True)
+class Skipped:
+    """A tile of the grid that was not kept.
 
-    Raises:
-        DataError: another name, or a metric grid for a scene in degrees.
+    Args:
+        tile: id, as of `Tile`.
+        area: of the scene.
+        scene: of the tile.
+        reason: why.
+        valid_fraction: share of pixels with imagery.
     """
-    zoom = re.fullmatch(r"z(\d+)", name)
-    if zoom:
-        return Grid("EPSG:3857", MERCATOR_M / 2 ** int(zoom[1]) / side_px, -MERCATOR_M / 2, MERCATOR_M / 2, side_px)
-    metres = re.fullmatch(r"([\d.]+)m", name)
-    if not metres and name != "native":
-        raise DataError(f"no grid {name!r}", "expected an XYZ zoom such as z19, a resolution such as 0.1m, or native")
-    if metres and not source.crs.is_projected:
-        raise DataError(f"{source.name} is in {source.crs}, not in metres", "use --grid z19 or --grid native")
-    pixel = float(metres[1]) if metres else abs(source.transform.a)
-    return Grid(source.crs.to_string(), pixel, source.bounds.left, source.bounds.top, side_px)
+
+    tile: str
+    area: str
+    scene: str
+    reason: str
+    valid_fraction: float
 
 
-def ground_m(grid: Grid, transform: Affine) -> float:
-    """Returns metres on the ground per pixel at the tile's centre: web mercator stretches by 1 / cos(latitude)."""
-    crs = CRS.from_string(grid.crs)
-    x, y = transform @ (grid.side_px / 2, grid.side_px / 2)
-    _, (latitude,) = project(crs, CRS.from_epsg(4326), [x], [y])
-    if crs.to_epsg() == 3857:
-        return grid.pixel * math.cos(math.radians(latitude))
-    return grid.pixel * (MERCATOR_M / 360 if crs.is_geographic else 1.0)
+@dataclass(frozen=True)
+class Spot:
+    """A tile's place: on which grid, and under which names.
 
-
-def open_scene(href: str) -> rasterio.DatasetReader:
-    """Opens a scene and checks its bands.
-
-    Raises:
-        RasterError: it cannot be read, has no CRS, or is not uint8 RGB or RGBA.
+    Args:
+        area: of the scene.
+        scene: what it is cut from.
+        tier: of the scene.
+        place: its name within the scene, for example `r3_c14`.
+        grid: it lies on.
+        row: there.
+        column: there.
+        suffix: of the image file.
     """
-    try:
-        source = rasterio.open(href)
-    except RasterioIOError as cause:
-        raise RasterError(f"{href} cannot be read: {cause}", "expected a GeoTIFF; fetch the file again") from cause
-    if source.count not in (3, 4) or source.dtypes[0] != "uint8":
-        raise RasterError(
-            f"{href} has {source.count} bands of {source.dtypes[0]}, expected 3 or 4 (RGB, alpha) of uint8",
-            "convert it: gdal_translate -ot Byte -b 1 -b 2 -b 3",
-        )
-    if source.crs is None:
-        raise RasterError(f"{href} has no coordinate system", "assign one: gdal_edit.py -a_srs EPSG:...")
-    return source
+
+    area: str
+    scene: str
+    tier: int
+    place: str
+    grid: Grid
+    row: int
+    column: int
+    suffix: str = ".tif"
+
+    @property
+    def tile(self) -> str:
+        """The id."""
+        return f"{self.area}_{self.scene}_{self.place}"
+
+    @property
+    def image(self) -> str:
+        """Path of the image, relative to the data set."""
+        return f"images/{self.area}/{self.scene}/{self.place}{self.suffix}"
+
+    @property
+    def mask(self) -> str:
+        """Path of the mask, likewise."""
+        return f"masks/{self.area}/{self.scene}/{self.place}.tif"
+
+    @property
+    def transform(self) -> Affine:
+        """Pixel to CRS."""
+        return self.grid.transform(self.row, self.column)
+
+    @property
+    def gsd_m(self) -> float:
+        """Metres on the ground per pixel."""
+        return ground_m(self.grid, self.row, self.column)
 
 
-def _warped(source: rasterio.DatasetReader, grid: Grid, rows: range, columns: range) -> WarpedVRT:
-    """Returns the scene on the grid, RGB and alpha, covering the given tiles exactly."""
-    has_alpha = ColorInterp.alpha in source.colorinterp
-    return WarpedVRT(
-        source,
-        crs=grid.crs,
-        transform=grid.transform(rows.start, columns.start),
-        width=len(columns) * grid.side_px,
-        height=len(rows) * grid.side_px,
-        resampling=Resampling.bilinear,
-        add_alpha=not has_alpha,
-    )
+def row_of(spot: Spot, mask: NDArray[np.uint8], n_footprints: int, gsd_m: float) -> Tile:
+    """Returns a tile's row of the index.
 
-
-def cut_scene(
-    scene: Scene, grid_name: str, side_px: int, folder: Path, progress: Meter, layers: bool = False
-) -> tuple[list[Tile], int]:
-    """Cuts one scene into tiles below `folder`, and returns their rows and how many tiles were skipped as empty.
-
-    With layers, a mask file has the bands footprint, boundary and contact; without, the footprint alone.
-
-    Raises:
-        RasterError: the scene cannot be read to its end.
-        FootprintError: no footprint lies on the scene.
+    Args:
+        spot: where it lies.
+        mask: (H, W) uint8, as written: all that is counted is counted here.
+        n_footprints: polygons that touch it.
+        gsd_m: metres on the ground per pixel.
     """
-    tiles: list[Tile] = []
-    skipped = 0
-    with open_scene(scene.image) as source:
-        grid = grid_of(grid_name, side_px, source)
-        bounds = transform_bounds(source.crs, grid.crs, *source.bounds)
-        footprints = read_footprints(scene.labels, grid.crs)
-        if not len(footprints.touching(bounds)):
-            raise FootprintError(
-                f"none of the {len(footprints.polygons)} footprints of {scene.area}/{scene.scene} lies on the scene",
-                f"check the coordinates in {scene.labels[0]}: GeoJSON is longitude, latitude",
-            )
-        rows, columns = grid.span(bounds)
-        progress.total += len(rows) * len(columns)
-        with _warped(source, grid, rows, columns) as warped:
-            for i, j in np.ndindex(len(rows), len(columns)):
-                window = Window(j * side_px, i * side_px, side_px, side_px)
-                try:
-                    pixels = warped.read(window=window)  # (4, side, side)
-                except RasterioError as cause:
-                    raise RasterError(
-                        f"{scene.image} is broken at tile row {i}, column {j}: {cause}", "fetch the file again"
-                    ) from cause
-                valid = pixels[3] > 0
-                progress.advance()
-                if valid.mean() < MIN_VALID:
-                    skipped += 1
-                    continue
-                tiles.append(_write(scene, grid, rows[i], columns[j], pixels[:3], valid, footprints, folder, layers))
-    return tiles, skipped
+    valid = int(np.count_nonzero(mask != IGNORE))
+    buildings = int(np.count_nonzero(mask == BUILDING))
+    height, width = mask.shape
+    placed = spot.grid.bounds(spot.row, spot.column) if spot.grid.crs else (None, None, None, None)
+    return Tile(
+        spot.tile, spot.area, spot.scene, spot.tier, spot.image, spot.mask, width, height, round(gsd_m, 6),
+        round(valid / mask.size, 6), round(buildings / max(valid, 1), 6), n_footprints, spot.grid.crs, *placed,
+    )  # fmt: skip
 
 
-def _write(
-    scene: Scene,
-    grid: Grid,
-    row: int,
-    column: int,
-    rgb: NDArray[np.uint8],
-    valid: NDArray[np.bool_],
-    footprints: Footprints,
-    folder: Path,
-    layers: bool,
-) -> Tile:
-    transform = grid.transform(row, column)
-    side = grid.side_px
-    gsd_m = ground_m(grid, transform)
-    polygons = footprints.touching(grid.bounds(row, column))
-    if layers:
-        around = footprints.touching(grid.bounds(row, column, margin_px(gsd_m)))
-        mask = draw_layers(around, transform, (side, side), valid, gsd_m)  # (3, side, side)
-    else:
-        mask = draw_mask(polygons, transform, (side, side), valid)[None]
-    name = f"{scene.area}_{scene.scene}_r{row}_c{column}"
-    tile = Tile(
-        tile=name,
-        area=scene.area,
-        scene=scene.scene,
-        tier=scene.tier,
-        image=f"images/{name}.tif",
-        mask=f"masks/{name}.tif",
-        width_px=side,
-        height_px=side,
-        gsd_m=round(gsd_m, 6),
-        valid_fraction=round(float(valid.mean()), 6),
-        building_fraction=round(float((mask[0] == 1).sum() / valid.sum()), 6),
-        n_footprints=len(polygons),
-    )
-    rgb = np.where(valid, rgb, 0)
-    shared = {"driver": "GTiff", "width": side, "height": side, "dtype": "uint8", "crs": grid.crs}
-    shared["transform"] = transform
-    with rasterio.open(folder / tile.image, "w", count=3, photometric="rgb", **shared, **IMAGE_FORMAT) as target:
-        target.write(rgb)
-    shared |= MASK_FORMAT | (LAYERS_FORMAT if layers else {})
-    with rasterio.open(folder / tile.mask, "w", count=len(mask), nodata=IGNORE, **shared) as target:
-        target.write(mask)
-        if layers:
-            target.descriptions = LAYERS
-    return tile
+def encode(bands: NDArray[np.uint8], spot: Spot, nodata: int | None = None, **profile: Any) -> bytes:
+    """Returns the bytes of a GeoTIFF of (C, H, W) uint8; equal tiles give equal bytes."""
+    count, height, width = bands.shape
+    placed = {"crs": spot.grid.crs, "transform": spot.transform} if spot.grid.crs else {}
+    shared = {"driver": "GTiff", "count": count, "height": height, "width": width, "dtype": "uint8"}
+    with MemoryFile() as memory:
+        with memory.open(**shared, **placed, nodata=nodata, **profile) as target:
+            target.write(bands)
+            if count == len(LAYERS) and nodata is not None:
+                target.descriptions = LAYERS
+        return bytes(memory.getbuffer())
+
+
+def encode_image(rgb: NDArray[np.uint8], spot: Spot, style: str) -> bytes:
+    """Returns the bytes of an image, (3, H, W) uint8, in one of `IMAGE_FORMATS`."""
+    return encode(rgb, spot, **IMAGE_FORMATS[style])
+
+
+def encode_mask(layers: NDArray[np.uint8], spot: Spot) -> bytes:
+    """Returns the bytes of a mask, (1 or 3, H, W) uint8."""
+    return encode(layers, spot, IGNORE, **MASK_FORMAT)
+
+
+def put(file: Path, content: bytes) -> None:
+    """Writes a file in one step: under its name it is whole or not there. An unfinished one is named `.*.part`."""
+    unfinished = file.with_name(f".{file.name}.part")
+    unfinished.write_bytes(content)
+    unfinished.replace(file)
+
+
+def read_mask(file: Path) -> NDArray[np.uint8]:
+    """Returns the first band of a mask, (H, W) uint8."""
+    with rasterio.open(file) as source:
+        band: NDArray[np.uint8] = source.read(1)
+    return band

@@ -19,8 +19,9 @@ from fastai.callback.core import Callback, CancelFitException, CancelValidExcept
 
 from kit.console import say
 from kit.data.dataset import Fold, split_fold
+from kit.data.index import read_index
 from kit.data.masks import IGNORE
-from kit.data.prepare import prepare, read_index
+from kit.data.prepare import prepare
 from kit.data.sample import draw_sample
 from kit.deploy.card import Card, Member
 from kit.deploy.export import export_ensemble

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kit.console import Meter, meter, say
 from kit.data.dataset import split_fold
-from kit.data.prepare import read_index
+from kit.data.index import read_index
 from kit.errors import KitError, RecipeError
 from kit.models.devices import pick_device
 from kit.models.pretrained import Source, weights_used

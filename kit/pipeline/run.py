@@ -10,8 +10,9 @@ import pandas as pd
 
 from kit.console import say, table
 from kit.data.dataset import read_tile, split_fold
+from kit.data.index import read_index
 from kit.data.masks import Counts, pool
-from kit.data.prepare import prepare, read_index
+from kit.data.prepare import prepare
 from kit.data.sample import draw_sample
 from kit.deploy.card import Member, sha256_of
 from kit.deploy.export import Exported, export_ensemble

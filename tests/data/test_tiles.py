@@ -9,7 +9,8 @@ from factories import LATITUDE, write_catalog, write_footprints, write_scene
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kit.data.prepare import prepare, read_index, refold
+from kit.data.index import read_index, refold
+from kit.data.prepare import prepare
 from kit.data.tiles import Grid
 from kit.errors import DataError, FootprintError, RasterError
 from kit.paths import Paths

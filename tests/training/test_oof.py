@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from kit.data.dataset import Fold, split_fold
+from kit.data.index import read_index
 from kit.data.masks import Counts, pool
-from kit.data.prepare import read_index
 from kit.paths import Paths
 from kit.training.oof import best_threshold, interleaved, predict_fold, read_levels
 

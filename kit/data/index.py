@@ -1,0 +1,48 @@
+"""The index of a data set: one row a tile, see docs/data.md."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from kit.data.folds import assign_folds
+from kit.errors import DataError, nearest
+from kit.paths import Paths, replacing
+
+
+def read_table(file: Path) -> pd.DataFrame:
+    """Returns an index as it stands in its file."""
+    return pd.read_csv(file, dtype={"tile": str, "area": str, "scene": str}, keep_default_na=True)
+
+
+def read_index(paths: Paths, name: str = "") -> tuple[str, pd.DataFrame]:
+    """Returns a data set's name and index; without a name, the only one there is. Paths in it become absolute.
+
+    Raises:
+        DataError: there is none of that name, none at all, or several to choose from.
+    """
+    known = paths.data_names()
+    if name and name not in known:
+        raise DataError(
+            f"no data set {name!r} below {paths.data('').parent}", f"{nearest(name, known)}; or kit prepare"
+        )
+    if not name and len(known) != 1:
+        if not known:
+            raise DataError("no data set is prepared here", "kit prepare CATALOG; or kit run quickstart for the sample")
+        raise DataError(f"several data sets are prepared: {', '.join(known)}", "choose one with --data NAME")
+    name = name or known[0]
+    folder = paths.data(name)
+    index = read_table(folder / "index.csv")
+    for column in ("image", "mask"):
+        index[column] = [str(folder / file) for file in index[column]]
+    return name, index
+
+
+def refold(paths: Paths, name: str, by: str, k: int) -> tuple[pd.DataFrame, str]:
+    """Rewrites the fold column of a data set without cutting again; returns the index and a notice."""
+    name, _ = read_index(paths, name)
+    file = paths.data(name) / "index.csv"
+    index = read_table(file)
+    index["fold"], notice = assign_folds(index, by, k)
+    with replacing(file) as temporary:
+        index.to_csv(temporary, index=False)
+    return index, notice

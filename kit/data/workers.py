@@ -1,0 +1,83 @@
+"""Work spread over processes: each reads and writes by itself, and ends with the one that started it."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+import cv2
+
+from kit.errors import KitError
+
+J = TypeVar("J")
+R = TypeVar("R")
+
+AHEAD = 2  # jobs waiting per process: enough to keep it busy, few enough to keep memory flat
+
+
+def available() -> int:
+    """Returns how many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def spread(work: Callable[[J], R], jobs: Iterable[J], processes: int) -> Iterator[tuple[J, R]]:
+    """Yields each job with its result, in the order in which they end; one process does them here, in turn.
+
+    Jobs are taken from the iterable as processes become free.
+
+    Raises:
+        KitError: a process was killed, most often for want of memory.
+        Exception: what `work` raised.
+    """
+    if processes == 1:
+        for job in jobs:
+            yield job, work(job)
+        return
+    leash, end = os.pipe()
+    forked = sys.platform == "linux"  # elsewhere a fork is not safe, and a pipe not inherited
+    context = multiprocessing.get_context("fork" if forked else "spawn")
+    pool = ProcessPoolExecutor(processes, context, _begin, (leash, end) if forked else ())
+    waiting: dict[Future[R], J] = {}
+    try:
+        for job in jobs:
+            waiting[pool.submit(work, job)] = job
+            if len(waiting) >= processes * (1 + AHEAD):
+                yield from _ended(waiting)
+        while waiting:
+            yield from _ended(waiting)
+    except BrokenProcessPool as cause:
+        raise KitError(
+            "a process that cut tiles was killed", "was memory short? go on with the same command and fewer --workers"
+        ) from cause
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        os.close(end)
+        os.close(leash)
+
+
+def _ended(waiting: dict[Future[R], J]) -> Iterator[tuple[J, R]]:
+    """Yields at least one job that has ended, and takes it off the list."""
+    ended, _ = wait(waiting, return_when=FIRST_COMPLETED)
+    for future in ended:
+        job = waiting.pop(future)
+        yield job, future.result()
+
+
+def _begin(leash: int = -1, end: int = -1) -> None:
+    """Prepares a process: one thread, deaf to Ctrl-C, and gone when the one that started it is, however it ended."""
+    cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the starting process hears it too, and tells once
+    if leash < 0:
+        return
+    os.close(end)
+
+    def follow() -> None:
+        os.read(leash, 1)  # returns when the last holder of the other end is gone
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
