@@ -111,7 +111,6 @@ def places_of(root: Path) -> list[Place]:
 
 def run_side(side: str, processes: int, catalog: Path, places: list[Place], out: Path) -> float:
     """Returns the seconds that a side takes for the tiles."""
-    cv2.setNumThreads(1)
     if side.startswith("kit"):
         return kit_side(catalog, out, "layers" in side, processes)
     scene, labels = files_of(catalog)
@@ -184,6 +183,7 @@ def main() -> None:
     for hidden in ("--side", "--processes", "--places", "--out"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    cv2.setNumThreads(1)  # before anything forks: OpenCV's threads do not come along
     if options.side:
         places = [tuple(place) for place in json.loads(Path(options.places).read_text())]
         print(run_side(options.side, int(options.processes), options.catalog, places, Path(options.out)))
