@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 
 from kit.data.catalog import Scene
+from kit.data.collars import Collar
 from kit.data.footprints import BOUNDARY, CONTACT, Footprints, draw_layers, draw_mask, margin_px, read_width
 from kit.data.grids import Grid
-from kit.data.imagery import Collar, Imagery, gdal_options
+from kit.data.imagery import Imagery
+from kit.data.rasters import gdal_options
 from kit.data.remote import is_remote
 from kit.data.tiles import SCENE, Skipped, Spot, Tile, encode_image, encode_mask, put, read_mask, row_of
 from kit.errors import RasterError

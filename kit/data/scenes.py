@@ -9,12 +9,13 @@ from pathlib import Path
 
 from kit.console import Meter
 from kit.data.catalog import Pair, Scene
+from kit.data.collars import find_collar
 from kit.data.cutting import BLOCK, Block, Cut, Failed, Style, cut_block, margin_of
 from kit.data.footprints import read_footprints
 from kit.data.grids import grid_of, ground_m
-from kit.data.imagery import find_collar, open_scene, outline
 from kit.data.ledger import Ledger, Record, key_of
 from kit.data.pairs import BATCH, Batch, building_value, side_of, take_over
+from kit.data.rasters import open_scene, outline
 from kit.data.remote import fingerprint
 from kit.data.tiles import SCENE
 from kit.data.workers import spread
