@@ -34,7 +34,8 @@ from rasterio.transform import Affine, array_bounds
 from rasterio.warp import transform_bounds
 from rasterio.windows import Window
 
-from kit.data.footprints import draw_layers, draw_mask, margin_px, read_footprints
+from kit.data.burning import draw_layers, draw_mask, margin_px
+from kit.data.footprints import read_footprints
 from kit.data.sample import draw_sample
 
 WINDOW_PX = 512

@@ -9,9 +9,10 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 
+from kit.data.burning import BOUNDARY, CONTACT, draw_layers, draw_mask, margin_px, read_width
 from kit.data.catalog import Scene
 from kit.data.collars import Collar
-from kit.data.footprints import BOUNDARY, CONTACT, Footprints, draw_layers, draw_mask, margin_px, read_width
+from kit.data.footprints import Footprints
 from kit.data.grids import Grid
 from kit.data.imagery import Imagery
 from kit.data.rasters import gdal_options

@@ -13,7 +13,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
 from kit.data.grids import corners
-from kit.data.remote import gdal_path
+from kit.data.remote import GDAL_WEB, gdal_path
 from kit.errors import RasterError
 
 ALPHA = 4  # the band, also where the file does not call it so
@@ -24,14 +24,11 @@ def gdal_options(cache_bytes: int, remote: bool) -> dict[str, Any]:
 
     Args:
         cache_bytes: of decoded blocks, kept for the tiles beside.
-        remote: over a network: no listing of the folder around a file, short waits, tried again.
+        remote: over a network.
     """
     options: dict[str, Any] = {"GDAL_CACHEMAX": cache_bytes, "GDAL_NUM_THREADS": "1"}
     if remote:
-        options |= {
-            "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_HTTP_MAX_RETRY": "4", "GDAL_HTTP_RETRY_DELAY": "1",
-            "GDAL_HTTP_CONNECTTIMEOUT": "20", "VSI_CACHE": True,
-        }  # fmt: skip
+        options |= {**GDAL_WEB, "VSI_CACHE": True}
     return options
 
 

@@ -7,16 +7,18 @@ from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 
+import rasterio
+
 from kit.console import Meter
 from kit.data.catalog import Pair, Scene
 from kit.data.collars import find_collar
-from kit.data.cutting import BLOCK, Block, Cut, Failed, Style, cut_block, margin_of
+from kit.data.cutting import BLOCK, CACHE_BYTES, Block, Cut, Failed, Style, cut_block, margin_of
 from kit.data.footprints import read_footprints
 from kit.data.grids import grid_of, ground_m
 from kit.data.ledger import Ledger, Record, key_of
 from kit.data.pairs import BATCH, Batch, building_value, side_of, take_over
 from kit.data.rasters import open_scene, outline
-from kit.data.remote import fingerprint
+from kit.data.remote import fingerprint, is_remote
 from kit.data.tiles import SCENE
 from kit.data.workers import spread
 from kit.errors import DataError, FootprintError, KitError, nearest
@@ -163,7 +165,8 @@ def plan(scene: Scene, style: Style, folder: Path) -> tuple[dict[str, int], "lis
         RasterError: the scene cannot be opened.
         FootprintError: no footprint lies on it.
     """
-    with open_scene(scene.image) as source:
+    options = gdal_options(CACHE_BYTES, is_remote(scene.image))
+    with rasterio.Env(**options), open_scene(scene.image) as source:
         grid = grid_of(style.grid, style.side_px, source, style.overlap_px)
         frame = outline(source, grid.crs)
         collar = find_collar(source)

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.transform import Affine
 
-from kit.data.footprints import Footprints, draw_layers, draw_mask, margin_px, read_footprints
+from kit.data.burning import draw_layers, draw_mask, margin_px
+from kit.data.footprints import Footprints, read_footprints
 from kit.data.grids import Grid, ground_m
 from kit.errors import FootprintError
 
