@@ -17,7 +17,7 @@ from kit.data.footprints import read_footprints
 from kit.data.grids import grid_of, ground_m
 from kit.data.ledger import Ledger, Record, key_of
 from kit.data.pairs import BATCH, Batch, building_value, side_of, take_over
-from kit.data.rasters import open_scene, outline
+from kit.data.rasters import gdal_options, open_scene, outline
 from kit.data.remote import fingerprint, is_remote
 from kit.data.tiles import SCENE
 from kit.data.workers import spread
