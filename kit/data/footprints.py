@@ -72,6 +72,8 @@ def read_footprints(files: tuple[str, ...], crs: str) -> Footprints:
     invalid = ~shapely.is_valid(raw) & ~shapely.is_missing(raw)
     # structure: what a ring encloses stays inside, where linework would turn overlaps into holes
     raw[invalid] = _polygonal(shapely.make_valid(raw[invalid], method="structure", keep_collapsed=False))
+    side_by_side = ~shapely.is_valid(raw) & ~shapely.is_missing(raw)  # parts that share an edge are one polygon
+    raw[side_by_side] = shapely.buffer(raw[side_by_side], 0)
     kept = ~shapely.is_missing(raw)
     if not kept.any():
         raise FootprintError(
