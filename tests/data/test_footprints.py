@@ -168,8 +168,8 @@ TWO = {"type": "MultiPolygon", "coordinates": [square(4, 0)["coordinates"], squa
         ({"type": "Polygon", "coordinates": [*square(0, 0, 4)["coordinates"], *square(3, 3, 3)["coordinates"]]}, 15),
         (ring((0, 0, 7), (1, 0, 7), (1, 1, 7), (0, 0, 7)), 0.5),
     ],
-    ids=["two", "with a point", "nested", "overlapping", "open ring", "ring that doubles", "bow tie", "loop", "hole beyond",
-         "heights"],
+    ids=["two", "with a point", "nested", "overlapping",
+         "open ring", "ring that doubles", "bow tie", "loop", "hole beyond", "heights"],
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore:Non closed ring detected")
 def test_polygons_are_kept_however_they_come(tmp_path: Path, geometry: dict, area: float):
