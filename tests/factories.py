@@ -68,9 +68,9 @@ def write_scene(
         path, "w", driver="GTiff", width=width, height=height, count=len(bands), dtype="uint8", crs=crs,
         transform=transform, photometric="rgb",
     ) as target:  # fmt: skip
-        target.write(np.stack(bands))
-        if alpha:
+        if alpha:  # told before anything is written, else it is not kept
             target.colorinterp = [*target.colorinterp[:3], rasterio.enums.ColorInterp.alpha]
+        target.write(np.stack(bands))
     return polygons
 
 
@@ -155,9 +155,9 @@ def write_bands(
             transform=at_kampala() if transform is None else transform, **{"photometric": "rgb"} | profile,
         ) as target,
     ):  # fmt: skip
-        target.write(bands)
         if alpha:
             target.colorinterp = [*target.colorinterp[:3], rasterio.enums.ColorInterp.alpha]
+        target.write(bands)
         if mask is not None:
             target.write_mask(mask)
     return path

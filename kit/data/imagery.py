@@ -13,7 +13,7 @@ import rasterio.shutil
 import shapely
 from affine import Affine
 from numpy.typing import NDArray
-from rasterio.enums import ColorInterp, Resampling
+from rasterio.enums import Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
 from rasterio.vrt import WarpedVRT
@@ -170,9 +170,9 @@ class Imagery:
 def _on_grid(source: rasterio.DatasetReader, grid: Grid, rows: range, columns: range) -> WarpedVRT:
     """Returns a scene on the grid, RGB and alpha, covering the given tiles exactly.
 
-    The alpha is the scene's own, or made of its nodata value or its mask.
+    The alpha is the scene's own, whether its file calls the fourth band so or not, or made of its nodata value or mask.
     """
-    has_alpha = ColorInterp.alpha in source.colorinterp
+    alpha = {"src_alpha": 4, "dst_alpha": 4, "src_nodata": None, "nodata": None} if source.count == 4 else {}
     native = grid.crs == source.crs.to_string() and (grid.x_pixel, -grid.y_pixel) == source.transform[0:5:4]
     return WarpedVRT(
         source,
@@ -181,8 +181,8 @@ def _on_grid(source: rasterio.DatasetReader, grid: Grid, rows: range, columns: r
         width=(len(columns) - 1) * grid.step_px + grid.side_px,
         height=(len(rows) - 1) * grid.step_px + grid.side_px,
         resampling=Resampling.nearest if native else Resampling.bilinear,
-        add_alpha=not has_alpha,
-        **({"src_nodata": None, "nodata": None} if has_alpha else {}),
+        add_alpha=not alpha,
+        **alpha,
     )
 
 
@@ -223,6 +223,14 @@ def _black(source: rasterio.DatasetReader, window: Window, size: tuple[int, int]
     """Returns where a window holds black that the file takes for imagery, (h, w) bool; at another size if wanted."""
     height, width = size or (int(window.height), int(window.width))
     rgb = source.read((1, 2, 3), window=window, out_shape=(3, height, width))
-    opaque = source.dataset_mask(window=window, out_shape=(height, width))
-    black: NDArray[np.bool_] = (rgb <= BLACK).all(axis=0) & (opaque > 0)
+    black: NDArray[np.bool_] = (rgb <= BLACK).all(axis=0) & known(source, window=window, out_shape=(height, width))
     return black
+
+
+def known(source: rasterio.DatasetReader, **where: Any) -> NDArray[np.bool_]:
+    """Returns where a file says that there is imagery, (h, w) bool: by its alpha, nodata value or mask.
+
+    Of four bands, the last is the alpha, whether the file calls it so or not, and whatever else it says.
+    """
+    opaque: NDArray[np.bool_] = (source.read(4, **where) if source.count == 4 else source.dataset_mask(**where)) > 0
+    return opaque

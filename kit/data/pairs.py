@@ -15,7 +15,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from kit.data.catalog import Pair
 from kit.data.cutting import Cut, Failed, Style, at_work, cut_before, too_little
 from kit.data.grids import Grid
-from kit.data.imagery import BLACK, black_frame, open_image
+from kit.data.imagery import BLACK, black_frame, known, open_image
 from kit.data.masks import BUILDING, IGNORE
 from kit.data.remote import gdal_path
 from kit.data.tiles import Spot, encode_image, encode_mask, put, row_of
@@ -136,7 +136,7 @@ def _read_pair(pair: Pair, batch: Batch) -> tuple[NDArray[np.uint8], NDArray[np.
     try:
         with open_image(pair.image) as source:
             rgb = source.read((1, 2, 3))  # (3, H, W)
-            valid = source.dataset_mask() > 0  # (H, W)
+            valid = known(source)  # (H, W)
             near = black_frame(source)
             grid = _grid_of(source, batch)
     except RasterioError as cause:
