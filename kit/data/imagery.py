@@ -187,8 +187,15 @@ def _on_grid(source: rasterio.DatasetReader, grid: Grid, rows: range, columns: r
 
 
 def find_collar(source: rasterio.DatasetReader) -> Collar | None:
-    """Returns the black collar of a scene, or None; see `black_frame`."""
-    near = black_frame(source)
+    """Returns the black collar of a scene, or None; see `black_frame`.
+
+    Raises:
+        RasterError: the scene is broken where it is looked for: whatever was cut would lack it.
+    """
+    try:
+        near = black_frame(source)
+    except RasterioError as cause:
+        raise RasterError(f"{source.name} is broken: {cause.__cause__ or cause}", "fetch the file again") from cause
     if near is None:
         return None
     height, width = near.shape
