@@ -45,8 +45,9 @@ def fit(learn):
 
 
 def write_scene(
-    path: Path, width: int = 96, height: int = 70, pixel: float = 1.0, crs: str = UTM, alpha: bool = True, seed: int = 0
-) -> list[shapely.Polygon]:
+    path: Path, width: int = 96, height: int = 70, pixel: float = 1.0, crs: str = UTM, alpha: bool = True, seed: int = 0,
+    **profile: object,
+) -> list[shapely.Polygon]:  # fmt: skip
     """Writes a scene with bright square buildings, and returns them in EPSG:4326. Its left 8 columns hold no data.
 
     Scenes of different seeds lie a kilometre apart.
@@ -69,11 +70,11 @@ def write_scene(
     path.parent.mkdir(parents=True, exist_ok=True)
     with rasterio.open(
         path, "w", driver="GTiff", width=width, height=height, count=len(bands), dtype="uint8", crs=crs,
-        transform=transform, photometric="rgb",
+        transform=transform, photometric="rgb", **profile,
     ) as target:  # fmt: skip
-        target.write(np.stack(bands))
-        if alpha:
+        if alpha:  # told before anything is written, else it is not kept
             target.colorinterp = [*target.colorinterp[:3], rasterio.enums.ColorInterp.alpha]
+        target.write(np.stack(bands))
     return polygons
 
 
@@ -158,9 +159,9 @@ def write_bands(
             transform=at_kampala() if transform is None else transform, **{"photometric": "rgb"} | profile,
         ) as target,
     ):  # fmt: skip
-        target.write(bands)
         if alpha:
             target.colorinterp = [*target.colorinterp[:3], rasterio.enums.ColorInterp.alpha]
+        target.write(bands)
         if mask is not None:
             target.write_mask(mask)
     return path

@@ -8,11 +8,13 @@ import rasterio
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.enums import Resampling
+from rasterio.errors import RasterioError
 from rasterio.warp import reproject
 from rasterio.windows import Window
 
 from kit.data.grids import Grid
 from kit.data.rasters import validity
+from kit.errors import RasterError
 
 BLACK = 8  # of 255: JPEG leaves a little noise in a black collar
 COARSE_PX = 1024  # longest side of the collar's map
@@ -44,8 +46,15 @@ class Collar:
 
 
 def find_collar(source: rasterio.DatasetReader) -> Collar | None:
-    """Returns the black collar of a scene, or None; see `black_frame`."""
-    near = black_frame(source)
+    """Returns the black collar of a scene, or None; see `black_frame`.
+
+    Raises:
+        RasterError: the scene is broken where it is looked for: whatever was cut would lack it.
+    """
+    try:
+        near = black_frame(source)
+    except RasterioError as cause:
+        raise RasterError(f"{source.name} is broken: {cause.__cause__ or cause}", "fetch the file again") from cause
     if near is None:
         return None
     height, width = near.shape
