@@ -45,9 +45,15 @@ def fit(learn):
 
 
 def write_scene(
-    path: Path, width: int = 96, height: int = 70, pixel: float = 1.0, crs: str = UTM, alpha: bool = True, seed: int = 0,
+    path: Path,
+    width: int = 96,
+    height: int = 70,
+    pixel: float = 1.0,
+    crs: str = UTM,
+    alpha: bool = True,
+    seed: int = 0,
     **profile: object,
-) -> list[shapely.Polygon]:  # fmt: skip
+) -> list[shapely.Polygon]:
     """Writes a scene with bright square buildings, and returns them in EPSG:4326. Its left 8 columns hold no data.
 
     Scenes of different seeds lie a kilometre apart.
