@@ -15,7 +15,7 @@ from rasterio.enums import MergeAlg
 from rasterio.features import rasterize
 from rasterio.transform import Affine
 
-from kit.data.masks import BUILDING, IGNORE
+from kit.data.masks import BUILDING, IGNORE, LAYERS
 from kit.errors import DataError
 
 BOUNDARY, CONTACT = "5px", "5m"  # the widths of the challenge's second place
@@ -101,12 +101,13 @@ def draw_layers(
     Returns:
         (3, H, W) uint8, in the order of `LAYERS`: 0 no, 1 yes, 255 no data. The first layer is `draw_mask`'s.
     """
-    building = _burn(polygons, repeat(BUILDING), transform, shape, np.uint8) > 0
-    boundary = building & _seams(polygons, transform, shape, boundary_px)
+    building, seams = _seams(polygons, transform, shape, boundary_px)
     zones = shapely.buffer(polygons, contact_m / gsd_m * transform.a)
     near = _burn(zones, repeat(1), transform, shape, np.uint16, MergeAlg.add)  # footprints within reach
-    layers = np.stack([building, boundary, ~building & (near >= 2)]).astype(np.uint8)
-    layers[:, ~valid] = IGNORE
+    layers = np.empty((len(LAYERS), *shape), np.uint8)
+    layers[0], layers[1], layers[2] = building, building & seams, ~building & (near >= 2)
+    if not valid.all():
+        layers[:, ~valid] = IGNORE
     return layers
 
 
@@ -117,17 +118,18 @@ def margin_px(gsd_m: float, boundary_px: int = BOUNDARY_PX, contact_m: float = C
 
 def _seams(
     polygons: NDArray[np.object_], transform: Affine, shape: tuple[int, int], window_px: int
-) -> NDArray[np.bool_]:
-    """Returns where a square window sees more than one of: the footprints, the ground. (H, W) bool."""
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Returns the footprints, and where a square window sees more than one of: them, the ground. (H, W) bool each."""
     margin = window_px // 2  # drawn and cut off again: a tile's edge is no seam
     canvas = (shape[0] + 2 * margin, shape[1] + 2 * margin)
     # a number each, so that neighbours that touch keep a seam; cv2 filters no int32, and float32 counts to 16 million
-    numbers = _burn(
-        polygons, range(1, len(polygons) + 1), transform @ Affine.translation(-margin, -margin), canvas, np.float32
-    )
+    numbered = np.uint16 if len(polygons) < 2**16 else np.float32
+    around = transform @ Affine.translation(-margin, -margin)
+    numbers = _burn(polygons, range(1, len(polygons) + 1), around, canvas, numbered)
     window = np.ones((window_px, window_px), np.uint8)
-    seams: NDArray[np.bool_] = cv2.erode(numbers, window) != cv2.dilate(numbers, window)
-    return seams[margin : margin + shape[0], margin : margin + shape[1]]
+    inside = np.s_[margin : margin + shape[0], margin : margin + shape[1]]
+    seams: NDArray[np.bool_] = cv2.erode(numbers, window)[inside] != cv2.dilate(numbers, window)[inside]
+    return numbers[inside] > 0, seams
 
 
 def _burn(
