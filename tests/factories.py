@@ -45,8 +45,9 @@ def fit(learn):
 
 
 def write_scene(
-    path: Path, width: int = 96, height: int = 70, pixel: float = 1.0, crs: str = UTM, alpha: bool = True, seed: int = 0
-) -> list[shapely.Polygon]:
+    path: Path, width: int = 96, height: int = 70, pixel: float = 1.0, crs: str = UTM, alpha: bool = True, seed: int = 0,
+    **profile: object,
+) -> list[shapely.Polygon]:  # fmt: skip
     """Writes a scene with bright square buildings, and returns them in EPSG:4326. Its left 8 columns hold no data.
 
     Scenes of different seeds lie a kilometre apart.
@@ -69,11 +70,11 @@ def write_scene(
     path.parent.mkdir(parents=True, exist_ok=True)
     with rasterio.open(
         path, "w", driver="GTiff", width=width, height=height, count=len(bands), dtype="uint8", crs=crs,
-        transform=transform, photometric="rgb",
+        transform=transform, photometric="rgb", **profile,
     ) as target:  # fmt: skip
-        target.write(np.stack(bands))
-        if alpha:
+        if alpha:  # told before anything is written, else it is not kept
             target.colorinterp = [*target.colorinterp[:3], rasterio.enums.ColorInterp.alpha]
+        target.write(np.stack(bands))
     return polygons
 
 
@@ -136,3 +137,40 @@ def write_catalog(root: Path, areas: dict[str, dict[str, dict]], labels: bool = 
     root.mkdir(parents=True, exist_ok=True)
     (root / "catalog.json").write_text(json.dumps(catalog))
     return root
+
+
+def at_kampala(crs: str = UTM, pixel: float = 1.0) -> Affine:
+    """Returns the transform of a scene whose upper left corner lies in Kampala, north up."""
+    x, y = pyproj.Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform(LONGITUDE, LATITUDE)
+    return Affine(pixel, 0, x, 0, -pixel, y)
+
+
+def write_bands(
+    path: Path, bands: np.ndarray, transform: Affine | None = None, crs: str | None = UTM, alpha: bool = False,
+    mask: np.ndarray | None = None, **profile: object,
+) -> Path:  # fmt: skip
+    """Writes (C, H, W) uint8 as a GeoTIFF, and a mask (H, W) bool within it if there is one; returns its path."""
+    count, height, width = bands.shape
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+        rasterio.open(
+            path, "w", driver="GTiff", width=width, height=height, count=count, dtype="uint8", crs=crs,
+            transform=at_kampala() if transform is None else transform, **{"photometric": "rgb"} | profile,
+        ) as target,
+    ):  # fmt: skip
+        if alpha:
+            target.colorinterp = [*target.colorinterp[:3], rasterio.enums.ColorInterp.alpha]
+        target.write(bands)
+        if mask is not None:
+            target.write_mask(mask)
+    return path
+
+
+def on_earth(polygons: list[shapely.Polygon], transform: Affine, crs: str = UTM) -> list[shapely.Polygon]:
+    """Returns polygons in pixels of a scene as polygons in EPSG:4326."""
+    back = pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
+    return [
+        shapely.Polygon([back.transform(*(transform @ corner)) for corner in polygon.exterior.coords])
+        for polygon in polygons
+    ]

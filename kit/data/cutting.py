@@ -1,7 +1,5 @@
 """Blocks of tiles cut from scenes: what one process does at a time."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -11,13 +9,16 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 
+from kit.data.burning import BOUNDARY, CONTACT, draw_layers, draw_mask, margin_px, read_width
 from kit.data.catalog import Scene
-from kit.data.footprints import BOUNDARY, CONTACT, Footprints, draw_layers, draw_mask, margin_px, read_width
+from kit.data.collars import Collar
+from kit.data.footprints import Footprints
 from kit.data.grids import Grid
-from kit.data.imagery import Collar, Imagery, gdal_options
+from kit.data.imagery import Imagery
+from kit.data.rasters import gdal_options
 from kit.data.remote import is_remote
 from kit.data.tiles import SCENE, Skipped, Spot, Tile, encode_image, encode_mask, put, read_mask, row_of
-from kit.errors import KitError, RasterError
+from kit.errors import RasterError
 
 BLOCK = 4  # tiles a side of a block: most decoded parts of the scene are used by several of its tiles
 CACHE_BYTES = 128 << 20  # decoded imagery per process: the row of a block's tiles above is still there
@@ -104,21 +105,9 @@ class Block:
     folder: Path
 
 
-@contextmanager
-def at_work(href: str, folder: Path) -> Iterator[None]:
-    """Sets GDAL up for one of several processes, and turns a full disk into an error with its remedy.
-
-    Raises:
-        KitError: the folder cannot be written.
-    """
-    try:
-        with rasterio.Env(**gdal_options(CACHE_BYTES, is_remote(href))):
-            yield
-    except OSError as cause:
-        raise KitError(
-            f"cannot write to {folder}: {cause.strerror}",
-            "free some space, and go on with the same command: what is cut is kept",
-        ) from cause
+def at_work(href: str) -> rasterio.Env:
+    """Returns GDAL's settings for one of several processes, to be used as a context."""
+    return rasterio.Env(**gdal_options(CACHE_BYTES, is_remote(href)))
 
 
 def cut_block(block: Block) -> Cut:
@@ -135,7 +124,7 @@ def cut_block(block: Block) -> Cut:
         Spot(scene.area, scene.scene, scene.tier, f"r{row}_c{column}", grid, row, column, suffix)
         for row, column in product(block.rows, block.columns)
     ]
-    with at_work(scene.image, block.folder):
+    with at_work(scene.image):
         try:
             with Imagery(scene.image, grid, block.rows, block.columns, block.collar) as imagery:
                 for spot in spots:
@@ -158,7 +147,7 @@ def _cut_tile(spot: Spot, imagery: Imagery, footprints: Footprints, block: Block
             return
         mask = _draw(footprints, spot, valid, block.style)
         if block.style.images == SCENE:
-            imagery.write_window(spot.row, spot.column, block.folder / spot.image)
+            put(block.folder / spot.image, imagery.window(spot.row, spot.column))
         else:
             put(block.folder / spot.image, encode_image(rgb, spot, block.style.images))
         put(block.folder / spot.mask, encode_mask(mask, spot))

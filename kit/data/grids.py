@@ -146,7 +146,7 @@ def extent(source: Placed) -> Bounds:
 
 
 def metres_per_unit(crs: CRS, x: float, y: float) -> float:
-    """Returns how many metres on the ground a unit of a CRS is at (x, y): web mercator stretches by 1 / cos(latitude).
+    """Returns how many metres on the ground a unit of a CRS is at (x, y): Mercator's stretch by 1 / cos(latitude).
 
     Of degrees it is the mean of both directions, as the square root of their product.
     """
@@ -154,7 +154,7 @@ def metres_per_unit(crs: CRS, x: float, y: float) -> float:
     narrowing = math.cos(math.radians(latitude))
     if crs.is_geographic:
         return MERCATOR_M / 360 * math.sqrt(narrowing)
-    return float(crs.linear_units_factor[1]) * (narrowing if crs.to_epsg() == 3857 else 1.0)
+    return float(crs.linear_units_factor[1]) * (narrowing if crs.to_dict().get("proj") == "merc" else 1.0)
 
 
 def ground_m(grid: Grid, row: int, column: int) -> float:

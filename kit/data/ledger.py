@@ -73,33 +73,36 @@ class Ledger:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def begin(self, area: str, scene: str, key: str) -> Record | None:
-        """Returns a scene's record if it is done with these inputs; else makes room for its tiles.
-
-        Tiles cut with the same inputs are kept, all others removed. Tiles that failed are tried again.
-        """
+    def done(self, area: str, scene: str, key: str) -> bool:
+        """Returns whether all of a scene's tiles are cut, with these inputs, and none has failed."""
         record = self.read(area, scene)
-        if record is not None and record.key == key and record.done and not record.cut.failed:
-            return record
+        return record is not None and record.key == key and record.done and not record.cut.failed
+
+    def begin(self, area: str, scene: str, key: str) -> None:
+        """Makes room for a scene's tiles: those cut with the same inputs stay, all others are removed."""
+        record = self.read(area, scene)
         if record is None or record.key != key:
             self.remove(area, scene)
         for part in ("images", "masks"):
-            folder = self.folder / part / area / scene
-            folder.mkdir(parents=True, exist_ok=True)
-            for unfinished in folder.glob(".*.part"):
+            for unfinished in (self.folder / part / area / scene).glob(".*.part"):
                 unfinished.unlink()
+        self._sheet(area, scene).unlink(missing_ok=True)  # it may show a part of the tiles
         self.write(Record(area, scene, key))
-        return None
 
     def write(self, record: Record) -> None:
         """Keeps a record."""
-        file = self._file(record.area, record.scene)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        put(file, (json.dumps(asdict(record), indent=1) + "\n").encode())
+        put(self._file(record.area, record.scene), (json.dumps(asdict(record), indent=1) + "\n").encode())
 
     def remove(self, area: str, scene: str) -> None:
-        """Removes a scene's record, tiles and contact sheet."""
+        """Removes a scene's record, tiles and contact sheet.
+
+        First its record forgets them, last it goes: a command that is killed in between leaves nothing unknown.
+        """
+        self.write(Record(area, scene, ""))
         for part in ("images", "masks"):
             shutil.rmtree(self.folder / part / area / scene, ignore_errors=True)
-        (self.folder / "sheets" / area / f"{scene}.png").unlink(missing_ok=True)
-        self._file(area, scene).unlink(missing_ok=True)
+        self._sheet(area, scene).unlink(missing_ok=True)
+        self._file(area, scene).unlink()
+
+    def _sheet(self, area: str, scene: str) -> Path:
+        return self.folder / "sheets" / area / f"{scene}.png"

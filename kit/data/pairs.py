@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from kit.data.catalog import Pair
+from kit.data.collars import BLACK, black_frame
 from kit.data.cutting import Cut, Failed, Style, at_work, cut_before, too_little
 from kit.data.grids import Grid
-from kit.data.imagery import BLACK, black_frame, open_image
 from kit.data.masks import BUILDING, IGNORE
+from kit.data.rasters import open_image, validity
 from kit.data.remote import gdal_path
 from kit.data.tiles import Spot, encode_image, encode_mask, put, row_of
 from kit.errors import KitError, RasterError
@@ -55,7 +56,7 @@ def take_over(batch: Batch) -> Cut:
         KitError: the disk is full.
     """
     made = Cut()
-    with at_work(batch.pairs[0].image, batch.folder):
+    with at_work(batch.pairs[0].image):
         for pair in batch.pairs:
             try:
                 rgb, mask, grid = _read_pair(pair, batch)
@@ -136,7 +137,7 @@ def _read_pair(pair: Pair, batch: Batch) -> tuple[NDArray[np.uint8], NDArray[np.
     try:
         with open_image(pair.image) as source:
             rgb = source.read((1, 2, 3))  # (3, H, W)
-            valid = source.dataset_mask() > 0  # (H, W)
+            valid = validity(source)  # (H, W)
             near = black_frame(source)
             grid = _grid_of(source, batch)
     except RasterioError as cause:

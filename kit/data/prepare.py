@@ -10,10 +10,10 @@ from typing import Any
 import pandas as pd
 
 from kit.console import meter
+from kit.data.burning import read_width
 from kit.data.catalog import Scene
 from kit.data.cutting import Failed, Style
 from kit.data.folds import assign_folds
-from kit.data.footprints import read_width
 from kit.data.grids import check_grid
 from kit.data.index import read_table
 from kit.data.ledger import Json, Record

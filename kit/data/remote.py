@@ -24,6 +24,14 @@ GDAL_PREFIXES = {
     "az": "/vsiaz/",
 }
 TIMEOUT_S = 30.0
+# for GDAL, which has no limits of its own: no listing of the folder around a file, short waits, tried again
+GDAL_WEB = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    "GDAL_HTTP_CONNECTTIMEOUT": "20",
+    "GDAL_HTTP_TIMEOUT": "120",
+    "GDAL_HTTP_MAX_RETRY": "4",
+    "GDAL_HTTP_RETRY_DELAY": "1",
+}
 NO_HEAD = (403, 405, 501)  # addresses signed for reading, and plain servers, answer so to HEAD
 NO = ("NO", "FALSE", "OFF", "0")  # as GDAL reads them
 

@@ -7,15 +7,18 @@ from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 
+import rasterio
+
 from kit.console import Meter
 from kit.data.catalog import Pair, Scene
-from kit.data.cutting import BLOCK, Block, Cut, Failed, Style, cut_block, margin_of
+from kit.data.collars import find_collar
+from kit.data.cutting import BLOCK, CACHE_BYTES, Block, Cut, Failed, Style, cut_block, margin_of
 from kit.data.footprints import read_footprints
 from kit.data.grids import grid_of, ground_m
-from kit.data.imagery import find_collar, open_scene, outline
 from kit.data.ledger import Ledger, Record, key_of
 from kit.data.pairs import BATCH, Batch, building_value, side_of, take_over
-from kit.data.remote import fingerprint
+from kit.data.rasters import gdal_options, open_scene, outline
+from kit.data.remote import fingerprint, is_remote
 from kit.data.tiles import SCENE
 from kit.data.workers import spread
 from kit.errors import DataError, FootprintError, KitError, nearest
@@ -57,6 +60,7 @@ class Scenes:
     def cut_all(self, progress: Meter, workers: int) -> None:
         """Cuts what is not cut yet, removes what belongs to the data set no more."""
         if not (self.folder / "scenes").is_dir():
+            self._change()
             self._clear()
         for area, scene in self.ledger.known():
             if f"{area}/{scene}" not in self.parts:
@@ -67,7 +71,7 @@ class Scenes:
             progress.advance(len(made))
             self.left[name] -= 1
             if not self.left[name]:
-                self._end(name)
+                self._end(self.open.pop(name))
 
     def records(self) -> list[Record]:
         """Returns what came of all scenes, in order."""
@@ -84,13 +88,18 @@ class Scenes:
         self.changed = True
         (self.folder / "index.csv").unlink(missing_ok=True)
 
-    def _end(self, name: str) -> None:
-        record = self.open.pop(name)
+    def _end(self, record: Record) -> None:
         record.cut.tiles.sort(key=lambda tile: natural(tile.tile))
         record.cut.skipped.sort(key=lambda tile: natural(tile.tile))
         record.cut.failed.sort(key=lambda tile: natural(tile.tile))
         record.done = True
         self.ledger.write(record)
+
+    def _fail(self, record: Record, error: KitError) -> None:
+        """Keeps that a scene cannot be cut."""
+        self._change()
+        record.cut.failed = [Failed(record.name, error.message)]
+        self._end(record)
 
     def _jobs(self, progress: Meter) -> Iterator[tuple[str, Job]]:
         """Yields the jobs of all scenes that are not done, scene by scene."""
@@ -100,27 +109,32 @@ class Scenes:
             area, scene = _names(part)
             try:
                 key = self._key(part)
-                if name in self.only:
-                    self.ledger.remove(area, scene)
-                if self.ledger.begin(area, scene, key):
-                    self.kept += 1
-                    continue
-                self._change()
-                record = self.open[name] = Record(area, scene, key)
-                if isinstance(part, Scene):
-                    record.counts, jobs, total = plan(part, self.style, self.folder)
-                else:
-                    jobs, total = self._batches(part), len(part)
+            except KitError as error:  # out of reach, perhaps for the moment: what is cut of it stays
+                self._fail(self.ledger.read(area, scene) or Record(area, scene, ""), error)
+                continue
+            if name not in self.only and self.ledger.done(area, scene, key):
+                self.kept += 1
+                continue
+            self._change()
+            if name in self.only:
+                self.ledger.remove(area, scene)
+            self.ledger.begin(area, scene, key)
+            record = Record(area, scene, key)
+            try:
+                record.counts, jobs, total = self._plan(part)
             except KitError as error:
-                self._change()
-                record = self.open.setdefault(name, Record(area, scene, ""))
-                record.cut.failed.append(Failed(name, error.message))
-                self._end(name)
+                self._fail(record, error)
                 continue
             progress.total += total
-            self.left[name] = len(jobs)
+            self.open[name], self.left[name] = record, len(jobs)
             for job in jobs:
                 yield name, job
+
+    def _plan(self, part: Part) -> tuple[dict[str, int], "list[Job]", int]:
+        """Returns counts of footprints, the jobs that cut a part, and how many tiles they make."""
+        if isinstance(part, Scene):
+            return plan(part, self.style, self.folder)
+        return {}, self._batches(part), len(part)
 
     def _key(self, part: Part) -> str:
         style = asdict(self.style)
@@ -151,7 +165,8 @@ def plan(scene: Scene, style: Style, folder: Path) -> tuple[dict[str, int], "lis
         RasterError: the scene cannot be opened.
         FootprintError: no footprint lies on it.
     """
-    with open_scene(scene.image) as source:
+    options = gdal_options(CACHE_BYTES, is_remote(scene.image))
+    with rasterio.Env(**options), open_scene(scene.image) as source:
         grid = grid_of(style.grid, style.side_px, source, style.overlap_px)
         frame = outline(source, grid.crs)
         collar = find_collar(source)

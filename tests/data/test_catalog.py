@@ -226,6 +226,16 @@ def test_labels_find_their_scene(catalog: Path, identity: str, link: str):
     assert read_scenes(catalog) == expected
 
 
+def test_a_source_link_counts_by_its_file_not_by_its_name(catalog: Path):
+    expected = read_scenes(catalog)
+    (catalog / "kam/a/a.json").rename(catalog / "kam/a/b.json")
+    rewrite(catalog, lambda content, _: {**content, "links": [
+        link | {"href": link["href"].replace("a/a.json", "a/b.json")} for link in content["links"]
+    ]}, "kam/*.json")  # fmt: skip
+    relabel(catalog, link="../a/b.json")
+    assert read_scenes(catalog) == expected
+
+
 @pytest.mark.parametrize(("identity", "link"), [("x-labels", ""), ("a-labels", "../x/x.json")])
 def test_labels_of_no_scene_are_named(catalog: Path, identity: str, link: str):
     relabel(catalog, link=link, id=identity)

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.transform import Affine
 
-from kit.data.footprints import Footprints, draw_layers, draw_mask, margin_px, read_footprints
+from kit.data.burning import draw_layers, draw_mask, margin_px
+from kit.data.footprints import Footprints, read_footprints
 from kit.data.grids import Grid, ground_m
 from kit.errors import FootprintError
 
@@ -168,9 +169,11 @@ TWO = {"type": "MultiPolygon", "coordinates": [square(4, 0)["coordinates"], squa
         ({"type": "Polygon", "coordinates": [*square(0, 0, 4)["coordinates"], *square(3, 3, 3)["coordinates"]]}, 15),
         (ring((0, 0, 7), (1, 0, 7), (1, 1, 7), (0, 0, 7)), 0.5),
     ],
-    ids=["two", "with a point", "nested", "overlapping", "open ring", "ring that doubles", "bow tie", "loop", "hole beyond",
-         "heights"],
-)  # fmt: skip
+    ids=[
+        *("two", "with a point", "nested", "overlapping", "open ring", "ring that doubles", "bow tie", "loop"),
+        *("hole beyond", "heights"),
+    ],
+)
 @pytest.mark.filterwarnings("ignore:Non closed ring detected")
 def test_polygons_are_kept_however_they_come(tmp_path: Path, geometry: dict, area: float):
     found = read_footprints(write_geojson(tmp_path / "a.geojson", [geometry, square(20, 20)]), "EPSG:4326")
