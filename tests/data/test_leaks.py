@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kit.data.dataset import split_fold
+from kit.data.index import read_index, refold
 from kit.data.leaks import check_apart, leaking
-from kit.data.prepare import read_index, refold
 from kit.errors import DataError
 from kit.paths import Paths
 from kit.pipeline.run import Plan, folds_of
