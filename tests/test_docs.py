@@ -1,4 +1,4 @@
-"""docs/recipes.md and docs/training.md: recipes train and export, names, commands, tables and messages are true."""
+"""The pages in docs: recipes train and export, names, commands, tables and messages are true."""
 
 import ast
 import inspect
@@ -32,7 +32,7 @@ from kit.pipeline.run import run as run_recipe
 from kit.training.recipe import SIGNATURES, known_recipes
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGE, TRAINING = ((DOCS / f"{name}.md").read_text() for name in ("recipes", "training"))
+PAGE, TRAINING, DATA = ((DOCS / f"{name}.md").read_text() for name in ("recipes", "training", "data"))
 RECIPES = dict(re.findall(r"<!-- recipe: (\w+) -->\n```python\n(.+?)```", PAGE + TRAINING, re.S))
 LAUNCHERS = {"torch.distributed.run": torchrun.parse_args, "torch.distributed.launch": launch.parse_args}
 
@@ -168,7 +168,7 @@ def kit_arguments(line: str) -> list[str]:
     return list(launched.training_script_args)
 
 
-@pytest.mark.parametrize("line", [*shell(PAGE), *shell(TRAINING)])
+@pytest.mark.parametrize("line", [*shell(PAGE), *shell(TRAINING), *shell(DATA)])
 def test_commands_parse(line: str, root: Path):
     if not (words := kit_arguments(line)):
         assert line in ("pip install tensorboard", "tensorboard --logdir runs")
@@ -185,7 +185,7 @@ def test_commands_and_options_in_the_text_exist():
         for name, command in COMMANDS.items()
     }
     of_torchrun = {text for action in torchrun.get_args_parser()._actions for text in action.option_strings}
-    for code in [*INLINE, *inline(TRAINING)]:
+    for code in [*INLINE, *inline(TRAINING), *inline(DATA)]:
         words = code.split()
         if words[0] == "kit":
             assert {word for word in words[2:] if word.startswith("-")} <= options[words[1]], code
@@ -193,9 +193,9 @@ def test_commands_and_options_in_the_text_exist():
             assert words[0] in set().union(*options.values(), of_torchrun), code
 
 
-def rows_below(title: str) -> list[list[str]]:
-    """The cells of the first table below a heading of docs/training.md."""
-    table = re.search(rf"^##+ {title}\n(?:(?!##).*\n)+?\|[-|]+\|\n((?:\|.+\n)+)", TRAINING, re.M)
+def rows_below(title: str, page: str = TRAINING) -> list[list[str]]:
+    """The cells of the first table below a heading of a page."""
+    table = re.search(rf"^##+ {title}\n(?:(?!##).*\n)+?\|[-|]+\|\n((?:\|.+\n)+)", page, re.M)
     assert table, title
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table[1].splitlines()]
 
@@ -228,14 +228,15 @@ def test_the_run_folder_and_its_tables_are_as_told(workplace: Path, capsys: pyte
     assert shown[0] in heads
 
 
-def test_the_messages_are_kit_s():
+@pytest.mark.parametrize("page", [TRAINING, DATA], ids=["training", "data"])
+def test_the_messages_are_kit_s(page: str):
     texts = {
         node.value
         for file in Path(kit.__file__).parent.rglob("*.py")
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
-    for message, _ in rows_below("When something goes wrong"):
+    for message, _ in rows_below("When something goes wrong", page):
         for part in message.strip("`").split("..."):
             assert any(part.strip() in text for text in texts), message
 
@@ -256,7 +257,7 @@ def test_the_table_of_losses_is_whole_and_true():
             assert taken == (cell.strip() == "yes"), (name, channels)
 
 
-@pytest.mark.parametrize("name", ["recipes.md", "training.md"])
+@pytest.mark.parametrize("name", ["recipes.md", "training.md", "data.md"])
 def test_links_hold(name: str):
     for file, target in re.findall(r"\]\(([\w.]*)(?:#([^)]+))?\)", (DOCS / name).read_text()):
         titles = re.findall(r"^#+ (.+)$", prose((DOCS / (file or name)).read_text()), re.M)
