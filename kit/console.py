@@ -138,7 +138,7 @@ class Meter:
         """Ends the bar; elsewhere prints the last line."""
         if self.bar:
             self.bar.stop()
-        else:
+        elif self.total or self.done:
             self._line()
 
 

@@ -54,7 +54,7 @@ class Failed:
     """A tile that could not be cut.
 
     Args:
-        tile: id, as of `Tile`; of a scene that could not be opened, `area_scene`.
+        tile: id, as of `Tile`; of a scene that could not be opened, `area/scene`.
         reason: the error.
     """
 

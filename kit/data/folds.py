@@ -133,7 +133,12 @@ def _choose(index: pd.DataFrame, ground: Ground) -> tuple[str, list[str]]:
     ]
 
 
-def _check(by: str, k: int, block_m: float | None, gap_m: float | None) -> None:
+def check_way(by: str, k: int, block_m: float | None = None, gap_m: float | None = None) -> None:
+    """Checks what is asked of `assign_folds`, before there are tiles.
+
+    Raises:
+        DataError: another way, fewer than two folds, blocks or gaps that make no sense.
+    """
     if by not in WAYS:
         raise DataError(f"no way {by!r} to make folds", nearest(by, WAYS))
     if k < 2:
@@ -169,7 +174,7 @@ def assign_folds(
     Raises:
         DataError: another way, fewer than two folds, blocks or gaps that make no sense, or `block` without ground.
     """
-    _check(by, k, block_m, gap_m)
+    check_way(by, k, block_m, gap_m)
     ground = lay_out(index)
     told: list[str] = []
     if by == "auto":

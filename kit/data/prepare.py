@@ -13,7 +13,7 @@ from kit.console import meter
 from kit.data.burning import read_width
 from kit.data.catalog import Scene
 from kit.data.cutting import Failed, Style
-from kit.data.folds import assign_folds
+from kit.data.folds import assign_folds, check_way
 from kit.data.grids import check_grid
 from kit.data.index import read_table
 from kit.data.ledger import Json, Record
@@ -91,6 +91,7 @@ def prepare(
     """
     wanted = Style(**style)
     _check(wanted)
+    check_way(by, k)
     source = read_source(place, pattern, tier)
     name = name or source.name
     folder = paths.data(name)
@@ -180,9 +181,12 @@ def _nothing(records: Sequence[Record], failed: Sequence[Failed]) -> KitError:
 
 
 def _failure(made: Prepared, failed: Sequence[Failed]) -> CutError:
-    total = len(made.index) + len(failed)
+    scenes = sum("/" in failure.tile for failure in failed)
+    tiles = len(failed) - scenes
+    parts = [f"{scenes} of {len(made.scenes)} scenes"] if scenes else []
+    parts += [f"{tiles} of {len(made.index) + tiles} tiles"] if tiles else []
     return CutError(
-        f"{len(failed)} of {total} tiles could not be cut, first {failed[0].tile}: {failed[0].reason}",
+        f"{' and '.join(parts)} could not be cut, first {failed[0].tile}: {failed[0].reason}",
         f"all are in data/{made.name}/failed.csv; the others are cut: mend it, and give the same command again",
         made,
     )
