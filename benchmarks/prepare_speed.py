@@ -2,8 +2,8 @@
 
     python benchmarks/prepare_speed.py [--catalog CATALOG]    prints two tables; a quarter of an hour a round on 2 cores
 
-The scene is the catalogue's only one; by default a scene of the sample city, repeated until it holds 20,000 footprints
-(1.8 gigapixels, 1,700 tiles; `--keep FOLDER` draws it there, for the next time). Tiles: XYZ, zoom 19, 1024 px.
+The scene is the catalogue's only one; by default one of 25,600 px with 20,000 footprints, as `kit sample --scale` draws
+them (`--keep FOLDER` draws it there, for the next time). Tiles: XYZ, zoom 19, 1024 px.
 
 seed:     seed_prepare.py: rio-tiler, each polygon tested against each tile, all three mask layers, PNG by Pillow; in a
           second variant GeoTIFFs in kit's formats. On a share of the tiles, spread evenly: it is as slow on each.
@@ -36,17 +36,17 @@ import numpy as np
 import pystac
 import rasterio
 import seed_prepare
-from large_scene import drawn_scene
 from rasterio.enums import Resampling
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 from seed_prepare import SIDE_PX, XYZ, ZOOM, Place, write_tiff
 
+from kit.data.largecity import draw_large_city
 from kit.data.prepare import prepare
 from kit.data.tiles import IMAGE_FORMATS, MASK_FORMAT
 from kit.paths import Paths
 
-FOOTPRINTS = 20_000
+DRAWN_PX = 25_600  # side of the drawn scene: 20,000 footprints
 LOOK_S = 0.5  # between two looks at the memory
 SIDES = (
     *(("seed", 1), ("seed, kit's formats", 1), ("kit, all layers", 1), ("rasterio", 1), ("kit", 1)),
@@ -133,17 +133,22 @@ def in_own_process(run: Run, catalog: Path, places: list[Place]) -> tuple[float,
         wanted = Path(folder) / "places.json"
         wanted.write_text(json.dumps(places))
         options = ["--catalog", catalog, "--side", run[0], "--processes", run[1], "--out", Path(folder) / "out"]
-        command = [sys.executable, "-W", "ignore", __file__, *map(str, options), "--places", str(wanted)]
-        environment = {**os.environ, "GDAL_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-            peak_mb = 0.0
-            while process.poll() is None:
-                peak_mb = max(peak_mb, resident_mb(process.pid))
-                time.sleep(LOOK_S)
-            told = process.stdout.read()
-        if process.returncode:
-            raise SystemExit(f"{run[0]} failed with {run[1]} processes")
-        return float(told.splitlines()[-1]), peak_mb
+        told, peak_mb = watched([sys.executable, "-W", "ignore", __file__, *options, "--places", wanted])
+        return float(told), peak_mb
+
+
+def watched(command: list[object]) -> tuple[str, float]:
+    """Returns the last line that a command prints, and its peak memory with all that it starts, MB."""
+    environment = {**os.environ, "GDAL_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, text=True, env=environment) as process:
+        peak_mb = 0.0
+        while process.poll() is None:
+            peak_mb = max(peak_mb, resident_mb(process.pid))
+            time.sleep(LOOK_S)
+        told = process.stdout.read()
+    if process.returncode:
+        raise SystemExit(f"{command} failed")
+    return told.splitlines()[-1], peak_mb
 
 
 def resident_mb(pid: int) -> float:
@@ -158,15 +163,13 @@ def resident_mb(pid: int) -> float:
 
 
 @contextmanager
-def catalog_of(given: Path | None, keep: Path | None, footprints: int) -> Iterator[Path]:
+def catalog_of(given: Path | None, keep: Path | None) -> Iterator[Path]:
     """Yields a catalogue of one scene: the given one, the one that is kept, or one that is drawn."""
-    if given is not None:
-        yield given / "catalog.json" if given.is_dir() else given
-    elif keep is not None:
-        yield drawn_scene(keep, footprints)
-    else:
-        with TemporaryDirectory() as folder:
-            yield drawn_scene(Path(folder) / "scene", footprints)
+    with TemporaryDirectory() as folder:
+        home = given or keep or Path(folder) / "scene"
+        if not home.exists():
+            draw_large_city(home, DRAWN_PX)
+        yield home / "catalog.json" if home.is_dir() else home
 
 
 def told(values: list[float]) -> str:
@@ -176,7 +179,6 @@ def told(values: list[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--catalog", type=Path, help="a STAC catalogue of one scene with its labels; drawn by default")
-    parser.add_argument("--footprints", type=int, default=FOOTPRINTS, help="of the drawn scene, at least")
     parser.add_argument("--keep", type=Path, help="folder to draw the scene in, or to find it in")
     parser.add_argument("--seed-tiles", type=int, default=60, help="for the seed's sides")
     parser.add_argument("--rounds", type=int, default=3)
@@ -188,7 +190,7 @@ def main() -> None:
         places = [tuple(place) for place in json.loads(Path(options.places).read_text())]
         print(run_side(options.side, int(options.processes), options.catalog, places, Path(options.out)))
         return
-    with catalog_of(options.catalog, options.keep, options.footprints) as catalog:
+    with catalog_of(options.catalog, options.keep) as catalog:
         compare(catalog, options.seed_tiles, options.rounds)
 
 
