@@ -3,9 +3,9 @@
     python benchmarks/prepare_scale.py [--keep FOLDER] [--sides 10000 20000 40000]    twenty minutes on 2 cores
 
 The scenes are drawn as `kit sample --scale` draws them, with about 3,000, 13,000 and 50,000 footprints; `--keep` keeps
-them for the next time. Each is cut in a process of its own by as many processes as there are cores: XYZ, zoom 19, 1024
-px. Linear is: as many tiles a second, and as many microseconds a footprint, for each size. Memory is the greatest sum of
-resident sizes over all processes, looked at twice a second; pages that they share count several times.
+them for the next time. Each is cut in a process of its own, by as many processes as there are cores: XYZ, zoom 19,
+1024 px. Linear is: as many tiles a second, and as many microseconds a footprint, for each size. Memory is the greatest
+sum of resident sizes over all processes, looked at twice a second; pages that they share count several times.
 """
 
 import argparse
