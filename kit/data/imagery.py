@@ -1,6 +1,7 @@
 """Scenes as pixels on a grid: warped, and told which pixels hold no imagery."""
 
 import math
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
@@ -71,7 +72,7 @@ class Imagery:
         if self.collar is not None:
             valid &= (rgb > BLACK).any(axis=0) | ~self.collar.on(self.grid, row, column)
         if not valid.all():
-            rgb[:, ~valid] = 0
+            rgb *= valid
         return rgb, valid
 
     def _read_bent(self, row: int, column: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
@@ -104,9 +105,8 @@ class Imagery:
         whole = (width, height) == (right - left, bottom - top) and min(x.min(), y.min()) > -0.5 and bool(valid.all())
         if whole:
             return _moved(rgb, affine, side, cv2.BORDER_REPLICATE), np.ones((side, side), bool)
-        rgb[:, ~valid] = 0
-        opaque = np.where(valid, 255, 0).astype(np.uint8)[None]
-        moved = _moved(np.concatenate([rgb, opaque]), affine, side, cv2.BORDER_CONSTANT)
+        opaque = valid.astype(np.uint8) * np.uint8(255)
+        moved = _moved([*(rgb * valid), opaque], affine, side, cv2.BORDER_CONSTANT)
         weight = moved[3]  # of imagery in the mean of four, 0 to 255
         mean = moved[:3] * (255 / np.maximum(weight, 1)).astype(np.float32)
         return np.rint(np.minimum(mean, 255)).astype(np.uint8), weight > 127
@@ -140,8 +140,10 @@ def _through(affine: Affine, x: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[
     return a * x + b * y + c, d * x + e * y + f
 
 
-def _moved(bands: NDArray[np.uint8], affine: NDArray[np.float64], side_px: int, border: int) -> NDArray[np.uint8]:
-    """Returns (C, h, w) on a tile, (C, side, side): bilinear; the map leads from the tile's pixels to theirs."""
+def _moved(
+    bands: Iterable[NDArray[np.uint8]], affine: NDArray[np.float64], side_px: int, border: int
+) -> NDArray[np.uint8]:
+    """Returns bands, (h, w) each, on a tile, (C, side, side): bilinear; the map leads from its pixels to theirs."""
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     tile = cv2.warpAffine(cv2.merge(list(bands)), affine, (side_px, side_px), flags=flags, borderMode=border)
     return np.stack(cv2.split(tile)).astype(np.uint8, copy=False)
