@@ -86,17 +86,10 @@ def building_value(pairs: Iterable[Pair]) -> int:
     """Returns which value of the masks is building: 1 (and 255 no data) where some hold a 1, else 255.
 
     Raises:
-        RasterError: a mask cannot be read, or holds other values.
+        RasterError: see `_read_truth`.
     """
     for pair in pairs:
-        mask = _read_truth(pair.mask)
-        other = np.setdiff1d(mask, (0, BUILDING, IGNORE))
-        if other.size:
-            raise RasterError(
-                f"mask {pair.mask} holds the value {other[0]}, expected 0 and 1 (255 is no data), or 0 and 255",
-                "masks with more classes, or of JPEG, must be made into masks of buildings first",
-            )
-        if (mask == BUILDING).any():
+        if (_read_truth(pair.mask) == BUILDING).any():
             return BUILDING
     return IGNORE
 
@@ -168,7 +161,7 @@ def _read_truth(href: str) -> NDArray[np.uint8]:
     """Returns a mask's first band, (H, W) uint8.
 
     Raises:
-        RasterError: it cannot be read.
+        RasterError: it cannot be read, or holds other values than 0, 1 and 255.
     """
     try:
         with warnings.catch_warnings():
@@ -179,4 +172,10 @@ def _read_truth(href: str) -> NDArray[np.uint8]:
         raise RasterError(f"mask {href} cannot be read: {cause.__cause__ or cause}", "fetch it again") from cause
     if band.dtype != np.uint8:
         raise RasterError(f"mask {href} holds {band.dtype}, expected uint8", "convert it: gdal_translate -ot Byte")
+    other = np.setdiff1d(band, (0, BUILDING, IGNORE))
+    if other.size:
+        raise RasterError(
+            f"mask {href} holds the value {other[0]}, expected 0 and 1 (255 is no data), or 0 and 255",
+            "masks with more classes, or of JPEG, must be made into masks of buildings first",
+        )
     return band

@@ -52,10 +52,29 @@ class Scenes:
         self.parts = {"/".join(_names(part)): part for part in parts}
         for unknown in sorted(set(only) - set(self.parts)):
             raise DataError(f"no scene {unknown!r} to cut again", nearest(unknown, self.parts))
+        self._check_names()
+        self._check_pairs()
         self.only = set(only)
         self.changed, self.kept = False, 0
         self.open: dict[str, Record] = {}
         self.left: dict[str, int] = {}
+
+    def _check_names(self) -> None:
+        """Checks that no two scenes give their tiles the same ids."""
+        first: dict[str, str] = {}
+        for name in self.parts:
+            other = first.setdefault(name.replace("/", "_"), name)
+            if other != name:
+                raise DataError(f"the tiles of {other} and {name} would have the same names", "rename an area or scene")
+
+    def _check_pairs(self) -> None:
+        """Checks that nothing is asked for that ready-made masks do not tell."""
+        if not self._pairs:
+            return
+        if self.style.images == SCENE:
+            raise DataError("ready-made images have no scene to read windows from", "use --images lossless or jpeg")
+        if self.style.layers:
+            raise DataError("ready-made masks have no footprints to draw layers of", "leave --layers out")
 
     def cut_all(self, progress: Meter, workers: int) -> None:
         """Cuts what is not cut yet, removes what belongs to the data set no more."""
@@ -141,14 +160,26 @@ class Scenes:
         if isinstance(part, Scene):
             where = [part.image] if self.style.images == SCENE else []
             return key_of(VERSION, style, part.tier, where, [fingerprint(href) for href in (part.image, *part.labels)])
-        files = [(pair.name, fingerprint(pair.image), fingerprint(pair.mask)) for pair in part]
-        return key_of(VERSION, style, self.gsd_m, part[0].tier, files)
+        return key_of(VERSION, style, self.gsd_m, part[0].tier, self._files_of_pairs)
+
+    @cached_property
+    def _pairs(self) -> list[Pair]:
+        return [pair for part in self.parts.values() if not isinstance(part, Scene) for pair in part]
+
+    @cached_property
+    def _files_of_pairs(self) -> str:
+        """A text that differs where any pair does: what the largest is, and what the masks hold, counts for all."""
+        return key_of(
+            [
+                (pair.area, pair.scene, pair.name, fingerprint(pair.image), fingerprint(pair.mask))
+                for pair in self._pairs
+            ]
+        )
 
     @cached_property
     def _of_all_pairs(self) -> tuple[int, int]:
         """The side of the tiles, and the masks' value of buildings."""
-        pairs = [pair for part in self.parts.values() if not isinstance(part, Scene) for pair in part]
-        return side_of(pairs, self.style.side_px), building_value(pairs)
+        return side_of(self._pairs, self.style.side_px), building_value(self._pairs)
 
     def _batches(self, pairs: tuple[Pair, ...]) -> list[Job]:
         side_px, building = self._of_all_pairs

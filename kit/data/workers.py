@@ -38,6 +38,8 @@ def spread(work: Callable[[J], R], jobs: Iterable[J], processes: int) -> Iterato
         for job in jobs:
             yield job, work(job)
         return
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)  # before the fork: a process that inherits the name of threads, and no threads, would hang
     leash, end = os.pipe()
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # before the fork: a process would wait for threads of this one that it does not have
@@ -61,6 +63,7 @@ def spread(work: Callable[[J], R], jobs: Iterable[J], processes: int) -> Iterato
         cv2.setNumThreads(threads)
         os.close(end)
         os.close(leash)
+        cv2.setNumThreads(threads)
 
 
 def _ended(waiting: dict[Future[R], J]) -> Iterator[tuple[J, R]]:
@@ -73,7 +76,8 @@ def _ended(waiting: dict[Future[R], J]) -> Iterator[tuple[J, R]]:
 
 def _begin(leash: int = -1, end: int = -1) -> None:
     """Prepares a process: one thread, deaf to Ctrl-C, and gone when the one that started it is, however it ended."""
-    cv2.setNumThreads(1)
+    if cv2.getNumThreads() != 1:  # not forked
+        cv2.setNumThreads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the starting process hears it too, and tells once
     if leash < 0:
         return
