@@ -172,7 +172,7 @@ def _read_truth(href: str) -> NDArray[np.uint8]:
         raise RasterError(f"mask {href} cannot be read: {cause.__cause__ or cause}", "fetch it again") from cause
     if band.dtype != np.uint8:
         raise RasterError(f"mask {href} holds {band.dtype}, expected uint8", "convert it: gdal_translate -ot Byte")
-    other = np.setdiff1d(band, (0, BUILDING, IGNORE))
+    other = np.setdiff1d(np.flatnonzero(np.bincount(band.ravel())), (0, BUILDING, IGNORE))
     if other.size:
         raise RasterError(
             f"mask {href} holds the value {other[0]}, expected 0 and 1 (255 is no data), or 0 and 255",

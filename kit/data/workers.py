@@ -41,8 +41,6 @@ def spread(work: Callable[[J], R], jobs: Iterable[J], processes: int) -> Iterato
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # before the fork: a process that inherits the name of threads, and no threads, would hang
     leash, end = os.pipe()
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)  # before the fork: a process would wait for threads of this one that it does not have
     forked = sys.platform == "linux"  # elsewhere a fork is not safe, and a pipe not inherited
     context = multiprocessing.get_context("fork" if forked else "spawn")
     pool = ProcessPoolExecutor(processes, context, _begin, (leash, end) if forked else ())
@@ -60,7 +58,6 @@ def spread(work: Callable[[J], R], jobs: Iterable[J], processes: int) -> Iterato
         ) from cause
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-        cv2.setNumThreads(threads)
         os.close(end)
         os.close(leash)
         cv2.setNumThreads(threads)

@@ -193,7 +193,7 @@ def test_what_ready_made_masks_do_not_tell(
     tmp_path: Path, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch, style: dict[str, object]
 ):
     put_pair(pairs, tmp_path, "x", rgb_of(64, 64), mask_of(64, 64))
-    with pytest.raises(DataError, match="ready-made (images have no scene|masks have no footprints)"):
+    with pytest.raises(DataError, match=r"ready-made (images have no scene|masks have no footprints)"):
         take(pairs, tmp_path, monkeypatch, **style)
 
 
