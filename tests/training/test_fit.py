@@ -265,7 +265,7 @@ def test_submission_of_the_trained_weights(trained: Path, cli: Cli, tmp_path: Pa
 
 
 def test_a_tile_that_is_lost_while_training_is_told(workplace: Path, cli: Cli):
-    for mask in (workplace / "data/train_tier_1/masks").glob("*.tif"):
+    for mask in (workplace / "data/train_tier_1/masks").rglob("*.tif"):
         mask.unlink()
     code, _, err = cli("run", "tiny", "--root", workplace, "--no-pretrained", "--fold", "0", "--minutes", "0.1")
     assert code == 1
