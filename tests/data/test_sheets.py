@@ -2,6 +2,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 import rasterio
 import shapely
 from cut_fakes import CutScene, cut_scene
@@ -9,6 +10,7 @@ from factories import at_kampala, on_earth, write_bands, write_catalog
 
 from kit.data.prepare import prepare
 from kit.data.sheets import GAP_PX, OUTLINE, TITLE_PX, UNKNOWN, VIEW_PX, Sheet, draw_sheet
+from kit.errors import RasterError
 from kit.paths import Paths
 
 SQUARES = [shapely.box(20, 22, 50, 47), shapely.box(75, 60, 120, 90)]
@@ -46,10 +48,9 @@ def test_outlines_lie_on_the_edge_of_the_mask(tmp_path: Path):
 
 
 def test_up_to_twelve_places_where_most_outlines_are(tmp_path: Path):
-    made = small_scene(tmp_path, 32)
+    made = small_scene(tmp_path, 16)
     sheet = drawn(made)
-    with_buildings = sum(tile.building_fraction > 0 for tile in made.cut.tiles)
-    assert with_buildings == 12
+    assert sum(tile.building_fraction > 0 for tile in made.cut.tiles) > 12
     assert sheet.shape[:2] == (3 * (VIEW_PX + GAP_PX + TITLE_PX) + GAP_PX, 4 * (VIEW_PX + GAP_PX) + GAP_PX)
     large = drawn(small_scene(tmp_path / "large", 600, 600, 4))
     assert large.shape[:2] == (2 * GAP_PX + TITLE_PX + VIEW_PX, 2 * GAP_PX + VIEW_PX)
@@ -65,6 +66,13 @@ def test_each_scene_has_a_sheet_of_the_same_bytes(tmp_path: Path):
         sheets.append({str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*.*")})
     assert set(sheets[0]) == {"kam/a.png", "kam/b.png", "znz/c.png"}
     assert sheets[0] == sheets[1]
+
+
+def test_tiles_that_cannot_be_read_are_told(tmp_path: Path):
+    made = small_scene(tmp_path, 128)
+    (tmp_path / made.cut.tiles[0].image).write_bytes(b"no TIFF")
+    with pytest.raises(RasterError, match=r"r0_c0\.tif cannot be read"):
+        drawn(made)
 
 
 def test_a_scene_without_buildings_has_a_sheet_too(tmp_path: Path):
