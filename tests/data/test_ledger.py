@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -149,6 +149,16 @@ def test_given_again_nothing_is_cut_and_no_byte_changes(tmp_path: Path, small: P
     assert set(made.index["fold"]) == {0, 1, 2}  # as `kit folds` made them
     assert content(folder) == before
     assert {file: (folder / file).stat().st_mtime_ns for file in before} == times
+
+
+def test_an_area_may_be_called_na(tmp_path: Path):
+    """As Namibia is: pandas would take it for a missing value."""
+    catalog = write_catalog(tmp_path / "c", {"NA": {"null": {}, "007": {"seed": 1}}})
+    cut(catalog, tmp_path)
+    made = prepare(catalog, Paths(tmp_path), **STYLE)
+    assert made.kept == 2
+    assert set(made.index["area"]) == {"NA"}
+    assert set(made.index["scene"]) == {"null", "007"}
 
 
 def test_other_folds_are_made_without_cutting(tmp_path: Path, small: Path):
@@ -307,7 +317,7 @@ def test_a_full_disk_is_told_with_its_remedy(
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(self, data)
 
-    with monkeypatch.context() as patch, pytest.raises(KitError, match="cannot write .*: No space left") as caught:
+    with monkeypatch.context() as patch, pytest.raises(KitError, match=r"cannot write .*: No space left") as caught:
         patch.setattr(Path, "write_bytes", full)
         cut(small, tmp_path, workers=workers)
     assert "free some space" in caught.value.hint
@@ -362,10 +372,10 @@ def wait_until(done: Callable[[], bool], seconds: float) -> bool:
 
 
 @pytest.fixture
-def large(tmp_path: Path) -> Iterator[Path]:
+def large(tmp_path: Path) -> Path:
     """Two scenes of 30 x 30 tiles."""
     options = {"width": 960, "height": 950}
-    yield write_catalog(tmp_path / "train_tier_1", {"kam": {"a": options, "b": {**options, "seed": 1}}})
+    return write_catalog(tmp_path / "train_tier_1", {"kam": {"a": options, "b": {**options, "seed": 1}}})
 
 
 @pytest.mark.slow
