@@ -45,8 +45,8 @@ def fit(learn):
 
 
 def write_scene(
-    path: Path, width: int = 96, height: int = 70, pixel: float = 1.0, crs: str = UTM, alpha: bool = True, seed: int = 0,
-    **profile: object,
+    path: Path, width: int = 96, height: int = 70, pixel: float = 1.0, crs: str = UTM, alpha: bool = True,
+    seed: int = 0, **profile: object,
 ) -> list[shapely.Polygon]:  # fmt: skip
     """Writes a scene with bright square buildings, and returns them in EPSG:4326. Its left 8 columns hold no data."""
     random = np.random.default_rng(seed)

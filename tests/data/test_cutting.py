@@ -9,7 +9,7 @@ import pyproj
 import pytest
 import rasterio
 import shapely
-from cut_fakes import cut_scene, laid_out, place_of
+from cut_fakes import cut_scene, place_of
 from factories import LATITUDE, LONGITUDE, MERCATOR, UTM, at_kampala, on_earth, write_bands, write_catalog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -168,7 +168,7 @@ def test_a_broken_block_costs_the_tiles_around_and_no_other(tmp_path: Path, cli:
     command = ("prepare", catalog, "--root", tmp_path, "--grid", "native", "--side", 128, "--images", images)
     code, out, err = cli(*command)
     assert code == 1
-    assert re.search(r"error: 4 of 2[01] tiles could not be cut, first kam_a_r1_c0: .*a\.tif is broken at tile row 1", err)
+    assert re.search(r"error: 4 of 21 tiles could not be cut, first kam_a_r1_c0: .*a\.tif is broken at tile row 1", err)
     assert "hint:  all are in data/train_tier_1/failed.csv" in err
     assert out.splitlines()[0].split() == list(COLUMNS)
     assert out.splitlines()[1].split()[:1] == ["kam/a"]

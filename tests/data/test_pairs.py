@@ -182,7 +182,10 @@ def test_a_larger_pair_changes_the_side_of_all(tmp_path: Path, pairs: list[Pair]
     put_pair(pairs, tmp_path, "x", rgb_of(64, 64), mask_of(64, 64), "a")
     put_pair(pairs, tmp_path, "x", rgb_of(64, 64), mask_of(64, 64), "b")
     take(pairs, tmp_path, monkeypatch)
-    assert take(pairs, tmp_path, monkeypatch).kept == 2
+    again = take(pairs, tmp_path, monkeypatch)
+    assert again.kept == 2
+    assert set(again.index["crs"]) == {""}
+    assert again.index["left"].isna().all()
     put_pair(pairs, tmp_path, "x", rgb_of(96, 90), mask_of(96, 90), "c")
     made = take(pairs, tmp_path, monkeypatch)
     assert set(made.index["width_px"]) == {96}
@@ -193,7 +196,7 @@ def test_what_ready_made_masks_do_not_tell(
     tmp_path: Path, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch, style: dict[str, object]
 ):
     put_pair(pairs, tmp_path, "x", rgb_of(64, 64), mask_of(64, 64))
-    with pytest.raises(DataError, match="ready-made (images have no scene|masks have no footprints)"):
+    with pytest.raises(DataError, match=r"ready-made (images have no scene|masks have no footprints)"):
         take(pairs, tmp_path, monkeypatch, **style)
 
 

@@ -98,7 +98,7 @@ def test_a_broken_scene_stops_no_other(tmp_path: Path, catalog: Path):
     file = catalog / "kam/b/b.tif"
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(CutError, match=r"b\.tif (is broken at tile row|cannot be read)") as caught:
+    with pytest.raises(CutError, match=r"b\.tif (is broken|cannot be read)") as caught:
         prepare(catalog, Paths(tmp_path), side_px=64)
     _, index = read_index(Paths(tmp_path))
     assert {"a", "c"} <= set(index["scene"])
