@@ -10,8 +10,10 @@ from kit.paths import Paths, replacing
 
 
 def read_table(file: Path) -> pd.DataFrame:
-    """Returns an index as it stands in its file."""
-    return pd.read_csv(file, dtype={"tile": str, "area": str, "scene": str}, keep_default_na=True)
+    """Returns an index as it stands in its file: an area may be called NA, and only bounds may be missing."""
+    missing = {bound: [""] for bound in ("left", "bottom", "right", "top")}
+    texts = dict.fromkeys(("tile", "area", "scene", "crs"), str)
+    return pd.read_csv(file, dtype=texts, keep_default_na=False, na_values=missing)
 
 
 def read_index(paths: Paths, name: str = "") -> tuple[str, pd.DataFrame]:

@@ -9,9 +9,11 @@ import cv2
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
+from rasterio.errors import RasterioError
 
 from kit.data.masks import BUILDING, IGNORE
 from kit.data.tiles import Tile, put, read_mask
+from kit.errors import RasterError
 
 COLUMNS, ROWS = 4, 3
 VIEW_PX = 360  # of a place: a shift of 3 px shows, and a sheet fits on a screen
@@ -38,6 +40,9 @@ def draw_sheet(sheet: Sheet, tiles: Sequence[Tile]) -> Path:
 
     It shows up to 12 tiles, spread over the scene, each where it has most outlines: yellow around buildings, magenta
     over pixels without imagery.
+
+    Raises:
+        RasterError: a tile cannot be read.
     """
     chosen = _spread([tile for tile in tiles if tile.building_fraction > 0] or tiles, COLUMNS * ROWS)
     views = [_view(sheet.folder, tile) for tile in chosen]
@@ -67,9 +72,12 @@ def _spread(tiles: Sequence[Tile], n: int) -> list[Tile]:
 
 def _view(folder: Path, tile: Tile) -> NDArray[np.uint8]:
     """Returns a part of a tile at full size with its outlines drawn, (h, w, 3) uint8 RGB."""
-    with rasterio.open(folder / tile.image) as source:
-        image = cv2.merge(list(source.read((1, 2, 3))))  # (H, W, 3)
-    mask = read_mask(folder / tile.mask)
+    try:
+        with rasterio.open(folder / tile.image) as source:
+            image = cv2.merge(list(source.read((1, 2, 3))))  # (H, W, 3)
+        mask = read_mask(folder / tile.mask)
+    except RasterioError as cause:  # of windows: their scene
+        raise RasterError(f"{folder / tile.image} cannot be read: {cause}", "cut it again with --scene") from cause
     building = (mask == BUILDING).astype(np.uint8)
     top, left = _busiest(cv2.morphologyEx(building, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)))
     at = np.s_[top : top + VIEW_PX, left : left + VIEW_PX]

@@ -53,8 +53,8 @@ def laid_out(made: CutScene) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
     mask = np.full(rgb.shape[1:], 255, np.uint8)
     for tile in made.cut.tiles:
         row, column = place_of(tile.tile)
-        y, x = (row - top) * side, (column - left) * side
-        at = np.s_[..., y : y + side, x : x + side]
+        down, across = (row - top) * side, (column - left) * side
+        at = np.s_[..., down : down + side, across : across + side]
         with rasterio.open(made.folder / tile.image) as image, rasterio.open(made.folder / tile.mask) as truth:
             rgb[at], mask[at] = image.read((1, 2, 3)), truth.read(1)
     return rgb, mask, (top, left)

@@ -33,9 +33,8 @@ def measured_m(grid: Grid) -> tuple[float, float]:
     """Returns how long a pixel is on the ellipsoid, across and down."""
     left, bottom, right, top = grid.bounds(0, 0)
     change = pyproj.Transformer.from_crs(grid.crs, "EPSG:4326", always_xy=True)
-    (west, south), (east, _), (_, north) = (
-        change.transform(*at) for at in ((left, bottom), (right, bottom), (left, top))
-    )
+    places = (left, bottom), (right, bottom), (left, top)
+    (west, south), (east, _), (_, north) = (change.transform(*place) for place in places)
     earth = pyproj.Geod(ellps="WGS84")
     across, down = earth.inv(west, south, east, south)[2], earth.inv(west, south, west, north)[2]
     return across / grid.side_px, down / grid.side_px

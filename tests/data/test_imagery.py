@@ -254,6 +254,15 @@ def test_windows_of_the_scene_read_what_tiles_hold(tmp_path: Path, grid: str):
     assert not list(tmp_path.glob("scene/images/**/*.tif"))
 
 
+def test_windows_of_a_relative_path_can_be_read_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_bands(tmp_path / "here/scene.tif", sharp())
+    monkeypatch.chdir(tmp_path / "here")
+    made = cut_scene(tmp_path, Path("scene.tif"), on_earth(SQUARES, at_kampala()), grid="native", images="scene")
+    monkeypatch.chdir(tmp_path)
+    tile = made.cut.tiles[0]
+    assert read_tile(str(tmp_path / tile.image), str(tmp_path / tile.mask))[0].any()
+
+
 def test_windows_need_their_scene(tmp_path: Path):
     image = write_bands(tmp_path / "scene.tif", sharp())
     made = cut_scene(tmp_path, image, on_earth(SQUARES, at_kampala()), grid="native", side_px=64, images="scene")

@@ -182,7 +182,10 @@ def test_a_larger_pair_changes_the_side_of_all(tmp_path: Path, pairs: list[Pair]
     put_pair(pairs, tmp_path, "x", rgb_of(64, 64), mask_of(64, 64), "a")
     put_pair(pairs, tmp_path, "x", rgb_of(64, 64), mask_of(64, 64), "b")
     take(pairs, tmp_path, monkeypatch)
-    assert take(pairs, tmp_path, monkeypatch).kept == 2
+    again = take(pairs, tmp_path, monkeypatch)
+    assert again.kept == 2
+    assert set(again.index["crs"]) == {""}
+    assert again.index["left"].isna().all()
     put_pair(pairs, tmp_path, "x", rgb_of(96, 90), mask_of(96, 90), "c")
     made = take(pairs, tmp_path, monkeypatch)
     assert set(made.index["width_px"]) == {96}
