@@ -177,7 +177,7 @@ def edit_labels(catalog: Path) -> None:
 
 
 def replace_image(catalog: Path) -> None:
-    write_catalog(catalog.parent / "other", {"kam": {"b": {"seed": 9}}})
+    write_catalog(catalog.parent / "other", {"kam": {"b": {"seed": 2, "height": 71}}})
     (catalog.parent / "other/kam/b/b.tif").replace(catalog / "kam/b/b.tif")
 
 
