@@ -74,7 +74,9 @@ def test_scene_without_labels(cli: Cli, tmp_path: Path):
 def test_truncated_tiff(cli: Cli, tmp_path: Path, catalog: Path):
     file = catalog / "kam/a/a.tif"
     file.write_bytes(file.read_bytes()[:9000])
-    err = failed(cli, "prepare", catalog, "--root", tmp_path, "--side", "64")
+    code, out, err = cli("prepare", catalog, "--root", tmp_path, "--side", "64")
+    assert code == 1
+    assert "kam/b  4" in out  # the table tells of the others
     assert "a.tif" in err
     assert "failed.csv" in err
 
