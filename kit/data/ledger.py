@@ -83,9 +83,6 @@ class Ledger:
         record = self.read(area, scene)
         if record is None or record.key != key:
             self.remove(area, scene)
-        for part in ("images", "masks"):
-            for unfinished in (self.folder / part / area / scene).glob(".*.part"):
-                unfinished.unlink()
         self._sheet(area, scene).unlink(missing_ok=True)  # it may show a part of the tiles
         self.write(Record(area, scene, key))
 

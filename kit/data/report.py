@@ -18,8 +18,9 @@ ADDED = ("tiles", "failed", "km2", "footprints", "crossing", "beyond", "repaired
 def summary(made: Prepared) -> list[Json]:
     """Returns a row a scene.
 
-    Keys: `area scene tiles skipped` (a count by reason) `failed km2` (of imagery), `footprints` (on the scene),
-    `crossing` (of these, its edge), `beyond` (it), `repaired dropped`, `building_fraction` (of the imagery), `folds`.
+    Keys: `area scene tiles skipped` (a count by reason) `failed km2` (of imagery; what tiles share counts for each),
+    `footprints` (on the scene), `crossing` (of these, its edge), `beyond` (it), `repaired dropped`,
+    `building_fraction` (of the imagery), `folds`.
     """
     return [_row(record, made) for record in made.scenes]
 

@@ -162,6 +162,7 @@ def test_masks_within_and_beside_a_scene_are_no_data(tmp_path: Path, internal: b
     assert not rgb[:, ~valid].any()
 
 
+@pytest.mark.filterwarnings("error")
 def test_alpha_counts_beside_a_nodata_tag(tmp_path: Path):
     """Some RGBA files carry nodata=0 as well: a black pixel that is opaque is imagery, in the middle of a roof too."""
     bands = np.concatenate([noise(), np.full((1, 96, 96), 255, np.uint8)])
@@ -170,6 +171,10 @@ def test_alpha_counts_beside_a_nodata_tag(tmp_path: Path):
     image = write_bands(tmp_path / "scene.tif", bands, alpha=True, nodata=0)
     _, mask = cut_noise(tmp_path, image)
     np.testing.assert_array_equal(mask == 255, bands[3] == 0)
+    bands[:3, :30] = 0  # a collar that is opaque
+    image = write_bands(tmp_path / "collar.tif", bands, alpha=True, nodata=0)
+    _, mask = cut_noise(tmp_path / "collar", image)
+    np.testing.assert_array_equal(mask == 255, (bands[3] == 0) | (np.arange(96) < 30)[:, None])
 
 
 @pytest.mark.parametrize("grid", ["native", "0.5m"])

@@ -191,6 +191,19 @@ def test_a_larger_pair_changes_the_side_of_all(tmp_path: Path, pairs: list[Pair]
     assert set(made.index["width_px"]) == {96}
 
 
+def test_pairs_with_little_imagery_are_listed(tmp_path: Path, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch):
+    framed = rgb_of(64, 64)
+    framed[:, :60] = 0
+    put_pair(pairs, tmp_path, "x", framed, mask_of(64, 64))
+    put_pair(pairs, tmp_path, "y", rgb_of(64, 64), mask_of(64, 64))
+    put_pair(pairs, tmp_path, "z", rgb_of(64, 64), mask_of(64, 64))
+    made = take(pairs, tmp_path, monkeypatch, min_valid=0.2)
+    assert list(made.index["tile"]) == ["kam_a_y", "kam_a_z"]
+    (skipped,) = made.scenes[0].cut.skipped
+    assert (skipped.tile, skipped.reason) == ("kam_a_x", "imagery on less than 0.2 of it")
+    assert skipped.valid_fraction == 1 / 16
+
+
 @pytest.mark.parametrize("style", [{"images": "scene"}, {"layers": True}])
 def test_what_ready_made_masks_do_not_tell(
     tmp_path: Path, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch, style: dict[str, object]
