@@ -6,7 +6,7 @@ Of several processes that train together, the first alone speaks, save for error
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
@@ -50,16 +50,28 @@ def failure(message: str, hint: str = "") -> None:
         console.print(hint, markup=False)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:
-    """Prints a table on stdout: framed on a terminal, aligned plain columns with nothing cut when piped."""
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "", spare: Collection[str] = ()
+) -> None:
+    """Prints a table on stdout: framed on a terminal, aligned plain columns with nothing cut when piped.
+
+    Args:
+        columns: their names.
+        rows: a cell for each column.
+        title: above a framed table.
+        spare: columns that a terminal, which is narrow, does without where all they say is 0 or nothing.
+    """
     cells = [[f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
     if sys.stdout.isatty() and not _silent():
         from rich.console import Console
         from rich.table import Table
 
-        framed = Table(*columns, title=title or None, title_justify="left")
+        told = [
+            i for i, name in enumerate(columns) if name not in spare or any(row[i] not in ("0", "") for row in cells)
+        ]
+        framed = Table(*(columns[i] for i in told), title=title or None, title_justify="left")
         for row in cells:
-            framed.add_row(*row)
+            framed.add_row(*(row[i] for i in told))
         Console().print(framed)
         return
     widths = [max(len(row[i]) for row in [list(columns), *cells]) for i in range(len(columns))]
@@ -137,6 +149,7 @@ class Meter:
     def close(self) -> None:
         """Ends the bar; elsewhere prints the last line."""
         if self.bar:
+            self.bar.update(self.task, visible=bool(self.total or self.done))
             self.bar.stop()
         elif self.total or self.done:
             self._line()

@@ -176,7 +176,7 @@ def too_little(spot: Spot, valid: NDArray[np.bool_], style: Style, made: Cut) ->
     share = float(valid.mean())
     if share >= style.min_valid and share > 0:
         return False
-    reason = f"imagery on less than {style.min_valid:g} of it" if share else "no imagery"
+    reason = f"imagery below {style.min_valid:g}" if share else "no imagery"
     made.skipped.append(Skipped(spot.tile, spot.area, spot.scene, reason, round(share, 6)))
     return True
 

@@ -53,7 +53,7 @@ def show_prepared(made: Prepared, as_json: bool) -> None:
     if as_json:
         result(json.dumps(rows, indent=2))
         return
-    table(COLUMNS, [_cells(row) for row in [*rows, *_total(rows)]])
+    table(COLUMNS, [_cells(row) for row in [*rows, *_total(rows)]], spare=COLUMNS)
 
 
 def _total(rows: list[Json]) -> list[Json]:

@@ -102,7 +102,7 @@ def test_tiles_with_little_imagery_are_listed_with_the_reason(tmp_path: Path, cl
     index = pd.read_csv(tmp_path / "data/train_tier_1/index.csv")
     assert list(skipped.columns) == ["tile", "area", "scene", "reason", "valid_fraction"]
     assert list(skipped["tile"]) == [f"kam_a_r2_c{column}" for column in range(3)]
-    assert set(skipped["reason"]) == {"imagery on less than 0.5 of it"}
+    assert set(skipped["reason"]) == {"imagery below 0.5"}
     np.testing.assert_allclose(skipped["valid_fraction"], [6 * 24 / 1024, 6 / 32, 6 / 32], atol=1e-6)
     assert len(index) == 6
     assert not (tmp_path / "data/train_tier_1/images/kam/a/r2_c0.tif").exists()

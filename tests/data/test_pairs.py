@@ -200,7 +200,7 @@ def test_pairs_with_little_imagery_are_listed(tmp_path: Path, pairs: list[Pair],
     made = take(pairs, tmp_path, monkeypatch, min_valid=0.2)
     assert list(made.index["tile"]) == ["kam_a_y", "kam_a_z"]
     (skipped,) = made.scenes[0].cut.skipped
-    assert (skipped.tile, skipped.reason) == ("kam_a_x", "imagery on less than 0.2 of it")
+    assert (skipped.tile, skipped.reason) == ("kam_a_x", "imagery below 0.2")
     assert skipped.valid_fraction == 1 / 16
 
 

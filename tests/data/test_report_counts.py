@@ -44,7 +44,7 @@ def test_json_tells_all_of_each_scene(tmp_path: Path, catalog: Path, cli: Cli):
     assert (first["footprints"], first["crossing"], first["beyond"]) == (6, 3, 4)
     assert (first["repaired"], first["dropped"]) == (1, 3)
     assert first["tiles"] == 6
-    assert first["skipped"] == {"imagery on less than 0.5 of it": 3}
+    assert first["skipped"] == {"imagery below 0.5": 3}
     assert first["km2"] == pytest.approx(48 * 32 / 1e6, abs=1e-4)
     assert second["footprints"] == 3
     assert second["building_fraction"] == pytest.approx((20**2 + 24**2 - 24 * 0 + 12**2) / (96 * 64), rel=0.01)
@@ -74,7 +74,7 @@ def test_the_piped_table_has_every_column(tmp_path: Path, catalog: Path, cli: Cl
     starts = [head.index(name) for name in COLUMNS]
     cells = [rows[0][start:stop].strip() for start, stop in zip(starts, [*starts[1:], None], strict=True)]
     told = dict(zip(COLUMNS, cells, strict=True))
-    assert told["why"] == "3 imagery on less than 0.5 of it"
+    assert told["why"] == "3 imagery below 0.5"
     numbers = ("tiles", "skipped", "failed", "footprints", "crossing", "beyond", "repaired", "dropped")
     assert [told[name] for name in numbers] == ["6", "3", "0", "6", "3", "4", "1", "3"]
     assert told["km2"] == "0.002"
