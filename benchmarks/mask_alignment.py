@@ -1,6 +1,6 @@
 """How well the masks that `kit prepare` cuts sit on the roofs.
 
-    python benchmarks/mask_alignment.py CATALOG                a catalogue, prepared for the while; 1 minute
+    python benchmarks/mask_alignment.py CATALOG                a catalogue, prepared for the while; a minute
     python benchmarks/mask_alignment.py --data-root ROOT       the data set of a working root
 
 Agreement of outlines and image edges, 0 to 1 (`kit.data.alignment` says how it is measured), per scene: of the masks

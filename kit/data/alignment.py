@@ -77,8 +77,7 @@ def agreements(pairs: Iterable[Pair], shifts: Sequence[Shift]) -> NDArray[np.flo
 def best_shift(pairs: Iterable[Pair], reach_px: int = 6) -> Best | None:
     """Returns the whole-pixel shift of at most `reach_px` either way that agrees best, or None without outlines.
 
-    What decides is the number of outlines: of one building it is often a neighbouring edge, of 30 it was right to 1 px
-    (benchmarks/README.md).
+    It takes many outlines: a single building often agrees better with a neighbouring edge (benchmarks/README.md).
 
     Raises:
         DataError: the reach is beyond `REACH_PX`.

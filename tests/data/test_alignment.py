@@ -50,12 +50,22 @@ def test_agreement_is_that_of_all_tiles_together():
     assert agreements(tiles, [(1, -2)])[0] == pytest.approx(np.mean(alone))  # as many outline pixels each
 
 
-def test_strong_edges_decide_no_more_than_clear_ones():
-    """One glaring square beside its mask does not outvote nine plain ones in place."""
-    tiles = [drawn(4, 0, contrast=195), *[drawn(contrast=60)] * 9]
-    best = best_shift(tiles)
-    assert best is not None
-    assert (best.dx, best.dy) == (0, 0)
+def test_strong_edges_decide_hardly_more_than_clear_ones():
+    """A glaring square beside its mask does not outvote a plain one, a little longer, in place."""
+    image, mask = drawn(contrast=50)
+    glaring, moved = drawn(4, 0, contrast=195)
+    image[:, 60:], mask[:, 60:] = glaring[:, 60:], moved[:, 60:]
+    assert agreement(image, mask) > agreement(image, mask, (-4, 0))
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+def test_edges_across_an_outline_do_not_agree(turns: int):
+    """Diagonal stripes: along a diagonal outline they are its edge, across it they are only texture."""
+    y, x = np.mgrid[:120, :120]
+    noise = np.random.default_rng(0).integers(40, 60, (120, 120, 3)).astype(np.uint8)
+    mask = np.rot90((x + y < 120).astype(np.uint8), turns)
+    along, across = (noise + (np.rot90(at // 8 % 2, turns) * 90).astype(np.uint8)[..., None] for at in (x + y, x - y))
+    assert agreement(along, mask) > 3 * agreement(across, mask)
 
 
 def test_cut_edges_are_no_outlines():
