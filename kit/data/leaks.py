@@ -10,9 +10,8 @@ from kit.data.ground import Ground, Pairs, lay_out
 from kit.errors import DataError
 
 NO_FOLD = -1  # of tiles that would leak: they are never held out, and train only where nothing is
-TOGETHER = (
-    0.25  # groups that share more of the smaller one's tiles are one: dropping tiles would leave too little of it
-)
+# Groups that share more of the smaller one's tiles are one: taking tiles out would leave too little of it.
+TOGETHER = 0.25
 MUCH = 1 / 3  # of the tiles: a loss to be warned of
 
 Labels = NDArray[np.str_]  # the group of each row

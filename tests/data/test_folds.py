@@ -156,6 +156,14 @@ def test_more_than_a_quarter_of_the_smaller_one_is_too_much(tiles: int, together
     assert (folds == -1).sum() == (not together)
 
 
+def test_a_tile_that_overlaps_several_counts_once():
+    """One of five tiles lies on two of the other scene."""
+    index = city(scene("kam/large", 6, 5), scene("kam/small", 5, 1, x=-4.5, y=-0.5))
+    folds, notice = assign_folds(index, "scene", 2)
+    assert notice == "1 of 35 tiles belong to no fold, being on the ground of another fold's"
+    assert folds.iloc[-1] == -1
+
+
 def test_overlaps_join_in_chains():
     """The smallest and the largest share nothing, but much with the one between them, in either order of names."""
     for small, large in (("s0", "s2"), ("s2", "s0")):
@@ -234,6 +242,13 @@ def test_blocks_need_the_ground():
     with pytest.raises(DataError, match="6 of 6 tiles do not tell where they lie, first t0_0") as caught:
         assign_folds(make_index([3, 3]), "block", 2)
     assert "kit prepare" in caught.value.hint
+
+
+@pytest.mark.parametrize("by", ["scene", "block"])
+def test_folds_are_proven_apart_before_they_are_handed_out(by: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("kit.data.folds.without_leaks", lambda index, folds, *_: (folds, []))
+    with pytest.raises(DataError, match=r"of fold . and .* of fold . overlap on the ground"):
+        assign_folds(city(scene("kam/a", 12, 12, step=0.9), scene("kam/b", 9, 9, x=10)), by, 2)
 
 
 def test_bad_requests():
