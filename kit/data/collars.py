@@ -65,16 +65,12 @@ def find_collar(source: rasterio.DatasetReader) -> Collar | None:
 def black_frame(source: rasterio.DatasetReader) -> NDArray[np.bool_] | None:
     """Returns where black that the file takes for imagery reaches the image's edge, (h, w) bool; None: nowhere.
 
-    A file whose alpha, nodata value or mask ends the imagery somewhere at the edge is believed. Else the frame is found
-    in a coarse copy, `COARSE_PX` at most, and one coarse pixel around it; only where the outermost pixels are black,
-    and in pieces of some size: shadows stay imagery.
+    Found in a coarse copy, `COARSE_PX` at most, and one coarse pixel around it; only where the outermost pixels are
+    black, and in pieces of some size: shadows stay imagery. So it is beside alpha, which may end the imagery elsewhere.
     """
     width, height = source.width, source.height
     edges = (0, 0, width, 1), (0, height - 1, width, 1), (0, 0, 1, height), (width - 1, 0, 1, height)
-    windows = [Window(*edge) for edge in edges]
-    if not all(validity(source, window).all() for window in windows):
-        return None
-    if not any(_black(source, window).any() for window in windows):
+    if not any(_black(source, Window(*edge)).any() for edge in edges):
         return None
     shrink = max(1.0, max(width, height) / COARSE_PX)
     size = max(1, round(height / shrink)), max(1, round(width / shrink))
