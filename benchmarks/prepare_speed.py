@@ -48,10 +48,7 @@ from kit.paths import Paths
 
 DRAWN_PX = 25_600  # side of the drawn scene: 20,000 footprints
 LOOK_S = 0.5  # between two looks at the memory
-SIDES = (
-    *(("seed", 1), ("seed, kit's formats", 1), ("kit, all layers", 1), ("rasterio", 1), ("kit", 1)),
-    *(("seed", 2), ("seed, kit's formats", 2), ("kit, all layers", 2), ("rasterio", 2), ("kit", 2)),
-)
+SIDES = ("seed", "seed, kit's formats", "kit, all layers", "rasterio", "kit")
 RATIOS = (("kit, all layers", "seed"), ("kit, all layers", "seed, kit's formats"), ("kit", "rasterio"))
 
 Run = tuple[str, int]  # side, processes
@@ -182,49 +179,45 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="folder to draw the scene in, or to find it in")
     parser.add_argument("--seed-tiles", type=int, default=60, help="for the seed's sides")
     parser.add_argument("--rounds", type=int, default=3)
-    for hidden in ("--side", "--processes", "--places", "--out"):
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    for hidden in ("--side", "--places", "--out"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     options = parser.parse_args()
     cv2.setNumThreads(1)  # before anything forks: OpenCV's threads do not come along
     if options.side:
         places = [tuple(place) for place in json.loads(Path(options.places).read_text())]
-        print(run_side(options.side, int(options.processes), options.catalog, places, Path(options.out)))
+        print(run_side(options.side, options.processes[0], options.catalog, places, Path(options.out)))
         return
     with catalog_of(options.catalog, options.keep) as catalog:
-        compare(catalog, options.seed_tiles, options.rounds)
+        compare(catalog, options.seed_tiles, options.rounds, options.processes)
 
 
-def compare(catalog: Path, seed_tiles: int, rounds: int) -> None:
+def compare(catalog: Path, seed_tiles: int, rounds: int, processes: list[int]) -> None:
     """Runs all sides and prints their tables."""
-    with (
-        TemporaryDirectory() as first
-    ):  # the tiles to cut are those that kit finds imagery on; warms the page cache too
-        kit_side(catalog, Path(first), False, 2)
+    with TemporaryDirectory() as first:  # the tiles to cut are those with imagery; this warms the page cache too
+        kit_side(catalog, Path(first), False, max(processes))
         places = places_of(Path(first))
     some = [places[at] for at in np.unique(np.linspace(0, len(places) - 1, seed_tiles).round().astype(int))]
     polygons = len(seed_prepare.read_polygons(files_of(catalog)[1]))
-    print(
-        f"GDAL {rasterio.__gdal_version__}, {len(places)} tiles, {polygons} footprints, {rounds} rounds: "
-        "median (least to most)\n"
-    )
-    rates = {run: [] for run in SIDES}
-    peaks_mb = dict.fromkeys(SIDES, 0.0)
+    versions = f"GDAL {rasterio.__gdal_version__}, OpenCV {cv2.__version__}"
+    print(f"{versions}, {len(places)} tiles, {polygons} footprints, {rounds} rounds: median (least to most)\n")
+    runs = [(side, count) for count in processes for side in SIDES]
+    rates: dict[Run, list[float]] = {run: [] for run in runs}
+    peaks_mb = dict.fromkeys(runs, 0.0)
     for number in range(rounds):
-        for run in SIDES if number % 2 == 0 else SIDES[::-1]:
+        for run in runs if number % 2 == 0 else runs[::-1]:
             wanted = some if run[0].startswith("seed") else places
             seconds, peak_mb = in_own_process(run, catalog, wanted)
             rates[run].append(len(wanted) / seconds)
             peaks_mb[run] = max(peaks_mb[run], peak_mb)
     print("| side | processes | tiles a second | peak memory, MB |\n|---|---|---|---|")
-    for run in SIDES:
+    for run in runs:
         print(f"| {run[0]} | {run[1]} | {told(rates[run])} | {peaks_mb[run]:.0f} |")
-    print("\n| ratio | 1 process | 2 processes |\n|---|---|---|")
+    print("\n| ratio | processes, both sides | |\n|---|---|---|")
     for over, under in RATIOS:
-        cells = [
-            told([a / b for a, b in zip(rates[over, processes], rates[under, processes], strict=True)])
-            for processes in (1, 2)
-        ]
-        print(f"| {over} / {under} | {' | '.join(cells)} |")
+        for count in processes:
+            pairs = zip(rates[over, count], rates[under, count], strict=True)
+            print(f"| {over} / {under} | {count} | {told([a / b for a, b in pairs])} |")
 
 
 if __name__ == "__main__":
