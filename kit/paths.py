@@ -76,15 +76,19 @@ def alone(folder: Path) -> Iterator[None]:
     Where the system has no such locks (Windows, some network disks) nothing is kept.
 
     Raises:
-        KitError: another process has it.
+        KitError: another process has it, or it cannot be written.
     """
     try:
         import fcntl
     except ImportError:
         yield
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f".{folder.name}.lock").open("w") as lock:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        opened = (folder.parent / f".{folder.name}.lock").open("w")
+    except OSError as cause:
+        raise KitError(f"cannot write {folder}: {cause.strerror}", "choose another --root") from cause
+    with opened as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as cause:

@@ -115,3 +115,9 @@ def test_a_system_without_locks_keeps_nothing(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "fcntl", None)
     with alone(tmp_path / "fold0"), alone(tmp_path / "fold0"):
         pass
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path):
+    (tmp_path / "data").write_text("a file where a folder should be")
+    with pytest.raises(KitError, match=r"cannot write .*data/city: "), alone(tmp_path / "data" / "city"):
+        pass

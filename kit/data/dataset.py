@@ -85,7 +85,10 @@ def read_tile(image: str, mask: str, layers: bool = False) -> tuple[NDArray[np.u
             pixels = _bands_last(source.read((1, 2, 3)))
             return pixels, _bands_last(truth.read()) if layers else truth.read(1)
     except RasterioIOError as cause:
-        raise DataError(f"a tile cannot be read: {cause}", "cut the data set again: kit prepare") from cause
+        raise DataError(
+            f"tile {image} cannot be read: {cause}",
+            "cut the data set again: kit prepare; windows into scenes need the scenes where they were",
+        ) from cause
 
 
 def _bands_last(bands: NDArray[np.uint8]) -> NDArray[np.uint8]:

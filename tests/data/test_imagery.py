@@ -273,7 +273,7 @@ def test_windows_need_their_scene(tmp_path: Path):
     made = cut_scene(tmp_path, image, on_earth(SQUARES, at_kampala()), grid="native", side_px=64, images="scene")
     tile = made.cut.tiles[0]
     image.rename(tmp_path / "away.tif")
-    with pytest.raises(DataError, match="a tile cannot be read"):
+    with pytest.raises(DataError, match=r"tile .* cannot be read"):
         read_tile(str(tmp_path / tile.image), str(tmp_path / tile.mask))
 
 
