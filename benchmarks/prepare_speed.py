@@ -9,7 +9,8 @@ seed:     seed_prepare.py: rio-tiler, each polygon tested against each tile, all
           second variant GeoTIFFs in kit's formats. On a share of the tiles, spread evenly: it is as slow on each.
 rasterio: the scene through one WarpedVRT, tile after tile, written with a mask of zeros in kit's formats: no polygons,
           no index. The least that anyone does who cuts tiles with rasterio.
-kit:      `kit prepare`: once with all layers, as the seed draws them, and once with footprints alone.
+kit:      `kit prepare`: with all layers, as the seed draws them; the same with windows of the scene for images
+          (`--images scene`: training reads them there, no pixels are written); and with footprints alone.
 
 Each side runs in a process of its own, with 1 and with 2 processes of one thread each; every second round begins at the
 other end. What counts is the cutting: not imports, nor, for the seed, reading the polygons and starting processes;
@@ -48,8 +49,11 @@ from kit.paths import Paths
 
 DRAWN_PX = 25_600  # side of the drawn scene: 20,000 footprints
 LOOK_S = 0.5  # between two looks at the memory
-SIDES = ("seed", "seed, kit's formats", "kit, all layers", "rasterio", "kit")
-RATIOS = (("kit, all layers", "seed"), ("kit, all layers", "seed, kit's formats"), ("kit", "rasterio"))
+SIDES = ("seed", "seed, kit's formats", "kit, all layers", "kit, all layers, windows", "rasterio", "kit")
+RATIOS = (
+    ("kit, all layers", "seed"), ("kit, all layers", "seed, kit's formats"),
+    ("kit, all layers, windows", "seed"), ("kit", "rasterio"),
+)  # fmt: skip
 
 Run = tuple[str, int]  # side, processes
 
@@ -93,9 +97,9 @@ def rasterio_side(scene: Path, places: list[Place], out: Path, processes: int) -
     return time.perf_counter() - start
 
 
-def kit_side(catalog: Path, root: Path, layers: bool, processes: int) -> float:
+def kit_side(catalog: Path, root: Path, layers: bool, images: str, processes: int) -> float:
     start = time.perf_counter()
-    prepare(catalog, Paths(root), name="tiles", by="tile", layers=layers, workers=processes)
+    prepare(catalog, Paths(root), name="tiles", by="tile", layers=layers, images=images, workers=processes)
     return time.perf_counter() - start
 
 
@@ -109,7 +113,8 @@ def places_of(root: Path) -> list[Place]:
 def run_side(side: str, processes: int, catalog: Path, places: list[Place], out: Path) -> float:
     """Returns the seconds that a side takes for the tiles."""
     if side.startswith("kit"):
-        return kit_side(catalog, out, "layers" in side, processes)
+        images = "scene" if "windows" in side else "lossless"
+        return kit_side(catalog, out, "layers" in side, images, processes)
     scene, labels = files_of(catalog)
     if side == "rasterio":
         return rasterio_side(scene, places, out, processes)
@@ -195,7 +200,7 @@ def main() -> None:
 def compare(catalog: Path, seed_tiles: int, rounds: int, processes: list[int]) -> None:
     """Runs all sides and prints their tables."""
     with TemporaryDirectory() as first:  # the tiles to cut are those with imagery; this warms the page cache too
-        kit_side(catalog, Path(first), False, max(processes))
+        kit_side(catalog, Path(first), False, "lossless", max(processes))
         places = places_of(Path(first))
     some = [places[at] for at in np.unique(np.linspace(0, len(places) - 1, seed_tiles).round().astype(int))]
     polygons = len(seed_prepare.read_polygons(files_of(catalog)[1]))
