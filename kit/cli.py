@@ -274,6 +274,10 @@ def submit(
     weights: Annotated[Path | None, typer.Option(help="The weights file; the newest by default.")] = None,
     name: Annotated[str, typer.Option(help="Of the submission; <weights>-<test> by default.")] = "",
     device: Device = "",
+    tune: Annotated[
+        bool, typer.Option(help="Measure once how this machine predicts fastest; else as the file was shipped.")
+    ] = True,
+    engine: Annotated[str, typer.Option(help="torch or openvino.")] = "torch",
     root: Root = HERE,
     debug: Debug = False,
 ) -> None:
@@ -291,7 +295,7 @@ def submit(
     say(f"weights {chosen}, test set {chips}")
     where = chips.parent if chips.suffix == ".json" else chips
     folder = paths.submission(name or f"{chosen.stem}-{where.resolve().name}")
-    made = submit_chips(chips, chosen, folder, str(pick_device(device)))
+    made = submit_chips(chips, chosen, folder, str(pick_device(device)), tune, engine)
     say(f"{made.chips} chips checked: {made.building_fraction:.1%} building, {made.empty} without any")
     result(str(made.path))
 

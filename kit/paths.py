@@ -69,6 +69,13 @@ class Paths:
         return self.root / "submissions" / name
 
 
+def cache_folder() -> Path:
+    """Returns the user's folder for what can be made again: `KIT_CACHE`, else where the XDG specification places it."""
+    if given := os.environ.get("KIT_CACHE"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kit"
+
+
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Keeps a folder for this process while the block runs, by a lock beside it that ends with the process.

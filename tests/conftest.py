@@ -13,6 +13,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: threads o
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's cache folder, empty for each test."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("KIT_CACHE", str(folder))
+    return folder
+
+
 @pytest.fixture
 def catalog(tmp_path: Path) -> Path:
     """Two areas, three scenes of odd sizes, UTM and web mercator, with and without alpha."""

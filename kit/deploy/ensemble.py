@@ -110,7 +110,6 @@ class Ensemble(nn.Module):
     def members(self, x: Tensor) -> Tensor:
         """Returns each network's probability of building: float32 (N, M, H, W), 0..1."""
         self.check(x)
-        height, width = x.size(2), x.size(3)
         padded = self.padded(x[:, :3].float())
         votes: list[Tensor] = []
         for core in self.cores:
@@ -118,7 +117,11 @@ class Ensemble(nn.Module):
             for code in self.codes:  # one view at a time: memory stays that of one view
                 vote = vote + unview(torch.sigmoid(core(view(padded, code))), code)
             votes.append(vote / len(self.codes))
-        probs = torch.cat(votes, dim=1)[:, :, :height, :width]  # (N, M, H, W)
+        return self.cut(torch.cat(votes, dim=1), x)
+
+    def cut(self, probs: Tensor, x: Tensor) -> Tensor:
+        """Returns the probabilities of padded x for x itself: its height and width, 0 where its alpha is 0."""
+        probs = probs[:, :, : x.size(2), : x.size(3)]  # (N, M, H, W)
         if x.size(1) == 4:
             probs = probs.masked_fill(x[:, 3:4] == 0, 0.0)
         return probs.contiguous()

@@ -68,7 +68,7 @@ def freeze(members: Sequence[nn.Module], views: str, pad_multiple: int) -> Any:
     side_px = 2 * pad_multiple  # at 1 x pad_multiple the deepest map is 1 px: a size that hides broadcasting
     example = torch.full((2, 3, side_px, side_px), 127.0)
     cores = [torchscript.trace(Core(member), example) for member in members]
-    return torchscript.frozen(Ensemble(cores, views, pad_multiple), METHODS)
+    return torchscript.frozen(Ensemble(cores, views, pad_multiple), METHODS, len(cores))
 
 
 def export_ensemble(

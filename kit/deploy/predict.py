@@ -29,6 +29,7 @@ class Weights:
         path: where it was read.
         sha256: of the file, in hex.
         device: as torch names it.
+        plan: how the cores compute, where they were tuned to this machine (`kit.deploy.tuning`).
     """
 
     module: Any
@@ -36,6 +37,7 @@ class Weights:
     path: Path
     sha256: str
     device: str
+    plan: str = "shipped"
 
 
 def load_weights(path: Path, device: str = "cpu") -> Weights:

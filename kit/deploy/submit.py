@@ -11,8 +11,10 @@ import numpy as np
 from kit.console import track
 from kit.deploy.archive import entries, write_tgz
 from kit.deploy.chips import Chip, find_chips
+from kit.deploy.engines import Engine, Setting, check_engine
 from kit.deploy.predict import Weights, load_weights, predict_image
 from kit.deploy.rasters import decode_mask, encode_mask, image_size, read_image
+from kit.deploy.tuning import TILES, tune, tuned
 from kit.errors import RasterError, SubmissionError
 from kit.paths import replacing
 
@@ -29,7 +31,7 @@ class Done:
 
     Args:
         chip: its id.
-        weights: sha256 of the weights that predicted it; the views are part of the file.
+        weights: sha256 of the weights that predicted it, and how their cores computed; the views are part of the file.
         image: size in bytes and time of the chip's image: another image is predicted again.
         pixels: of the chip.
         building_px: of the mask.
@@ -61,7 +63,9 @@ class Summary:
     empty: int
 
 
-def submit(test: Path, weights_path: Path, out_dir: Path, device: str = "cpu") -> Summary:
+def submit(
+    test: Path, weights_path: Path, out_dir: Path, device: str = "cpu", tuning: bool = True, engine: str = "torch"
+) -> Summary:
     """Predicts every chip and writes `<id>.tif`, `submission.csv` and, beside the folder, `NAME.tgz`.
 
     A second call predicts only what is missing or was made with other weights or another image; the files come out
@@ -72,6 +76,9 @@ def submit(test: Path, weights_path: Path, out_dir: Path, device: str = "cpu") -
         weights_path: as `kit export` wrote it.
         out_dir: the submission's folder; its name is the archive's.
         device: as torch names it.
+        tuning: measures, with the first call, how this machine predicts fastest (`kit.deploy.tuning`); without it the
+            file computes as it was shipped.
+        engine: `torch` or `openvino`.
 
     Raises:
         CatalogError: the test set is missing or empty.
@@ -80,7 +87,7 @@ def submit(test: Path, weights_path: Path, out_dir: Path, device: str = "cpu") -
         SubmissionError: the folder holds masks of another test set, or what was written does not pass the check.
     """
     chips = find_chips(test)
-    weights = load_weights(weights_path, device)
+    weights = _set_up(load_weights(weights_path, device), chips, tuning, check_engine(engine))
     _check_folder(out_dir, chips)
     done = _read_progress(out_dir, weights)
     todo = [chip for chip in chips if not _is_done(chip, done, out_dir)]
@@ -95,6 +102,16 @@ def submit(test: Path, weights_path: Path, out_dir: Path, device: str = "cpu") -
     archive = out_dir.with_name(f"{out_dir.name}.tgz")
     write_tgz([out_dir / f"{chip.id}.tif" for chip in chips], archive)
     return check_submission(archive, chips)
+
+
+def _set_up(weights: Weights, chips: Sequence[Chip], tuning: bool, engine: Engine) -> Weights:
+    """Returns the weights as they will predict: tuned on chips from the whole test set, or as they are."""
+    if tuning:
+        some = chips[:: max(1, len(chips) // TILES)][:TILES]
+        return tune(weights, [read_image(chip.path) for chip in some], engine)
+    if engine == "torch":
+        return weights
+    return tuned(weights, [Setting()] * len(weights.card.members), engine)
 
 
 def check_submission(path: Path, chips: Sequence[Chip]) -> Summary:
@@ -152,7 +169,12 @@ def _predict_chip(weights: Weights, chip: Chip, out_dir: Path) -> Done:
     with replacing(out_dir / f"{chip.id}.tif") as temporary:
         temporary.write_bytes(encode_mask(mask))
     confidence = float(np.maximum(probability, 1 - probability).mean(dtype=np.float64))
-    return Done(chip.id, weights.sha256, version, mask.size, int(mask.sum()), confidence)
+    return Done(chip.id, _identity(weights), version, mask.size, int(mask.sum()), confidence)
+
+
+def _identity(weights: Weights) -> str:
+    """Returns what two chips of one submission have in common: the file, and how its cores compute."""
+    return f"{weights.sha256} {weights.plan}"
 
 
 def _image_version(chip: Chip) -> str:
@@ -186,11 +208,11 @@ def _read_progress(out_dir: Path, weights: Weights) -> dict[str, Done]:
     names = [field.name for field in fields(Done)]
     lines = path.read_text().splitlines(keepends=True)[1:] if path.is_file() else []
     done: dict[str, Done] = {}
-    for chip, sha256, image, pixels, building_px, confidence in csv.reader(
+    for chip, made_by, image, pixels, building_px, confidence in csv.reader(
         line for line in lines if line.endswith("\n") and line.count(",") == len(names) - 1
     ):
-        if sha256 == weights.sha256:
-            done[chip] = Done(chip, sha256, image, int(pixels), int(building_px), float(confidence))
+        if made_by == _identity(weights):
+            done[chip] = Done(chip, made_by, image, int(pixels), int(building_px), float(confidence))
     with replacing(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerows([names, *(asdict(row).values() for row in done.values())])

@@ -3,13 +3,16 @@
 import io
 import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+Layout = Literal["plain", "channels_last", "packed"]
+CONVOLUTIONS = ("aten::_convolution", "aten::conv2d", "aten::conv_transpose2d")
 
 exported = torch.jit.export  # marks a method, beside forward, that scripting keeps
 
@@ -31,13 +34,65 @@ def trace(core: nn.Module, example: Tensor) -> nn.Module:
         return traced
 
 
-def frozen(module: nn.Module, methods: Sequence[str]) -> Any:
-    """Returns `module` scripted with its weights as constants; `forward` and `methods` can be called.
+def frozen(module: nn.Module, methods: Sequence[str], cores: int) -> Any:
+    """Returns `module` scripted with its weights as constants; `forward`, `methods` and `core_0`, ... can be called.
 
     Cores are traced before and not frozen by themselves: scripting a wrapper of frozen cores fails.
+
+    Args:
+        module: an ensemble, with its traced networks in `cores`.
+        methods: beside `forward`.
+        cores: how many there are.
     """
+    names = [core_name(number) for number in range(cores)]
     with _quiet():
-        return torch.jit.freeze(torch.jit.script(module.eval()), preserved_attrs=list(methods))
+        scripted = torch.jit.script(module.eval())
+        for number, name in enumerate(names):
+            scripted.define(f"def {name}(self, x):\n    return getattr(self.cores, '{number}')(x)\n")
+        return torch.jit.freeze(scripted, preserved_attrs=[*methods, *names])
+
+
+def core_name(number: int) -> str:
+    """Returns the name of the method that runs one network of a frozen ensemble."""
+    return f"core_{number}"
+
+
+def has_cores(module: Any) -> bool:
+    """Tells whether the networks of a frozen ensemble can be called one by one: files of kit 0.1.0 cannot."""
+    return hasattr(module, core_name(0))
+
+
+def core(
+    module: Any, number: int, layout: Layout = "plain", dtype: torch.dtype = torch.float32
+) -> Callable[[Tensor], Tensor]:
+    """Returns one network of a frozen ensemble as a function of its own, with the weights of its convolutions changed.
+
+    Args:
+        module: as `load` returns it, with cores.
+        number: of the core.
+        layout: of the weights: `plain` as they are, `channels_last`, or `packed` for oneDNN, which fuses and reorders
+            ahead of time (float32 on the CPU alone).
+        dtype: of the weights; a caller of anything but float32 runs the function under autocast.
+
+    Shape:
+        The function: float32 (N, 3, H, W), 0..255, multiples of the ensemble's padding -> logits (N, 1, H, W).
+    """
+    graph = getattr(module, core_name(number)).graph.copy()
+    graph.eraseInput(0)  # self, of which freezing left nothing
+    if layout == "packed":
+        torch._C._jit_pass_convert_frozen_ops_to_mkldnn(graph)
+    else:
+        for node in (node for kind in CONVOLUTIONS for node in graph.findAllNodes(kind)):
+            _convert(list(node.inputs())[1].node(), layout, dtype)  # biases may be constants that others share
+    function: Callable[[Tensor], Tensor] = torch._C._create_function_from_graph(f"core_{number}", graph)
+    return function
+
+
+def _convert(weight: Any, layout: Layout, dtype: torch.dtype) -> None:
+    """Changes the weight of a convolution in place, where it is a constant."""
+    if weight.kind() == "prim::Constant":
+        memory = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+        weight.t_("value", weight.t("value").to(dtype).contiguous(memory_format=memory))
 
 
 def save(module: Any, path: Path) -> None:

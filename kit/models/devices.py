@@ -1,7 +1,10 @@
 """The machine at hand: where to compute, in which precision, with which memory habits."""
 
 import ctypes
+import os
+import platform
 import sys
+from pathlib import Path
 
 import torch
 
@@ -42,6 +45,23 @@ def autocast_dtype(device: torch.device) -> torch.dtype:
     if has_fast_bf16(device):
         return torch.bfloat16
     return torch.float16 if device.type == "cuda" else torch.float32
+
+
+def processor_name(device: torch.device) -> str:
+    """Returns the model of the device, with what limits its instructions: what a measured choice holds for."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    models = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
+    model = models[0] if models else platform.processor() or platform.machine()
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "")
+    return " ".join(part for part in (model, torch.backends.cpu.get_cpu_capability(), limit) if part)
+
+
+def _cpuinfo() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return []
 
 
 def keep_freed_memory() -> bool:

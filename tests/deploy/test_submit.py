@@ -13,10 +13,18 @@ import rasterio
 from deploy_fakes import export_tiny, noise, write_tiff
 
 from kit.deploy import submit as room
+from kit.deploy import tuning
+from kit.deploy.engines import Setting
 from kit.deploy.export import Exported
 from kit.deploy.predict import load_weights, predict_image, read_image
-from kit.deploy.submit import check_submission, find_chips, submit
+from kit.deploy.rasters import decode_mask
+from kit.deploy.submit import Summary, check_submission, find_chips
 from kit.errors import CatalogError, KitError, RasterError, SubmissionError, WeightsError
+
+
+def submit(test: Path, weights: Path, out: Path, tuning: bool = False) -> Summary:
+    """As shipped: what a machine chooses to compute faster is no concern of most tests here."""
+    return room.submit(test, weights, out, tuning=tuning)
 
 
 def outputs(folder: Path) -> dict[str, str]:
@@ -298,3 +306,31 @@ def test_no_archive(masks: Path, tmp_path: Path):
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(KitError, match=r"not a readable \.tgz or \.zip"):
         check_submission(path, images)
+
+
+def test_a_tuned_submission_is_not_mixed_with_another(
+    chips: Path, tiny_weights: Exported, tmp_path: Path, predicted: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    out = tmp_path / "out"
+    submit(chips, tiny_weights.path, out)
+    shipped = outputs(out)
+    assert predicted == list("abcd")
+    setting = Setting("channels_last", views=4)
+    monkeypatch.setattr(tuning, "choose", lambda weights, core, images, engine: setting)
+    predicted.clear()
+    submit(chips, tiny_weights.path, out, tuning=True)
+    assert predicted == [*"abc", *"abcd"]  # three to tune on, and all again
+    assert {name: found for name, found in outputs(out).items() if name.endswith(".tif")}.items() <= shipped.items()
+    predicted.clear()
+    submit(chips, tiny_weights.path, out, tuning=True)
+    assert predicted == list("abc")  # remembered, nothing to predict
+
+
+def test_another_engine_untuned(chips: Path, tiny_weights: Exported, tmp_path: Path):
+    pytest.importorskip("openvino", reason="the extra openvino is not installed")
+    submit(chips, tiny_weights.path, tmp_path / "torch")
+    room.submit(chips, tiny_weights.path, tmp_path / "openvino", tuning=False, engine="openvino")
+    for name in "abcd":
+        files = [tmp_path / engine / f"{name}.tif" for engine in ("torch", "openvino")]
+        first, second = (decode_mask(file.read_bytes(), file.name) for file in files)
+        assert (first == second).mean() > 0.999

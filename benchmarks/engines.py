@@ -1,0 +1,82 @@
+"""Speed of one core of a weights file: as shipped, as kit tunes it to the machine, and as OpenVINO computes it.
+
+    pip install -e .[openvino] && python benchmarks/engines.py [RECIPE...]        prints a table
+
+Each recipe's network (by default the seed's five encoders) gets random weights and is frozen as `kit export` does. The
+three sides run in one process, in turn, on one image of 512 x 512 px, one view; a number is the median of ROUNDS after
+a first for warming up. OpenVINO gets the same frozen graph, the same number of threads, and the precision that kit's
+tuning chose among.
+
+shipped: the frozen file, called as any program calls it.
+tuned:   what `kit.deploy.tuning.choose` found within its 20 seconds.
+share:   OpenVINO's seconds over the tuned ones: 1 is as fast, below 0.8 `kit submit --engine openvino` is worth it.
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from kit.deploy.card import Member
+from kit.deploy.engines import Setting, network
+from kit.deploy.export import export_ensemble
+from kit.deploy.predict import load_weights
+from kit.deploy.tuning import SECONDS_A_CORE, choose
+from kit.paths import Paths
+from kit.training.fit import rebuild
+from kit.training.recipe import load_recipe
+
+SEED = ("efficientnet_b4", "seresnext50", "densenet161", "inception_v4", "senet154")
+SIDE_PX, ROUNDS = 512, 5
+
+
+def main() -> None:
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
+    columns = ("recipe", "shipped s", "tuned s", "OpenVINO s", "share", "setting", "chosen in s")
+    print(f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    for recipe in sys.argv[1:] or SEED:
+        print(row(recipe), flush=True)
+
+
+def row(recipe: str) -> str:
+    """Returns a recipe's row of the table."""
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        model = rebuild(load_recipe(recipe, Paths(Path()))).model
+        exported = export_ensemble(
+            Path(folder), recipe, [model], [Member(recipe, 0, 0, "0" * 64, None)], "flips", recipe, None, 0.1, []
+        )
+        del model
+        weights = load_weights(exported.path)
+        image = torch.randint(0, 256, (1, 3, SIDE_PX, SIDE_PX), dtype=torch.uint8)
+        start = time.perf_counter()
+        setting = choose(weights, 0, [image], "torch")
+        chosen_s = time.perf_counter() - start
+        assert chosen_s < 1.5 * SECONDS_A_CORE, chosen_s
+        one_view = Setting(setting.layout, setting.dtype)
+        sides = [
+            weights.module.core_0,
+            network(weights, 0, one_view, "torch"),
+            network(weights, 0, Setting(dtype=setting.dtype), "openvino"),
+        ]
+        shipped_s, tuned_s, openvino_s = seconds(sides, image.float())
+    times = f"{shipped_s:.3f} | {tuned_s:.3f} | {openvino_s:.3f} | {openvino_s / tuned_s:.2f}"
+    return f"| {recipe} | {times} | {setting} | {chosen_s:.1f} |"
+
+
+def seconds(sides, x: torch.Tensor) -> list[float]:
+    """Returns the median seconds of each side; they take turns."""
+    found = [[] for _ in sides]
+    for number in range(ROUNDS + 2):
+        for times, side in zip(found, sides, strict=True):
+            start = time.perf_counter()
+            side(x)
+            if number >= 2:  # TorchScript's first two runs are its slowest
+                times.append(time.perf_counter() - start)
+    return [statistics.median(times) for times in found]
+
+
+if __name__ == "__main__":
+    main()

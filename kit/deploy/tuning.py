@@ -1,0 +1,210 @@
+"""How this machine predicts fastest with a weights file: measured once, kept where the masks agree, remembered."""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kit.console import say, track
+from kit.deploy import torchscript
+from kit.deploy.engines import Engine, Network, Setting, dtypes, layouts, network
+from kit.deploy.ensemble import Ensemble, unview, view
+from kit.deploy.predict import Weights
+from kit.errors import KitError, WeightsError
+from kit.models.devices import processor_name
+from kit.paths import cache_folder, replacing
+
+SECONDS_A_CORE = 20.0  # the longest that choosing may take
+AGREEMENT = 0.998  # share of pixels whose mask must be as in float32
+GAIN = 1.03  # a setting must be so much faster than the shipped one: less is noise
+TILES, SIDES_PX = 3, (256, 512)  # what is measured on: the larger tiles where they do not take too long
+PASSES = 2  # over the tiles: TorchScript's first runs are its slowest
+TRIALS = 4  # settings that a core is expected to try
+
+
+class TunedEnsemble(Ensemble):
+    """The vote of `Ensemble` over cores that compute as this machine likes best.
+
+    Args:
+        networks: float32 (N, 3, H, W) in 0..255 -> logits (N, 1, H, W), one a core.
+        views_at_once: of each core.
+        views: see Ensemble.
+        pad_multiple: see Ensemble.
+    """
+
+    def __init__(
+        self, networks: Sequence[Network], views_at_once: Sequence[int], views: str, pad_multiple: int
+    ) -> None:
+        super().__init__([], views, pad_multiple)
+        self.networks, self.views_at_once = list(networks), list(views_at_once)
+
+    def members(self, x: Tensor) -> Tensor:
+        """Returns each network's probability of building: float32 (N, M, H, W), 0..1."""
+        self.check(x)
+        padded = self.padded(x[:, :3].float())
+        cores = zip(self.networks, self.views_at_once, strict=True)
+        return self.cut(torch.cat([_vote(network, padded, self.codes, count) for network, count in cores], dim=1), x)
+
+
+def _vote(network: Network, padded: Tensor, codes: Sequence[int], at_once: int) -> Tensor:
+    """Returns the mean probability over the views, (N, 1, H, W); views of one orientation go through together."""
+    vote = torch.zeros_like(padded[:, :1])
+    for group in _groups(codes, at_once):
+        logits = network(torch.cat([view(padded, code) for code in group]))
+        for code, part in zip(group, torch.sigmoid(logits).chunk(len(group)), strict=True):
+            vote = vote + unview(part, code)
+    return vote / len(codes)
+
+
+def _groups(codes: Sequence[int], at_once: int) -> Iterator[Sequence[int]]:
+    """Yields up to `at_once` codes at a time; those that transpose (4 and more) apart from the others."""
+    for oriented in ([c for c in codes if c < 4], [c for c in codes if c >= 4]):
+        for start in range(0, len(oriented), at_once):
+            yield oriented[start : start + at_once]
+
+
+def tune(weights: Weights, images: Sequence[NDArray[np.uint8]], engine: Engine = "torch") -> Weights:
+    """Returns the weights with each core set as this machine predicts fastest.
+
+    The choice is measured on `images` once a file, machine and number of threads, and remembered in the user's cache.
+    Settings whose masks differ from those of the shipped file on more than 0.2 % of the pixels are not taken.
+
+    Args:
+        weights: as `load_weights` returns them.
+        images: real ones, uint8 (H, W, 3 or 4), as they will come.
+        engine: what computes.
+
+    Raises:
+        WeightsError: an old export, whose cores cannot be called one by one.
+    """
+    if not torchscript.has_cores(weights.module):
+        lacking = f"{weights.path} is an old export, whose cores cannot be called one by one"
+        if engine != "torch":
+            raise WeightsError(f"{lacking}: no engine but torch can run it", "export it again: kit export")
+        say(f"{lacking}: it predicts as it was shipped")
+        return weights
+    key, count = _key(weights, engine), len(weights.card.members)
+    settings = _remembered(key)
+    if len(settings) != count:
+        tiles = [torch.from_numpy(image).permute(2, 0, 1)[None] for image in images]
+        settings = [choose(weights, core, tiles, engine) for core in track(range(count), "tune cores")]
+        _remember(key, settings)
+    return tuned(weights, settings, engine)
+
+
+def tuned(weights: Weights, settings: Sequence[Setting], engine: Engine = "torch") -> Weights:
+    """Returns the weights with their cores set as told, one setting a core."""
+    networks = [network(weights, core, setting, engine) for core, setting in enumerate(settings)]
+    card = weights.card
+    ensemble = TunedEnsemble(networks, [setting.views for setting in settings], card.views, card.pad_multiple)
+    return replace(weights, module=ensemble, plan=f"{engine} {' '.join(map(str, settings))}")
+
+
+def choose(weights: Weights, core: int, images: Sequence[Tensor], engine: Engine) -> Setting:
+    """Returns the fastest setting of a core: first the layout, with it the dtype, with both the views at once."""
+    end = time.monotonic() + SECONDS_A_CORE
+    trial = Trial(weights, core, images, engine, end)
+    for layout in layouts(engine, weights.device):
+        trial.offer(replace(trial.best, layout=layout))
+    for dtype in dtypes(weights.device):
+        trial.offer(replace(trial.best, layout="channels_last" if engine == "torch" else "plain", dtype=dtype))
+    if weights.card.views != "none":
+        trial.offer(replace(trial.best, views=4))
+    return trial.best
+
+
+class Trial:
+    """Measures settings of one core on the same tiles, and keeps the fastest whose masks agree with the first's.
+
+    Args:
+        weights: as loaded.
+        core: its number.
+        images: uint8 (1, 3 or 4, H, W).
+        engine: what computes.
+        end: when to stop, by `time.monotonic`.
+    """
+
+    def __init__(self, weights: Weights, core: int, images: Sequence[Tensor], engine: Engine, end: float) -> None:
+        self.weights, self.core, self.engine, self.end = weights, core, engine, end
+        self.best = Setting()
+        shipped = network(weights, core, Setting(), "torch")
+        for side_px in SIDES_PX:  # the smaller tiles first: they tell whether the larger ones would take too long
+            self.tiles = [_tile(image, side_px, weights) for image in images[:TILES]]
+            self.seconds, self.masks = self.run(shipped, 1)
+            if 4 * self.seconds * PASSES * TRIALS > end - time.monotonic():
+                break
+        if engine != "torch":
+            self.seconds = math.inf  # the shipped setting serves for comparison of masks alone
+            self.offer(Setting())
+
+    def offer(self, setting: Setting) -> None:
+        """Makes a setting the best if it is: in time, masks as they should be, faster."""
+        if setting == self.best and self.seconds < math.inf:
+            return
+        if time.monotonic() + min(self.seconds, 1e9) * PASSES * setting.views > self.end:
+            return
+        seconds, masks = self.run(network(self.weights, self.core, setting, self.engine), setting.views)
+        pairs = zip(masks, self.masks, strict=True)
+        agreement = float(torch.cat([(mask == shipped).flatten() for mask, shipped in pairs]).float().mean())
+        if agreement >= AGREEMENT and seconds * GAIN < self.seconds:
+            self.best, self.seconds = setting, seconds
+
+    def run(self, run: Network, views: int) -> tuple[float, list[Tensor]]:
+        """Returns seconds a view of all tiles, in the last pass over them, and their masks."""
+        masks: list[Tensor] = []
+        seconds = 0.0
+        for _ in range(PASSES):
+            masks, start = [], time.perf_counter()
+            for tile in self.tiles:
+                logits = run(torch.cat([view(tile, code) for code in range(views)]))
+                masks.append((logits[:1] > 0).cpu())  # waits for a GPU, too
+            seconds = (time.perf_counter() - start) / views
+        return seconds, masks
+
+
+def _tile(image: Tensor, side_px: int, weights: Weights) -> Tensor:
+    """Returns the middle of an image as the cores take it: float32 (1, 3, H, W), padded, at most `side_px` large."""
+    height, width = image.shape[2:]
+    top, left = max(0, height - side_px) // 2, max(0, width - side_px) // 2
+    tile = image[:, :3, top : top + side_px, left : left + side_px].float()
+    multiple = weights.card.pad_multiple
+    padding = (0, -tile.shape[3] % multiple, 0, -tile.shape[2] % multiple)
+    return F.pad(tile, padding, mode="replicate").to(weights.device)
+
+
+def _key(weights: Weights, engine: Engine) -> str:
+    """Returns what a choice holds for: the file, the machine, the threads and who computes."""
+    processor, threads = processor_name(torch.device(weights.device)), torch.get_num_threads()
+    return f"{weights.sha256} {engine} {processor}, {threads} threads, torch {torch.__version__}"
+
+
+def _cache(key: str) -> Path:
+    return cache_folder() / "tuning" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+
+
+def _remembered(key: str) -> list[Setting]:
+    """Returns the settings that were chosen before; none where there are none or they cannot be read."""
+    try:
+        kept = json.loads(_cache(key).read_text())
+        return [Setting.parse(text) for text in kept["settings"]] if kept["key"] == key else []
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
+def _remember(key: str, settings: Sequence[Setting]) -> None:
+    """Keeps settings for the next time; a cache that cannot be written costs time, nothing else."""
+    text = json.dumps({"key": key, "settings": [str(setting) for setting in settings]}, indent=1) + "\n"
+    try:
+        with replacing(_cache(key)) as temporary:
+            temporary.write_text(text)
+    except (OSError, KitError) as cause:
+        say(f"the tuning is not remembered: {cause}")

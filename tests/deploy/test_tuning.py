@@ -1,0 +1,197 @@
+import dataclasses
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from deploy_fakes import export_tiny, noise
+from torch import Tensor
+
+from kit.deploy import tuning
+from kit.deploy.engines import Setting, check_engine, network
+from kit.deploy.export import Exported
+from kit.deploy.predict import Weights, load_weights, predict_image
+from kit.deploy.tuning import choose, tune, tuned
+from kit.errors import KitError, WeightsError
+
+IMAGE = noise(70, 83, 4)
+IMAGE[..., 3] = 255
+IMAGE[:9, :, 3] = 0
+
+
+@pytest.fixture
+def weights(tiny_weights: Exported) -> Weights:
+    return load_weights(tiny_weights.path)
+
+
+@pytest.mark.parametrize("views", ["none", "flips", "d4"])
+@pytest.mark.parametrize("setting", [Setting(), Setting("channels_last", views=4), Setting("packed", views=3)], ids=str)
+def test_a_tuned_vote_is_the_shipped_vote(tmp_path: Path, views: str, setting: Setting):
+    shipped = load_weights(export_tiny(tmp_path, views=views).path)
+    there = tuned(shipped, [setting, Setting()])
+    np.testing.assert_allclose(predict_image(there, IMAGE), predict_image(shipped, IMAGE), atol=1e-5)
+    batch = torch.from_numpy(np.stack([noise(33, 17, seed=seed).transpose(2, 0, 1) for seed in range(3)]))
+    with torch.inference_mode():
+        torch.testing.assert_close(there.module.members(batch), shipped.module.members(batch), atol=1e-5, rtol=0)
+        assert torch.equal(there.module.mask(batch), shipped.module.mask(batch))
+
+
+def test_half_precision_halves_the_weights_of_convolutions_alone(weights: Weights):
+    core = network(weights, 0, Setting("channels_last", "bfloat16"), "torch")
+    x = torch.from_numpy(noise(64, 64)).permute(2, 0, 1)[None].float()
+    with torch.inference_mode():
+        half, full = core(x), weights.module.core_0(x)
+    assert half.dtype == torch.float32
+    assert 0 < (half - full).abs().max() < 0.2
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_wrong_input_to_a_tuned_vote(weights: Weights):
+    with pytest.raises(ValueError, match=r"expected 3 \(RGB\) or 4"):
+        tuned(weights, [Setting()] * 2).module(torch.zeros(1, 2, 8, 8))
+
+
+def slowed(seconds: dict[str, float], wrong: Sequence[str] = ()) -> Callable[..., Callable[[Tensor], Tensor]]:
+    """Returns a `network` whose settings take so many seconds a call, for any number of views."""
+
+    def made(weights: Weights, core: int, setting: Setting, engine: str) -> Callable[[Tensor], Tensor]:
+        name = f"{engine}-{setting}"
+
+        def run(x: Tensor) -> Tensor:
+            time.sleep(seconds.get(name, 0.05))
+            logits = x[:, :1] - 128
+            return -logits if name in wrong else logits
+
+        return run
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("seconds", "wrong", "expected"),
+    [
+        ({}, [], "plain-float32-4"),  # the views together take a quarter
+        ({"torch-channels_last-float32-1": 0.01}, [], "channels_last-float32-4"),
+        ({"torch-channels_last-float32-1": 0.01}, ["torch-channels_last-float32-1"], "plain-float32-4"),
+        ({"torch-packed-float32-1": 0.01, "torch-packed-float32-4": 0.2}, [], "packed-float32-1"),
+        ({"torch-channels_last-bfloat16-1": 0.001}, [], "channels_last-bfloat16-1"),
+    ],
+)
+def test_the_fastest_setting_that_agrees(
+    weights: Weights,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: dict[str, float],
+    wrong: list[str],
+    expected: str,
+):
+    monkeypatch.setattr(tuning, "dtypes", lambda device: ("bfloat16",))
+    first = ("torch-channels_last-float32-1", "torch-packed-float32-1", "torch-channels_last-bfloat16-1")
+    monkeypatch.setattr(tuning, "network", slowed(dict.fromkeys(first, 0.1) | seconds, wrong))
+    images = [torch.from_numpy(noise(64, 64, seed=seed)).permute(2, 0, 1)[None] for seed in range(3)]
+    assert str(choose(weights, 0, images, "torch")) == expected
+
+
+def test_no_time_no_trials(weights: Weights, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tuning, "SECONDS_A_CORE", 0.0)
+    monkeypatch.setattr(tuning, "network", slowed({"torch-channels_last-float32-1": 0.001}))
+    image = torch.from_numpy(noise(64, 64)).permute(2, 0, 1)[None]
+    assert choose(weights, 0, [image], "torch") == Setting()
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The cores that are measured from here on."""
+    cores: list[int] = []
+
+    def choosing(weights: Weights, core: int, images: Sequence[Tensor], engine: str) -> Setting:
+        cores.append(core)
+        return Setting("channels_last", views=4)
+
+    monkeypatch.setattr(tuning, "choose", choosing)
+    return cores
+
+
+def test_a_choice_is_remembered_for_file_and_machine(
+    weights: Weights, measured: list[int], monkeypatch: pytest.MonkeyPatch
+):
+    first, second = tune(weights, [IMAGE]), tune(weights, [IMAGE])
+    assert measured == [0, 1]
+    assert first.plan == second.plan == "torch channels_last-float32-4 channels_last-float32-4"
+    tune(dataclasses.replace(weights, sha256="another"), [IMAGE])
+    assert measured == [0, 1] * 2
+    monkeypatch.setattr(tuning, "processor_name", lambda device: "another")
+    tune(weights, [IMAGE])
+    assert measured == [0, 1] * 3
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"key": 1}', '{"settings": ["plain"]}', "\x00"])
+def test_a_broken_memory_is_measured_again(weights: Weights, measured: list[int], cache: Path, text: str):
+    tune(weights, [IMAGE])
+    (kept,) = (cache / "tuning").iterdir()
+    kept.write_text(text)
+    tune(weights, [IMAGE])
+    assert measured == [0, 1] * 2
+
+
+def test_a_cache_that_cannot_be_written_costs_time_alone(
+    weights: Weights, measured: list[int], cache: Path, capsys: pytest.CaptureFixture[str]
+):
+    (cache / "tuning").write_text("a file where a folder belongs")
+    assert tune(weights, [IMAGE]).plan.startswith("torch channels_last")
+    assert "not remembered" in capsys.readouterr().err
+
+
+def test_an_old_export_predicts_as_it_was_shipped(
+    weights: Weights, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(tuning.torchscript, "has_cores", lambda module: False)
+    assert tune(weights, [IMAGE]) is weights
+    assert "predicts as it was shipped" in capsys.readouterr().err
+    with pytest.raises(WeightsError, match="no engine but torch") as caught:
+        tune(weights, [IMAGE], "openvino")
+    assert "kit export" in caught.value.hint
+
+
+def test_measured_for_real(weights: Weights):
+    there = tune(weights, [IMAGE, noise(40, 40)])
+    assert len(there.plan.split()) == 3
+    np.testing.assert_array_equal(predict_image(there, IMAGE) > 0.5, predict_image(weights, IMAGE) > 0.5)
+
+
+LIMITED = """
+import sys, numpy as np
+from kit.deploy.predict import load_weights
+from kit.deploy.tuning import tune
+print(tune(load_weights(__import__("pathlib").Path(sys.argv[1])), [np.zeros((64, 64, 3), np.uint8)]).plan)
+"""
+
+
+def test_a_processor_limited_to_avx2_stays_in_float32(tiny_weights: Exported, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    command = [sys.executable, "-c", LIMITED, tiny_weights.path]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    plan = done.stdout.split()
+    assert plan[0] == "torch"
+    assert [setting.split("-")[1] for setting in plan[1:]] == ["float32"] * 2
+
+
+def test_unknown_or_missing_engines(monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(KitError, match="no engine 'openvina', expected torch or openvino"):
+        check_engine("openvina")
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(KitError, match="needs OpenVINO") as caught:
+        check_engine("openvino")
+    assert "pip install" in caught.value.hint
+
+
+@pytest.mark.parametrize("views", [1, 4])
+def test_openvino_votes_alike(weights: Weights, views: int):
+    pytest.importorskip("openvino", reason="the extra openvino is not installed")
+    there = tuned(weights, [Setting(views=views)] * 2, "openvino")
+    np.testing.assert_allclose(predict_image(there, IMAGE), predict_image(weights, IMAGE), atol=1e-4)
+    assert there.plan.startswith("openvino ")
