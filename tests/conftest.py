@@ -13,6 +13,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: threads o
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def small_images() -> Iterator[None]:
+    """Exports are compared on small images, but where a test asks for others: all take seconds even of tiny networks."""
+    from kit.deploy import drawn
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drawn, "CASES", drawn.SMALL_CASES)
+        yield
+
+
 @pytest.fixture
 def catalog(tmp_path: Path) -> Path:
     """Two areas, three scenes of odd sizes, UTM and web mercator, with and without alpha."""
