@@ -280,7 +280,8 @@ def verify(
 
     Example: kit verify lite0
     """
-    from kit.deploy.verify import COLUMNS, find_weights
+    from kit.deploy.compare import COLUMNS
+    from kit.deploy.verify import find_weights
     from kit.deploy.verify import verify as verify_weights
     from kit.models.devices import pick_device
 

@@ -15,7 +15,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: threads o
 
 @pytest.fixture(scope="session", autouse=True)
 def small_images() -> Iterator[None]:
-    """Exports are compared on small images, but where a test asks for others: all take seconds even of tiny networks."""
+    """Exports are compared on small images, but where a test asks for others: all take seconds of a tiny network."""
     from kit.deploy import drawn
 
     with pytest.MonkeyPatch.context() as patch:

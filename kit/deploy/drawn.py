@@ -1,4 +1,7 @@
-"""Images to compare weights on, drawn in integers: the same bytes on every machine, so that none has to be stored."""
+"""Images to compare weights on, drawn in integers: the same bytes on every machine, so that none has to be stored.
+
+Weights hold checksums of these images: drawn otherwise, no earlier weights could be verified.
+"""
 
 from dataclasses import dataclass
 

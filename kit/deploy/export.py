@@ -17,10 +17,10 @@ from torch import nn
 from kit import __version__
 from kit.deploy import drawn, torchscript
 from kit.deploy.card import CLASSES, INPUT, OUTPUT, Card, Member, sha256_of
+from kit.deploy.compare import compare, report, report_of, runner_of
 from kit.deploy.ensemble import Core, Ensemble
 from kit.deploy.parity import measure_parity
 from kit.deploy.reference import REFERENCE, make_reference
-from kit.deploy.verify import compare, report, report_of, runner_of
 from kit.errors import WeightsError
 from kit.paths import replacing
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from kit.deploy.ensemble import view_codes
 
-# Folding batch norms, other kernels and another order of sums move a probability by 1e-7 to 1e-5, on a GPU (without
-# TF32) too; a wrong trace, weight, view or pad by far more.
+# Folding batch norms, other kernels and another order of sums move a probability by about 1e-6; a wrong trace, weight,
+# view or pad by far more.
 PARITY_LIMIT = 1e-3
 EQUAL_LIMIT = 0.999  # of mask pixels: what such moves may turn around lies near one half, a few in a million
 

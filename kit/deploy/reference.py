@@ -7,6 +7,7 @@ import base64
 import hashlib
 import json
 import platform
+import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -179,7 +180,10 @@ def read_reference(path: Path) -> Reference | None:
     Raises:
         WeightsError: it is damaged.
     """
-    text = torchscript.read_extra(path, REFERENCE)
+    try:
+        text = torchscript.read_extra(path, REFERENCE)
+    except (zipfile.BadZipFile, UnicodeDecodeError) as cause:
+        raise WeightsError(f"{REFERENCE} in {path} is damaged: {cause}", "export or fetch it again") from cause
     return None if text is None else Reference.from_json(text, str(path))
 
 

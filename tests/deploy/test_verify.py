@@ -1,5 +1,6 @@
 import json
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ from torch import Tensor
 
 from kit.deploy import torchscript
 from kit.deploy.card import sha256_of
+from kit.deploy.compare import Runner, runner_of
 from kit.deploy.drawn import CASES, SMALL_CASES, Case
 from kit.deploy.ensemble import Core, Ensemble
 from kit.deploy.export import METHODS, Exported, freeze
 from kit.deploy.reference import REFERENCE
 from kit.deploy.torchscript import exported
-from kit.deploy.verify import FORMATS, Runner, find_weights, runner_of, verify
+from kit.deploy.verify import FORMATS, find_weights, verify
 from kit.errors import WeightsError
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -68,7 +70,7 @@ def replace_extra(path: Path, name: str, text: str | None) -> None:
 
 
 def test_an_export_is_verified_at_all_sizes(tmp_path: Path):
-    path = export_tiny(tmp_path, cases=CASES).path
+    path = export_tiny(tmp_path, views="none", cases=CASES).path
     reference = torchscript.read_extra(path, REFERENCE)
     assert reference
     assert len(reference) < 1e6
@@ -124,6 +126,34 @@ def test_another_member_is_found(copied: Path):
     replace_networks(copied, [TinyNet(1), TinyNet(3)])
     with pytest.raises(WeightsError, match=r"tiny\.pt has \d+ faults:\n.*network 1 of tiny\.pt differs by 0\.\d+"):
         verify(copied).require()
+
+
+def flip_bits(path: Path, name: str) -> None:
+    """Flips a bit of every 16th byte in the largest file of an archive whose path holds `name`."""
+    with zipfile.ZipFile(path) as archive:
+        entry = max((e for e in archive.infolist() if name in e.filename), key=lambda e: e.file_size)
+    data = bytearray(path.read_bytes())
+    start = entry.header_offset + 30 + len(entry.filename)
+    assert data[start - len(entry.filename) : start] == entry.filename.encode()
+    for place in range(start + 3, start + entry.file_size, 16):  # of float32, the sign and the exponent's high bits
+        data[place] ^= 0x40
+    path.write_bytes(data)
+
+
+def test_bits_that_flipped_in_a_weight_are_found(copied: Path):
+    alone = copied.with_name("alone.pt")
+    shutil.copy(copied, alone)
+    flip_bits(alone, "/constants/")
+    with pytest.raises(WeightsError, match=r"alone\.pt (has \d+ faults|does not load)"):
+        verify(alone).require()
+
+
+def test_bits_that_flipped_in_the_reference_are_found(copied: Path):
+    alone = copied.with_name("alone.pt")
+    shutil.copy(copied, alone)
+    flip_bits(alone, "/extra/parity.json")
+    with pytest.raises(WeightsError, match=r"parity\.json in .*alone\.pt is damaged"):
+        verify(alone)
 
 
 def test_members_in_another_order_are_found(copied: Path):
