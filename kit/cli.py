@@ -274,7 +274,7 @@ def verify(
     root: Root = HERE,
     debug: Debug = False,
 ) -> None:
-    """Prove weights: card, checksum, and that every format gives what the trained networks gave, at all sizes.
+    """Prove weights: card, checksum, and that every format gives what the trained networks gave, at many sizes.
 
     What the networks gave lies inside NAME.pt: that one file is enough, on any machine.
 
@@ -292,6 +292,8 @@ def verify(
         table(("check", "found"), [(check.name, check.fault or check.said) for check in verified.checks])
         table(COLUMNS, [row.cells() for row in verified.rows])
     verified.require()
+    if not verified.compared:
+        say(f"{verified.path.name} holds nothing of its networks to be compared with: export the runs again")
     if not as_json:
         result(f"verified {verified.path.name}")
 

@@ -72,7 +72,8 @@ class Row:
         if self.parity:
             largest = self.parity.max_abs if math.isfinite(self.parity.max_abs) else None  # JSON has no NaN
             measured = {"max_abs": largest, "equal_masks": self.parity.equal_masks}
-        return {"file": self.file, "image": self.image, "building": self.building, **measured, "seconds": self.seconds}
+        known = {"file": self.file, "image": self.image, "building": round(self.building, 4)}
+        return known | measured | {"seconds": round(self.seconds, 3)}
 
 
 def runner_of(module: Any, file: str, pad_multiple: int, device: str = "cpu") -> Runner:

@@ -42,12 +42,14 @@ class Verified:
     Args:
         path: of it.
         sha256: of it, in hex.
+        compared: whether it holds what the networks gave, and was compared with that.
         checks: what was looked at.
         rows: one a file and image.
     """
 
     path: Path
     sha256: str
+    compared: bool
     checks: tuple[Check, ...]
     rows: tuple[Row, ...]
 
@@ -58,7 +60,12 @@ class Verified:
 
     def to_json(self) -> str:
         """Returns all of it as JSON text."""
-        head = {"weights": str(self.path), "file_sha256": self.sha256, "verified": not self.faults()}
+        head = {
+            "weights": str(self.path),
+            "file_sha256": self.sha256,
+            "verified": not self.faults(),
+            "compared": self.compared,
+        }
         found = {"checks": {check.name: check.said for check in self.checks}, "faults": self.faults()}
         return json.dumps(head | found | {"rows": [row.to_dict() for row in self.rows]}, indent=1)
 
@@ -112,14 +119,14 @@ def verify(path: Path, device: str = "cpu") -> Verified:
             rows += compare(Runner(beside.name, opened(beside)), expected)
         except WeightsError as cause:
             checks.append(Check(beside.name, "", cause.message))
-    return Verified(path, weights.sha256, tuple(checks), tuple(rows))
+    return Verified(path, weights.sha256, reference is not None, tuple(checks), tuple(rows))
 
 
 def _check_card(weights: Weights) -> Check:
     """Compares the card inside with the one beside."""
     card, beside = weights.card, weights.path.with_suffix(".json")
     score = "no score" if card.score is None else f"Jaccard {card.score:.4f} out of fold"
-    said = f"{card.recipe}, views {card.views}, {card.gsd_m:.2f} m per pixel, {score}, of {card.created}"
+    said = f"{card.recipe}, views {card.views}, {card.gsd_m:.2f} m per pixel, {score}, exported {card.created}"
     if not beside.is_file():
         return Check("card", f"{said}; no {beside.name} beside")
     try:
@@ -155,7 +162,7 @@ def _check_reference(reference: Reference | None, runner: Runner) -> Check:
         return Check("reference", said)
     said = f"from the networks, {reference.cpu}, torch {reference.torch_version}"
     left_out = [str(one.case) for one in reference.expected if one.case.core and not runner.core]
-    return Check("reference", said + "".join(f"; left out, as the file has no core_0: {case}" for case in left_out))
+    return Check("reference", said + "".join(f"; {case}: left out, the file has no core_0" for case in left_out))
 
 
 def _check_members(weights: Weights, reference: Reference | None) -> Check:
@@ -180,7 +187,7 @@ def _check_members(weights: Weights, reference: Reference | None) -> Check:
     if reference is None:
         return Check("members", said)
     largest = float(np.abs(votes - reference.votes).max())
-    said += f", each at most {largest:.1e} from its own"
+    said += f", each at most {largest:.1e} from the one that was trained"
     if largest <= PARITY_LIMIT:
         return Check("members", said)
     far = int(np.abs(votes - reference.votes).max(axis=(1, 2)).argmax())

@@ -198,7 +198,9 @@ def test_a_file_without_single_networks_says_so(tmp_path: Path, monkeypatch: pyt
     verified = verify(export_tiny(tmp_path, cases=(*ODD, Case(64, 64, core=True))).path)
     assert verified.faults() == []
     assert [row.image for row in verified.rows] == [str(case) for case in ODD]
-    assert any("left out, as the file has no core_0: 64 x 64" in check.said for check in verified.checks)
+    assert any(
+        "64 x 64 RGB, core 0 in one view: left out, the file has no core_0" in check.said for check in verified.checks
+    )
 
 
 def test_without_a_reference_formats_are_compared_with_each_other(copied: Path, monkeypatch: pytest.MonkeyPatch):
@@ -312,7 +314,7 @@ def test_the_command(cli: Cli, copied: Path):
 
     code, out, err = cli("verify", copied, "--json", "--root", root)
     found = json.loads(out)
-    assert (code, found["verified"], found["faults"]) == (0, True, [])
+    assert (code, found["verified"], found["compared"], found["faults"]) == (0, True, True, [])
     assert found["rows"][0].keys() == {"file", "image", "building", "max_abs", "equal_masks", "seconds"}
 
 
@@ -329,6 +331,14 @@ def test_the_command_lists_all_faults(cli: Cli, copied: Path):
     code, out, _ = cli("verify", copied, "--json")
     assert code == 1
     assert json.loads(out)["verified"] is False
+
+
+def test_the_command_says_when_there_was_nothing_to_compare_with(cli: Cli, copied: Path):
+    replace_extra(copied, REFERENCE, None)
+    code, out, err = cli("verify", copied)
+    assert code == 0
+    assert out.splitlines()[-1] == "verified tiny.pt"
+    assert "tiny.pt holds nothing of its networks to be compared with" in err
 
 
 @pytest.mark.parametrize(
