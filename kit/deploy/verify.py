@@ -60,14 +60,12 @@ class Verified:
 
     def to_json(self) -> str:
         """Returns all of it as JSON text."""
-        head = {
-            "weights": str(self.path),
-            "file_sha256": self.sha256,
-            "verified": not self.faults(),
-            "compared": self.compared,
-        }
-        found = {"checks": {check.name: check.said for check in self.checks}, "faults": self.faults()}
-        return json.dumps(head | found | {"rows": [row.to_dict() for row in self.rows]}, indent=1)
+        found = {
+            "weights": str(self.path), "file_sha256": self.sha256, "verified": not self.faults(),
+            "compared": self.compared, "checks": {check.name: check.fault or check.said for check in self.checks},
+            "faults": self.faults(), "rows": [row.to_dict() for row in self.rows],
+        }  # fmt: skip
+        return json.dumps(found, indent=1)
 
     def require(self) -> None:
         """Does nothing where nothing is wrong.
