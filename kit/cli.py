@@ -267,6 +267,38 @@ def export(
 
 
 @app.command()
+def verify(
+    weights: Annotated[str, typer.Argument(help="NAME.pt, or the name of one in ROOT/weights.")],
+    device: Device = "",
+    as_json: Json = False,
+    root: Root = HERE,
+    debug: Debug = False,
+) -> None:
+    """Prove weights: card, checksum, and that every format gives what the trained networks gave, at many sizes.
+
+    What the networks gave lies inside NAME.pt: that one file is enough, on any machine.
+
+    Example: kit verify lite0
+    """
+    from kit.deploy.compare import COLUMNS
+    from kit.deploy.verify import find_weights
+    from kit.deploy.verify import verify as verify_weights
+    from kit.models.devices import pick_device
+
+    verified = verify_weights(find_weights(weights, Paths(root).weights), str(pick_device(device)))
+    if as_json:
+        result(verified.to_json())
+    else:
+        table(("check", "found"), [(check.name, check.fault or check.said) for check in verified.checks])
+        table(COLUMNS, [row.cells() for row in verified.rows])
+    verified.require()
+    if not verified.compared:
+        say(f"{verified.path.name} holds nothing of its networks to be compared with: export the runs again")
+    if not as_json:
+        result(f"verified {verified.path.name}")
+
+
+@app.command()
 def submit(
     test: Annotated[
         Path | None, typer.Argument(help="A STAC catalogue or a folder of chips; the sample's by default.")

@@ -21,6 +21,16 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def small_images() -> Iterator[None]:
+    """Exports are compared on small images, but where a test asks for others: all take seconds of a tiny network."""
+    from kit.deploy import drawn
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drawn, "CASES", drawn.SMALL_CASES)
+        yield
+
+
 @pytest.fixture
 def catalog(tmp_path: Path) -> Path:
     """Two areas, three scenes of odd sizes, UTM and web mercator, with and without alpha."""

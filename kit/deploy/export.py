@@ -12,17 +12,20 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from kit import __version__
-from kit.deploy import torchscript
+from kit.deploy import drawn, torchscript
 from kit.deploy.card import CLASSES, INPUT, OUTPUT, Card, Member, sha256_of
-from kit.deploy.ensemble import Core, Ensemble, view_codes
+from kit.deploy.compare import compare, report, report_of, runner_of
+from kit.deploy.ensemble import Core, Ensemble
+from kit.deploy.parity import measure_parity
+from kit.deploy.reference import REFERENCE, make_reference
 from kit.errors import WeightsError
 from kit.paths import replacing
 
 METHODS = ("probability", "mask", "members")
-PARITY_LIMIT = 1e-3  # folding batch norms moves a probability by about 1e-6; a wrong trace by far more
+HINT = "a network must not branch on the size or the values of its input"
 INDEX_COLUMNS = ("name", "recipe", "members", "views", "score", "gsd_m", "created", "file_sha256")
 
 
@@ -37,19 +40,6 @@ class Exported:
 
     path: Path
     card: Card
-
-
-@dataclass(frozen=True)
-class Parity:
-    """How the file compares with the eager networks.
-
-    Args:
-        max_abs: the largest difference in probability.
-        equal_masks: the share of pixels with the same mask, 0..1.
-    """
-
-    max_abs: float
-    equal_masks: float
 
 
 def portable(member: nn.Module) -> nn.Module:
@@ -81,8 +71,9 @@ def export_ensemble(
     score: float | None,
     gsd_m: float,
     tiles: Iterable[NDArray[np.uint8]],
+    cases: Sequence[drawn.Case] = (),
 ) -> Exported:
-    """Writes `NAME.pt`, `NAME.json` and the last row of `index.csv`, once the file has been read back and compared.
+    """Writes `NAME.pt`, its card and parity report and the last row of `index.csv`, once the file was compared.
 
     Args:
         weights_dir: the folder of weights.
@@ -94,9 +85,10 @@ def export_ensemble(
         score: pooled Jaccard out of fold, 0..1, or None.
         gsd_m: metres per pixel of the training tiles.
         tiles: real images to compare on, uint8 (H, W, 3).
+        cases: drawn images to compare on, too, `drawn.CASES` by default; what the networks give is kept in the file.
 
     Raises:
-        WeightsError: the file and the eager networks differ by more than `PARITY_LIMIT` in probability.
+        WeightsError: the file and the eager networks differ by more than arithmetic explains, see `Parity`.
     """
     if not members or len(members) != len(records):
         raise WeightsError(f"{len(members)} networks and {len(records)} records: expected one record a network")
@@ -110,84 +102,25 @@ def export_ensemble(
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), parity_max_abs=0.0, parity_equal_masks=1.0,
     )  # fmt: skip
     path = weights_dir / f"{name}.pt"
-    with replacing(path) as weights, replacing(weights_dir / f"{name}.json") as beside:
+    with replacing(path) as weights, replacing(path.with_suffix(".json")) as beside, replacing(report_of(path)) as told:
         torchscript.save(module, weights)
-        parity = measure_parity(torchscript.load(weights, "cpu"), eager, views, pad_multiple, tiles)
-        if not parity.max_abs <= PARITY_LIMIT:  # so written, NaN fails too
-            raise WeightsError(
-                f"{name}: the exported file differs from its networks by {parity.max_abs:.2g} in probability, "
-                f"expected at most {PARITY_LIMIT}",
-                "a network must not branch on the size or the values of its input",
-            )
+        saved = torchscript.load(weights, "cpu")
+        on_tiles = measure_parity(saved, eager, views, pad_multiple, tiles)
+        if not on_tiles.holds:
+            raise WeightsError(f"{name}: the exported file differs from its networks by {on_tiles}", HINT)
+        reference = make_reference(eager, views, pad_multiple, cases or drawn.CASES)
+        rows = compare(runner_of(saved, path.name, pad_multiple), reference.expected)
+        if faults := [row.fault for row in rows if row.fault]:
+            raise WeightsError(faults[0], HINT)
+        parity = sum((row.parity for row in rows if row.parity), on_tiles)
         card = replace(card, parity_max_abs=parity.max_abs, parity_equal_masks=parity.equal_masks)
         torchscript.add_extra(weights, "card.json", card.to_json())
+        torchscript.add_extra(weights, REFERENCE, reference.to_json())
         file_sha256 = sha256_of(weights)
         beside.write_text(card.to_json(file_sha256=file_sha256))
+        told.write_text(report(path.name, file_sha256, reference, on_tiles, rows))
     _list_in_index(weights_dir / "index.csv", name, card, file_sha256)
     return Exported(path, card)
-
-
-def measure_parity(
-    module: Any, members: Sequence[nn.Module], views: str, pad_multiple: int, tiles: Iterable[NDArray[np.uint8]]
-) -> Parity:
-    """Returns how far an exported module is from its eager members on `tiles` and on a random image of odd size.
-
-    Args:
-        module: as `freeze` returns it, or loaded from disk.
-        members: the networks it was made of, in eval mode on the CPU.
-        views: `none`, `flips` or `d4`.
-        pad_multiple: px.
-        tiles: uint8 (H, W, 3).
-    """
-    noise = np.random.default_rng(0).integers(0, 256, (3 * pad_multiple + 1, pad_multiple - 1, 3), dtype=np.uint8)
-    largest, equal, pixels = 0.0, 0, 0
-    for image in [*tiles, noise]:
-        expected = eager_probability(members, image, views, pad_multiple)
-        with torch.inference_mode():
-            batch = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
-            probability = module.probability(batch)[0, 0].numpy()
-            mask = module.mask(batch)[0, 0].numpy()
-        largest = float(np.maximum(largest, np.abs(probability - expected).max()))  # np.maximum keeps a NaN
-        equal += int((mask == (expected > 0.5)).sum())
-        pixels += mask.size
-    return Parity(largest, equal / pixels)
-
-
-def eager_probability(
-    members: Sequence[nn.Module], image: NDArray[np.uint8], views: str, pad_multiple: int
-) -> NDArray[np.float32]:
-    """Returns the soft vote computed the plain way, sharing no code with `Ensemble`: numpy pads, flips and averages.
-
-    Args:
-        members: networks in eval mode on the CPU.
-        image: uint8 (H, W, 3).
-        views: `none`, `flips` or `d4`.
-        pad_multiple: px.
-
-    Returns:
-        float32 (H, W), 0..1.
-    """
-    height, width = image.shape[:2]
-    padded = np.pad(image, ((0, -height % pad_multiple), (0, -width % pad_multiple), (0, 0)), mode="edge")
-    votes = []
-    for member in members:
-        for code in view_codes(views):
-            turned = padded.swapaxes(0, 1) if code & 4 else padded
-            step = (slice(None, None, -1 if code & 2 else 1), slice(None, None, -1 if code & 1 else 1))
-            probability = _probability_of(member, turned[step])[step]
-            votes.append(probability.swapaxes(0, 1) if code & 4 else probability)
-    vote: NDArray[np.float32] = np.mean(votes, axis=0)[:height, :width]
-    return vote
-
-
-def _probability_of(member: nn.Module, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Returns the probability of building, float32 (H, W), of one uint8 image (H, W, 3)."""
-    with torch.inference_mode():
-        logits: Tensor = member(torch.from_numpy(image.transpose(2, 0, 1)[None].astype(np.float32)))
-        # two channels are classes; the first of one or three is the footprint
-        chances = logits.softmax(dim=1)[0, 1] if logits.shape[1] == 2 else logits[0, 0].sigmoid()
-        probability: NDArray[np.float32] = chances.numpy()
-    return probability
 
 
 def _channels(members: Sequence[nn.Module], attribute: str) -> tuple[tuple[float, ...], ...]:

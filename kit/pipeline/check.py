@@ -25,6 +25,7 @@ from kit.data.masks import IGNORE
 from kit.data.prepare import prepare
 from kit.data.sample import draw_sample
 from kit.deploy.card import Card, Member
+from kit.deploy.drawn import SMALL_CASES
 from kit.deploy.export import export_ensemble
 from kit.errors import RecipeError
 from kit.models.devices import pick_device
@@ -256,7 +257,9 @@ def _export_row(recipe: Recipe, learn: Any, fold: Fold) -> str:
     with TemporaryDirectory() as folder:
         gsd_m = float(fold.train["gsd_m"].median())
         tiles = [np.ascontiguousarray(image[:side, : side - 7])]
-        made = export_ensemble(Path(folder), "check", [model], [record], "none", recipe.name, None, gsd_m, tiles)
+        made = export_ensemble(
+            Path(folder), "check", [model], [record], "none", recipe.name, None, gsd_m, tiles, SMALL_CASES
+        )
         size_mb, card = made.path.stat().st_size / 1e6, made.card
     return f"{size_mb:.0f} MB of TorchScript, {_parity(card)}"
 

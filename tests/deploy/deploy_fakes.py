@@ -1,5 +1,6 @@
 """A stand-in network, tiny rasters and a tiny export for the deploy room's tests."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from kit.deploy.card import Member
+from kit.deploy.drawn import SMALL_CASES, Case
 from kit.deploy.export import Exported, export_ensemble
+
+ODD = (*SMALL_CASES, Case(190, 257, channels=4))
 
 
 class TinyNet(nn.Module):
@@ -54,7 +58,13 @@ def write_tiff(path: Path, image: np.ndarray, **profile: Any) -> Path:
     return path
 
 
-def export_tiny(folder: Path, name: str = "tiny", views: str = "flips", seeds: tuple[int, ...] = (1, 2)) -> Exported:
+def export_tiny(
+    folder: Path,
+    name: str = "tiny",
+    views: str = "flips",
+    seeds: tuple[int, ...] = (1, 2),
+    cases: Sequence[Case] = ODD,
+) -> Exported:
     members = [TinyNet(seed) for seed in seeds]
     records = [record(fold) for fold in range(len(seeds))]
-    return export_ensemble(folder, name, members, records, views, "tiny", 0.5, 0.15, [noise(40, 48)])
+    return export_ensemble(folder, name, members, records, views, "tiny", 0.5, 0.15, [noise(40, 48)], cases)

@@ -3,7 +3,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from deploy_fakes import TinyNet, export_tiny, noise, record
@@ -11,8 +10,7 @@ from torch import Tensor, nn
 
 from kit.deploy import torchscript
 from kit.deploy.card import Card, sha256_of
-from kit.deploy.ensemble import Core, Ensemble
-from kit.deploy.export import Exported, eager_probability, export_ensemble
+from kit.deploy.export import Exported, export_ensemble
 from kit.errors import WeightsError
 
 ALONE = """
@@ -64,17 +62,6 @@ def test_the_loaded_file_says_what_was_expected(tiny_weights: Exported):
 def test_parity_is_measured(tiny_weights: Exported):
     assert 0 < tiny_weights.card.parity_max_abs < 1e-5
     assert tiny_weights.card.parity_equal_masks > 0.999
-
-
-@pytest.mark.parametrize("views", ["none", "flips", "d4"])
-@pytest.mark.parametrize(("height", "width"), [(32, 32), (33, 18), (64, 64), (257, 91)])
-def test_the_plain_vote_equals_the_ensemble(views: str, height: int, width: int):
-    nets = [TinyNet(1).eval(), TinyNet(2).eval()]
-    ensemble = Ensemble([Core(net) for net in nets], views, 16)
-    image = noise(height, width)
-    with torch.inference_mode():
-        expected = ensemble(torch.from_numpy(image).permute(2, 0, 1)[None])[0, 0].numpy()
-    np.testing.assert_allclose(eager_probability(nets, image, views, 16), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3])
