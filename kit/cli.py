@@ -281,11 +281,11 @@ def verify(
     Example: kit verify lite0
     """
     from kit.deploy.compare import COLUMNS
-    from kit.deploy.verify import find_weights
+    from kit.deploy.verify import named_weights
     from kit.deploy.verify import verify as verify_weights
     from kit.models.devices import pick_device
 
-    verified = verify_weights(find_weights(weights, Paths(root).weights), str(pick_device(device)))
+    verified = verify_weights(named_weights(weights, Paths(root).weights), str(pick_device(device)))
     if as_json:
         result(verified.to_json())
     else:

@@ -82,7 +82,7 @@ class Verified:
             )
 
 
-def find_weights(named: str, weights_dir: Path) -> Path:
+def named_weights(named: str, weights_dir: Path) -> Path:
     """Returns the weights file of a path, or of a name in the folder of weights; it need not exist."""
     path = Path(named)
     if path.suffix == ".pt":
