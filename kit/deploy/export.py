@@ -1,7 +1,6 @@
 """Trained networks to one TorchScript file that any program can load, measured against the networks it came from."""
 
 import copy
-import csv
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -18,12 +17,13 @@ from kit import __version__
 from kit.deploy import torchscript
 from kit.deploy.card import CLASSES, INPUT, OUTPUT, Card, Member, sha256_of
 from kit.deploy.ensemble import Core, Ensemble, view_codes
+from kit.deploy.listing import list_in_index
+from kit.deploy.operators import check_operators
 from kit.errors import WeightsError
 from kit.paths import replacing
 
 METHODS = ("probability", "mask", "members")
 PARITY_LIMIT = 1e-3  # folding batch norms moves a probability by about 1e-6; a wrong trace by far more
-INDEX_COLUMNS = ("name", "recipe", "members", "views", "score", "gsd_m", "created", "file_sha256")
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,8 @@ def export_ensemble(
         tiles: real images to compare on, uint8 (H, W, 3).
 
     Raises:
-        WeightsError: the file and the eager networks differ by more than `PARITY_LIMIT` in probability.
+        WeightsError: the file and the eager networks differ by more than `PARITY_LIMIT` in probability, or a network
+            has operators that weights may not have.
     """
     if not members or len(members) != len(records):
         raise WeightsError(f"{len(members)} networks and {len(records)} records: expected one record a network")
@@ -112,6 +113,7 @@ def export_ensemble(
     path = weights_dir / f"{name}.pt"
     with replacing(path) as weights, replacing(weights_dir / f"{name}.json") as beside:
         torchscript.save(module, weights)
+        check_operators(weights)  # what would not load later is told now
         parity = measure_parity(torchscript.load(weights, "cpu"), eager, views, pad_multiple, tiles)
         if not parity.max_abs <= PARITY_LIMIT:  # so written, NaN fails too
             raise WeightsError(
@@ -123,7 +125,7 @@ def export_ensemble(
         torchscript.add_extra(weights, "card.json", card.to_json())
         file_sha256 = sha256_of(weights)
         beside.write_text(card.to_json(file_sha256=file_sha256))
-    _list_in_index(weights_dir / "index.csv", name, card, file_sha256)
+    list_in_index(weights_dir, name, card, file_sha256)
     return Exported(path, card)
 
 
@@ -193,17 +195,3 @@ def _probability_of(member: nn.Module, image: NDArray[np.uint8]) -> NDArray[np.f
 def _channels(members: Sequence[nn.Module], attribute: str) -> tuple[tuple[float, ...], ...]:
     """Returns three values a member of `mean` or `std`, in units of 0..255."""
     return tuple(tuple(round(float(v), 4) for v in getattr(member, attribute).flatten()) for member in members)
-
-
-def _list_in_index(index: Path, name: str, card: Card, file_sha256: str) -> None:
-    """Makes `name` the last row of `index.csv`, its only one."""
-    rows: list[Sequence[object]] = []
-    if index.is_file():
-        with index.open(newline="") as file:
-            rows = [[row[c] for c in INDEX_COLUMNS] for row in csv.DictReader(file) if row["name"] != name]
-    score = "" if card.score is None else f"{card.score:.4f}"
-    gsd = f"{card.gsd_m:.4f}"
-    rows.append([name, card.recipe, len(card.members), card.views, score, gsd, card.created, file_sha256])
-    with replacing(index) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerows([INDEX_COLUMNS, *rows])
