@@ -20,6 +20,7 @@ TYPES = frozenset({
     "Tensor", "int", "float", "bool", "str", "number", "Device", "NoneType", "List", "Dict", "Tuple", "Optional",
     "Final",
 })  # fmt: skip
+SHOWN = 60  # letters of an expression
 ROOTS = frozenset({"torch", "ops", "CONSTANTS", "__torch__"})
 NUMBERS = frozenset({"inf", "nan"})
 CONSTANT = re.compile(r"CONSTANTS\.c[0-9]+")
@@ -88,7 +89,8 @@ class _Reader(ast.NodeVisitor):
 
     def __init__(self, record: str, classes: set[str], used: dict[str, str]) -> None:
         self.record, self.classes, self.used = record, classes, used
-        self.values: set[str] | None = None  # what the function that is being read calls its values
+        self.values: set[str] = set()  # what is stored so far, in the function that is being read
+        self.inside = False  # of a function
 
     def use(self, name: str, node: ast.expr | ast.stmt) -> None:
         """Notes a use."""
@@ -110,19 +112,18 @@ class _Reader(ast.NodeVisitor):
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
         """Reads a function with arguments of known types."""
         given = node.args
-        if self.values is not None or node.decorator_list or given.posonlyargs or given.kwonlyargs:
+        if self.inside or node.decorator_list or given.posonlyargs or given.kwonlyargs:
             raise _never(self.record, node.lineno, f"such a function as {node.name}")
         if given.vararg or given.kwarg:
             raise _never(self.record, node.lineno, f"such arguments as those of {node.name}")
-        stored = {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-        self.values = stored | {argument.arg for argument in given.args}
-        for root in self.values & (ROOTS | BUILTINS):
-            self.use(f"{root} = ...", node)
+        self.values, self.inside = set(), True
+        for argument in given.args:
+            self.store(argument.arg, node)
         for type_ in (*(argument.annotation for argument in given.args), node.returns):
             self.read_type(type_)
         for part in (*given.defaults, *node.body):
             self.visit(part)
-        self.values = None
+        self.inside = False
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
         """Reads a value that tells its type."""
@@ -158,8 +159,16 @@ class _Reader(ast.NodeVisitor):
 
     def visit_Name(self, node: ast.Name) -> None:
         """Reads a value of the function; any other name, such as `torch` alone, is a use of it."""
-        if isinstance(node.ctx, ast.Load) and node.id not in (self.values or ()) and node.id not in NUMBERS:
+        if isinstance(node.ctx, ast.Store):
+            self.store(node.id, node)
+        elif node.id not in self.values and node.id not in NUMBERS:
             self.use(node.id, node)
+
+    def store(self, name: str, node: ast.expr | ast.stmt) -> None:
+        """Notes that a name is a value from here on; the names of operators are none."""
+        self.values.add(name)
+        if name in ROOTS or name in BUILTINS:
+            self.use(f"{name} = ...", node)
 
     def visit_Constant(self, node: ast.Constant) -> None:
         """Passes over a number, a string or None."""
@@ -183,10 +192,9 @@ class _Reader(ast.NodeVisitor):
 
 
 def _dotted(node: ast.expr) -> str:
-    """Returns `a.b.c` as it stands; of a longer expression the last part, behind a dot."""
+    """Returns `a.b.c`, or the beginning of whatever else stands there."""
     if isinstance(node, ast.Name):
         return node.id
-    if isinstance(node, ast.Attribute):
-        owner = _dotted(node.value)
-        return f"{owner}.{node.attr}" if not owner.startswith("(") else f"(...).{node.attr}"
-    return "(...)"
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name | ast.Attribute):
+        return f"{_dotted(node.value)}.{node.attr}"
+    return ast.unparse(node)[:SHOWN]

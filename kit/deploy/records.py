@@ -74,7 +74,7 @@ def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> str:
     for name in names:
         folder, _, record = name.partition("/")
         if folder != root or not ROOT.fullmatch(folder) or not KNOWN.fullmatch(record):
-            raise WeightsError(f"{path} holds {name!r}, which is no record of TorchScript in {root!r}", HINT)
+            raise WeightsError(f"{path} holds {name!r}: weights have no such record in {root!r}", HINT)
     if len({name.lower() for name in names}) < len(names):
         twice = next(name for i, name in enumerate(names) if name.lower() in map(str.lower, names[:i]))
         raise WeightsError(f"{path} holds {twice!r} twice", HINT)
