@@ -11,7 +11,8 @@ from factories import write_catalog, write_scene
 
 Cli = Callable[..., tuple[int, str, str]]
 COMMANDS = (
-    "sample", "prepare", "folds", "recipes", "check", "lr-find", "run", "runs", "compare", "export", "submit", "score",
+    "sample", "prepare", "folds", "recipes", "check", "lr-find", "run", "runs", "compare", "export", "weights",
+    "submit", "score",
 )  # fmt: skip
 
 

@@ -78,9 +78,12 @@ def read_index(weights_dir: Path) -> list[dict[str, str]]:
         return []
     try:
         with index.open(newline="") as file:
-            rows = list(csv.DictReader(file))
+            reader = csv.DictReader(file)
+            rows = list(reader)
+        if not set(INDEX_COLUMNS) <= set(reader.fieldnames or ()):
+            raise ValueError(f"expected the columns {', '.join(INDEX_COLUMNS)}")
         if short := [number for number, row in enumerate(rows, 2) if None in map(row.get, INDEX_COLUMNS)]:
-            raise ValueError(f"line {short[0]} lacks some of {', '.join(INDEX_COLUMNS)}")
+            raise ValueError(f"line {short[0]} is not whole")
     except (OSError, ValueError, csv.Error) as cause:
         raise WeightsError(f"{index} is unreadable: {cause}", "mend it, or move it away and export again") from cause
     return rows
