@@ -303,7 +303,8 @@ def submit(
     test: Annotated[
         Path | None, typer.Argument(help="A STAC catalogue or a folder of chips; the sample's by default.")
     ] = None,
-    weights: Annotated[Path | None, typer.Option(help="The weights file; the newest by default.")] = None,
+    weights: Annotated[str, typer.Option(help="A file or an address; the newest weights by default.")] = "",
+    sha256: Annotated[str, typer.Option(help="What the weights must have: 64 hex digits.")] = "",
     name: Annotated[str, typer.Option(help="Of the submission; <weights>-<test> by default.")] = "",
     device: Device = "",
     tune: Annotated[
@@ -313,23 +314,48 @@ def submit(
     root: Root = HERE,
     debug: Debug = False,
 ) -> None:
-    """Predict test chips and pack the submission.
+    """Predict test chips and pack the submission. Weights at an address are fetched into ROOT/weights, and checked.
 
     Example: kit submit test --weights weights/lite0.pt
     """
-    from kit.deploy.predict import newest_weights
+    from kit.deploy.fetch import find_weights
     from kit.deploy.submit import submit as submit_chips
     from kit.models.devices import pick_device
 
     paths = Paths(root)
     chips = test or paths.sample / "test"
-    chosen = weights or newest_weights(paths.weights)
+    chosen = find_weights(weights, sha256, paths.weights)
     say(f"weights {chosen}, test set {chips}")
     where = chips.parent if chips.suffix == ".json" else chips
     folder = paths.submission(name or f"{chosen.stem}-{where.resolve().name}")
     made = submit_chips(chips, chosen, folder, str(pick_device(device)), tune, engine)
     say(f"{made.chips} chips checked: {made.building_fraction:.1%} building, {made.empty} without any")
     result(str(made.path))
+
+
+@app.command()
+def weights(as_json: Json = False, root: Root = HERE, debug: Debug = False) -> None:
+    """List the weights: views, score out of fold, parity with the networks they were frozen from, formats, checksum.
+
+    Each file is held against the checksum it is listed with.
+
+    Example: kit weights
+    """
+    import json
+    from dataclasses import asdict
+
+    from kit.deploy.listing import COLUMNS, list_weights
+
+    listed = list_weights(Paths(root).weights)
+    if not listed:
+        say("no weights here yet: kit run RECIPE, or kit submit --weights URL --sha256 SUM")
+    for line in listed:
+        if line.problem:
+            say(line.problem)
+    if as_json:
+        result(json.dumps([asdict(line) for line in listed], indent=1))
+    else:
+        table(COLUMNS, [line.cells() for line in listed])
 
 
 @app.command()

@@ -11,8 +11,8 @@ from factories import write_catalog, write_scene
 
 Cli = Callable[..., tuple[int, str, str]]
 COMMANDS = (
-    "sample", "prepare", "folds", "recipes", "check", "lr-find", "run", "runs", "compare", "export", "verify", "submit",
-    "score",
+    "sample", "prepare", "folds", "recipes", "check", "lr-find", "run", "runs", "compare", "export", "weights",
+    "verify", "submit", "score",
 )  # fmt: skip
 
 

@@ -1,7 +1,6 @@
 """Trained networks to one TorchScript file that any program can load, measured against the networks it came from."""
 
 import copy
-import csv
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,8 @@ from kit.deploy import drawn, torchscript
 from kit.deploy.card import CLASSES, INPUT, OUTPUT, Card, Member, sha256_of
 from kit.deploy.compare import compare, report, report_of, runner_of
 from kit.deploy.ensemble import Core, Ensemble
+from kit.deploy.listing import list_in_index
+from kit.deploy.operators import check_operators
 from kit.deploy.parity import measure_parity
 from kit.deploy.reference import REFERENCE, make_reference
 from kit.errors import WeightsError
@@ -26,7 +27,6 @@ from kit.paths import replacing
 
 METHODS = ("probability", "mask", "members")
 HINT = "a network must not branch on the size or the values of its input"
-INDEX_COLUMNS = ("name", "recipe", "members", "views", "score", "gsd_m", "created", "file_sha256")
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ def export_ensemble(
         cases: drawn images to compare on, too, `drawn.CASES` by default; what the networks give is kept in the file.
 
     Raises:
-        WeightsError: the file and the eager networks differ by more than arithmetic explains, see `Parity`.
+        WeightsError: the file and the eager networks differ by more than arithmetic explains, see `Parity`, or a
+            network has operators that weights may not have.
     """
     if not members or len(members) != len(records):
         raise WeightsError(f"{len(members)} networks and {len(records)} records: expected one record a network")
@@ -104,6 +105,7 @@ def export_ensemble(
     path = weights_dir / f"{name}.pt"
     with replacing(path) as weights, replacing(path.with_suffix(".json")) as beside, replacing(report_of(path)) as told:
         torchscript.save(module, weights)
+        check_operators(weights)  # what would not load later is told now
         saved = torchscript.load(weights, "cpu")
         on_tiles = measure_parity(saved, eager, views, pad_multiple, tiles)
         if not on_tiles.holds:
@@ -119,24 +121,10 @@ def export_ensemble(
         file_sha256 = sha256_of(weights)
         beside.write_text(card.to_json(file_sha256=file_sha256))
         told.write_text(report(path.name, file_sha256, reference, on_tiles, rows))
-    _list_in_index(weights_dir / "index.csv", name, card, file_sha256)
+    list_in_index(weights_dir, name, card, file_sha256)
     return Exported(path, card)
 
 
 def _channels(members: Sequence[nn.Module], attribute: str) -> tuple[tuple[float, ...], ...]:
     """Returns three values a member of `mean` or `std`, in units of 0..255."""
     return tuple(tuple(round(float(v), 4) for v in getattr(member, attribute).flatten()) for member in members)
-
-
-def _list_in_index(index: Path, name: str, card: Card, file_sha256: str) -> None:
-    """Makes `name` the last row of `index.csv`, its only one."""
-    rows: list[Sequence[object]] = []
-    if index.is_file():
-        with index.open(newline="") as file:
-            rows = [[row[c] for c in INDEX_COLUMNS] for row in csv.DictReader(file) if row["name"] != name]
-    score = "" if card.score is None else f"{card.score:.4f}"
-    gsd = f"{card.gsd_m:.4f}"
-    rows.append([name, card.recipe, len(card.members), card.views, score, gsd, card.created, file_sha256])
-    with replacing(index) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerows([INDEX_COLUMNS, *rows])

@@ -1,6 +1,5 @@
 """Weights and one image to the probability of building."""
 
-import csv
 import json
 import zipfile
 from dataclasses import dataclass
@@ -13,10 +12,12 @@ from numpy.typing import NDArray
 
 from kit.deploy import torchscript
 from kit.deploy.card import Card, sha256_of
+from kit.deploy.listing import INDEX, read_index
+from kit.deploy.operators import check_operators
 from kit.deploy.rasters import read_image
 from kit.errors import KitError, WeightsError, nearest
 
-__all__ = ["Weights", "load_weights", "newest_weights", "predict_image", "read_image"]
+__all__ = ["Weights", "load_weights", "newest_weights", "predict_image", "read_card", "read_image"]
 
 
 @dataclass(frozen=True)
@@ -44,16 +45,18 @@ def load_weights(path: Path, device: str = "cpu") -> Weights:
     """Returns the weights in a file that `kit export` wrote, checked before anything of it runs.
 
     Raises:
-        WeightsError: it is missing, not kit's, damaged, or not the file that `NAME.json` beside it describes.
+        WeightsError: it is missing, not kit's, damaged, not the file that `NAME.json` beside it describes, or would do
+            more than compute.
         KitError: there is no such device.
     """
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise KitError(f"no device {device}: torch finds no GPU here", "leave --device out to use the CPU")
     if not path.is_file():
         raise WeightsError(f"no weights {path}", nearest(path.stem, (p.stem for p in path.parent.glob("*.pt"))))
-    card = _read_card(path)
+    card = read_card(path)
     sha256 = sha256_of(path)
     _check_beside(path, sha256)
+    check_operators(path)
     try:
         module = torchscript.load(path, device)
     except RuntimeError as cause:
@@ -62,8 +65,12 @@ def load_weights(path: Path, device: str = "cpu") -> Weights:
     return Weights(module, card, path, sha256, device)
 
 
-def _read_card(path: Path) -> Card:
-    """Returns the card inside a weights file, read from the archive alone."""
+def read_card(path: Path) -> Card:
+    """Returns the card inside a weights file, read from the archive alone.
+
+    Raises:
+        WeightsError: it is no archive, or has no card of kit's.
+    """
     hint = "weights are made by kit export"
     try:
         text = torchscript.read_extra(path, "card.json")
@@ -96,13 +103,11 @@ def newest_weights(weights_dir: Path) -> Path:
     Raises:
         WeightsError: nothing was exported yet.
     """
-    index = weights_dir / "index.csv"
-    rows: list[dict[str, str]] = []
-    if index.is_file():
-        with index.open(newline="") as file:
-            rows = list(csv.DictReader(file))
+    rows = read_index(weights_dir)
     if not rows:
-        raise WeightsError(f"no weights are listed in {index}", "train and export some: kit run quickstart")
+        raise WeightsError(
+            f"no weights are listed in {weights_dir / INDEX}", "train and export some: kit run quickstart"
+        )
     return weights_dir / f"{rows[-1]['name']}.pt"
 
 
