@@ -23,8 +23,8 @@ import torch
 from kit.deploy.card import Member
 from kit.deploy.engines import Setting, network
 from kit.deploy.export import export_ensemble
-from kit.deploy.predict import load_weights
 from kit.deploy.tuning import SECONDS_A_CORE, choose
+from kit.deploy.weights import load_weights
 from kit.paths import Paths
 from kit.training.fit import rebuild
 from kit.training.recipe import load_recipe

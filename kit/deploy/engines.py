@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kit.deploy import torchscript
-from kit.deploy.predict import Weights
+from kit.deploy.weights import Weights
 from kit.errors import KitError, nearest
 from kit.models.devices import autocast_dtype
 

@@ -15,7 +15,7 @@ from kit.data.remote import web_address
 from kit.deploy.card import sha256_of
 from kit.deploy.listing import list_in_index, read_index
 from kit.deploy.operators import check_operators
-from kit.deploy.predict import newest_weights, read_card
+from kit.deploy.weights import newest_weights, read_card
 from kit.errors import WeightsError
 from kit.paths import alone, replacing
 

@@ -12,9 +12,10 @@ from kit.console import track
 from kit.deploy.archive import entries, write_tgz
 from kit.deploy.chips import Chip, find_chips
 from kit.deploy.engines import Engine, Setting, check_engine
-from kit.deploy.predict import Weights, load_weights, predict_image
+from kit.deploy.predict import predict_image
 from kit.deploy.rasters import decode_mask, encode_mask, image_size, read_image
 from kit.deploy.tuning import TILES, tune, tuned
+from kit.deploy.weights import Weights, load_weights
 from kit.errors import RasterError, SubmissionError
 from kit.paths import replacing
 

@@ -18,7 +18,7 @@ from kit.console import say, track
 from kit.deploy import torchscript
 from kit.deploy.engines import Engine, Network, Setting, dtypes, layouts, network
 from kit.deploy.ensemble import Ensemble, unview, view
-from kit.deploy.predict import Weights
+from kit.deploy.weights import Weights
 from kit.errors import KitError, WeightsError
 from kit.models.devices import processor_name
 from kit.paths import cache_folder, replacing

@@ -12,8 +12,8 @@ from kit.deploy import drawn
 from kit.deploy.card import Card
 from kit.deploy.compare import Batch, Row, Runner, batch_of, compare, exact, last_line, report_of, run_alone, runner_of
 from kit.deploy.parity import PARITY_LIMIT
-from kit.deploy.predict import Weights, load_weights
 from kit.deploy.reference import Expected, Reference, read_reference
+from kit.deploy.weights import Weights, load_weights
 from kit.errors import WeightsError
 
 LISTED = 10  # faults shown in one error

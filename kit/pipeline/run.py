@@ -17,7 +17,7 @@ from kit.data.prepare import prepare
 from kit.data.sample import draw_sample
 from kit.deploy.card import Member, sha256_of
 from kit.deploy.export import Exported, export_ensemble
-from kit.deploy.predict import load_weights
+from kit.deploy.weights import load_weights
 from kit.errors import DataError, RunError
 from kit.models.pretrained import Source
 from kit.models.ranks import rank, wait_for_all

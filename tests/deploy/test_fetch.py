@@ -18,7 +18,7 @@ from kit.deploy import fetch as fetching
 from kit.deploy.card import sha256_of
 from kit.deploy.export import Exported
 from kit.deploy.fetch import fetch, find_weights
-from kit.deploy.predict import load_weights, newest_weights
+from kit.deploy.weights import load_weights, newest_weights
 from kit.errors import KitError, WeightsError
 from kit.paths import alone
 

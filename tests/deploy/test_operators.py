@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kit.deploy import records, torchscript
 from kit.deploy.export import Exported, export_ensemble
 from kit.deploy.operators import ALLOWED, check_operators, operators
-from kit.deploy.predict import load_weights
+from kit.deploy.weights import load_weights
 from kit.errors import WeightsError
 
 USES = {  # a line of code, and what it is refused for

@@ -8,8 +8,12 @@ import pytest
 import torch
 from deploy_fakes import noise, write_tiff
 
+import kit
+from kit.deploy import predict as room
 from kit.deploy.export import Exported
-from kit.deploy.predict import load_weights, newest_weights, predict_image, read_image
+from kit.deploy.predict import predict_image
+from kit.deploy.rasters import read_image
+from kit.deploy.weights import Weights, load_weights, newest_weights
 from kit.errors import KitError, RasterError, WeightsError
 
 
@@ -133,3 +137,24 @@ def test_a_truncated_tiff(tmp_path: Path, kept: float, compress: str):
 def test_a_missing_image(tmp_path: Path):
     with pytest.raises(RasterError, match="no image"):
         read_image(tmp_path / "a.tif")
+
+
+def test_one_call_predicts(tiny_weights: Exported, monkeypatch: pytest.MonkeyPatch):
+    loaded: list[Path] = []
+
+    def loading(path: Path, device: str) -> Weights:
+        loaded.append(path)
+        return load_weights(path, device)
+
+    monkeypatch.setattr(room, "load_weights", loading)
+    monkeypatch.setattr(room, "_READY", {})
+    image = noise(40, 50)
+    expected = predict_image(load_weights(tiny_weights.path), image)
+    for _ in range(2):
+        np.testing.assert_allclose(kit.predict(tiny_weights.path, image, device="cpu"), expected, atol=1e-5)
+    np.testing.assert_array_equal(kit.predict(str(tiny_weights.path), image, tuning=False, device="cpu"), expected)
+    assert len(loaded) == 2  # tuned, and as shipped
+    with pytest.raises(WeightsError, match="no weights"):
+        kit.predict("nowhere.pt", image)
+    with pytest.raises(AttributeError, match="no attribute 'predikt'"):
+        _ = kit.predikt

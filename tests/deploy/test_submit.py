@@ -16,9 +16,10 @@ from kit.deploy import submit as room
 from kit.deploy import tuning
 from kit.deploy.engines import Setting
 from kit.deploy.export import Exported
-from kit.deploy.predict import load_weights, predict_image, read_image
-from kit.deploy.rasters import decode_mask
+from kit.deploy.predict import predict_image
+from kit.deploy.rasters import decode_mask, read_image
 from kit.deploy.submit import Summary, check_submission, find_chips
+from kit.deploy.weights import load_weights
 from kit.errors import CatalogError, KitError, RasterError, SubmissionError, WeightsError
 
 

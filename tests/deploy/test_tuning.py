@@ -14,8 +14,9 @@ from torch import Tensor
 from kit.deploy import tuning
 from kit.deploy.engines import Setting, check_engine, network
 from kit.deploy.export import Exported
-from kit.deploy.predict import Weights, load_weights, predict_image
+from kit.deploy.predict import predict_image
 from kit.deploy.tuning import choose, tune, tuned
+from kit.deploy.weights import Weights, load_weights
 from kit.errors import KitError, WeightsError
 
 IMAGE = noise(70, 83, 4)
@@ -164,7 +165,7 @@ def test_measured_for_real(weights: Weights):
 
 LIMITED = """
 import sys, numpy as np
-from kit.deploy.predict import load_weights
+from kit.deploy.weights import load_weights
 from kit.deploy.tuning import tune
 print(tune(load_weights(__import__("pathlib").Path(sys.argv[1])), [np.zeros((64, 64, 3), np.uint8)]).plan)
 """
