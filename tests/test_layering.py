@@ -18,7 +18,7 @@ ROOMS = {
     "pipeline": {"base", "data", "models", "training", "deploy"},
     "cli": {"base", "data", "models", "training", "deploy", "pipeline"},
 }
-BASE = {"__init__", "errors", "paths", "console"}
+BASE = {"errors", "paths", "console"}
 FILES = sorted(ROOT.rglob("*.py"))
 RECIPES = sorted((ROOT.parent / "recipes").glob("*.py"))
 
@@ -34,7 +34,7 @@ def room_of(module: str) -> str:
     parts = module.split(".")
     if len(parts) == 1 or parts[1] in BASE:
         return "base"
-    return "cli" if parts[1] in ("cli", "__main__") else parts[1]
+    return "cli" if parts[1] in ("cli", "__main__", "__init__") else parts[1]
 
 
 def imports_of(file: Path) -> set[str]:

@@ -17,24 +17,16 @@ from kit.deploy.drawn import CASES, SMALL_CASES, Case
 from kit.deploy.ensemble import Core, Ensemble
 from kit.deploy.export import METHODS, Exported, freeze
 from kit.deploy.reference import REFERENCE
-from kit.deploy.torchscript import exported
 from kit.deploy.verify import FORMATS, named_weights, verify
 from kit.errors import WeightsError
 
 Cli = Callable[..., tuple[int, str, str]]
 
 
-class WithCore(Ensemble):
-    """An ensemble that offers its first network by itself."""
-
-    @exported
-    def core_0(self, x: Tensor) -> Tensor:
-        return self.cores[0](x)
-
-
 def freeze_with_core(members: list[TinyNet], views: str, pad_multiple: int, first: int = 0) -> Any:
+    """Freezes an ensemble whose first network is not the one it should be."""
     cores = [torchscript.trace(Core(member), torch.full((2, 3, 32, 32), 127.0)) for member in members]
-    return torchscript.frozen(WithCore([cores[first], *cores[1:]], views, pad_multiple), (*METHODS, "core_0"))
+    return torchscript.frozen(Ensemble([cores[first], *cores[1:]], views, pad_multiple), METHODS, len(cores))
 
 
 @pytest.fixture
