@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from rasterio.shutil import copy as translate
 from rasterio.transform import Affine
 from torch import nn
 
+from kit.deploy.ensemble import Core, Ensemble
 from kit.deploy.export import Exported, export_ensemble
 from kit.deploy.predict import load_weights, predict_image, read_image
 from kit.deploy.submit import find_chips
@@ -82,10 +82,31 @@ def test_python(tiny_weights: Exported, image: Path, tmp_path: Path):
     check(done, tmp_path / "mask.tif", tiny_weights.path, image)
 
 
+class Outputs(nn.Module):
+    """What an ONNX file of kit gives, in its order."""
+
+    def __init__(self, ensemble: Ensemble) -> None:
+        super().__init__()
+        self.ensemble = ensemble
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self.ensemble.probability(image), self.ensemble.mask(image), self.ensemble.members(image)
+
+
+def to_onnx(image: Path, path: Path) -> Path:
+    """Writes the networks of `tiny_weights` as ONNX, for images as large as this one."""
+    for package in ("onnxruntime", "onnxscript"):
+        pytest.importorskip(package)
+    ensemble = Ensemble([Core(TinyNet(seed)) for seed in (1, 2)], "flips", 16)
+    batch = torch.from_numpy(read_image(image)).permute(2, 0, 1)[None]
+    names = ["probability", "mask", "members"]
+    torch.onnx.export(Outputs(ensemble).eval(), (batch,), path, input_names=["image"], output_names=names, dynamo=True)
+    return path
+
+
 def test_onnxruntime(tiny_weights: Exported, image: Path, tmp_path: Path):
     assert imported("onnxruntime/predict.py") == {"sys", "onnxruntime", "rasterio"}
-    pytest.importorskip("onnxruntime")
-    weights = to_onnx(tiny_weights.path, tmp_path / "tiny.onnx")
+    weights = to_onnx(image, tmp_path / "tiny.onnx")
     done = run_python("onnxruntime/predict.py", weights, image, "mask.tif", folder=tmp_path)
     check(done, tmp_path / "mask.tif", tiny_weights.path, image)
 
@@ -155,13 +176,11 @@ def test_cmake_builds_it_too(tiny_weights: Exported, tmp_path: Path):
         ("W image.raw -4 -2 3 m.pgm", r"image\.raw has 24 bytes, expected -4 x -2 x 3"),
         ("W image.raw 2 2 6 m.pgm", r"expected 3 \(RGB\) or 4 \(RGBA\) channels"),
         ("none.pt image.raw 4 2 3 m.pgm", r"No such file or directory, file path: none\.pt"),
-        ("image.raw image.raw 4 2 3 m.pgm", r"not a ZIP archive|failed reading zip archive"),
+        ("image.raw image.raw 4 2 3 m.pgm", r"failed reading zip archive"),
         ("W image.raw 4 2 3 none/m.pgm", r"cannot write none/m\.pgm"),
     ],
 )
-def test_cpp_tells_what_is_wrong(
-    program: Path, tiny_weights: Exported, tmp_path: Path, arguments: str, message: str
-):
+def test_cpp_tells_what_is_wrong(program: Path, tiny_weights: Exported, tmp_path: Path, arguments: str, message: str):
     (tmp_path / "image.raw").write_bytes(bytes(range(24)))
     words = [tiny_weights.path if word == "W" else word for word in arguments.split()]
     done = run(program, *words, folder=tmp_path)
@@ -172,7 +191,7 @@ def test_cpp_tells_what_is_wrong(
 
 
 def unet_on(image: np.ndarray, seed: int) -> nn.Module:
-    """A random network of kit's whose batch norms have seen `image` (H, W, 3), so that its mask is not trivial."""
+    """A random network of kit's that finds building on half of `image` (H, W, 3), its batch norms having seen it."""
     torch.manual_seed(seed)
     with encoder_source(Source(pretrained=False)):
         net = unet("test_efficientnet", widths=(16, 8, 8), reduce=1)
@@ -191,9 +210,9 @@ def test_cpp_masks_real_chips_as_kit_submit_does(program: Path, tmp_path: Path):
     """Fifteen chips of 1024 x 1024 px: equal pixel for pixel."""
     chips = find_chips(MINI / "test")
     assert len(chips) == 15
-    seen = read_image(chips[0].path)[:256, :256]
-    nets = [unet_on(seen, 0), TinyNet(1), unet_on(seen, 2)]
-    made = export_ensemble(tmp_path, "trio", nets, [record()] * 3, "flips", "tiny", None, 0.07, [seen])
+    seen = np.concatenate([read_image(chip.path)[:128, :128] for chip in chips])
+    nets = [unet_on(seen, seed) for seed in (1, 2)]
+    made = export_ensemble(tmp_path, "duo", nets, [record()] * 2, "flips", "tiny", None, 0.07, [seen])
     submit = (sys.executable, "-m", "kit", "submit", MINI / "test", "--weights", made.path, "--device", "cpu")
     done = run(*submit, "--name", "kit", "--root", tmp_path, folder=ROOT)
     assert done.returncode == 0, done.stderr
@@ -206,4 +225,3 @@ def test_cpp_masks_real_chips_as_kit_submit_does(program: Path, tmp_path: Path):
         assert np.array_equal(band(mask), expected), chip.id
         shares.append(expected.mean())
     assert 0.2 < np.mean(shares) < 0.8
-    assert min(shares) > 0.01
