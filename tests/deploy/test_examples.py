@@ -104,6 +104,7 @@ def to_onnx(image: Path, path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_onnxruntime(tiny_weights: Exported, image: Path, tmp_path: Path):
     assert imported("onnxruntime/predict.py") == {"sys", "onnxruntime", "rasterio"}
     weights = to_onnx(image, tmp_path / "tiny.onnx")
