@@ -281,7 +281,7 @@ def test_a_damaged_reference(copied: Path, text: str):
 
 def test_a_module_of_others_below_a_card_of_kit(copied: Path):
     card = torchscript.read_extra(copied, "card.json") or ""
-    torchscript.save(torchscript.frozen(torch.nn.Conv2d(3, 1, 1), ()), copied)
+    torchscript.save(torchscript.frozen(torch.nn.Conv2d(3, 1, 1), (), 0), copied)
     torchscript.add_extra(copied, "card.json", card)
     signed(copied)
     with pytest.raises(WeightsError, match=r"tiny\.pt has no probability, mask, members, expected an ensemble"):
