@@ -245,7 +245,7 @@ def test_a_server_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        with pytest.raises(WeightsError, match="cannot be reached: .*timed out"):
+        with pytest.raises(WeightsError, match=r"cannot be reached: .*timed out"):
             fetch(f"http://127.0.0.1:{silent.getsockname()[1]}/best.pt", "0" * 64, tmp_path)
 
 
