@@ -15,7 +15,7 @@ INDEX = "index.csv"
 INDEX_COLUMNS = ("name", "recipe", "members", "views", "score", "gsd_m", "created", "file_sha256")
 COLUMNS = ("weights", "state", "recipe", "members", "views", "score", "gsd_m", "parity", "formats", "created", "sha256")
 FORMATS = ("pt", "pt2", "onnx")
-SHOWN_SHA256 = 12
+SHOWN_SHA256 = 8  # digits
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ class Listed:
         state = ", ".join(word for word in ("newest" * self.newest, self.state) if word)
         gsd = None if self.gsd_m is None else f"{self.gsd_m:g}"
         parity = None if self.parity_max_abs is None else f"{self.parity_max_abs:.0e}"
-        sha256 = self.file_sha256 and self.file_sha256[:SHOWN_SHA256]
+        sha256, day = (self.file_sha256 or "")[:SHOWN_SHA256], (self.created or "").partition("T")[0]
         row = (
             self.name, state, self.recipe, self.members, self.views, self.score, gsd, parity, " ".join(self.formats),
-            self.created, sha256,
+            day, sha256,
         )  # fmt: skip
         return tuple("" if cell is None else cell for cell in row)
 

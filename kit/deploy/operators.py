@@ -30,13 +30,14 @@ ELEMENTWISE = """
 """
 TENSOR = """
     adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool2d avg_pool1d avg_pool2d max_pool1d max_pool2d
-    _convolution _convolution_mode conv1d conv2d conv_transpose1d conv_transpose2d convolution
+    _convolution _convolution_mode conv1d conv2d conv3d conv_transpose1d conv_transpose2d convolution
     addmm baddbmm bmm dot einsum linear matmul mm mv outer scaled_dot_product_attention tensordot
     batch_norm group_norm instance_norm layer_norm linalg_norm linalg_vector_norm norm rms_norm std_mean var_mean
     glu hardshrink log_sigmoid log_softmax logaddexp logsumexp maximum minimum fmax fmin prelu rsub softmax softplus
     constant_pad_nd pad reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d
-    __interpolate _upsample_bicubic2d_aa _upsample_bilinear2d_aa _upsample_nearest_exact2d affine_grid_generator
-    grid_sampler upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d upsample_nearest2d
+    __interpolate _upsample_bicubic2d_aa _upsample_bilinear2d_aa _upsample_nearest_exact1d _upsample_nearest_exact2d
+    _upsample_nearest_exact3d affine_grid_generator grid_sampler upsample_bicubic2d upsample_bilinear2d
+    upsample_linear1d upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_trilinear3d
     all amax amin any argmax argmin count_nonzero cummax cummin cumprod cumsum max mean median min prod std sum
     argsort bucketize searchsorted sort topk var
     broadcast_tensors broadcast_to cat channel_shuffle chunk col2im concat diagonal expand expand_as

@@ -54,8 +54,11 @@ def names_in(sources: Mapping[str, bytes]) -> tuple[dict[str, str], set[str]]:
     used: dict[str, str] = {}
     for record, tree in trees.items():
         reader = _Reader(record, classes, used)
-        for node in tree.body:
-            reader.visit(node)
+        try:
+            for node in tree.body:
+                reader.visit(node)
+        except RecursionError as cause:
+            raise WeightsError(f"{record} is nested too deeply") from cause
     return used, classes
 
 

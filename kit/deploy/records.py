@@ -7,6 +7,7 @@ by names that differ in case alone (miniz finds either), by names that one of th
 import re
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 from kit.errors import WeightsError
@@ -40,7 +41,7 @@ def read_records(path: Path, suffixes: tuple[str, ...]) -> dict[str, bytes]:
             if (size := sum(entry.file_size for entry in wanted)) > LARGEST_BYTES:
                 raise WeightsError(f"{path} holds {size / 1e6:.0f} MB of code", HINT)
             return {entry.filename.removeprefix(root): archive.read(entry) for entry in wanted}
-    except (zipfile.BadZipFile, struct.error, NotImplementedError, ValueError, EOFError, RuntimeError) as cause:
+    except (zipfile.BadZipFile, zlib.error, struct.error, OSError, RuntimeError, ValueError, EOFError) as cause:
         raise WeightsError(f"{path} is not a readable archive: {cause}", "export or fetch it again") from cause
 
 
