@@ -19,8 +19,10 @@ from torch import nn
 
 from kit.deploy.ensemble import Core, Ensemble
 from kit.deploy.export import Exported, export_ensemble
-from kit.deploy.predict import load_weights, predict_image, read_image
+from kit.deploy.predict import predict_image
+from kit.deploy.rasters import read_image
 from kit.deploy.submit import find_chips
+from kit.deploy.weights import load_weights
 from kit.models.pretrained import Source, encoder_source
 from kit.models.unet import unet
 
@@ -214,7 +216,18 @@ def test_cpp_masks_real_chips_as_kit_submit_does(program: Path, tmp_path: Path):
     seen = np.concatenate([read_image(chip.path)[:128, :128] for chip in chips])
     nets = [unet_on(seen, seed) for seed in (1, 2)]
     made = export_ensemble(tmp_path, "duo", nets, [record()] * 2, "flips", "tiny", None, 0.07, [seen])
-    submit = (sys.executable, "-m", "kit", "submit", MINI / "test", "--weights", made.path, "--device", "cpu")
+    submit = (
+        sys.executable,
+        "-m",
+        "kit",
+        "submit",
+        MINI / "test",
+        "--weights",
+        made.path,
+        "--device",
+        "cpu",
+        "--no-tune",
+    )
     done = run(*submit, "--name", "kit", "--root", tmp_path, folder=ROOT)
     assert done.returncode == 0, done.stderr
     shares = []

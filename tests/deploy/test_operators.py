@@ -208,7 +208,8 @@ def test_the_list_is_of_operators_that_exist_and_do_no_harm():
     assert not {"torch.set_", "torch.set_data", "fork", "getattr"} & ALLOWED
     assert not {name for name in ALLOWED if name.startswith("ops.") and not name.startswith("ops.prim.")}
     writing = {s.name for s in torch._C._jit_get_all_schemas() if any(a.name == "filename" for a in s.arguments)}
-    assert writing == {"aten::from_file", "aten::save"}
+    # other tests of this process may have imported torchvision, whose `image::read_file` is one more
+    assert {name for name in writing if name.startswith("aten::")} == {"aten::from_file", "aten::save"}
 
 
 @pytest.mark.parametrize(
