@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from kit.deploy import drawn
 from kit.deploy.card import Member
 from kit.deploy.engines import Setting, network
 from kit.deploy.export import export_ensemble
@@ -45,8 +46,9 @@ def row(recipe: str) -> str:
     """Returns a recipe's row of the table."""
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         model = rebuild(load_recipe(recipe, Paths(Path()))).model
+        member = Member(recipe, 0, 0, "0" * 64, None)
         exported = export_ensemble(
-            Path(folder), recipe, [model], [Member(recipe, 0, 0, "0" * 64, None)], "flips", recipe, None, 0.1, []
+            Path(folder), recipe, [model], [member], "flips", recipe, None, 0.1, [], drawn.SMALL_CASES
         )
         del model
         weights = load_weights(exported.path)
