@@ -84,7 +84,8 @@ def tune(weights: Weights, images: Sequence[NDArray[np.uint8]], engine: Engine =
         engine: what computes.
 
     Raises:
-        WeightsError: an old export, whose cores cannot be called one by one.
+        WeightsError: an old export, whose cores cannot be called one by one; or another engine than torch gives other
+            masks.
     """
     if not torchscript.has_cores(weights.module):
         lacking = f"{weights.path} is an old export, whose cores cannot be called one by one"
@@ -145,26 +146,33 @@ class Trial:
         if engine != "torch":
             self.seconds = math.inf  # the shipped setting serves for comparison of masks alone
             self.offer(Setting())
+            if self.seconds == math.inf:
+                raise WeightsError(f"{engine} gives other masks than torch for core {core}", "leave --engine out")
 
     def offer(self, setting: Setting) -> None:
         """Makes a setting the best if it is: in time, masks as they should be, faster."""
         if setting == self.best and self.seconds < math.inf:
             return
-        if time.monotonic() + min(self.seconds, 1e9) * PASSES * setting.views > self.end:
+        if self.seconds < math.inf and time.monotonic() + self.seconds * PASSES * setting.views > self.end:
             return
-        seconds, masks = self.run(network(self.weights, self.core, setting, self.engine), setting.views)
+        made = network(self.weights, self.core, setting, self.engine)
+        seconds, masks = self.run(made, setting.views, self.end if self.seconds < math.inf else math.inf)
+        if not masks:
+            return
         pairs = zip(masks, self.masks, strict=True)
         agreement = float(torch.cat([(mask == shipped).flatten() for mask, shipped in pairs]).float().mean())
         if agreement >= AGREEMENT and seconds * GAIN < self.seconds:
             self.best, self.seconds = setting, seconds
 
-    def run(self, run: Network, views: int) -> tuple[float, list[Tensor]]:
-        """Returns seconds a view of all tiles, in the last pass over them, and their masks."""
+    def run(self, run: Network, views: int, end: float = math.inf) -> tuple[float, list[Tensor]]:
+        """Returns seconds a view of all tiles, in the last pass over them, and their masks; no masks after `end`."""
         masks: list[Tensor] = []
         seconds = 0.0
         for _ in range(PASSES):
             masks, start = [], time.perf_counter()
             for tile in self.tiles:
+                if time.monotonic() > end:
+                    return math.inf, []
                 logits = run(torch.cat([view(tile, code) for code in range(views)]))
                 masks.append((logits[:1] > 0).cpu())  # waits for a GPU, too
             seconds = (time.perf_counter() - start) / views
