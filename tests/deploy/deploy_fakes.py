@@ -54,7 +54,13 @@ def write_tiff(path: Path, image: np.ndarray, **profile: Any) -> Path:
     return path
 
 
-def export_tiny(folder: Path, name: str = "tiny", views: str = "flips", seeds: tuple[int, ...] = (1, 2)) -> Exported:
+def export_tiny(
+    folder: Path,
+    name: str = "tiny",
+    views: str = "flips",
+    seeds: tuple[int, ...] = (1, 2),
+    others: tuple[str, ...] = (),
+) -> Exported:
     members = [TinyNet(seed) for seed in seeds]
     records = [record(fold) for fold in range(len(seeds))]
-    return export_ensemble(folder, name, members, records, views, "tiny", 0.5, 0.15, [noise(40, 48)])
+    return export_ensemble(folder, name, members, records, views, "tiny", 0.5, 0.15, [noise(40, 48)], others)
