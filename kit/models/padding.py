@@ -5,34 +5,38 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kit.models.pretrained import timm
+import kit.models.pretrained  # noqa: F401 - imports timm first, without its notices
 
-# not all of them are offered by timm.layers
-from timm.layers.pool2d_same import MaxPool2dSame  # isort: skip
+from timm.layers.conv2d_same import Conv2dSame  # isort: skip
+from timm.layers.pool2d_same import AvgPool2dSame, MaxPool2dSame  # isort: skip
+from timm.layers.std_conv import ScaledStdConv2dSame, StdConv2dSame  # isort: skip
 
 
-class StaticConv2d(timm.layers.Conv2dSame):
+class StaticConv2d(Conv2dSame):
     """timm's Conv2dSame with the padding of `same_padding`; so are the others here."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns (N, C_out, H / stride, W / stride)."""
-        return nn.Conv2d.forward(self, F.pad(x, same_padding(self)))
+        out: Tensor = nn.Conv2d.forward(self, F.pad(x, same_padding(self)))
+        return out
 
 
-class StaticStdConv2d(timm.layers.StdConv2dSame):
+class StaticStdConv2d(StdConv2dSame):
     """With standardised weights."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns (N, C_out, H / stride, W / stride)."""
-        return super().forward(F.pad(x, same_padding(self)))
+        out: Tensor = super().forward(F.pad(x, same_padding(self)))
+        return out
 
 
-class StaticScaledStdConv2d(timm.layers.ScaledStdConv2dSame):
+class StaticScaledStdConv2d(ScaledStdConv2dSame):
     """With standardised, scaled weights (NFNet)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns (N, C_out, H / stride, W / stride)."""
-        return super().forward(F.pad(x, same_padding(self)))
+        out: Tensor = super().forward(F.pad(x, same_padding(self)))
+        return out
 
 
 class StaticMaxPool2d(MaxPool2dSame):
@@ -40,15 +44,17 @@ class StaticMaxPool2d(MaxPool2dSame):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns (N, C, H / stride, W / stride)."""
-        return nn.MaxPool2d.forward(self, F.pad(x, same_padding(self), value=-float("inf")))
+        out: Tensor = nn.MaxPool2d.forward(self, F.pad(x, same_padding(self), value=-float("inf")))
+        return out
 
 
-class StaticAvgPool2d(timm.layers.AvgPool2dSame):
+class StaticAvgPool2d(AvgPool2dSame):
     """The mean, in which the zeros of the padding count, as in timm."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns (N, C, H / stride, W / stride)."""
-        return nn.AvgPool2d.forward(self, F.pad(x, same_padding(self)))
+        out: Tensor = nn.AvgPool2d.forward(self, F.pad(x, same_padding(self)))
+        return out
 
 
 STATIC: dict[type[nn.Module], type[nn.Module]] = {
