@@ -254,16 +254,21 @@ def export(
     runs: Annotated[list[str], typer.Argument(help="<recipe>/fold<k>, of any recipes.")],
     name: Annotated[str, typer.Option(help="Of the weights.")],
     views: Annotated[str, typer.Option(help="none, flips or d4.")] = "flips",
+    formats: Annotated[
+        str, typer.Option("--format", help="pt2 and onnx beside the TorchScript file, with commas; minutes each.")
+    ] = "torchscript",
     root: Root = HERE,
     debug: Debug = False,
 ) -> None:
     """Freeze finished runs into one weights file.
 
-    Example: kit export lite0/fold0 lite0/fold1 --name duo --views d4
+    Example: kit export lite0/fold0 lite0/fold1 --name duo --views d4 --format onnx
     """
+    from kit.deploy.formats import chosen
     from kit.pipeline.run import export as export_runs
 
-    result(str(export_runs(runs, name, Paths(root), views).path))
+    others = chosen(formats)
+    result(str(export_runs(runs, name, Paths(root), views, others).path))
 
 
 @app.command()

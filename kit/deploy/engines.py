@@ -120,7 +120,9 @@ def _openvino() -> Any:
     try:
         import openvino
     except ImportError as cause:
-        raise KitError("--engine openvino needs OpenVINO, which is not installed", "pip install 'kit[openvino]'") from cause
+        raise KitError(
+            "--engine openvino needs OpenVINO, which is not installed", "pip install 'kit[openvino]'"
+        ) from cause
     return openvino
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kit.deploy.torchscript import exported
@@ -55,6 +54,11 @@ def unview(x: Tensor, code: int) -> Tensor:
     return x
 
 
+def numbers(like: Tensor, n: int) -> Tensor:
+    """Returns 0 to n - 1, int64, on the device of `like`: a device by name would end up in the file."""
+    return like.new_ones([n], dtype=torch.int64).cumsum(0) - 1
+
+
 class Core(nn.Module):
     """A network as the ensemble takes it: pixels to the logit of building, whatever targets it was trained on.
 
@@ -73,6 +77,8 @@ class Core(nn.Module):
 
 class Ensemble(nn.Module):
     """The mean over networks of the mean over views of the probability of building.
+
+    Padding and alpha are indexed, without a branch: one graph, in which no size stands, serves all sizes.
 
     Args:
         cores: each a `Core`, or what was traced of it; H and W are multiples of `pad_multiple`.
@@ -117,20 +123,25 @@ class Ensemble(nn.Module):
             for code in self.codes:  # one view at a time: memory stays that of one view
                 vote = vote + unview(torch.sigmoid(core(view(padded, code))), code)
             votes.append(vote / len(self.codes))
-        return self.cut(torch.cat(votes, dim=1), x)
+        return self.cropped(torch.cat(votes, dim=1), x)
 
-    def cut(self, probs: Tensor, x: Tensor) -> Tensor:
-        """Returns the probabilities of padded x for x itself: its height and width, 0 where its alpha is 0."""
-        probs = probs[:, :, : x.size(2), : x.size(3)]  # (N, M, H, W)
-        if x.size(1) == 4:
-            probs = probs.masked_fill(x[:, 3:4] == 0, 0.0)
-        return probs.contiguous()
+    def cropped(self, probs: Tensor, x: Tensor) -> Tensor:
+        """Returns padded probabilities at the size of x, 0 where alpha is."""
+        for axis in (2, 3):
+            probs = probs.index_select(axis, numbers(x, x.size(axis)))
+        return probs.masked_fill(self.transparent(x), 0.0)
 
     def padded(self, x: Tensor) -> Tensor:
         """Returns float x with its last row and column repeated to the next multiples of `pad_multiple`."""
-        below = (self.pad_multiple - x.size(2) % self.pad_multiple) % self.pad_multiple
-        right = (self.pad_multiple - x.size(3) % self.pad_multiple) % self.pad_multiple
-        return F.pad(x, [0, right, 0, below], mode="replicate")
+        for axis in (2, 3):
+            side = (x.size(axis) + self.pad_multiple - 1) // self.pad_multiple * self.pad_multiple
+            x = x.index_select(axis, numbers(x, side).clamp(max=x.size(axis) - 1))
+        return x
+
+    def transparent(self, x: Tensor) -> Tensor:
+        """Returns where a fourth channel is 0: bool (N, 1, H, W), or nothing but False for three channels."""
+        channels = x.new_full([1], x.size(1), dtype=torch.int64)
+        return (x.index_select(1, channels - 1) == 0) & (channels == 4)
 
     def check(self, x: Tensor) -> None:
         """Raises ValueError (torch.jit.Error in the exported file) when x is not an image batch."""
@@ -142,3 +153,30 @@ class Ensemble(nn.Module):
             raise ValueError(f"expected an image of at least 1 x 1 px, got {x.size(3)} x {x.size(2)}")
         if x.dtype != torch.uint8 and not x.is_floating_point():
             raise ValueError(f"expected uint8 or float in 0..255, got {x.dtype}")
+
+
+class OneGraph(Ensemble):
+    """The ensemble for exporters that follow it with symbols in place of sizes: it asks for none of them.
+
+    A core sees the views that share a shape as one batch, which needs their memory at once: one graph for each view
+    would be four times as long, and as long to load.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns `probability`."""
+        return self.members(x).mean(dim=1, keepdim=True)
+
+    def members(self, x: Tensor) -> Tensor:
+        """Returns each network's probability of building: float32 (N, M, H, W), 0..1."""
+        padded = self.padded(x[:, :3].float())
+        votes: list[Tensor] = []
+        for core in self.cores:
+            vote = torch.zeros_like(padded[:, :1])
+            for codes in ([c for c in self.codes if not c & 4], [c for c in self.codes if c & 4]):
+                if codes:
+                    batch = torch.cat([view(padded, code) for code in codes])
+                    seen = torch.sigmoid(core(batch)).unflatten(0, (len(codes), x.size(0)))  # (views, N, 1, H, W)
+                    for place, code in enumerate(codes):
+                        vote = vote + unview(seen[place], code)
+            votes.append(vote / len(self.codes))
+        return self.cropped(torch.cat(votes, dim=1), x)

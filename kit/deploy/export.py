@@ -2,8 +2,9 @@
 
 import copy
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from kit import __version__
-from kit.deploy import drawn, torchscript
+from kit.deploy import drawn, formats, torchscript
 from kit.deploy.card import CLASSES, INPUT, OUTPUT, Card, Member, sha256_of
 from kit.deploy.compare import compare, report, report_of, runner_of
 from kit.deploy.ensemble import Core, Ensemble
@@ -36,15 +37,17 @@ class Exported:
     Args:
         path: the weights file.
         card: its card; `parity_max_abs` and `parity_equal_masks` are what was measured.
+        others: the files of other formats, and by how much each differs from the weights file in probability.
     """
 
     path: Path
     card: Card
+    others: Mapping[Path, float] = field(default_factory=dict)
 
 
 def portable(member: nn.Module) -> nn.Module:
-    """Returns a copy for any machine: CPU, float32, plain memory format, eval mode."""
-    return copy.deepcopy(member).eval().cpu().float().to(memory_format=torch.contiguous_format)
+    """Returns a copy for any machine: CPU, float32, plain memory format, eval mode, no gradients."""
+    return copy.deepcopy(member).eval().cpu().float().to(memory_format=torch.contiguous_format).requires_grad_(False)
 
 
 def freeze(members: Sequence[nn.Module], views: str, pad_multiple: int) -> Any:
@@ -72,12 +75,15 @@ def export_ensemble(
     gsd_m: float,
     tiles: Iterable[NDArray[np.uint8]],
     cases: Sequence[drawn.Case] = (),
+    others: Sequence[str] = (),
 ) -> Exported:
     """Writes `NAME.pt`, its card and parity report and the last row of `index.csv`, once the file was compared.
 
+    An earlier export of that name is replaced, with its files of other formats.
+
     Args:
         weights_dir: the folder of weights.
-        name: of the weights; an earlier export of that name is replaced.
+        name: of the weights.
         members: trained networks, each with `pad_multiple` (px), `mean` and `std` (3 values in units of 0..255).
         records: one a member, in the same order.
         views: `none`, `flips` or `d4`.
@@ -86,16 +92,23 @@ def export_ensemble(
         gsd_m: metres per pixel of the training tiles.
         tiles: real images to compare on, uint8 (H, W, 3).
         cases: drawn images to compare on, too, `drawn.CASES` by default; what the networks give is kept in the file.
+        others: formats to write beside TorchScript, see `kit.deploy.formats.chosen`.
 
     Raises:
-        WeightsError: the file and the eager networks differ by more than arithmetic explains, see `Parity`, or a
-            network has operators that weights may not have.
+        WeightsError: the file and the eager networks differ by more than arithmetic explains, see `Parity`; another
+            format differs from it or cannot be written; a network is tied to a device, or has operators that weights
+            may not have.
     """
     if not members or len(members) != len(records):
         raise WeightsError(f"{len(members)} networks and {len(records)} records: expected one record a network")
     eager = [portable(member) for member in members]
     pad_multiple = math.lcm(*(int(member.pad_multiple) for member in eager))  # type: ignore[arg-type]
     module = freeze(eager, views, pad_multiple)
+    if devices := torchscript.named_devices(module):
+        raise WeightsError(
+            f"{name}: a network makes tensors on {devices[0]!r} by name, which would tie the file to that device",
+            "make them from the input: x.new_zeros(...), torch.zeros_like(x)",
+        )
     card = Card(
         kit_version=__version__, recipe=recipe, members=tuple(records), score=None if score is None else float(score),
         classes=CLASSES, gsd_m=float(gsd_m), mean=_channels(eager, "mean"), std=_channels(eager, "std"), views=views,
@@ -103,7 +116,10 @@ def export_ensemble(
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), parity_max_abs=0.0, parity_equal_masks=1.0,
     )  # fmt: skip
     path = weights_dir / f"{name}.pt"
-    with replacing(path) as weights, replacing(path.with_suffix(".json")) as beside, replacing(report_of(path)) as told:
+    targets = {kind: path.with_suffix(suffix) for kind, suffix in formats.SUFFIXES.items() if kind != "torchscript"}
+    with ExitStack() as stack:
+        files = (path, path.with_suffix(".json"), report_of(path))
+        weights, beside, told = (stack.enter_context(replacing(file)) for file in files)
         torchscript.save(module, weights)
         check_operators(weights)  # what would not load later is told now
         saved = torchscript.load(weights, "cpu")
@@ -121,8 +137,15 @@ def export_ensemble(
         file_sha256 = sha256_of(weights)
         beside.write_text(card.to_json(file_sha256=file_sha256))
         told.write_text(report(path.name, file_sha256, reference, on_tiles, rows))
+        differences = {}
+        for kind in others:
+            other = stack.enter_context(replacing(targets[kind]))
+            formats.write(kind, other, eager, views, pad_multiple, card.to_json())
+            differences[targets[kind]] = formats.checked_difference(other, weights, pad_multiple)
+    for file in set(targets.values()) - set(differences):
+        file.unlink(missing_ok=True)  # of an earlier export: it would be taken for this one
     list_in_index(weights_dir, name, card, file_sha256)
-    return Exported(path, card)
+    return Exported(path, card, differences)
 
 
 def _channels(members: Sequence[nn.Module], attribute: str) -> tuple[tuple[float, ...], ...]:

@@ -95,6 +95,13 @@ def _convert(weight: Any, layout: Layout, dtype: torch.dtype) -> None:
         weight.t_("value", weight.t("value").to(dtype).contiguous(memory_format=memory))
 
 
+def named_devices(module: Any) -> list[str]:
+    """Returns the devices that stand by name in a frozen module's graphs: there `map_location` cannot move them."""
+    methods = [module._c._get_method(name) for name in module._c._method_names()]
+    constants = [node for method in methods for node in method.graph.findAllNodes("prim::Constant")]
+    return [node.s("value") for node in constants if node.output().type().kind() == "DeviceObjType"]
+
+
 def save(module: Any, path: Path) -> None:
     """Writes a frozen module; without the debug records, which hold this machine's paths."""
     buffer = io.BytesIO()  # torch.jit.save to a path writes the path's stem into the archive

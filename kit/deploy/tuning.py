@@ -52,7 +52,9 @@ class TunedEnsemble(Ensemble):
         self.check(x)
         padded = self.padded(x[:, :3].float())
         cores = zip(self.networks, self.views_at_once, strict=True)
-        return self.cut(torch.cat([_vote(network, padded, self.codes, count) for network, count in cores], dim=1), x)
+        return self.cropped(
+            torch.cat([_vote(network, padded, self.codes, count) for network, count in cores], dim=1), x
+        )
 
 
 def _vote(network: Network, padded: Tensor, codes: Sequence[int], at_once: int) -> Tensor:

@@ -11,13 +11,22 @@ import torch
 from kit.deploy import drawn
 from kit.deploy.card import Card
 from kit.deploy.compare import Batch, Row, Runner, batch_of, compare, exact, last_line, report_of, run_alone, runner_of
+from kit.deploy.formats import runner
 from kit.deploy.parity import PARITY_LIMIT
 from kit.deploy.reference import Expected, Reference, read_reference
 from kit.deploy.weights import Weights, load_weights
-from kit.errors import WeightsError
+from kit.errors import KitError, WeightsError
 
 LISTED = 10  # faults shown in one error
-FORMATS: dict[str, Callable[[Path], Batch]] = {}  # the suffix of a file beside NAME.pt, and what opens it
+
+
+def _opened(path: Path) -> Batch:
+    """Returns what runs a file of another format."""
+    run = runner(path)
+    return lambda x: torch.from_numpy(run(x.numpy()))
+
+
+FORMATS: dict[str, Callable[[Path], Batch]] = {".pt2": _opened, ".onnx": _opened}  # beside NAME.pt
 
 
 @dataclass(frozen=True)
@@ -115,8 +124,8 @@ def verify(path: Path, device: str = "cpu") -> Verified:
             continue
         try:
             rows += compare(Runner(beside.name, opened(beside)), expected)
-        except WeightsError as cause:
-            checks.append(Check(beside.name, "", cause.message))
+        except KitError as cause:  # damaged, or nothing installed that runs it
+            checks.append(Check(beside.name, "", f"{cause.message} ({cause.hint})"))
     return Verified(path, weights.sha256, reference is not None, tuple(checks), tuple(rows))
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kit.errors import EncoderError, nearest
+from kit.models.padding import make_static, pad_valid
 from kit.models.pretrained import load_pretrained, timm
 
 PROBE_STEPS = 3  # side of the probe image in largest strides: odd, and enough for the valid padding of Inception
@@ -30,7 +31,8 @@ def encoder(name: str, **options: Any) -> nn.Module:
     """Returns a timm feature pyramid with the weights of the current `encoder_source`.
 
     The pyramid is tried on a small image. Convolutions with valid padding (Inception) are padded, so that maps are
-    exact fractions of the image, as segmentation_models_pytorch does; maps that come channels last are turned.
+    exact fractions of the image, as segmentation_models_pytorch does; TensorFlow's SAME padding is made static, see
+    `kit.models.padding`; maps that come channels last are turned.
 
     Args:
         name: a timm model name, for example `tf_efficientnet_lite0`.
@@ -51,29 +53,17 @@ def encoder(name: str, **options: Any) -> nn.Module:
             pyramid: nn.Module = timm.create_model(name, features_only=True, pretrained=False, **options)
     except RuntimeError as cause:
         raise EncoderError(f"{name} gives no feature pyramid: {cause}", "choose a model with features_only") from cause
+    make_static(pyramid)
     load_pretrained(pyramid, name)
     if str(getattr(pyramid, "output_fmt", "NCHW")).endswith("NHWC"):
         pyramid = ChannelsFirst(pyramid)
     fault = _fault(pyramid)
-    if fault and _fault(_same_padding(pyramid)):
+    if fault and _fault(pad_valid(pyramid)):
         raise EncoderError(
             f"{name} is no pyramid that kit can use: {fault}",
             "choose a model that takes images of any size; networks of windows or tokens are tied to one",
         )
     return pyramid
-
-
-def _same_padding(pyramid: nn.Module) -> nn.Module:
-    """Pads what has valid padding (in place), so that stride 1 keeps a size and stride 2 halves it."""
-    for layer in pyramid.modules():
-        if isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
-            kernel, padding = (_pair(layer.kernel_size), _pair(layer.padding))  # type: ignore[arg-type]
-            layer.padding = tuple(p or k // 2 for p, k in zip(padding, kernel, strict=True))
-    return pyramid
-
-
-def _pair(value: int | tuple[int, ...]) -> tuple[int, ...]:
-    return value if isinstance(value, tuple) else (value, value)
 
 
 def _fault(pyramid: nn.Module) -> str:

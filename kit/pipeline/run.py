@@ -222,7 +222,7 @@ def pooled_score(results: Sequence[Result]) -> float | None:
     return pool(counts).jaccard if counts else None
 
 
-def export(runs: Sequence[str], name: str, paths: Paths, views: str = "flips") -> Exported:
+def export(runs: Sequence[str], name: str, paths: Paths, views: str = "flips", others: Sequence[str] = ()) -> Exported:
     """Freezes finished runs into `weights/NAME.pt` with its card, and tells the parity with the eager networks.
 
     Args:
@@ -230,10 +230,11 @@ def export(runs: Sequence[str], name: str, paths: Paths, views: str = "flips") -
         name: of the weights.
         paths: of the working root.
         views: `none`, `flips` or `d4`.
+        others: formats to write beside TorchScript, see `kit.deploy.formats.chosen`.
 
     Raises:
         RunError: a run is missing or unfinished.
-        WeightsError: the frozen file differs from the networks.
+        WeightsError: the frozen file differs from the networks, or another format from it.
     """
     models, records, results, settings = [], [], [], []
     for run_name in runs:
@@ -260,12 +261,15 @@ def export(runs: Sequence[str], name: str, paths: Paths, views: str = "flips") -
         pooled_score(results),
         settings[0]["gsd_m"],
         _parity_tiles(settings[0]["data"], paths),
+        others=others,
     )
     card = exported.card
     say(
         f"members {len(models)}, views {views}: the frozen file and the eager networks differ by at most "
         f"{card.parity_max_abs:.1e} in probability, {card.parity_equal_masks:.4%} of mask pixels are equal"
     )
+    for file, difference in exported.others.items():
+        say(f"{file}: read back, {difference:.1e} from the frozen file at most")
     return exported
 
 

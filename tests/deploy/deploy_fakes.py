@@ -64,7 +64,8 @@ def export_tiny(
     views: str = "flips",
     seeds: tuple[int, ...] = (1, 2),
     cases: Sequence[Case] = ODD,
+    others: tuple[str, ...] = (),
 ) -> Exported:
     members = [TinyNet(seed) for seed in seeds]
     records = [record(fold) for fold in range(len(seeds))]
-    return export_ensemble(folder, name, members, records, views, "tiny", 0.5, 0.15, [noise(40, 48)], cases)
+    return export_ensemble(folder, name, members, records, views, "tiny", 0.5, 0.15, [noise(40, 48)], cases, others)

@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 import rasterio
 import torch
-from deploy_fakes import TinyNet, noise, record, write_tiff
+from deploy_fakes import export_tiny, noise, record, write_tiff
 from rasterio.shutil import copy as translate
 from rasterio.transform import Affine
 from torch import nn
 
-from kit.deploy.ensemble import Core, Ensemble
 from kit.deploy.export import Exported, export_ensemble
 from kit.deploy.predict import predict_image
 from kit.deploy.rasters import read_image
@@ -84,32 +83,13 @@ def test_python(tiny_weights: Exported, image: Path, tmp_path: Path):
     check(done, tmp_path / "mask.tif", tiny_weights.path, image)
 
 
-class Outputs(nn.Module):
-    """What an ONNX file of kit gives, in its order."""
-
-    def __init__(self, ensemble: Ensemble) -> None:
-        super().__init__()
-        self.ensemble = ensemble
-
-    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return self.ensemble.probability(image), self.ensemble.mask(image), self.ensemble.members(image)
-
-
-def to_onnx(image: Path, path: Path) -> Path:
-    """Writes the networks of `tiny_weights` as ONNX, for images as large as this one."""
-    for package in ("onnxruntime", "onnxscript"):
-        pytest.importorskip(package)
-    ensemble = Ensemble([Core(TinyNet(seed)) for seed in (1, 2)], "flips", 16)
-    batch = torch.from_numpy(read_image(image)).permute(2, 0, 1)[None]
-    names = ["probability", "mask", "members"]
-    torch.onnx.export(Outputs(ensemble).eval(), (batch,), path, input_names=["image"], output_names=names, dynamo=True)
-    return path
-
-
 @pytest.mark.slow
 def test_onnxruntime(tiny_weights: Exported, image: Path, tmp_path: Path):
     assert imported("onnxruntime/predict.py") == {"sys", "onnxruntime", "rasterio"}
-    weights = to_onnx(image, tmp_path / "tiny.onnx")
+    for package in ("onnxruntime", "onnxscript"):
+        pytest.importorskip(package)
+    made = export_tiny(tmp_path, others=("onnx",))
+    weights = made.path.with_suffix(".onnx")
     done = run_python("onnxruntime/predict.py", weights, image, "mask.tif", folder=tmp_path)
     check(done, tmp_path / "mask.tif", tiny_weights.path, image)
 

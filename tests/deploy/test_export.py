@@ -1,6 +1,7 @@
 import csv
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,13 @@ class Branching(TinyNet):
     def forward(self, x: Tensor) -> Tensor:
         logits = super().forward(x)
         return logits if x.shape[2] == 32 else -logits
+
+
+class OnItsDevice(TinyNet):
+    """Makes a tensor on the device that the trace happens to run on."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + torch.arange(x.shape[3], device=x.device)
 
 
 def test_the_file_loads_with_torch_alone(tiny_weights: Exported, tmp_path: Path):
@@ -89,6 +97,33 @@ def test_members_with_different_multiples_share_the_least_common(tmp_path: Path)
     )
     assert made.card.pad_multiple == 48
     assert made.card.score is None
+
+
+@pytest.fixture
+def equal_on_meta() -> Iterator[None]:
+    """torch.jit.load compares constants, which the meta device cannot."""
+    library = torch.library.Library("aten", "IMPL", "Meta")
+    library.impl("equal", lambda first, second: first is second)
+    yield
+    library._destroy()
+
+
+@pytest.mark.usefixtures("equal_on_meta")
+@pytest.mark.parametrize("method", ["probability", "mask", "members"])
+def test_map_location_moves_the_file(tiny_weights: Exported, method: str):
+    """The meta device, which every machine has, stands for a GPU."""
+    module = torchscript.load(tiny_weights.path, "meta")
+    image = torch.zeros(3, 4, 33, 50, dtype=torch.uint8, device="meta")
+    moved, here = getattr(module, method)(image), torchscript.load(tiny_weights.path, "cpu")
+    expected = getattr(here, method)(torch.zeros(3, 4, 33, 50, dtype=torch.uint8))
+    assert (moved.device.type, moved.shape, moved.dtype) == ("meta", expected.shape, expected.dtype)
+
+
+def test_a_network_tied_to_a_device_is_caught(tmp_path: Path):
+    with pytest.raises(WeightsError, match="makes tensors on 'cpu' by name") as error:
+        export_ensemble(tmp_path, "bad", [OnItsDevice(1)], [record()], "none", "tiny", 0.5, 0.1, [])
+    assert "x.new_zeros" in error.value.hint
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_baked_size_branch_is_caught_and_nothing_is_left(tmp_path: Path):
