@@ -121,7 +121,7 @@ def _openvino() -> Any:
         import openvino
     except ImportError as cause:
         raise KitError(
-            "--engine openvino needs OpenVINO, which is not installed", "pip install 'kit[openvino]'"
+            "--engine openvino needs OpenVINO, which is not installed", "pip install openvino"
         ) from cause
     return openvino
 
