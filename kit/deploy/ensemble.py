@@ -134,9 +134,13 @@ class Ensemble(nn.Module):
     def padded(self, x: Tensor) -> Tensor:
         """Returns float x with its last row and column repeated to the next multiples of `pad_multiple`."""
         for axis in (2, 3):
-            side = (x.size(axis) + self.pad_multiple - 1) // self.pad_multiple * self.pad_multiple
-            x = x.index_select(axis, numbers(x, side).clamp(max=x.size(axis) - 1))
+            places = numbers(x, self.units(x, axis) * self.pad_multiple)
+            x = x.index_select(axis, places.clamp(max=x.size(axis) - 1))
         return x
+
+    def units(self, x: Tensor, axis: int) -> int:
+        """Returns how many times `pad_multiple` covers a side of x."""
+        return (x.size(axis) + self.pad_multiple - 1) // self.pad_multiple
 
     def transparent(self, x: Tensor) -> Tensor:
         """Returns where a fourth channel is 0: bool (N, 1, H, W), or nothing but False for three channels."""
@@ -156,10 +160,10 @@ class Ensemble(nn.Module):
 
 
 class OneGraph(Ensemble):
-    """The ensemble for exporters that follow it with symbols in place of sizes: it asks for none of them.
+    """The ensemble for exporters that follow it with symbols in place of sizes: it branches on none of them.
 
-    A core sees the views that share a shape as one batch, which needs their memory at once: one graph for each view
-    would be four times as long, and as long to load.
+    A core sees the views that share a shape as one batch, and needs their memory at once: one view after the other
+    would make a graph four times as long, and as long to load.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -168,7 +172,7 @@ class OneGraph(Ensemble):
 
     def members(self, x: Tensor) -> Tensor:
         """Returns each network's probability of building: float32 (N, M, H, W), 0..1."""
-        padded = self.padded(x[:, :3].float())
+        padded = self.padded(x.index_select(1, numbers(x, 3)).float())  # x[:, :3] asks whether there are more
         votes: list[Tensor] = []
         for core in self.cores:
             vote = torch.zeros_like(padded[:, :1])
@@ -180,3 +184,14 @@ class OneGraph(Ensemble):
                         vote = vote + unview(seen[place], code)
             votes.append(vote / len(self.codes))
         return self.cropped(torch.cat(votes, dim=1), x)
+
+    def units(self, x: Tensor, axis: int) -> int:
+        """Returns a symbol of its own, as if read from a tensor.
+
+        Derived from the side, it would be one formula more in every size of the graph; and where a network asks for a
+        memory format, the exporter would hold that there is more than one unit, which fails for small images.
+        """
+        ceiling = x.new_full([], x.size(axis), dtype=torch.int64) + (self.pad_multiple - 1)
+        units: int = (ceiling // self.pad_multiple).item()  # type: ignore[assignment] # int() would ask for its value
+        torch._check(units >= 1)
+        return units

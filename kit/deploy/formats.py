@@ -1,9 +1,11 @@
 """The ensemble in other formats than TorchScript: torch.export's `.pt2`, and ONNX for onnxruntime and OpenVINO."""
 
+import copy
+import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -83,7 +85,8 @@ def write(name: str, path: Path, members: Sequence[nn.Module], views: str, pad_m
     Raises:
         WeightsError: a network cannot be followed with symbols for sizes, or the file would be too large.
     """
-    ensemble = OneGraph([Core(member) for member in members], views, pad_multiple).eval()
+    copies = copy.deepcopy(list(members))  # an exporter replaces the attributes that a network sets as it runs
+    ensemble = OneGraph([Core(member) for member in copies], views, pad_multiple).eval()
     try:
         with _quiet():
             if name == "onnx":
@@ -106,7 +109,7 @@ def _quiet() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -115,13 +118,10 @@ def _quiet() -> Iterator[None]:
 
 def _program(module: nn.Module, pad_multiple: int) -> torch.export.ExportedProgram:
     """Returns the steps of a module that takes an image batch, with symbols for batch, channels and sides."""
-    from torch.fx.experimental import _config
-
     dim = torch.export.Dim
     sides = (dim("n", min=1), dim("channels", min=3, max=4), dim("height", min=1), dim("width", min=1))
     example = torch.zeros(2, 4, 2 * pad_multiple + 1, 3 * pad_multiple - 1, dtype=torch.uint8)  # sides that differ
-    # without it a map of one pixel, such as the deepest of a small image, is taken for a case of its own
-    with torch.no_grad(), _config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+    with torch.no_grad():
         return torch.export.export(module, (example,), dynamic_shapes=(dict(enumerate(sides)),), strict=False)
 
 

@@ -19,16 +19,19 @@ RECORDS = re.compile(
 )
 NAMES = re.compile(r"[\w.]*")  # of steps, tensors and modules: torch writes them into the code of `forward`
 NOTHING = re.compile(r"(?!)")
+SIZES = (
+    "Symbol|Integer|Float|precision|Rational|positive|nonnegative|integer|True|False|None",
+    "Add|Mul|Pow|Max|Min|Mod|PythonMod|FloorDiv|CleanDiv|IntTrueDiv|FloatTrueDiv|FloatPow",
+    "ToFloat|TruncToInt|TruncToFloat|FloorToInt|CeilToInt|RoundToInt",
+    "And|Or|Not|Equality|Unequality|GreaterThan|StrictGreaterThan|LessThan|StrictLessThan",
+)
 # what a graph may say under a key, where that is not a name
 TEXTS = {
     "target": re.compile(
         r"torch\.ops\.aten\.(?!from_file)\w+\.\w+|torch\.sym_\w+"
         r"|_operator\.(add|sub|mul|floordiv|truediv|mod|neg|getitem|and_|or_|[gl][te]|eq|ne)"
     ),
-    "expr_str": re.compile(  # a size, which sympy evaluates as Python
-        r"(Add|Mul|Pow|Max|Min|Mod|PythonMod|FloorDiv|CleanDiv|Integer|Rational|Symbol|positive|nonnegative|integer|True"
-        r"|'[su]\d+'|[\s\d(),=-])*"
-    ),
+    "expr_str": re.compile(rf"({'|'.join(SIZES)}|'[su]\d+'|[\s\d().,=-])*"),  # sympy evaluates it as Python
     "in_spec": (  # a tree could name a class, which is imported
         tree := re.compile(
             r'([\[\]{}\s\d:,]|null|"(null|\[\]|type|context|children_spec|builtins\.(tuple|list|dict))")*'
@@ -37,6 +40,7 @@ TEXTS = {
     "out_spec": tree,
     "guards_code": NOTHING,
     "as_operator": NOTHING,
+    "as_string": re.compile(r"[\w.' <>=]*"),  # what an assertion says
     "stack_trace": NOTHING,
     "nn_module_stack": re.compile(r"[\w.,;@]*"),
     "torch_fn": re.compile(r"[\w.;]*"),

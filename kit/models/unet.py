@@ -252,6 +252,7 @@ class PlainDynamicUnet(PixelNet):
         taps = [_Tap(place, self.maps, None if place else pyramid) for place in range(len(self.strides))]
         side_px = 4 * self.strides[-1]
         self.unet = DynamicUnet(nn.Sequential(*taps), n_out, (side_px, side_px), **options)
+        self.unet.layers[-1] = nn.Identity()  # was fastai's ToTensorBase: torch.export cannot follow a class of tensors
 
     @property
     def encoder(self) -> nn.Module:
@@ -261,7 +262,7 @@ class PlainDynamicUnet(PixelNet):
 
     def logits(self, x: Tensor) -> Any:
         """Returns logits, see PixelNet."""
-        logits = enlarged(self.unet(x).as_subclass(Tensor), self.reduce)
+        logits = enlarged(self.unet(x), self.reduce)
         self.maps.clear()  # a network that holds activations cannot be copied
         for hook in self.unet.sfs:
             hook.stored = None
