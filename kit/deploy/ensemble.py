@@ -117,10 +117,13 @@ class Ensemble(nn.Module):
         """Returns each network's probability of building: float32 (N, M, H, W), 0..1."""
         self.check(x)
         padded = self.padded(x[:, :3].float())
+        # freezing writes a loop of known length out: each network as often as there are views, in every method
+        views = len(self.codes) + 0 * x.size(0)
         votes: list[Tensor] = []
         for core in self.cores:
             vote = torch.zeros_like(padded[:, :1])
-            for code in self.codes:  # one view at a time: memory stays that of one view
+            for place in range(views):  # one view at a time: memory stays that of one view
+                code = self.codes[place]
                 vote = vote + unview(torch.sigmoid(core(view(padded, code))), code)
             votes.append(vote / len(self.codes))
         return self.cropped(torch.cat(votes, dim=1), x)
