@@ -136,7 +136,8 @@ def test_an_export_passes_and_all_of_its_operators_are_listed(small_weights: Exp
     assert all(place.startswith(f"{code}:") for place in found.values())
     listed = {name.replace("torch.", "aten::").replace("ops.prim.", "prim::") for name in found}
     ran = torch.jit.export_opnames(torchscript.load(small_weights.path, "cpu"))  # as torch itself lists them
-    assert {name.split(".")[0] for name in ran if name.startswith("aten::")} <= listed
+    syntax = {"aten::Bool", "aten::__getitem__"}  # of loops and lists: written without a name
+    assert {name.split(".")[0] for name in ran if name.startswith("aten::")} <= listed | syntax
     assert "aten::_convolution" in listed
 
 
