@@ -120,9 +120,7 @@ def _openvino() -> Any:
     try:
         import openvino
     except ImportError as cause:
-        raise KitError(
-            "--engine openvino needs OpenVINO, which is not installed", "pip install openvino"
-        ) from cause
+        raise KitError("--engine openvino needs OpenVINO, which is not installed", "pip install openvino") from cause
     return openvino
 
 
