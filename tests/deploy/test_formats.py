@@ -230,16 +230,15 @@ def test_a_runner_says_what_it_takes(everything: Exported, suffix: str, engine: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("views", ["none", "d4"])
 @pytest.mark.parametrize(
-    ("encoder", "options"),
+    ("encoder", "options", "views"),
     [
-        ("tf_efficientnet_lite0", {"reduce": 2}),  # TensorFlow's padding
-        ("test_efficientnet", {"attention": "scse", "auxiliary": True}),
-        ("test_resnet", {"blur": True, "self_attention": True, "n_out": 3}),
-        ("test_convnext", {"widths": (16, 8), "n_out": 1}),  # a stem of stride 4; logits are enlarged
-        ("mambaout_femto", {}),  # channels last
-        ("inception_v4", {"widths": (8,)}),  # valid padding
+        ("tf_efficientnet_lite0", {"reduce": 2}, "d4"),  # TensorFlow's padding
+        ("test_efficientnet", {"attention": "scse", "auxiliary": True}, "flips"),
+        ("test_resnet", {"blur": True, "self_attention": True, "n_out": 3}, "d4"),
+        ("test_convnext", {"widths": (16, 8), "n_out": 1}, "none"),  # a stem of stride 4; logits are enlarged
+        ("mambaout_femto", {}, "none"),  # channels last
+        ("inception_v4", {"widths": (8,)}, "none"),  # valid padding
     ],
 )
 def test_real_networks(tmp_path: Path, encoder: str, options: dict[str, object], views: str):
