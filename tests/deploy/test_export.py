@@ -91,6 +91,15 @@ def test_members_keep_their_state(tmp_path: Path):
     assert net.head.weight.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_a_network_with_spectral_norm_is_exported_after_training(tmp_path: Path):
+    net = TinyNet(1)
+    net.head = nn.utils.spectral_norm(net.head)
+    net.train()(torch.rand(1, 3, 32, 32) * 255).sum().backward()
+    made = export_ensemble(tmp_path, "one", [net], [record()], "none", "tiny", 0.5, 0.1, [noise(40, 48)])
+    assert made.card.parity_max_abs < 1e-5
+    net(torch.rand(1, 3, 32, 32)).sum().backward()
+
+
 def test_members_with_different_multiples_share_the_least_common(tmp_path: Path):
     made = export_ensemble(
         tmp_path, "two", [TinyNet(1, 16), TinyNet(2, 24)], [record()] * 2, "none", "tiny", None, 0.1, [noise(50, 49)]

@@ -239,15 +239,19 @@ def test_a_runner_says_what_it_takes(everything: Exported, suffix: str, engine: 
         ("test_convnext", {"widths": (16, 8), "n_out": 1}, "none"),  # a stem of stride 4; logits are enlarged
         ("mambaout_femto", {}, "none"),  # channels last
         ("inception_v4", {"widths": (8,)}, "none"),  # valid padding
+        ("test_efficientnet", {"plain": True}, "flips"),  # fastai's own DynamicUnet
     ],
 )
 def test_real_networks(tmp_path: Path, encoder: str, options: dict[str, object], views: str):
     from kit.models.pretrained import Source, encoder_source
-    from kit.models.unet import unet
+    from kit.models.unet import dynamic_unet, unet
 
     torch.manual_seed(0)
     with encoder_source(Source(pretrained=False)):
-        net = unet(encoder, **{"widths": (16, 16, 8, 8, 8)} | options)
+        if "plain" in options:
+            net = dynamic_unet(encoder)
+        else:
+            net = unet(encoder, **{"widths": (16, 16, 8, 8, 8)} | options)
     for layer in net.modules():
         if isinstance(layer, nn.BatchNorm2d):
             nn.init.uniform_(layer.running_mean, -0.1, 0.1)
