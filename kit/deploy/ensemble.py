@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kit.deploy.torchscript import exported
@@ -54,11 +55,6 @@ def unview(x: Tensor, code: int) -> Tensor:
     return x
 
 
-def numbers(like: Tensor, n: int) -> Tensor:
-    """Returns 0 to n - 1, int64, on the device of `like`: a device by name would end up in the file."""
-    return like.new_ones([n], dtype=torch.int64).cumsum(0) - 1
-
-
 class Core(nn.Module):
     """A network as the ensemble takes it: pixels to the logit of building, whatever targets it was trained on.
 
@@ -77,8 +73,6 @@ class Core(nn.Module):
 
 class Ensemble(nn.Module):
     """The mean over networks of the mean over views of the probability of building.
-
-    Padding and alpha are indexed, without a branch: one graph, in which no size stands, serves all sizes.
 
     Args:
         cores: each a `Core`, or what was traced of it; H and W are multiples of `pad_multiple`.
@@ -130,25 +124,16 @@ class Ensemble(nn.Module):
 
     def cropped(self, probs: Tensor, x: Tensor) -> Tensor:
         """Returns padded probabilities at the size of x, 0 where alpha is."""
-        for axis in (2, 3):
-            probs = probs.index_select(axis, numbers(x, x.size(axis)))
-        return probs.masked_fill(self.transparent(x), 0.0)
+        probs = probs[:, :, : x.size(2), : x.size(3)]
+        if x.size(1) == 4:
+            probs = probs.masked_fill(x[:, 3:4] == 0, 0.0)
+        return probs.contiguous()
 
     def padded(self, x: Tensor) -> Tensor:
         """Returns float x with its last row and column repeated to the next multiples of `pad_multiple`."""
-        for axis in (2, 3):
-            places = numbers(x, self.units(x, axis) * self.pad_multiple)
-            x = x.index_select(axis, places.clamp(max=x.size(axis) - 1))
-        return x
-
-    def units(self, x: Tensor, axis: int) -> int:
-        """Returns how many times `pad_multiple` covers a side of x."""
-        return (x.size(axis) + self.pad_multiple - 1) // self.pad_multiple
-
-    def transparent(self, x: Tensor) -> Tensor:
-        """Returns where a fourth channel is 0: bool (N, 1, H, W), or nothing but False for three channels."""
-        channels = x.new_full([1], x.size(1), dtype=torch.int64)
-        return (x.index_select(1, channels - 1) == 0) & (channels == 4)
+        below = (self.pad_multiple - x.size(2) % self.pad_multiple) % self.pad_multiple
+        right = (self.pad_multiple - x.size(3) % self.pad_multiple) % self.pad_multiple
+        return F.pad(x, [0, right, 0, below], mode="replicate")
 
     def check(self, x: Tensor) -> None:
         """Raises ValueError (torch.jit.Error in the exported file) when x is not an image batch."""
@@ -163,10 +148,11 @@ class Ensemble(nn.Module):
 
 
 class OneGraph(Ensemble):
-    """The ensemble for exporters that follow it with symbols in place of sizes: it branches on none of them.
+    """The ensemble for exporters that follow it with symbols in place of sizes: one graph serves all sizes.
 
-    A core sees the views that share a shape as one batch, and needs their memory at once: one view after the other
-    would make a graph four times as long, and as long to load.
+    It branches on no size and takes no slice, which would ask how two sizes compare: padding, cropping and alpha are
+    indexed. A core sees the views that share a shape as one batch, and needs their memory at once: one view after the
+    other would make a graph four times as long, and as long to load.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -175,7 +161,7 @@ class OneGraph(Ensemble):
 
     def members(self, x: Tensor) -> Tensor:
         """Returns each network's probability of building: float32 (N, M, H, W), 0..1."""
-        padded = self.padded(x.index_select(1, numbers(x, 3)).float())  # x[:, :3] asks whether there are more
+        padded = self.padded(x.index_select(1, numbers(x, 3)).float())
         votes: list[Tensor] = []
         for core in self.cores:
             vote = torch.zeros_like(padded[:, :1])
@@ -188,8 +174,23 @@ class OneGraph(Ensemble):
             votes.append(vote / len(self.codes))
         return self.cropped(torch.cat(votes, dim=1), x)
 
+    def cropped(self, probs: Tensor, x: Tensor) -> Tensor:
+        """Returns padded probabilities at the size of x, 0 where alpha is."""
+        for axis in (2, 3):
+            probs = probs.index_select(axis, numbers(x, x.size(axis)))
+        channels = x.new_full([1], x.size(1), dtype=torch.int64)
+        transparent = (x.index_select(1, channels - 1) == 0) & (channels == 4)  # (N, 1, H, W)
+        return probs.masked_fill(transparent, 0.0)
+
+    def padded(self, x: Tensor) -> Tensor:
+        """Returns float x with its last row and column repeated to the next multiples of `pad_multiple`."""
+        for axis in (2, 3):
+            places = numbers(x, self.units(x, axis) * self.pad_multiple)
+            x = x.index_select(axis, places.clamp(max=x.size(axis) - 1))
+        return x
+
     def units(self, x: Tensor, axis: int) -> int:
-        """Returns a symbol of its own, as if read from a tensor.
+        """Returns how many times `pad_multiple` covers a side of x: a symbol of its own, as if read from a tensor.
 
         Derived from the side, it would be one formula more in every size of the graph; and where a network asks for a
         memory format, the exporter would hold that there is more than one unit, which fails for small images.
@@ -198,3 +199,8 @@ class OneGraph(Ensemble):
         units: int = (ceiling // self.pad_multiple).item()  # type: ignore[assignment] # int() would ask for its value
         torch._check(units >= 1)
         return units
+
+
+def numbers(like: Tensor, n: int) -> Tensor:
+    """Returns 0 to n - 1, int64, on the device of `like`: a device by name would end up in the file."""
+    return like.new_ones([n], dtype=torch.int64).cumsum(0) - 1

@@ -49,7 +49,7 @@ def portable(member: nn.Module) -> nn.Module:
     """Returns a copy for any machine: CPU, float32, plain memory format, eval mode, no gradients."""
     for layer in member.modules():
         for name, value in vars(layer).items():  # a weight that spectral_norm computed in training cannot be copied
-            if isinstance(value, Tensor) and not value.is_leaf:
+            if isinstance(value, torch.Tensor) and not value.is_leaf:
                 vars(layer)[name] = value.detach()
     return copy.deepcopy(member).eval().cpu().float().to(memory_format=torch.contiguous_format).requires_grad_(False)
 

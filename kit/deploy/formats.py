@@ -182,7 +182,7 @@ def _unchecked(path: Path, engine: str) -> Runner:
     if path.suffix == ".onnx":
         return _openvino(path) if engine == "openvino" else _onnxruntime(path)
     with _quiet():
-        module: Any = torchscript.load(path, "cpu") if path.suffix == ".pt" else pt2.load(path).module()
+        module: Any = _torchscript(path) if path.suffix == ".pt" else pt2.load(path).module()
 
     def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         with torch.inference_mode():
@@ -190,6 +190,14 @@ def _unchecked(path: Path, engine: str) -> Runner:
         return probability
 
     return run
+
+
+def _torchscript(path: Path) -> Any:
+    try:
+        return torchscript.load(path, "cpu")
+    except RuntimeError as cause:
+        reason = str(cause).strip().splitlines()[0]
+        raise WeightsError(f"{path} does not load as TorchScript: {reason}", "export or fetch it again") from cause
 
 
 def _onnxruntime(path: Path) -> Runner:

@@ -28,7 +28,7 @@ SIZES = (
 # what a graph may say under a key, where that is not a name
 TEXTS = {
     "target": re.compile(
-        r"torch\.ops\.aten\.(?!from_file)\w+\.\w+|torch\.sym_\w+"
+        r"torch\.ops\.aten\.(?!from_file|__(?!and__|or__|xor__))\w+\.(?!_)\w+|torch\.sym_[a-z]+"
         r"|_operator\.(add|sub|mul|floordiv|truediv|mod|neg|getitem|and_|or_|[gl][te]|eq|ne)"
     ),
     "expr_str": re.compile(rf"({'|'.join(SIZES)}|'[su]\d+'|[\s\d().,=-])*"),  # sympy evaluates it as Python
@@ -52,8 +52,8 @@ HINT = "read only files of people you trust; this one is not as kit export write
 def save(program: torch.export.ExportedProgram, path: Path, card: str) -> None:
     """Writes an exported program.
 
-    Example inputs, which torch would pickle, and the records of where in the source each step stands, which hold this
-    machine's paths, are left out.
+    Left out are the example inputs, which torch would pickle; the records of where in the source each step stands, which
+    hold this machine's paths; and the assertions that tensors are of the example's device and type.
 
     Args:
         program: changed in place.
@@ -61,7 +61,10 @@ def save(program: torch.export.ExportedProgram, path: Path, card: str) -> None:
         card: JSON, for the extra file `card.json`.
     """
     program._example_inputs = None
-    for node in program.graph.nodes:
+    for node in list(program.graph.nodes):
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+            program.graph.erase_node(node)
+            continue
         node.meta.pop("stack_trace", None)
         if isinstance(node.meta.get("val"), torch.Tensor):
             node.meta["val"] = _short(node.meta["val"])

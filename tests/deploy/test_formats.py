@@ -12,7 +12,7 @@ import torch
 from deploy_fakes import TinyNet, export_tiny, noise, record
 from torch import Tensor, nn
 
-from kit.deploy import formats, torchscript
+from kit.deploy import formats, pt2, torchscript
 from kit.deploy.card import Card
 from kit.deploy.export import Exported, export_ensemble
 from kit.errors import KitError, WeightsError
@@ -105,6 +105,29 @@ def test_each_format_runs_without_kit(everything: Exported, suffix: str, tmp_pat
     found, expected = np.load(tmp_path / "out.npz"), formats.runner(everything.path)
     for name, image in images.items():
         np.testing.assert_allclose(found[name], expected(image), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pt2"])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_torch_takes_floats_too(everything: Exported, suffix: str, channels: int):
+    image = torch.from_numpy(batches((2, channels, 33, 20))[f"2x{channels}x33x20"])
+    path = everything.path.with_suffix(suffix)
+    module = torchscript.load(path, "cpu") if suffix == ".pt" else pt2.load(path).module()
+    with torch.inference_mode():
+        assert torch.equal(module(image.float()), module(image))
+
+
+def test_pt2_is_tied_to_no_device(everything: Exported):
+    """The meta device, which every machine has, stands for a GPU."""
+    program = pt2.load(everything.path.with_suffix(".pt2"))
+    named = [node for node in program.graph.nodes if "device" in node.kwargs and node.kwargs["device"] is not None]
+    assert named == []
+
+
+def test_pt2_says_how_many_channels_it_takes(everything: Exported):
+    module = pt2.load(everything.path.with_suffix(".pt2")).module()
+    with pytest.raises(AssertionError, match="channels|size"):
+        module(torch.zeros(1, 5, 32, 32, dtype=torch.uint8))
 
 
 def test_onnx_has_names_and_all_outputs(everything: Exported):
@@ -209,6 +232,7 @@ def test_missing_packages_are_told_with_the_remedy(monkeypatch: pytest.MonkeyPat
         ("tiny.pt2", "openvino", r"no engine 'openvino' for tiny\.pt2"),
         ("broken.onnx", "", r"broken\.onnx does not load as ONNX"),
         ("broken.onnx", "openvino", r"broken\.onnx does not load as ONNX"),
+        ("broken.pt", "", r"broken\.pt does not load as TorchScript"),
         ("broken.pt2", "", r"broken\.pt2 does not load as pt2"),
     ],
 )
