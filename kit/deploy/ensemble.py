@@ -179,8 +179,8 @@ class OneGraph(Ensemble):
         for axis in (2, 3):
             probs = probs.index_select(axis, numbers(x, x.size(axis)))
         channels = x.new_full([1], x.size(1), dtype=torch.int64)
-        transparent = (x.index_select(1, channels - 1) == 0) & (channels == 4)  # (N, 1, H, W)
-        return probs.masked_fill(transparent, 0.0)
+        alpha = x.index_select(1, channels - 1).float()  # few engines compare bytes; (N, 1, H, W)
+        return probs.masked_fill((alpha == 0) & (channels == 4), 0.0)
 
     def padded(self, x: Tensor) -> Tensor:
         """Returns float x with its last row and column repeated to the next multiples of `pad_multiple`."""

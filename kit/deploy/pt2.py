@@ -52,8 +52,8 @@ HINT = "read only files of people you trust; this one is not as kit export write
 def save(program: torch.export.ExportedProgram, path: Path, card: str) -> None:
     """Writes an exported program.
 
-    Left out are the example inputs, which torch would pickle; the records of where in the source each step stands, which
-    hold this machine's paths; and the assertions that tensors are of the example's device and type.
+    Left out are the example inputs, which torch would pickle; where in the source each step stands, with paths of this
+    machine; and the assertions that tensors are of the example's device and type.
 
     Args:
         program: changed in place.

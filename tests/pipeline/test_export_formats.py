@@ -12,7 +12,8 @@ Cli = Callable[..., tuple[int, str, str]]
 def test_export_in_three_formats(cli: Cli, workplace: Path):
     code, out, err = cli("run", "tiny", "--root", workplace, "--no-pretrained", "--fold", "0")
     assert code == 0, err
-    code, out, err = cli("export", "tiny/fold0", "--name", "duo", "--format", "torchscript,pt2,onnx", "--root", workplace)
+    wanted = ("--name", "duo", "--root", workplace)
+    code, out, err = cli("export", "tiny/fold0", *wanted, "--format", "torchscript,pt2,onnx")
     assert code == 0, err
     folder = workplace / "weights"
     assert out.splitlines() == [str(folder / "duo.pt")]
@@ -22,7 +23,7 @@ def test_export_in_three_formats(cli: Cli, workplace: Path):
     assert "Warning" not in err  # nor does anything else of the exporters reach the terminal
     assert "torch." not in err
     assert {path.suffix for path in folder.glob("duo.*")} == {".pt", ".json", ".pt2", ".onnx"}
-    assert cli("export", "tiny/fold0", "--name", "duo", "--root", workplace)[0] == 0
+    assert cli("export", "tiny/fold0", *wanted)[0] == 0
     assert {path.suffix for path in folder.glob("duo.*")} == {".pt", ".json"}
 
 
