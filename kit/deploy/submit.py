@@ -96,9 +96,12 @@ def submit(
         with (out_dir / PROGRESS).open("a", newline="") as file:
             progress = csv.writer(file, lineterminator="\n")
             for chip in track(todo, "predict chips"):
-                done[chip.id] = _predict_chip(weights, chip, out_dir)
-                progress.writerow(asdict(done[chip.id]).values())
-                file.flush()
+                done[chip.id], mask = _predict_chip(weights, chip)
+                with replacing(mask_path := out_dir / f"{chip.id}.tif") as temporary:
+                    temporary.write_bytes(mask)
+                    mask_path.unlink(missing_ok=True)  # what stood there is another's: a mask that stands has its row
+                    progress.writerow(asdict(done[chip.id]).values())
+                    file.flush()
     _write_table([done[chip.id] for chip in chips], out_dir / TABLE)
     archive = out_dir.with_name(f"{out_dir.name}.tgz")
     write_tgz([out_dir / f"{chip.id}.tif" for chip in chips], archive)
@@ -162,15 +165,13 @@ def _check_mask(data: bytes, name: str, size: tuple[int, int]) -> tuple[int, int
     return int(mask.sum()), mask.size
 
 
-def _predict_chip(weights: Weights, chip: Chip, out_dir: Path) -> Done:
-    """Writes one chip's mask and returns its row."""
+def _predict_chip(weights: Weights, chip: Chip) -> tuple[Done, bytes]:
+    """Returns one chip's row and its mask as a file."""
     version = _image_version(chip)
     probability = predict_image(weights, read_image(chip.path))
     mask = (probability > 0.5).astype(np.uint8)
-    with replacing(out_dir / f"{chip.id}.tif") as temporary:
-        temporary.write_bytes(encode_mask(mask))
     confidence = float(np.maximum(probability, 1 - probability).mean(dtype=np.float64))
-    return Done(chip.id, _identity(weights), version, mask.size, int(mask.sum()), confidence)
+    return Done(chip.id, _identity(weights), version, mask.size, int(mask.sum()), confidence), encode_mask(mask)
 
 
 def _identity(weights: Weights) -> str:

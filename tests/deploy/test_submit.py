@@ -178,6 +178,30 @@ def test_ctrl_c_loses_nothing(chips: Path, tiny_weights: Exported, tmp_path: Pat
     assert not list(out.glob("*.part.*"))
 
 
+@pytest.mark.parametrize(("stands", "read_again"), [(True, "cd"), (False, "bcd")])
+def test_a_mask_that_stands_is_never_predicted_again(
+    chips: Path, tiny_weights: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, predicted: list[str],
+    stands: bool, read_again: str,
+):  # fmt: skip
+    replace = Path.replace
+
+    def cut(temporary: Path, target: Path) -> Path:
+        if target.name == "b.tif":
+            if stands:
+                replace(temporary, target)
+            raise KeyboardInterrupt
+        return replace(temporary, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", cut)
+        with pytest.raises(KeyboardInterrupt):
+            submit(chips, tiny_weights.path, tmp_path / "one")
+    assert (tmp_path / "one/b.tif").is_file() == stands
+    predicted.clear()
+    submit(chips, tiny_weights.path, tmp_path / "one")
+    assert predicted == list(read_again)
+
+
 def test_other_weights_predict_all_again(chips: Path, tiny_weights: Exported, tmp_path: Path, predicted: list[str]):
     other = export_tiny(tmp_path / "weights", views="none").path
     submit(chips, tiny_weights.path, tmp_path / "one")
