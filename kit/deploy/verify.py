@@ -12,6 +12,7 @@ from kit.deploy import drawn
 from kit.deploy.card import Card
 from kit.deploy.compare import Batch, Row, Runner, batch_of, compare, exact, last_line, report_of, run_alone, runner_of
 from kit.deploy.formats import runner
+from kit.deploy.operators import operators
 from kit.deploy.parity import PARITY_LIMIT
 from kit.deploy.reference import Expected, Reference, read_reference
 from kit.deploy.weights import Weights, load_weights
@@ -113,8 +114,8 @@ def verify(path: Path, device: str = "cpu") -> Verified:
     weights = load_weights(path, device)
     reference = read_reference(path)
     runner = runner_of(weights.module, weights.path.name, weights.card.pad_multiple, device)
-    checks = [_check_card(weights), _check_sum(weights), _check_reference(reference, runner)]
-    checks += [_check_members(weights, reference)]
+    checks = [_check_card(weights), _check_sum(weights), _check_operators(weights)]
+    checks += [_check_reference(reference, runner), _check_members(weights, reference)]
     expected = list(reference.expected) if reference else []
     rows = compare(runner, expected)
     if not expected:
@@ -160,6 +161,11 @@ def _check_sum(weights: Weights) -> Check:
     if expected != weights.sha256:
         return Check("checksum", said, f"{told.name} is the report of another file, sha256 {expected[:12]}...")
     return Check("checksum", said)
+
+
+def _check_operators(weights: Weights) -> Check:
+    """Tells what the file may do: `load_weights` refuses a file that may do more."""
+    return Check("operators", f"{len(operators(weights.path))}, all on tensors alone; listed before it was loaded")
 
 
 def _check_reference(reference: Reference | None, runner: Runner) -> Check:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from deploy_fakes import TinyNet
 from test_docs import COMMANDS, DOCS, inline, kit_arguments, rows_below, shell
 
 import kit
-from kit.deploy import torchscript
+from kit.deploy import formats, torchscript
 from kit.deploy.card import Card, Member
 from kit.deploy.ensemble import VIEWS
 from kit.deploy.export import METHODS, Exported
@@ -19,20 +20,10 @@ from kit.deploy.export import METHODS, Exported
 PAGE = (DOCS / "weights.md").read_text()
 ROOT = DOCS.parent
 SHOWN = dict(re.findall(r"<!-- example: (\S+) -->\n```\w+\n(.+?)```", PAGE, re.S))
-LATER = {"--format"}  # not there yet: held to the code once it is
 
 
 def options(command: str) -> set[str]:
     return {text for p in COMMANDS[command].params for text in [*p.opts, *p.secondary_opts]}
-
-
-def require(words: list[str]) -> None:
-    """Skips what belongs to LATER and is not there yet; whatever else is missing fails."""
-    known = COMMANDS.keys() | (options(words[0]) if words[0] in COMMANDS else set())
-    missing = {words[0], *(word for word in words if word.startswith("-"))} - known
-    if missing and missing <= LATER:
-        pytest.skip(f"not there yet: {', '.join(sorted(missing))}")
-    assert not missing
 
 
 def names(cell: str) -> list[str]:
@@ -48,7 +39,6 @@ def test_the_examples_are_shown_as_they_are():
 @pytest.mark.parametrize("line", [line for line in shell(PAGE) if line.startswith("kit ")])
 def test_commands_parse(line: str):
     words = kit_arguments(line)
-    require(words)
     COMMANDS[words[0]].make_context(words[0], words[1:])
 
 
@@ -56,9 +46,9 @@ def test_commands_parse(line: str):
 def test_commands_and_options_in_the_text_exist(code: str):
     words = code.removeprefix("kit ").split()
     if words[0].startswith("--"):
-        owner = [name for name in COMMANDS if words[0] in options(name)]
-        words = [*owner[:1], *words] if owner else ["submit", *words]
-    require(words)
+        words = [next((name for name in COMMANDS if words[0] in options(name)), "submit"), *words]
+    missing = {word for word in words[1:] if word.startswith("-")} - options(words[0])
+    assert not missing
 
 
 def test_links_lead_to_files():
@@ -93,6 +83,18 @@ def test_the_card_is_as_told(
     assert snippet
     exec(snippet[1], {})
     assert capsys.readouterr().out == "0.15 2\n"
+
+
+def test_pt2_without_torchscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    snippet = re.search(r"```python\n(import torch\n\nprogram.+?)```", PAGE, re.S)
+    assert snippet
+    shape = re.search(r"# (\(.+\))", snippet[1])
+    assert shape
+    (tmp_path / "weights").mkdir()
+    formats.write("pt2", tmp_path / "weights/lite0.pt2", [TinyNet().eval()], "none", 32, "{}")
+    monkeypatch.chdir(tmp_path)
+    exec(snippet[1], {})
+    assert capsys.readouterr().out == f"torch.Size([{shape[1][1:-1]}])\n"
 
 
 def test_the_files_are_as_told(tiny_weights: Exported):

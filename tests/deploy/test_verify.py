@@ -16,6 +16,7 @@ from kit.deploy.compare import Runner, runner_of
 from kit.deploy.drawn import CASES, SMALL_CASES, Case
 from kit.deploy.ensemble import Core, Ensemble
 from kit.deploy.export import METHODS, Exported, freeze
+from kit.deploy.operators import operators
 from kit.deploy.reference import REFERENCE
 from kit.deploy.verify import FORMATS, named_weights, verify
 from kit.errors import WeightsError
@@ -300,7 +301,9 @@ def test_the_command(cli: Cli, copied: Path):
     assert code == 0, err
     lines = out.splitlines()
     assert lines[-1] == "verified tiny.pt"
-    assert [line.split()[0] for line in lines[:5]] == ["check", "card", "checksum", "reference", "members"]
+    named = ["check", "card", "checksum", "operators", "reference", "members"]
+    assert [line.split()[0] for line in lines[: len(named)]] == named
+    assert f"{len(operators(copied))}, all on tensors alone" in lines[3]
     assert sum(line.startswith("tiny.pt ") for line in lines) == len(verify(copied).rows)
 
     code, out, err = cli("verify", copied, "--json", "--root", root)
