@@ -1,17 +1,20 @@
 """Speed of one core of a weights file: as shipped, as kit tunes it to the machine, and as OpenVINO computes it.
 
-    pip install -e .[openvino] && python benchmarks/engines.py [RECIPE...]        prints a table
+    pip install -e .[int8] && python benchmarks/engines.py [RECIPE...]        prints a table
 
 Each recipe's network (by default the seed's five encoders) gets random weights and is frozen as `kit export` does. The
-three sides run in one process, in turn, on one image of 512 x 512 px, one view; a number is the median of ROUNDS after
+sides run in one process, in turn, on one image of 512 x 512 px, one view; a number is the median of ROUNDS after
 a first for warming up. OpenVINO gets the same frozen graph, the same number of threads, and the precision that kit's
 tuning chose among.
 
 shipped: the frozen file, called as any program calls it.
 tuned:   what `kit.deploy.tuning.choose` found within its 20 seconds.
+int8:    OpenVINO, whole numbers of 8 bits. Random weights serve for the time alone: whether the masks hold is measured on
+         trained ones, by `kit submit --engine openvino-int8`.
 share:   OpenVINO's seconds over the tuned ones: 1 is as fast, below 0.8 `kit submit --engine openvino` is worth it.
 """
 
+import os
 import statistics
 import sys
 import tempfile
@@ -20,9 +23,9 @@ from pathlib import Path
 
 import torch
 
-from kit.deploy import drawn
+from kit.deploy import drawn, openvino, torchscript
 from kit.deploy.card import Member
-from kit.deploy.engines import Setting, network
+from kit.deploy.engines import Setting, int8_path, network
 from kit.deploy.export import export_ensemble
 from kit.deploy.tuning import SECONDS_A_CORE, choose
 from kit.deploy.weights import load_weights
@@ -36,7 +39,7 @@ SIDE_PX, ROUNDS = 512, 5
 
 def main() -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
-    columns = ("recipe", "shipped s", "tuned s", "OpenVINO s", "share", "setting", "chosen in s")
+    columns = ("recipe", "shipped s", "tuned s", "OpenVINO s", "int8 s", "share", "setting", "chosen in s")
     print(f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for recipe in sys.argv[1:] or SEED:
         print(row(recipe), flush=True)
@@ -45,6 +48,7 @@ def main() -> None:
 def row(recipe: str) -> str:
     """Returns a recipe's row of the table."""
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        os.environ["KIT_CACHE"] = folder
         model = rebuild(load_recipe(recipe, Paths(Path()))).model
         member = Member(recipe, 0, 0, "0" * 64, None)
         exported = export_ensemble(
@@ -57,14 +61,16 @@ def row(recipe: str) -> str:
         setting = choose(weights, 0, [image], "torch")
         chosen_s = time.perf_counter() - start
         assert chosen_s < 1.5 * SECONDS_A_CORE, chosen_s
+        openvino.quantise(torchscript.core(weights.module, 0), [image.float()] * 2, int8_path(weights, 0))
         one_view = Setting(setting.layout, setting.dtype)
         sides = [
             weights.module.core_0,
             network(weights, 0, one_view, "torch"),
             network(weights, 0, Setting(dtype=setting.dtype), "openvino"),
+            network(weights, 0, Setting(dtype="int8"), "openvino-int8"),
         ]
-        shipped_s, tuned_s, openvino_s = seconds(sides, image.float())
-    times = f"{shipped_s:.3f} | {tuned_s:.3f} | {openvino_s:.3f} | {openvino_s / tuned_s:.2f}"
+        shipped_s, tuned_s, openvino_s, int8_s = seconds(sides, image.float())
+    times = f"{shipped_s:.3f} | {tuned_s:.3f} | {openvino_s:.3f} | {int8_s:.3f} | {openvino_s / tuned_s:.2f}"
     return f"| {recipe} | {times} | {setting} | {chosen_s:.1f} |"
 
 

@@ -3,11 +3,14 @@
 Of several processes that train together, the first alone speaks, save for errors. The only importer of rich.
 """
 
+import io
+import logging
 import os
 import sys
 import time
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:  # rich takes a tenth of a second: it waits until there is something to show
@@ -48,6 +51,19 @@ def failure(message: str, hint: str = "") -> None:
     if hint:
         console.print("hint: ", style="bold cyan", end=" ")
         console.print(hint, markup=False)
+
+
+@contextmanager
+def muted() -> Iterator[None]:
+    """Hides what a library prints, logs and warns of; what it raises comes through."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def table(

@@ -3,21 +3,21 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from kit.deploy import torchscript
+from kit.deploy import openvino, torchscript
 from kit.deploy.weights import Weights
 from kit.errors import KitError, nearest
 from kit.models.devices import autocast_dtype
+from kit.paths import cache_folder
 
-Engine = Literal["torch", "openvino"]
-ENGINES = ("torch", "openvino")
+Engine = Literal["torch", "openvino", "openvino-int8"]
+ENGINES = ("torch", "openvino", "openvino-int8")
 Network = Callable[[Tensor], Tensor]
-PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}  # as OpenVINO names them
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Setting:
 
     Args:
         layout: `plain` as shipped, `channels_last`, or `packed` (reordered for oneDNN ahead of time).
-        dtype: of the convolutions: `float32`, `bfloat16` or `float16`.
+        dtype: of the convolutions: `float32`, `bfloat16`, `float16` or `int8`.
         views: how many views of an image go through the network together.
     """
 
@@ -55,9 +55,11 @@ def check_engine(engine: str) -> Engine:
         KitError: there is none, or its package is not installed.
     """
     if engine not in ENGINES:
-        raise KitError(f"no engine {engine!r}, expected {' or '.join(ENGINES)}", nearest(engine, ENGINES))
-    if engine == "openvino":
-        _openvino()
+        raise KitError(f"no engine {engine!r}, expected {', '.join(ENGINES)}", nearest(engine, ENGINES))
+    if engine != "torch":
+        openvino.package()
+    if engine == "openvino-int8":
+        openvino.package("nncf", f"--engine {engine}")
     return engine  # type: ignore[return-value]
 
 
@@ -93,6 +95,11 @@ def _pays(dtype: torch.dtype, device: torch.device) -> bool:
     return seconds[1] < 2 * seconds[0]
 
 
+def int8_path(weights: Weights, core: int) -> Path:
+    """Returns where a core's model in int8 is kept."""
+    return cache_folder() / "int8" / f"{weights.sha256[:32]}-{core}.xml"
+
+
 def network(weights: Weights, core: int, setting: Setting, engine: Engine) -> Network:
     """Returns one core as a function: float32 (N, 3, H, W), 0..255, padded -> logits (N, 1, H, W).
 
@@ -102,8 +109,10 @@ def network(weights: Weights, core: int, setting: Setting, engine: Engine) -> Ne
         setting: how it computes.
         engine: what computes.
     """
-    if engine == "openvino":
-        return _openvino_network(torchscript.core(weights.module, core), setting.dtype)
+    if setting.dtype == "int8":
+        return openvino.compiled(openvino.read(int8_path(weights, core)), setting.dtype)
+    if engine != "torch":
+        return openvino.compiled(openvino.converted(torchscript.core(weights.module, core)), setting.dtype)
     dtype: torch.dtype = getattr(torch, setting.dtype)
     function = torchscript.core(weights.module, core, setting.layout, dtype)
     memory = torch.channels_last if setting.layout == "channels_last" else torch.contiguous_format
@@ -112,27 +121,5 @@ def network(weights: Weights, core: int, setting: Setting, engine: Engine) -> Ne
     def run(x: Tensor) -> Tensor:
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
             return function(x.contiguous(memory_format=memory))
-
-    return run
-
-
-def _openvino() -> Any:
-    try:
-        import openvino
-    except ImportError as cause:
-        raise KitError("--engine openvino needs OpenVINO, which is not installed", "pip install openvino") from cause
-    return openvino
-
-
-def _openvino_network(function: Network, dtype: str) -> Network:
-    openvino = _openvino()
-    model = openvino.convert_model(function, example_input=torch.full((1, 3, 64, 64), 127.0))
-    model.reshape([-1, 3, -1, -1])
-    options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": PRECISIONS[dtype]}
-    compiled = openvino.Core().compile_model(model, "CPU", options | {"INFERENCE_NUM_THREADS": torch.get_num_threads()})
-
-    def run(x: Tensor) -> Tensor:
-        logits: np.ndarray[Any, Any] = compiled(x.contiguous().numpy())[0]
-        return torch.from_numpy(logits.copy())
 
     return run

@@ -1,11 +1,7 @@
 """The ensemble in other formats than TorchScript: torch.export's `.pt2`, and ONNX for onnxruntime and OpenVINO."""
 
 import copy
-import io
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from kit.deploy import pt2, torchscript
+from kit.console import muted
+from kit.deploy import openvino, pt2, torchscript
 from kit.deploy.ensemble import Core, OneGraph
 from kit.errors import KitError, WeightsError, nearest
 
@@ -88,7 +85,7 @@ def write(name: str, path: Path, members: Sequence[nn.Module], views: str, pad_m
     copies = copy.deepcopy(list(members))  # an exporter replaces the attributes that a network sets as it runs
     ensemble = OneGraph([Core(member) for member in copies], views, pad_multiple).eval()
     try:
-        with _quiet():
+        with muted():
             if name == "onnx":
                 _write_onnx(path, ensemble, card)
             else:
@@ -101,19 +98,6 @@ def write(name: str, path: Path, members: Sequence[nn.Module], views: str, pad_m
             f"{path.suffix} cannot be made of these networks with torch {torch.__version__}: {reason}",
             "a network must not branch on the size or the values of its input; torch 2.15 was tried",
         ) from cause
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hides what exporters say: the file is read back and compared instead."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def _program(module: nn.Module, pad_multiple: int) -> torch.export.ExportedProgram:
@@ -181,7 +165,7 @@ def _unchecked(path: Path, engine: str) -> Runner:
         raise WeightsError(f"no engine {engine!r} for {path.name}", "leave it out; for .onnx there is openvino, too")
     if path.suffix == ".onnx":
         return _openvino(path) if engine == "openvino" else _onnxruntime(path)
-    with _quiet():
+    with muted():
         module: Any = _torchscript(path) if path.suffix == ".pt" else pt2.load(path).module()
 
     def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -220,10 +204,7 @@ def _onnxruntime(path: Path) -> Runner:
 
 
 def _openvino(path: Path) -> Runner:
-    need("openvino")
-    import openvino
-
-    core = openvino.Core()
+    core = openvino.package("openvino", path.name).Core()
     try:
         # by default it computes in bfloat16 where the processor can
         compiled = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

@@ -16,7 +16,7 @@ from kit.deploy.predict import predict_image
 from kit.deploy.rasters import decode_mask, encode_mask, image_size, read_image
 from kit.deploy.tuning import TILES, tune, tuned
 from kit.deploy.weights import Weights, load_weights
-from kit.errors import RasterError, SubmissionError
+from kit.errors import KitError, RasterError, SubmissionError
 from kit.paths import replacing
 
 __all__ = ["Chip", "Summary", "check_submission", "find_chips", "submit"]
@@ -79,7 +79,7 @@ def submit(
         device: as torch names it.
         tuning: measures, with the first call, how this machine predicts fastest (`kit.deploy.tuning`); without it the
             file computes as it was shipped.
-        engine: `torch` or `openvino`.
+        engine: `torch`, `openvino` or `openvino-int8`, see `kit.deploy.engines`.
 
     Raises:
         CatalogError: the test set is missing or empty.
@@ -115,6 +115,8 @@ def _set_up(weights: Weights, chips: Sequence[Chip], tuning: bool, engine: Engin
         return tune(weights, [read_image(chip.path) for chip in some], engine)
     if engine == "torch":
         return weights
+    if engine == "openvino-int8":
+        raise KitError(f"--engine {engine} measures whether int8 keeps the masks", "leave --no-tune out")
     return tuned(weights, [Setting()] * len(weights.card.members), engine)
 
 

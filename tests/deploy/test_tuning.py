@@ -194,10 +194,10 @@ def test_a_processor_limited_to_avx2_stays_in_float32(tiny_weights: Exported, mo
 
 
 def test_unknown_or_missing_engines(monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(KitError, match="no engine 'openvina', expected torch or openvino"):
+    with pytest.raises(KitError, match="no engine 'openvina', expected torch, openvino, openvino-int8"):
         check_engine("openvina")
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(KitError, match="needs OpenVINO") as caught:
+    with pytest.raises(KitError, match="--engine openvino needs openvino, which is not installed") as caught:
         check_engine("openvino")
     assert "pip install" in caught.value.hint
 
@@ -208,3 +208,48 @@ def test_openvino_votes_alike(weights: Weights, views: int):
     there = tuned(weights, [Setting(views=views)] * 2, "openvino")
     np.testing.assert_allclose(predict_image(there, IMAGE), predict_image(weights, IMAGE), atol=1e-4)
     assert there.plan.startswith("openvino ")
+
+
+def test_int8_is_made_once_and_taken_where_its_masks_agree(
+    weights: Weights, monkeypatch: pytest.MonkeyPatch, cache: Path, capsys: pytest.CaptureFixture[str]
+):
+    pytest.importorskip("nncf", reason="the extra int8 is not installed")
+    image, shipped = noise(96, 96), predict_image(weights, noise(96, 96))
+    monkeypatch.setattr(tuning, "AGREEMENT", 0.9)  # noise is no image: int8 keeps 97 % of its mask here
+    monkeypatch.setattr(tuning, "GAIN", 0.0)  # so small a network is not faster
+    there = tune(weights, [image], "openvino-int8")
+    assert [setting.split("-")[1] for setting in there.plan.split()[1:]] == ["int8"] * 2
+    assert capsys.readouterr().out == ""
+    difference = np.abs(predict_image(there, image) - shipped)
+    assert 1e-4 < difference.max() < 0.2
+    models = sorted((cache / "int8").iterdir())
+    assert [path.suffix for path in models] == [".bin", ".xml"] * 2
+    made = models[1].stat().st_mtime_ns
+    assert tune(weights, [image], "openvino-int8").plan == there.plan
+    assert models[1].stat().st_mtime_ns == made
+    models[1].unlink()
+    assert tune(weights, [image], "openvino-int8").plan == there.plan
+    assert models[1].is_file()
+    models[1].write_text("broken")
+    with pytest.raises(WeightsError, match="is no model of OpenVINO's"):
+        tune(weights, [image], "openvino-int8")
+
+
+def test_int8_whose_masks_differ_is_left(
+    weights: Weights, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    pytest.importorskip("nncf", reason="the extra int8 is not installed")
+    monkeypatch.setattr(tuning, "AGREEMENT", 0.99999)
+    monkeypatch.setattr(tuning, "GAIN", 0.0)
+    plan = tune(weights, [noise(96, 96)], "openvino-int8").plan
+    assert "int8-" not in plan
+    assert "network 1 stays in float32" in capsys.readouterr().err
+
+
+def test_openvino_reports_nothing(tiny_weights: Exported):
+    pytest.importorskip("openvino", reason="the extra openvino is not installed")
+    program = (
+        "import sys, kit.deploy.engines as e; e.check_engine('openvino'); print(sys.modules['openvino_telemetry'])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "None\n"
