@@ -9,8 +9,8 @@ tuning chose among.
 
 shipped: the frozen file, called as any program calls it.
 tuned:   what `kit.deploy.tuning.choose` found within its 20 seconds.
-int8:    OpenVINO, whole numbers of 8 bits. Random weights serve for the time alone: whether the masks hold is measured on
-         trained ones, by `kit submit --engine openvino-int8`.
+int8:    OpenVINO, whole numbers of 8 bits. Random weights serve for the time alone: whether the masks hold is measured
+         on trained ones, by `kit submit --engine openvino-int8`.
 share:   OpenVINO's seconds over the tuned ones: 1 is as fast, below 0.8 `kit submit --engine openvino` is worth it.
 """
 
