@@ -213,9 +213,9 @@ def run(
     Example: kit run lite0 --data tier1 --fold 0,1 --minutes 12
     """
     from kit.models.pretrained import Source
+    from kit.models.processes import launch, launched, launched_by_kit
     from kit.pipeline.run import Plan, run_side_by_side
     from kit.pipeline.run import run as run_recipe
-    from kit.training.distributed import launch, launched, launched_by_kit
 
     if resume and restart:
         raise typer.BadParameter("goes on, and --restart begins anew: one of them", param_hint="--resume")
@@ -480,7 +480,7 @@ def _common(
 def _fail(message: str, hint: str) -> None:
     """Shows an error; of several processes that train together, the first to fail does."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from kit.training.distributed import first_to_fail
+        from kit.models.processes import first_to_fail
 
         if not first_to_fail():
             return

@@ -20,10 +20,10 @@ from kit.deploy.export import Exported, export_ensemble
 from kit.deploy.weights import load_weights
 from kit.errors import DataError, RunError
 from kit.models.pretrained import Source
+from kit.models.processes import joined
 from kit.models.ranks import rank, wait_for_all
 from kit.paths import Paths
 from kit.pipeline.parallel import side_by_side
-from kit.training.distributed import joined
 from kit.training.fit import Setup, fit_fold, load_best, rebuild
 from kit.training.oof import best_threshold, read_levels
 from kit.training.recipe import Recipe, load_recipe

@@ -11,8 +11,8 @@ import torch.distributed as dist
 
 from kit import cli as commands
 from kit.errors import KitError, RankError
-from kit.training import distributed
-from kit.training.distributed import _lost, _told, first_to_fail, joined, launched, launched_by_kit
+from kit.models import processes
+from kit.models.processes import _lost, _told, first_to_fail, joined, launched, launched_by_kit
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -46,7 +46,7 @@ def test_more_processes_inside_a_launcher_are_a_usage_error(
 def watched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """Keeps what would have been done instead of doing it."""
     done: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(distributed, "launch", lambda *a: done.append(("launch", *a)))
+    monkeypatch.setattr(processes, "launch", lambda *a: done.append(("launch", *a)))
     monkeypatch.setattr("kit.pipeline.run.run", lambda *_: done.append(("run",)))
     monkeypatch.setattr("kit.pipeline.run.run_side_by_side", lambda *a: done.append(("side by side", *a[3:])))
     return done
@@ -81,7 +81,7 @@ def test_folds_side_by_side_have_processes_of_their_own(cli: Cli, tmp_path: Path
 
 @pytest.mark.parametrize("option", [("--local-rank", 0), ("--local-rank=1",), ("--local_rank", 1), ("--local_rank=0",)])
 def test_a_launchers_local_rank_is_taken_before_the_command(cli: Cli, tmp_path: Path, option: tuple[object, ...]):
-    """torch.distributed.launch puts it there; the number itself is in the environment."""
+    """torch.processes.launch puts it there; the number itself is in the environment."""
     code, _, err = cli(*option, "runs", "--root", tmp_path)
     assert (code, err) == (0, "no runs here yet: kit run RECIPE\n")
     assert "--local" not in cli("--help")[1]
@@ -103,7 +103,7 @@ def test_how_a_rank_has_ended(exitcode: int, how: str):
     message, hint = _told(1, 4, exitcode)
     assert message.startswith(f"rank 1 of 4 {how}")
     assert message.endswith(", and the others were ended")
-    assert hint.startswith("the same command again goes on from the last checkpoint")
+    assert hint.startswith("the same command again goes on")
     assert ("memory" in hint) == (exitcode == -signal.SIGKILL)
 
 
@@ -114,7 +114,7 @@ class Launcher:
         self.exitcode = exitcode
 
     def __call__(self, config: Any, *_: object) -> Callable[..., None]:
-        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+        from torch.processes.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
         def start(*_: object) -> None:
             failure = ProcessFailure(local_rank=1, pid=997, exitcode=self.exitcode, error_file="none")
@@ -131,7 +131,7 @@ def test_an_error_that_was_shown_is_not_shown_again(
     monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", Launcher(exitcode))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     with pytest.raises(RankError) as caught:
-        distributed.launch(2, ["run", "tiny"])
+        processes.launch(2, ["run", "tiny"])
     assert caught.value.told == told
     code, out, err = cli("run", "tiny", "--root", tmp_path, "--nproc", 2)
     assert (code, out) == (1, "")
@@ -140,7 +140,7 @@ def test_an_error_that_was_shown_is_not_shown_again(
 
 
 def test_before_they_have_joined_every_rank_tells(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(distributed, "_store", None)
+    monkeypatch.setattr(processes, "_store", None)
     for number in (0, 1):
         as_rank(monkeypatch, number)
         assert first_to_fail()
@@ -148,7 +148,7 @@ def test_before_they_have_joined_every_rank_tells(monkeypatch: pytest.MonkeyPatc
 
 def test_once_they_have_joined_the_first_to_fail_tells(monkeypatch: pytest.MonkeyPatch):
     as_rank(monkeypatch, 1)
-    monkeypatch.setattr(distributed, "_store", dist.HashStore())
+    monkeypatch.setattr(processes, "_store", dist.HashStore())
     assert [first_to_fail() for _ in range(3)] == [True, False, False]
 
 
@@ -157,7 +157,7 @@ def test_a_rank_that_lost_the_others_tells(monkeypatch: pytest.MonkeyPatch):
         def add(self, *_: object) -> int:
             raise dist.DistNetworkError("failed to recv, got 0 bytes")
 
-    monkeypatch.setattr(distributed, "_store", Lost())
+    monkeypatch.setattr(processes, "_store", Lost())
     assert first_to_fail()
 
 
@@ -167,8 +167,8 @@ def test_a_mistake_of_all_is_told_by_the_first(cli: Cli, tmp_path: Path, monkeyp
     if not told:
         store.add("failed", 1)  # by another rank
     as_rank(monkeypatch, 1)
-    monkeypatch.setattr(distributed, "_store", None)
-    monkeypatch.setattr(distributed, "rendezvous", lambda *_, **__: iter([(store, 1, 2)]))
+    monkeypatch.setattr(processes, "_store", None)
+    monkeypatch.setattr(processes, "rendezvous", lambda *_, **__: iter([(store, 1, 2)]))
     monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: None)
     code, out, err = cli("run", "lite1", "--root", tmp_path)
     assert (code, out) == (1, "")
@@ -184,16 +184,16 @@ def test_what_one_rank_alone_meets_before_they_join_is_told(cli: Cli, workplace:
         return torch.device("cuda")
 
     as_rank(monkeypatch, 1, run_id="kit")
-    monkeypatch.setattr(distributed, "_store", None)
-    monkeypatch.setattr(distributed, "rendezvous", lambda *_, **__: iter([(dist.HashStore(), 1, 2)]))
-    monkeypatch.setattr(distributed, "pick_device", one_gpu)
+    monkeypatch.setattr(processes, "_store", None)
+    monkeypatch.setattr(processes, "rendezvous", lambda *_, **__: iter([(dist.HashStore(), 1, 2)]))
+    monkeypatch.setattr(processes, "pick_device", one_gpu)
     code, _, err = cli("run", "tiny", "--root", workplace, "--nproc", 2)
     assert code == 1
     assert "error: no device 'cuda:1' here" in err
 
 
 def test_a_process_by_itself_tells_its_errors(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    monkeypatch.setattr(distributed, "first_to_fail", lambda: pytest.fail("there are no others"))
+    monkeypatch.setattr(processes, "first_to_fail", lambda: pytest.fail("there are no others"))
     commands._fail("no such thing", "look elsewhere")
     assert capsys.readouterr().err == "error: no such thing\nhint:  look elsewhere\n"
 
@@ -232,8 +232,8 @@ def test_a_process_by_itself_joins_none():
 
 def test_several_processes_cannot_share_a_gpu(monkeypatch: pytest.MonkeyPatch):
     as_rank(monkeypatch, 1)
-    monkeypatch.setattr(distributed, "rendezvous", lambda *_, **__: iter([(dist.HashStore(), 1, 2)]))
-    monkeypatch.setattr(distributed, "pick_device", lambda _: torch.device("cuda", 1))
+    monkeypatch.setattr(processes, "rendezvous", lambda *_, **__: iter([(dist.HashStore(), 1, 2)]))
+    monkeypatch.setattr(processes, "pick_device", lambda _: torch.device("cuda", 1))
     with pytest.raises(RankError, match="several processes cannot share cuda:1") as caught, joined("cuda:1"):
         pass
     assert "--device cuda" in caught.value.hint
