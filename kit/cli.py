@@ -316,26 +316,42 @@ def submit(
         bool, typer.Option(help="Measure once how this machine predicts fastest; else as the file was shipped.")
     ] = True,
     engine: Annotated[str, typer.Option(help="torch, openvino or openvino-int8.")] = "torch",
+    nproc: Annotated[int, typer.Option(help="Processes that share the chips, one a GPU.", min=1)] = 1,
     root: Root = HERE,
     debug: Debug = False,
 ) -> None:
-    """Predict test chips and pack the submission. Weights at an address are fetched into ROOT/weights, and checked.
+    """Predict test chips and pack the submission. The same command again goes on.
+
+    Weights at an address are fetched into ROOT/weights, and checked.
 
     Example: kit submit test --weights weights/lite0.pt
     """
     from kit.deploy.fetch import find_weights
     from kit.deploy.submit import submit as submit_chips
-    from kit.models.devices import pick_device
+    from kit.models.processes import joined, launch, launched
+    from kit.models.ranks import agreed, rank
 
+    _refuse_nproc_in_a_launched_process(nproc)
+    if nproc > 1 and not launched():
+        return launch(nproc, sys.argv[1:])
     paths = Paths(root)
     chips = test or paths.sample / "test"
-    chosen = find_weights(weights, sha256, paths.weights)
-    say(f"weights {chosen}, test set {chips}")
-    where = chips.parent if chips.suffix == ".json" else chips
-    folder = paths.submission(name or f"{chosen.stem}-{where.resolve().name}")
-    made = submit_chips(chips, chosen, folder, str(pick_device(device)), tune, engine)
+    with joined(device) as picked:
+        chosen = Path(agreed(str(find_weights(weights, sha256, paths.weights)) if rank() == 0 else ""))
+        say(f"weights {chosen}, test set {chips}")
+        where = chips.parent if chips.suffix == ".json" else chips
+        folder = paths.submission(name or f"{chosen.stem}-{where.resolve().name}")
+        made = submit_chips(chips, chosen, folder, str(picked), tune, engine)
     say(f"{made.chips} chips checked: {made.building_fraction:.1%} building, {made.empty} without any")
     result(str(made.path))
+    return None
+
+
+def _refuse_nproc_in_a_launched_process(nproc: int) -> None:
+    from kit.models.processes import launched, launched_by_kit
+
+    if nproc > 1 and launched() and not launched_by_kit():
+        raise typer.BadParameter("several processes were started already: leave it out", param_hint="--nproc")
 
 
 @app.command()

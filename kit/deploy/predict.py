@@ -41,16 +41,24 @@ def predict(
 
 
 def predict_image(weights: Weights, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Returns the probability of building.
+    """Returns the probability of building; an image without ground costs nothing.
 
     Args:
         weights: as loaded.
         image: uint8 (H, W, 3 or 4), RGB or RGBA.
 
     Returns:
-        float32 (H, W), 0..1; 0 where alpha is 0.
+        float32 (H, W), 0..1; 0 where alpha is 0, and all over where there is no ground.
     """
+    if not has_ground(image):
+        return np.zeros(image.shape[:2], np.float32)
     batch = torch.from_numpy(image).permute(2, 0, 1)[None].to(weights.device)  # (1, C, H, W)
     with torch.inference_mode():
         probability: NDArray[np.float32] = weights.module(batch)[0, 0].cpu().numpy()
     return probability
+
+
+def has_ground(image: NDArray[np.uint8]) -> bool:
+    """Tells whether an image, uint8 (H, W, 3 or 4), shows anything: pixels that are not transparent, of two colours."""
+    shown = image[image[..., 3] > 0, :3] if image.shape[2] == 4 else image.reshape(-1, 3)
+    return bool((shown != shown[:1]).any())

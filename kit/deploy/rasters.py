@@ -1,5 +1,6 @@
 """Images in, masks out: the TIFFs of this room."""
 
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,12 +16,32 @@ from rasterio.io import MemoryFile
 from kit.errors import RasterError
 
 
-@contextmanager
-def _unplaced() -> Iterator[None]:
-    """Hides the notice that a chip carries no georeference: chips and their masks have none."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        yield
+class _Unplaced:
+    """Hides the notice that a chip carries no georeference: chips and their masks have none.
+
+    Filters of warnings are the process's: of threads that are in here at once, the first sets them and the last one
+    puts them back.
+    """
+
+    def __init__(self) -> None:
+        self.lock, self.inside = threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        with self.lock:
+            self.inside += 1
+            if self.inside == 1:
+                self.filters = warnings.catch_warnings()
+                self.filters.__enter__()
+                warnings.simplefilter("ignore", NotGeoreferencedWarning)
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if self.inside == 0:
+                self.filters.__exit__(None, None, None)
+
+
+_unplaced = _Unplaced()
 
 
 @contextmanager
@@ -29,7 +50,7 @@ def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise RasterError(f"no image {path}", "is the test set complete?")
     try:
-        with _unplaced(), rasterio.open(path) as dataset:
+        with _unplaced, rasterio.open(path) as dataset:
             yield dataset
     except RasterioError as cause:
         reason = cause.__cause__ or cause  # rasterio's own text of a failed read says "see previous exception"
@@ -65,7 +86,7 @@ def encode_mask(mask: NDArray[np.uint8]) -> bytes:
     """Returns a mask, uint8 (H, W), as the bytes of a one-band deflate TIFF; equal masks give equal bytes."""
     height, width = mask.shape
     profile = {"driver": "GTiff", "width": width, "height": height, "count": 1, "dtype": "uint8"}
-    with _unplaced(), MemoryFile() as memory:
+    with _unplaced, MemoryFile() as memory:
         with memory.open(**profile, compress="deflate") as dataset:
             dataset.write(mask, 1)
         return bytes(memory.getbuffer())
@@ -82,7 +103,7 @@ def decode_mask(data: bytes, name: str) -> NDArray[Any]:
         RasterError: it is broken or has more bands.
     """
     try:
-        with _unplaced(), MemoryFile(data) as memory, memory.open() as dataset:
+        with _unplaced, MemoryFile(data) as memory, memory.open() as dataset:
             if dataset.count != 1:
                 raise RasterError(f"{name} has {dataset.count} bands, expected 1", "write masks of one band")
             band: NDArray[Any] = dataset.read(1)

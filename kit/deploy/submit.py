@@ -4,25 +4,33 @@ import csv
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
+from numpy.typing import NDArray
 
-from kit.console import track
+from kit.console import meter
 from kit.deploy.archive import entries, write_tgz
 from kit.deploy.chips import Chip, find_chips
 from kit.deploy.engines import Engine, Setting, check_engine
-from kit.deploy.predict import predict_image
+from kit.deploy.flow import WriteBehind, read_ahead
+from kit.deploy.predict import has_ground, predict_image
 from kit.deploy.rasters import decode_mask, encode_mask, image_size, read_image
 from kit.deploy.tuning import TILES, tune, tuned
 from kit.deploy.weights import Weights, load_weights
 from kit.errors import KitError, RasterError, SubmissionError
+from kit.models.ranks import agreed, rank, ranks, wait_for_all
 from kit.paths import replacing
 
 __all__ = ["Chip", "Summary", "check_submission", "find_chips", "submit"]
 
 PROGRESS = ".progress.csv"
+SHARES = ".progress.*.csv"  # of ranks beside the first
 TABLE = "submission.csv"
+TRIED = 30  # chips that are looked at for ground to be tuned on
 LISTED = 10  # faults shown in one error
 
 
@@ -45,6 +53,9 @@ class Done:
     pixels: int
     building_px: int
     mean_confidence: float
+
+
+COLUMNS = tuple(field.name for field in fields(Done))
 
 
 @dataclass(frozen=True)
@@ -70,7 +81,7 @@ def submit(
     """Predicts every chip and writes `<id>.tif`, `submission.csv` and, beside the folder, `NAME.tgz`.
 
     A second call predicts only what is missing or was made with other weights or another image; the files come out
-    byte for byte as from one call.
+    byte for byte as from one call. Of several ranks, which see one folder, each predicts its share.
 
     Args:
         test: a STAC catalogue or a folder of .tif chips.
@@ -89,30 +100,17 @@ def submit(
     """
     chips = find_chips(test)
     weights = _set_up(load_weights(weights_path, device), chips, tuning, check_engine(engine))
-    _check_folder(out_dir, chips)
-    done = _read_progress(out_dir, weights)
-    todo = [chip for chip in chips if not _is_done(chip, done, out_dir)]
-    if todo:
-        with (out_dir / PROGRESS).open("a", newline="") as file:
-            progress = csv.writer(file, lineterminator="\n")
-            for chip in track(todo, "predict chips"):
-                done[chip.id], mask = _predict_chip(weights, chip)
-                with replacing(mask_path := out_dir / f"{chip.id}.tif") as temporary:
-                    temporary.write_bytes(mask)
-                    mask_path.unlink(missing_ok=True)  # what stood there is another's: a mask that stands has its row
-                    progress.writerow(asdict(done[chip.id]).values())
-                    file.flush()
-    _write_table([done[chip.id] for chip in chips], out_dir / TABLE)
-    archive = out_dir.with_name(f"{out_dir.name}.tgz")
-    write_tgz([out_dir / f"{chip.id}.tif" for chip in chips], archive)
-    return check_submission(archive, chips)
+    todo = agreed(_begin(chips, weights, out_dir) if rank() == 0 else [])
+    _predict([chip for chip in chips if chip.id in set(todo)][rank() :: ranks()], weights, out_dir)
+    wait_for_all()
+    return agreed(_finish(chips, weights, out_dir) if rank() == 0 else None)  # type: ignore[return-value]
 
 
 def _set_up(weights: Weights, chips: Sequence[Chip], tuning: bool, engine: Engine) -> Weights:
     """Returns the weights as they will predict: tuned on chips from the whole test set, or as they are."""
     if tuning:
-        some = chips[:: max(1, len(chips) // TILES)][:TILES]
-        return tune(weights, [read_image(chip.path) for chip in some], engine)
+        images = (read_image(chip.path) for chip in chips[:: max(1, len(chips) // TRIED)])
+        return tune(weights, list(islice((image for image in images if has_ground(image)), TILES)), engine)
     if engine == "torch":
         return weights
     if engine == "openvino-int8":
@@ -167,13 +165,54 @@ def _check_mask(data: bytes, name: str, size: tuple[int, int]) -> tuple[int, int
     return int(mask.sum()), mask.size
 
 
-def _predict_chip(weights: Weights, chip: Chip) -> tuple[Done, bytes]:
-    """Returns one chip's row and its mask as a file."""
-    version = _image_version(chip)
-    probability = predict_image(weights, read_image(chip.path))
+def _begin(chips: Sequence[Chip], weights: Weights, out_dir: Path) -> list[str]:
+    """Makes the folder ready, and returns the ids of the chips that are to be predicted."""
+    _check_folder(out_dir, chips)
+    done = _read_progress(out_dir, weights)
+    with replacing(out_dir / PROGRESS) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerows([COLUMNS, *(asdict(row).values() for row in done.values())])
+    for share in out_dir.glob(SHARES):
+        share.unlink()
+    return [chip.id for chip in chips if not _is_done(chip, done, out_dir)]
+
+
+def _predict(todo: Sequence[Chip], weights: Weights, out_dir: Path) -> None:
+    """Predicts this rank's share; images are read ahead, masks are written behind."""
+    share = out_dir / (PROGRESS if rank() == 0 else f".progress.{rank()}.csv")
+    with share.open("a", newline="") as file, WriteBehind() as behind, meter("predict chips", len(todo)) as progress:
+        for chip, (version, image) in read_ahead(_read, todo):
+            probability = predict_image(weights, image)
+            behind(partial(_write, out_dir, chip, _identity(weights), version, probability, file))
+            progress.advance()
+
+
+def _read(chip: Chip) -> tuple[str, NDArray[np.uint8]]:
+    """Returns a chip's image, and what tells it from another one of that name."""
+    return _image_version(chip), read_image(chip.path)
+
+
+def _write(
+    out_dir: Path, chip: Chip, made_by: str, version: str, probability: NDArray[np.float32], progress: TextIO
+) -> None:
+    """Writes a chip's mask and its row; a mask that stands has its row, wherever this is cut."""
     mask = (probability > 0.5).astype(np.uint8)
     confidence = float(np.maximum(probability, 1 - probability).mean(dtype=np.float64))
-    return Done(chip.id, _identity(weights), version, mask.size, int(mask.sum()), confidence), encode_mask(mask)
+    row = Done(chip.id, made_by, version, mask.size, int(mask.sum()), confidence)
+    with replacing(path := out_dir / f"{chip.id}.tif") as temporary:
+        temporary.write_bytes(encode_mask(mask))
+        path.unlink(missing_ok=True)  # of other weights, or of another image
+        csv.writer(progress, lineterminator="\n").writerow(asdict(row).values())
+        progress.flush()
+
+
+def _finish(chips: Sequence[Chip], weights: Weights, out_dir: Path) -> Summary:
+    """Writes the table and the archive of what all ranks made, and checks it."""
+    done = _read_progress(out_dir, weights)
+    _write_table([done[chip.id] for chip in chips], out_dir / TABLE)
+    archive = out_dir.with_name(f"{out_dir.name}.tgz")
+    write_tgz([out_dir / f"{chip.id}.tif" for chip in chips], archive)
+    return check_submission(archive, chips)
 
 
 def _identity(weights: Weights) -> str:
@@ -207,19 +246,14 @@ def _check_folder(out_dir: Path, chips: Sequence[Chip]) -> None:
 
 
 def _read_progress(out_dir: Path, weights: Weights) -> dict[str, Done]:
-    """Returns the rows that these weights finished, by chip; rewrites the file without others or a half-written row."""
-    path = out_dir / PROGRESS
-    names = [field.name for field in fields(Done)]
-    lines = path.read_text().splitlines(keepends=True)[1:] if path.is_file() else []
+    """Returns the rows that these weights finished, by chip, of all ranks; a row that is half written is none."""
     done: dict[str, Done] = {}
-    for chip, made_by, image, pixels, building_px, confidence in csv.reader(
-        line for line in lines if line.endswith("\n") and line.count(",") == len(names) - 1
-    ):
-        if made_by == _identity(weights):
-            done[chip] = Done(chip, made_by, image, int(pixels), int(building_px), float(confidence))
-    with replacing(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerows([names, *(asdict(row).values() for row in done.values())])
+    for path in (out_dir / PROGRESS, *out_dir.glob(SHARES)):
+        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+        whole = (line for line in lines if line.endswith("\n") and line.count(",") == len(COLUMNS) - 1)
+        for chip, made_by, image, pixels, building_px, confidence in csv.reader(whole):
+            if made_by == _identity(weights):
+                done[chip] = Done(chip, made_by, image, int(pixels), int(building_px), float(confidence))
     return done
 
 

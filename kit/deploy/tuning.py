@@ -21,6 +21,7 @@ from kit.deploy.ensemble import Ensemble, unview, view
 from kit.deploy.weights import Weights
 from kit.errors import KitError, WeightsError
 from kit.models.devices import processor_name
+from kit.models.ranks import agreed, rank
 from kit.paths import cache_folder, replacing
 
 SECONDS_A_CORE = 20.0  # the longest that choosing may take
@@ -96,14 +97,22 @@ def tune(weights: Weights, images: Sequence[NDArray[np.uint8]], engine: Engine =
             raise WeightsError(f"{lacking}: no engine but torch can run it", "export it again: kit export")
         say(f"{lacking}: it predicts as it was shipped")
         return weights
+    return tuned(weights, agreed(_settings(weights, images, engine) if rank() == 0 else []), engine)
+
+
+def _settings(weights: Weights, images: Sequence[NDArray[np.uint8]], engine: Engine) -> list[Setting]:
+    """Returns the settings of the cores, remembered or measured now; as shipped where nothing is to measure on."""
     key, count = _key(weights, engine), len(weights.card.members)
     settings = _remembered(key)
     made = all(int8_path(weights, core).is_file() for core, kept in enumerate(settings) if kept.dtype == "int8")
-    if len(settings) != count or not made:
-        tiles = [torch.from_numpy(image).permute(2, 0, 1)[None] for image in images]
-        settings = [choose(weights, core, tiles, engine) for core in track(range(count), "tune cores")]
-        _remember(key, settings)
-    return tuned(weights, settings, engine)
+    if len(settings) == count and made:
+        return settings
+    if not images:
+        return [Setting()] * count
+    tiles = [torch.from_numpy(image).permute(2, 0, 1)[None] for image in images]
+    settings = [choose(weights, core, tiles, engine) for core in track(range(count), "tune cores")]
+    _remember(key, settings)
+    return settings
 
 
 def tuned(weights: Weights, settings: Sequence[Setting], engine: Engine = "torch") -> Weights:

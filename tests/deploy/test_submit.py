@@ -1,6 +1,10 @@
 import csv
+import dataclasses
 import hashlib
 import json
+import os
+import subprocess
+import sys
 import tarfile
 import warnings
 import zipfile
@@ -10,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import torch
 from deploy_fakes import export_tiny, noise, write_tiff
 
 from kit.deploy import submit as room
@@ -183,14 +188,15 @@ def test_a_mask_that_stands_is_never_predicted_again(
     chips: Path, tiny_weights: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, predicted: list[str],
     stands: bool, read_again: str,
 ):  # fmt: skip
-    replace = Path.replace
+    replace, written = Path.replace, []
 
     def cut(temporary: Path, target: Path) -> Path:
-        if target.name == "b.tif":
-            if stands:
-                replace(temporary, target)
+        written.append(target.name)
+        if "b.tif" not in written or (stands and target.name == "b.tif"):
+            replace(temporary, target)
+        if "b.tif" in written:
             raise KeyboardInterrupt
-        return replace(temporary, target)
+        return target
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", cut)
@@ -359,3 +365,77 @@ def test_another_engine_untuned(chips: Path, tiny_weights: Exported, tmp_path: P
         files = [tmp_path / engine / f"{name}.tif" for engine in ("torch", "openvino")]
         first, second = (decode_mask(file.read_bytes(), file.name) for file in files)
         assert (first == second).mean() > 0.999
+
+
+def test_ranks_share_the_chips(
+    chips: Path, tiny_weights: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, predicted: list[str]
+):
+    submit(chips, tiny_weights.path, tmp_path / "alone" / "one")
+    out = tmp_path / "one"
+    out.mkdir()
+    monkeypatch.setattr(room, "ranks", lambda: 2)
+    monkeypatch.setattr(room, "rank", lambda: 1)
+    monkeypatch.setattr(room, "agreed", lambda value: list("abcd") if value == [] else value)  # as rank 0 says
+    predicted.clear()
+    submit(chips, tiny_weights.path, out)
+    assert predicted == ["b", "d"]
+    assert sorted(path.name for path in out.iterdir()) == [".progress.1.csv", "b.tif", "d.tif"]
+    monkeypatch.setattr(room, "rank", lambda: 0)
+    monkeypatch.setattr(room, "ranks", lambda: 1)
+    monkeypatch.setattr(room, "agreed", lambda value: value)
+    predicted.clear()
+    submit(chips, tiny_weights.path, out)
+    assert predicted == ["a", "c"]
+    assert outputs(out) == outputs(tmp_path / "alone" / "one")
+    assert not list(out.glob(".progress.*.csv"))
+
+
+@pytest.mark.parametrize("kind", ["transparent", "black"])
+def test_chips_without_ground_cost_nothing(
+    chips: Path, tiny_weights: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+):
+    empty = noise(20, 30, 4)
+    empty[..., 3] = 0
+    write_tiff(chips / "c.tif", empty if kind == "transparent" else np.zeros((20, 30, 3), np.uint8))
+    weights = load_weights(tiny_weights.path)
+    asked: list[tuple[int, ...]] = []
+    whole = weights.module.__call__
+    monkeypatch.setattr(room, "load_weights", lambda *_: dataclasses.replace(weights, module=counted(whole, asked)))
+    summary = submit(chips, tiny_weights.path, tmp_path / "one")
+    assert (summary.chips, len(asked)) == (4, 3)
+    assert not decode_mask((tmp_path / "one/c.tif").read_bytes(), "c").any()
+    row = next(row for row in csv.DictReader((tmp_path / "one/submission.csv").open()) if row["chip"] == "c")
+    assert (row["building_px"], row["mean_confidence"]) == ("0", "1.000000")
+
+
+def counted(module: Callable[..., torch.Tensor], asked: list[tuple[int, ...]]) -> Callable[..., torch.Tensor]:
+    """Returns the module, and notes the shapes that it is asked for."""
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        asked.append(tuple(x.shape))
+        return module(x)
+
+    return run
+
+
+def test_tuning_looks_at_ground(chips: Path, tiny_weights: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_tiff(chips / "a.tif", np.zeros((20, 30, 3), np.uint8))
+    seen: list[int] = []
+    monkeypatch.setattr(room, "tune", lambda weights, images, engine: (seen.append(len(images)), weights)[1])
+    submit(chips, tiny_weights.path, tmp_path / "one", tuning=True)
+    assert seen == [3]
+
+
+@pytest.mark.slow
+def test_two_processes_hand_over_what_one_does(chips: Path, tiny_weights: Exported, tmp_path: Path):
+    made = []
+    for nproc in ("1", "2"):
+        root = tmp_path / nproc
+        command = [sys.executable, "-m", "kit", "submit", str(chips), "--weights", str(tiny_weights.path), "--no-tune"]
+        subprocess.run(
+            [*command, "--root", str(root), "--nproc", nproc],
+            env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, timeout=240, capture_output=True,
+        )  # fmt: skip
+        made.append(outputs(root / "submissions" / "tiny-chips"))
+    assert made[0] == made[1]
+    assert len(made[0]) == 6  # four masks, the table, the archive

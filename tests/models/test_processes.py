@@ -81,7 +81,7 @@ def test_folds_side_by_side_have_processes_of_their_own(cli: Cli, tmp_path: Path
 
 @pytest.mark.parametrize("option", [("--local-rank", 0), ("--local-rank=1",), ("--local_rank", 1), ("--local_rank=0",)])
 def test_a_launchers_local_rank_is_taken_before_the_command(cli: Cli, tmp_path: Path, option: tuple[object, ...]):
-    """torch.processes.launch puts it there; the number itself is in the environment."""
+    """torch.distributed.launch puts it there; the number itself is in the environment."""
     code, _, err = cli(*option, "runs", "--root", tmp_path)
     assert (code, err) == (0, "no runs here yet: kit run RECIPE\n")
     assert "--local" not in cli("--help")[1]
@@ -114,7 +114,7 @@ class Launcher:
         self.exitcode = exitcode
 
     def __call__(self, config: Any, *_: object) -> Callable[..., None]:
-        from torch.processes.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
         def start(*_: object) -> None:
             failure = ProcessFailure(local_rank=1, pid=997, exitcode=self.exitcode, error_file="none")
