@@ -1,0 +1,250 @@
+"""A vote that ends where it is clear: cheap passes over the whole image, dear ones where they can change the mask.
+
+The ensemble's passes (a network, a view) are taken in stages. After each one every block of the image is asked for the
+share of its pixels whose probability is still near one half; where that is below a bound the block keeps what it has.
+The bounds are learnt on tiles with labels, out of fold, so that the Jaccard index stays (`learn`), and are kept in the
+card. Source: early exits of cascades (Viola and Jones 2001) and of ensembles (Schwartz et al. 2020, arXiv:1907.10597),
+by block instead of by image.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kit.deploy.ensemble import Ensemble, unview, view
+from kit.deploy.windows import Window, cover
+
+BLOCK_PX = 128
+MARGIN_PX = 64  # what a network sees around a window: less, and masks change at its edge
+NEAR = 0.25  # a probability nearer than this to one half may still turn
+BOUNDS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.01)  # share of such pixels in a block: 0 settles none
+LOSS = 0.001  # of the Jaccard index that may be given away: half of what is promised, the rest is for other cities
+
+Pass = tuple[int, int]  # a network's number, a view's code
+Network = Callable[[Tensor], Tensor]  # float32 (N, 3, H, W), 0..255 -> logits (N, 1, H, W)
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """When a vote ends, as the card keeps it.
+
+    Args:
+        order: the networks, cheapest first.
+        settled: after each stage but the last, the share of undecided pixels below which a block is settled.
+        score_full: Jaccard index of the full vote on the tiles that it was learnt on.
+        score: of this one.
+        cost: its passes, weighted by seconds and area, as a share of the full vote's.
+    """
+
+    order: tuple[int, ...]
+    settled: tuple[float, ...]
+    score_full: float
+    score: float
+    cost: float
+
+
+def stages(order: Sequence[int], codes: Sequence[int]) -> list[list[Pass]]:
+    """Returns the passes by stage: the cheapest network in one view, the others in one, all in the other views."""
+    first, rest = order[0], order[1:]
+    parts = [
+        [(first, codes[0])],
+        [(member, codes[0]) for member in rest],
+        [(member, code) for member in order for code in codes[1:]],
+    ]
+    return [part for part in parts if part]
+
+
+def undecided(mean: NDArray[np.float32], block_px: int = BLOCK_PX) -> NDArray[np.float64]:
+    """Returns the share of pixels near one half in each block of a probability map (H, W)."""
+    height, width = mean.shape
+    rows, columns = -(-height // block_px), -(-width // block_px)
+    near = np.zeros((rows * block_px, columns * block_px), np.float64)
+    near[:height, :width] = np.abs(mean - 0.5) < NEAR
+    seen = np.zeros_like(near)
+    seen[:height, :width] = 1
+    near, seen = (part.reshape(rows, block_px, columns, block_px).sum(axis=(1, 3)) for part in (near, seen))
+    shares: NDArray[np.float64] = near / seen
+    return shares
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The blocks of a padded image.
+
+    Args:
+        height: of the image, px, a multiple of the ensemble's padding.
+        width: likewise.
+        block_px: the side of a block, a multiple of the padding: windows of blocks need none of their own.
+        margin_px: what a network sees around a window, likewise.
+    """
+
+    height: int
+    width: int
+    block_px: int
+    margin_px: int
+
+    @classmethod
+    def of(cls, height: int, width: int, pad_multiple: int) -> "Grid":
+        """Returns the grid of an image, of an ensemble that pads to `pad_multiple`."""
+        block_px, margin_px = (-(-px // pad_multiple) * pad_multiple for px in (BLOCK_PX, MARGIN_PX))
+        return cls(height, width, block_px, margin_px)
+
+    def seen(self, window: Window) -> Window:
+        """Returns what a network sees of a window."""
+        return window.grown(self.margin_px, self.height, self.width)
+
+    def open_windows(self, mean: Tensor, bound: float, among: Sequence[Window]) -> list[Window]:
+        """Returns windows over the blocks, among those of the last stage, whose undecided share reaches the bound."""
+        blocks = undecided(mean[0, 0].cpu().numpy(), self.block_px) >= bound
+        before = np.zeros_like(blocks)
+        for window in among:
+            rows = slice(window.top // self.block_px, -(-window.bottom // self.block_px))
+            before[rows, window.left // self.block_px : -(-window.right // self.block_px)] = True
+        return cover(blocks & before, self.block_px, self.margin_px, self.height, self.width)
+
+
+def vote(
+    summed: Callable[[int, Window], Tensor],
+    stages: Sequence[Sequence[Pass]],
+    settled: Sequence[float],
+    grid: Grid,
+    total: Tensor,
+) -> tuple[Tensor, list[list[Window]]]:
+    """Returns the mean probability, (1, 1, H, W), of the passes that each block got, and the windows of each stage.
+
+    Args:
+        summed: a stage's passes over what a network sees of a window: the sum of their probabilities, (1, 1, h, w).
+        stages: passes by stage.
+        settled: see `Bounds`.
+        grid: of the image.
+        total: zeros, float32 (1, 1, H, W), to be filled.
+    """
+    whole = Window(0, grid.height, 0, grid.width)
+    taken = [[whole]]
+    passes = torch.zeros_like(total)
+    for number, stage in enumerate(stages):
+        for window in taken[number]:
+            seen = grid.seen(window)
+            rows, columns = (slice(window.top, window.bottom), slice(window.left, window.right))
+            inner = (
+                slice(window.top - seen.top, window.bottom - seen.top),
+                slice(window.left - seen.left, window.right - seen.left),
+            )
+            total[:, :, rows, columns] += summed(number, seen)[:, :, inner[0], inner[1]]
+            passes[:, :, rows, columns] += len(stage)
+        if number < len(settled):
+            taken.append(grid.open_windows(total / passes, settled[number], taken[number]))
+    return total / passes, taken
+
+
+class AdaptiveEnsemble(Ensemble):
+    """The vote of `Ensemble`, over networks that are asked no more than they need be.
+
+    Args:
+        networks: one a core.
+        bounds: as learnt.
+        views: see Ensemble.
+        pad_multiple: see Ensemble.
+    """
+
+    def __init__(self, networks: Sequence[Network], bounds: Bounds, views: str, pad_multiple: int) -> None:
+        super().__init__([], views, pad_multiple)
+        self.networks, self.bounds = list(networks), bounds
+        self.stages = stages(bounds.order, self.codes)
+
+    def probability(self, x: Tensor) -> Tensor:
+        """Returns the probability of building, float32 (N, 1, H, W), 0..1."""
+        self.check(x)
+        padded = self.padded(x[:, :3].float())
+        return self.cropped(torch.cat([self._vote(image[None]) for image in padded]), x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns `probability`."""
+        return self.probability(x)
+
+    def members(self, x: Tensor) -> Tensor:
+        """Raises NotImplementedError: not every network is asked everywhere."""
+        raise NotImplementedError("an adaptive vote knows no members")
+
+    def _vote(self, image: Tensor) -> Tensor:
+        def summed(stage: int, seen: Window) -> Tensor:
+            crop = image[:, :, seen.top : seen.bottom, seen.left : seen.right]
+            return run(self.networks, self.stages[stage], crop)
+
+        height, width = image.shape[2:]
+        grid = Grid.of(height, width, self.pad_multiple)
+        return vote(summed, self.stages, self.bounds.settled, grid, torch.zeros_like(image[:, :1]))[0]
+
+
+def run(networks: Sequence[Network], stage: Sequence[Pass], image: Tensor) -> Tensor:
+    """Returns the sum of the probabilities (1, 1, H, W) that the passes of a stage give for an image (1, 3, H, W)."""
+    total = torch.zeros_like(image[:, :1])
+    for member, code in stage:
+        total += unview(torch.sigmoid(networks[member](view(image, code))), code)
+    return total
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What the networks give on a tile with labels.
+
+    Args:
+        summed: by stage, what `run` returns, padded.
+        mask: int (h, w), the unpadded tile's: 0, 1, or 255 for pixels that do not count.
+    """
+
+    summed: Sequence[Tensor]
+    mask: NDArray[np.uint8]
+
+
+def learn(
+    tiles: Sequence[Tile], order: Sequence[int], codes: Sequence[int], seconds: Sequence[float], pad: int
+) -> Bounds:
+    """Returns the bounds of least cost that keep the Jaccard index of the full vote, but for `LOSS`.
+
+    Args:
+        tiles: what the passes give, best out of fold for the first network.
+        order: the networks, cheapest first.
+        codes: of the views.
+        seconds: of a pass of each network, by its number.
+        pad: see Ensemble.
+    """
+    steps = stages(order, codes)
+    full = sum(seconds[member] for stage in steps for member, _ in stage)
+    score_full, _ = _tried(tiles, steps, [0.0] * (len(steps) - 1), seconds, pad)
+    best = Bounds(tuple(order), (0.0,) * (len(steps) - 1), score_full, score_full, 1.0)
+    for settled in itertools.product(BOUNDS, repeat=len(steps) - 1):
+        score, spent = _tried(tiles, steps, settled, seconds, pad)
+        if score >= score_full - LOSS and spent / full < best.cost:
+            best = Bounds(tuple(order), settled, score_full, score, spent / full)
+    return best
+
+
+def _tried(
+    tiles: Sequence[Tile], steps: Sequence[Sequence[Pass]], settled: Sequence[float], seconds: Sequence[float], pad: int
+) -> tuple[float, float]:
+    """Returns the Jaccard index of a vote with these bounds, pooled, and its mean cost in seconds a tile."""
+    hit = union = 0
+    spent = 0.0
+    for tile in tiles:
+        height, width = tile.summed[0].shape[2:]
+        grid = Grid.of(height, width, pad)
+
+        def summed(stage: int, seen: Window, tile: Tile = tile) -> Tensor:
+            return tile.summed[stage][:, :, seen.top : seen.bottom, seen.left : seen.right]
+
+        probability, taken = vote(summed, steps, settled, grid, torch.zeros(1, 1, height, width))
+        rows, columns = tile.mask.shape
+        found = probability[0, 0, :rows, :columns].numpy() > 0.5
+        counted, building = tile.mask != 255, tile.mask == 1
+        hit += int((found & building).sum())
+        union += int(((found & counted) | building).sum())
+        for stage, windows in zip(steps, taken, strict=True):
+            share = sum(grid.seen(window).px for window in windows) / (height * width)
+            spent += share * sum(seconds[member] for member, _ in stage)
+    return (hit / union if union else 1.0), spent / len(tiles)

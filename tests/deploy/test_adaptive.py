@@ -1,0 +1,107 @@
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from deploy_fakes import TinyNet, noise
+from torch import Tensor
+
+from kit.deploy import adaptive
+from kit.deploy.adaptive import AdaptiveEnsemble, Bounds, Grid, Tile, Window, learn, stages, undecided
+from kit.deploy.ensemble import VIEWS, Core, Ensemble
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(adaptive, "BLOCK_PX", 32)
+    monkeypatch.setattr(adaptive, "MARGIN_PX", 16)
+
+
+def bounds(*settled: float, order: tuple[int, ...] = (1, 0)) -> Bounds:
+    return Bounds(order, settled, 0.8, 0.8, 1.0)
+
+
+def batch(height: int, width: int) -> Tensor:
+    return torch.from_numpy(np.stack([noise(height, width, 4, seed).transpose(2, 0, 1) for seed in range(2)]))
+
+
+def test_passes_come_cheapest_first():
+    assert stages((1, 0), VIEWS["flips"]) == [
+        [(1, 0)], [(0, 0)], [(1, 1), (1, 2), (1, 3), (0, 1), (0, 2), (0, 3)],
+    ]  # fmt: skip
+    assert stages((0,), VIEWS["flips"]) == [[(0, 0)], [(0, 1), (0, 2), (0, 3)]]
+    assert stages((0, 1), VIEWS["none"]) == [[(0, 0)], [(1, 0)]]
+    assert stages((0,), VIEWS["none"]) == [[(0, 0)]]
+
+
+@pytest.mark.parametrize("views", ["none", "flips", "d4"])
+@pytest.mark.parametrize("size", [(64, 64), (75, 50), (5, 130)])
+def test_a_vote_that_settles_nothing_is_the_full_one(views: str, size: tuple[int, int]):
+    networks = [Core(TinyNet(seed).eval()) for seed in range(2)]
+    steps = len(stages((1, 0), VIEWS[views]))
+    with torch.inference_mode():
+        full = Ensemble(networks, views, 16).probability(batch(*size))
+        found = AdaptiveEnsemble(networks, bounds(*[0.0] * (steps - 1)), views, 16)(batch(*size))
+    torch.testing.assert_close(found, full, atol=1e-6, rtol=0)
+
+
+def counting(network: Callable[[Tensor], Tensor], seen: list[tuple[int, int]]) -> Callable[[Tensor], Tensor]:
+    def run(x: Tensor) -> Tensor:
+        seen.append((x.shape[2], x.shape[3]))
+        return network(x)
+
+    return run
+
+
+def test_what_is_settled_costs_one_pass_and_what_is_not_is_seen_with_a_margin():
+    """Logits are what the red band says: clear on the left, undecided in the upper right corner."""
+    image = torch.full((1, 3, 96, 160), 255.0)
+    image[:, :, :32, 128:] = 0
+    seen: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
+    networks = [counting(lambda x, n=n: x[:, :1] / 25.5 + 3 * n, seen[n]) for n in range(2)]
+    found = AdaptiveEnsemble(networks, bounds(0.5, order=(0, 1)), "none", 16)(image)
+    assert seen == ([(96, 160)], [(48, 48)])
+    assert found[0, 0, 0, 0] == torch.sigmoid(torch.tensor(10.0))
+    assert found[0, 0, 0, 159] == torch.sigmoid(torch.tensor([0.0, 3.0])).mean()
+
+
+def test_alpha_is_kept_and_wrong_input_told():
+    network = AdaptiveEnsemble([lambda x: x[:, :1] + 100], bounds(order=(0,)), "none", 16)
+    x = batch(20, 30)
+    x[:, 3, :5] = 0
+    assert not network(x)[:, :, :5].any()
+    with pytest.raises(ValueError, match=r"expected 3 \(RGB\) or 4"):
+        network(torch.zeros(1, 2, 8, 8))
+
+
+def test_shares_of_cut_blocks_are_of_the_pixels_there_are():
+    mean = np.full((40, 32), 0.9, np.float32)
+    mean[32:] = 0.5
+    assert undecided(mean, 32).tolist() == [[0.0], [1.0]]
+
+
+def tile(later: float, truth: int, side: int = 64) -> Tile:
+    """The first network says 0.6 everywhere, the second `later`; of pixels that count all are `truth`."""
+    mask = np.full((side, side), truth, np.uint8)
+    mask[:4] = 255
+    return Tile([torch.full((1, 1, side, side), value) for value in (0.6, later)], mask)
+
+
+def test_learnt_bounds_drop_what_changes_nothing():
+    found = learn([tile(0.7, 1), tile(0.7, 1)], (0, 1), [0], [1.0, 3.0], 16)
+    assert found == Bounds((0, 1), (1.01,), 1.0, 1.0, 0.25)
+
+
+def test_learnt_bounds_keep_what_the_score_needs():
+    found = learn([tile(0.1, 0), tile(0.7, 1)], (0, 1), [0], [1.0, 3.0], 16)
+    assert (found.settled, found.score, found.score_full, found.cost) == ((0.0,), 1.0, 1.0, 1.0)
+
+
+def test_blocks_that_were_left_are_not_taken_up_again():
+    grid = Grid(64, 96, 32, 16)
+    mean = torch.full((1, 1, 64, 96), 0.5)
+    among = [Window(0, 32, 0, 32), Window(32, 64, 64, 96)]
+    covered = grid.open_windows(mean, 0.0, among)
+    assert sum(window.px for window in covered) <= 64 * 96
+    assert grid.open_windows(mean, 0.0, []) == []
+    assert grid.open_windows(torch.full((1, 1, 64, 96), 0.9), 0.1, [Window(0, 64, 0, 96)]) == []
