@@ -29,6 +29,7 @@ from kit.deploy.engines import Setting, int8_path, network
 from kit.deploy.export import export_ensemble
 from kit.deploy.tuning import SECONDS_A_CORE, choose
 from kit.deploy.weights import load_weights
+from kit.models.devices import keep_freed_memory
 from kit.paths import Paths
 from kit.training.fit import rebuild
 from kit.training.recipe import load_recipe
@@ -38,6 +39,7 @@ SIDE_PX, ROUNDS = 512, 5
 
 
 def main() -> None:
+    keep_freed_memory()  # as `kit submit` does: for all sides, and OpenVINO has memory of its own
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
     columns = ("recipe", "shipped s", "tuned s", "OpenVINO s", "int8 s", "share", "setting", "chosen in s")
     print(f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")

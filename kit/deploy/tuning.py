@@ -20,7 +20,7 @@ from kit.deploy.engines import Engine, Network, Setting, dtypes, int8_path, layo
 from kit.deploy.ensemble import Ensemble, unview, view
 from kit.deploy.weights import Weights
 from kit.errors import KitError, WeightsError
-from kit.models.devices import processor_name
+from kit.models.devices import keep_freed_memory, processor_name
 from kit.models.ranks import agreed, rank
 from kit.paths import cache_folder, replacing
 
@@ -80,6 +80,8 @@ def tune(weights: Weights, images: Sequence[NDArray[np.uint8]], engine: Engine =
     """Returns the weights with each core set as this machine predicts fastest.
 
     The choice is measured on `images` once a file, machine and number of threads, and remembered in the user's cache.
+    The process's malloc keeps what is freed from now on: without that a network waits for memory for up to a third of
+    its time.
     Settings whose masks differ from those of the shipped file on more than 0.2 % of the pixels are not taken.
 
     Args:
@@ -91,6 +93,7 @@ def tune(weights: Weights, images: Sequence[NDArray[np.uint8]], engine: Engine =
         WeightsError: an old export, whose cores cannot be called one by one; or another engine than torch gives other
             masks.
     """
+    keep_freed_memory()
     if not torchscript.has_cores(weights.module):
         lacking = f"{weights.path} is an old export, whose cores cannot be called one by one"
         if engine != "torch":

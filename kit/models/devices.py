@@ -65,7 +65,7 @@ def _cpuinfo() -> list[str]:
 
 
 def keep_freed_memory() -> bool:
-    """Makes malloc keep large freed blocks: training on a CPU otherwise returns and faults in each activation.
+    """Makes malloc keep large freed blocks: a CPU otherwise gives back and faults in the memory of each activation.
 
     Returns whether the C library took it (glibc on Linux).
     """
