@@ -339,6 +339,37 @@ def submit(
 
 
 @app.command()
+def check_submission(
+    submission: Annotated[Path, typer.Argument(metavar="FILE", help="A folder of masks, a .tgz or a .zip.")],
+    test: Annotated[Path | None, typer.Option(help="A STAC catalogue or a folder: its chips must be there.")] = None,
+    against: Annotated[Path | None, typer.Option(help="An earlier submission: how far this one differs.")] = None,
+    data: Annotated[str, typer.Option(help="Whose share of building is compared; all data sets by default.")] = "",
+    as_json: Json = False,
+    root: Root = HERE,
+    debug: Debug = False,
+) -> None:
+    """Look a submission over before it is handed in: names, form, sizes, share of building, empty masks.
+
+    Example: kit check-submission submissions/lite0-test.tgz --test test
+    """
+    from kit.data.index import building_share
+    from kit.deploy.chips import find_chips
+    from kit.deploy.doctor import COLUMNS, DIFFERENCE_COLUMNS, check
+
+    chips = find_chips(test) if test else None
+    checked = check(submission, chips, against, building_share(Paths(root), data))
+    if as_json:
+        result(checked.to_json())
+    else:
+        table(COLUMNS, [check.cells() for check in checked.checks])
+        if checked.differing:
+            table(DIFFERENCE_COLUMNS, [row.cells() for row in checked.differing])
+    checked.require()
+    if not as_json:
+        result(f"checked {submission}")
+
+
+@app.command()
 def weights(as_json: Json = False, root: Root = HERE, debug: Debug = False) -> None:
     """List the weights: views, score out of fold, parity with the networks they were frozen from, formats, checksum.
 

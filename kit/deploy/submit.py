@@ -1,7 +1,6 @@
 """A test set to masks, a table and an archive; finished chips are kept whatever happens, and all is checked."""
 
 import csv
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -9,11 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from kit.console import track
-from kit.deploy.archive import entries, write_tgz
+from kit.deploy.archive import write_tgz
 from kit.deploy.chips import Chip, find_chips
+from kit.deploy.doctor import Summary, check_submission
 from kit.deploy.engines import Engine, Setting, check_engine
 from kit.deploy.predict import predict_image
-from kit.deploy.rasters import decode_mask, encode_mask, image_size, read_image
+from kit.deploy.rasters import encode_mask, read_image
 from kit.deploy.tuning import TILES, tune, tuned
 from kit.deploy.weights import Weights, load_weights
 from kit.errors import RasterError, SubmissionError
@@ -23,7 +23,6 @@ __all__ = ["Chip", "Summary", "check_submission", "find_chips", "submit"]
 
 PROGRESS = ".progress.csv"
 TABLE = "submission.csv"
-LISTED = 10  # faults shown in one error
 
 
 @dataclass(frozen=True)
@@ -45,23 +44,6 @@ class Done:
     pixels: int
     building_px: int
     mean_confidence: float
-
-
-@dataclass(frozen=True)
-class Summary:
-    """A submission that was checked.
-
-    Args:
-        path: the archive or folder.
-        chips: how many.
-        building_fraction: of all pixels, 0..1.
-        empty: chips without a building pixel.
-    """
-
-    path: Path
-    chips: int
-    building_fraction: float
-    empty: int
 
 
 def submit(
@@ -116,53 +98,6 @@ def _set_up(weights: Weights, chips: Sequence[Chip], tuning: bool, engine: Engin
     if engine == "torch":
         return weights
     return tuned(weights, [Setting()] * len(weights.card.members), engine)
-
-
-def check_submission(path: Path, chips: Sequence[Chip]) -> Summary:
-    """Returns a summary of a submission in which nothing is wrong.
-
-    Args:
-        path: a folder or an archive.
-        chips: the test set.
-
-    Raises:
-        SubmissionError: lists what is wrong: chips missing, doubled or unknown, folders inside, more than one band,
-            not uint8, values other than 0 and 1, another size than the chip's.
-    """
-    images = {f"{chip.id}.tif": chip.path for chip in chips}
-    found = [(name, read) for name, read in entries(path) if not (path.is_dir() and not name.endswith(".tif"))]
-    counts = Counter(name for name, _ in found)
-    faults = [f"{name} is missing" for name in images if name not in counts]
-    faults += [f"{name} stands there {count} times" for name, count in counts.items() if count > 1]
-    faults += [f"{name} is not <chip>.tif of the test set" for name in counts if name not in images]
-    building = pixels = empty = 0
-    for name, read in found:
-        if name not in images:
-            continue
-        try:
-            building_px, mask_px = _check_mask(read(), name, image_size(images[name]))
-        except RasterError as cause:
-            faults.append(cause.message)
-            continue
-        building, pixels, empty = building + building_px, pixels + mask_px, empty + (building_px == 0)
-    if faults:
-        more = [f"and {len(faults) - LISTED} more"] if len(faults) > LISTED else []
-        raise SubmissionError(
-            f"{path} has {len(faults)} faults:\n  " + "\n  ".join(faults[:LISTED] + more), "write it again: kit submit"
-        )
-    return Summary(path, len(chips), building / pixels, empty)
-
-
-def _check_mask(data: bytes, name: str, size: tuple[int, int]) -> tuple[int, int]:
-    """Returns building pixels and all pixels of a mask file; RasterError when it is not as it should be."""
-    mask = decode_mask(data, name)
-    if mask.dtype != np.uint8:
-        raise RasterError(f"{name} is {mask.dtype}, expected uint8")
-    if mask.shape != size:
-        raise RasterError(f"{name} is {mask.shape[1]} x {mask.shape[0]} px, its chip {size[1]} x {size[0]}")
-    if mask.max() > 1:
-        raise RasterError(f"{name} holds the value {mask.max()}, expected 0 and 1")
-    return int(mask.sum()), mask.size
 
 
 def _predict_chip(weights: Weights, chip: Chip) -> tuple[Done, bytes]:
