@@ -316,6 +316,7 @@ def submit(
         bool, typer.Option(help="Measure once how this machine predicts fastest; else as the file was shipped.")
     ] = True,
     engine: Annotated[str, typer.Option(help="torch or openvino.")] = "torch",
+    rle: Annotated[bool, typer.Option("--rle", help="Write rle.csv, run lengths as Kaggle takes them, too.")] = False,
     root: Root = HERE,
     debug: Debug = False,
 ) -> None:
@@ -333,14 +334,16 @@ def submit(
     say(f"weights {chosen}, test set {chips}")
     where = chips.parent if chips.suffix == ".json" else chips
     folder = paths.submission(name or f"{chosen.stem}-{where.resolve().name}")
-    made = submit_chips(chips, chosen, folder, str(pick_device(device)), tune, engine)
+    made = submit_chips(chips, chosen, folder, str(pick_device(device)), tune, engine, rle)
     say(f"{made.chips} chips checked: {made.building_fraction:.1%} building, {made.empty} without any")
+    if rle:
+        result(str(folder / "rle.csv"))
     result(str(made.path))
 
 
 @app.command()
 def check_submission(
-    submission: Annotated[Path, typer.Argument(metavar="FILE", help="A folder of masks, a .tgz or a .zip.")],
+    submission: Annotated[Path, typer.Argument(metavar="FILE", help="A folder of masks, a .tgz, .zip or rle.csv.")],
     test: Annotated[Path | None, typer.Option(help="A STAC catalogue or a folder: its chips must be there.")] = None,
     against: Annotated[Path | None, typer.Option(help="An earlier submission: how far this one differs.")] = None,
     data: Annotated[str, typer.Option(help="Whose share of building is compared; all data sets by default.")] = "",

@@ -15,13 +15,14 @@ from kit.data.masks import Counts, count, pool
 from kit.deploy.archive import Member, members
 from kit.deploy.chips import Chip
 from kit.deploy.rasters import image_size, opened_mask
+from kit.deploy.rle import TABLE, decode, read_rle
 from kit.errors import RasterError, SubmissionError
 
 LISTED = 10  # faults shown in one error
 DIFFERING = 10  # chips listed that differ most from an earlier submission
 FAR = 3.0  # times the share of building in training, or its part, that is worth a word
 LARGEST_PX = 2**28  # of a mask, 16,384 x 16,384 px: a file of a few bytes may claim any size
-OWN = ("submission.csv", "rle.csv")  # what kit writes beside the masks into a folder; hidden files aside
+OWN = ("submission.csv", TABLE)  # what kit writes beside the masks into a folder; hidden files aside
 FORM = {  # of each mask: check, and what is said where nothing is wrong
     "readable": "{n} masks", "bands": "one each", "type": "uint8", "values": "0 and 1", "sizes": "",
 }  # fmt: skip
@@ -168,6 +169,7 @@ class Contents:
         names: of the chips that have masks, as often as they stand there.
         strays: what should not lie there, in words.
         masks: of the chips in question.
+        suffix: of the masks' names.
         form: the checks that apply to such masks.
     """
 
@@ -175,7 +177,8 @@ class Contents:
     names: tuple[str, ...]
     strays: tuple[str, ...]
     masks: tuple[Mask, ...]
-    form: tuple[str, ...] = tuple(FORM)
+    suffix: str = ".tif"
+    form: tuple[str, ...] = ("flat", *FORM)
 
     def sound(self) -> dict[str, Mask]:
         """Returns the masks in which nothing is wrong, by chip."""
@@ -186,7 +189,7 @@ def check_submission(path: Path, chips: Sequence[Chip]) -> Summary:
     """Returns a summary of a submission in which nothing is wrong; it may be of chips without a building.
 
     Args:
-        path: a folder or an archive.
+        path: a folder, an archive or a table of run lengths.
         chips: the test set.
 
     Raises:
@@ -206,7 +209,7 @@ def check(
     """Returns what was found about a submission: chips missing, doubled or unknown, strays, masks of a wrong form.
 
     Args:
-        path: a folder or an archive.
+        path: a folder, an archive, or a table of run lengths, which needs the test set.
         chips: the test set; without it names and sizes are held against each other.
         earlier: another submission for the same chips, to compare with.
         share: of building in training, 0..1, and where it was counted.
@@ -220,10 +223,8 @@ def check(
     sound = found.sound()
     building, pixels = (sum(values) for values in zip(*map(_pixels, sound.values()), strict=True)) if sound else (0, 0)
     summary = Summary(path, len(sound), building / max(pixels, 1), sum(not mask.building_px for mask in sound.values()))
-    checks = [
-        _check_names(found, images), Check("flat", "files alone", found.strays),
-        *(_check_form(name, found, images) for name in found.form), _check_share(summary, share), _check_empty(summary),
-    ]  # fmt: skip
+    form = [_check_form(name, found, images) for name in found.form]
+    checks = [_check_names(found, images), *form, _check_share(summary, share), _check_empty(summary)]
     if earlier is None:
         return Checked(summary, tuple(checks))
     agreed, differing = _check_earlier(found, _contents(earlier, images, True))
@@ -235,13 +236,15 @@ def _pixels(mask: Mask) -> tuple[int, int]:
 
 
 def _contents(path: Path, images: Mapping[str, Path] | None, keep: bool) -> Contents:
-    """Returns what lies in a folder or archive.
+    """Returns what lies in a folder, an archive or a table of run lengths.
 
     Args:
         path: of it.
         images: of the test set, by chip.
         keep: keeps the masks, packed.
     """
+    if path.suffix.lower() == ".csv" and not path.is_dir():
+        return _table(path, images, keep)
     names: list[str] = []
     strays: list[str] = []
     masks: list[Mask] = []
@@ -257,6 +260,26 @@ def _contents(path: Path, images: Mapping[str, Path] | None, keep: bool) -> Cont
             size = image_size(images[name]) if images else None
             masks.append(_read_mask(member.read(), name, size, keep))
     return Contents(path, tuple(names), tuple(strays), tuple(masks))
+
+
+def _table(path: Path, images: Mapping[str, Path] | None, keep: bool) -> Contents:
+    """Returns the masks of a table of run lengths, see `_contents`."""
+    if images is None:
+        raise SubmissionError(f"{path} tells no sizes: run lengths need a test set", "give it with --test")
+    names: list[str] = []
+    masks: list[Mask] = []
+    for name, runs in read_rle(path):
+        names.append(name)
+        if name not in images:
+            continue
+        size = image_size(images[name])
+        try:
+            mask = decode(runs, size)
+        except SubmissionError as cause:
+            masks.append(Mask(name, {"readable": f"{name} has {cause.message}"}, size))
+            continue
+        masks.append(Mask(name, {}, size, int(mask.sum()), _packed(mask) if keep else b""))
+    return Contents(path, tuple(names), (), tuple(masks), "", ("readable",))
 
 
 def _stray(member: Member) -> str:
@@ -318,18 +341,20 @@ def _unpacked(mask: Mask) -> NDArray[np.bool_]:
 
 
 def _check_names(found: Contents, images: Mapping[str, Path] | None) -> Check:
-    counts = Counter(found.names)
-    twice = [f"{name}.tif stands there {times} times" for name, times in counts.items() if times > 1]
+    counts, end = Counter(found.names), found.suffix
+    twice = [f"{name}{end} stands there {times} times" for name, times in counts.items() if times > 1]
     if images is None:
         none = [] if counts else [f"{found.path.name} holds no mask"]
         return Check("names", f"{len(counts)}, each once; no test set to compare with", (*none, *twice))
-    missing = [f"{name}.tif is missing" for name in images if name not in counts]
-    unknown = [f"{name}.tif is not <chip>.tif of the test set" for name in counts if name not in images]
+    missing = [f"{name}{end} is missing" for name in images if name not in counts]
+    unknown = [f"{name}{end} is not <chip>{end} of the test set" for name in counts if name not in images]
     return Check("names", f"{len(counts)} chips, each once", (*missing, *twice, *unknown))
 
 
 def _check_form(name: str, found: Contents, images: Mapping[str, Path] | None) -> Check:
-    """Returns one of the checks of FORM over all masks."""
+    """Returns the check for strays, or one of the checks of FORM over all masks."""
+    if name == "flat":
+        return Check(name, "files alone", found.strays)
     faults = tuple(mask.faults[name] for mask in found.masks if name in mask.faults)
     if name != "sizes":
         return Check(name, FORM[name].format(n=len(found.masks)), faults)

@@ -13,7 +13,9 @@ from kit.deploy.chips import Chip, find_chips
 from kit.deploy.doctor import Summary, check_submission
 from kit.deploy.engines import Engine, Setting, check_engine
 from kit.deploy.predict import predict_image
-from kit.deploy.rasters import encode_mask, read_image
+from kit.deploy.rasters import decode_mask, encode_mask, read_image
+from kit.deploy.rle import TABLE as RLE
+from kit.deploy.rle import write_rle
 from kit.deploy.tuning import TILES, tune, tuned
 from kit.deploy.weights import Weights, load_weights
 from kit.errors import RasterError, SubmissionError
@@ -47,7 +49,13 @@ class Done:
 
 
 def submit(
-    test: Path, weights_path: Path, out_dir: Path, device: str = "cpu", tuning: bool = True, engine: str = "torch"
+    test: Path,
+    weights_path: Path,
+    out_dir: Path,
+    device: str = "cpu",
+    tuning: bool = True,
+    engine: str = "torch",
+    rle: bool = False,
 ) -> Summary:
     """Predicts every chip and writes `<id>.tif`, `submission.csv` and, beside the folder, `NAME.tgz`.
 
@@ -62,6 +70,7 @@ def submit(
         tuning: measures, with the first call, how this machine predicts fastest (`kit.deploy.tuning`); without it the
             file computes as it was shipped.
         engine: `torch` or `openvino`.
+        rle: writes `rle.csv` into the folder, too, see `kit.deploy.rle`.
 
     Raises:
         CatalogError: the test set is missing or empty.
@@ -75,6 +84,7 @@ def submit(
     done = _read_progress(out_dir, weights)
     todo = [chip for chip in chips if not _is_done(chip, done, out_dir)]
     if todo:
+        (out_dir / RLE).unlink(missing_ok=True)  # of other masks
         with (out_dir / PROGRESS).open("a", newline="") as file:
             progress = csv.writer(file, lineterminator="\n")
             for chip in track(todo, "predict chips"):
@@ -87,6 +97,10 @@ def submit(
     _write_table([done[chip.id] for chip in chips], out_dir / TABLE)
     archive = out_dir.with_name(f"{out_dir.name}.tgz")
     write_tgz([out_dir / f"{chip.id}.tif" for chip in chips], archive)
+    if rle:
+        masks = ((chip.id, decode_mask((out_dir / f"{chip.id}.tif").read_bytes(), chip.id)) for chip in chips)
+        write_rle(masks, out_dir / RLE)
+        check_submission(out_dir / RLE, chips)
     return check_submission(archive, chips)
 
 
