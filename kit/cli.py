@@ -317,6 +317,14 @@ def submit(
     ] = True,
     engine: Annotated[str, typer.Option(help="torch or openvino.")] = "torch",
     rle: Annotated[bool, typer.Option("--rle", help="Write rle.csv, run lengths as Kaggle takes them, too.")] = False,
+    clean: Annotated[
+        bool, typer.Option(help="Cut masks as was best out of fold, by the card; else at 0.5, as NAME.pt does.")
+    ] = False,
+    threshold: Annotated[
+        float | None, typer.Option(help="Building is where the probability is above it.", min=0, max=1)
+    ] = None,
+    smallest: Annotated[float | None, typer.Option(help="Remove smaller objects, m2.", min=0)] = None,
+    holes: Annotated[float | None, typer.Option(help="Fill smaller holes, m2.", min=0)] = None,
     root: Root = HERE,
     debug: Debug = False,
 ) -> None:
@@ -324,17 +332,23 @@ def submit(
 
     Example: kit submit test --weights weights/lite0.pt
     """
+    from kit.deploy.cleaning import AS_SHIPPED, chosen_cleaning
     from kit.deploy.fetch import find_weights
     from kit.deploy.submit import submit as submit_chips
+    from kit.deploy.weights import read_card
     from kit.models.devices import pick_device
 
     paths = Paths(root)
     chips = test or paths.sample / "test"
     chosen = find_weights(weights, sha256, paths.weights)
     say(f"weights {chosen}, test set {chips}")
+    cleaning = AS_SHIPPED
+    if clean or (threshold, smallest, holes) != (None, None, None):
+        cleaning = chosen_cleaning(read_card(chosen), chosen.name, clean, threshold, smallest, holes)
+        say(f"masks: {cleaning}")
     where = chips.parent if chips.suffix == ".json" else chips
     folder = paths.submission(name or f"{chosen.stem}-{where.resolve().name}")
-    made = submit_chips(chips, chosen, folder, str(pick_device(device)), tune, engine, rle)
+    made = submit_chips(chips, chosen, folder, str(pick_device(device)), tune, engine, rle, cleaning)
     say(f"{made.chips} chips checked: {made.building_fraction:.1%} building, {made.empty} without any")
     if rle:
         result(str(folder / "rle.csv"))

@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from kit.console import track
 from kit.deploy.archive import write_tgz
 from kit.deploy.chips import Chip, find_chips
+from kit.deploy.cleaning import AS_SHIPPED, Cleaning, clean_image
 from kit.deploy.doctor import Summary, check_submission
 from kit.deploy.engines import Engine, Setting, check_engine
 from kit.deploy.predict import predict_image
@@ -33,7 +34,7 @@ class Done:
 
     Args:
         chip: its id.
-        weights: sha256 of the weights that predicted it, and how their cores computed; the views are part of the file.
+        weights: sha256 of the weights that predicted it, and how, see `_identity`; the views are part of the file.
         image: size in bytes and time of the chip's image: another image is predicted again.
         pixels: of the chip.
         building_px: of the mask.
@@ -56,6 +57,7 @@ def submit(
     tuning: bool = True,
     engine: str = "torch",
     rle: bool = False,
+    cleaning: Cleaning = AS_SHIPPED,
 ) -> Summary:
     """Predicts every chip and writes `<id>.tif`, `submission.csv` and, beside the folder, `NAME.tgz`.
 
@@ -71,6 +73,7 @@ def submit(
             file computes as it was shipped.
         engine: `torch` or `openvino`.
         rle: writes `rle.csv` into the folder, too, see `kit.deploy.rle`.
+        cleaning: of the masks; by default they are those of the weights' own `mask`.
 
     Raises:
         CatalogError: the test set is missing or empty.
@@ -81,14 +84,14 @@ def submit(
     chips = find_chips(test)
     weights = _set_up(load_weights(weights_path, device), chips, tuning, check_engine(engine))
     _check_folder(out_dir, chips)
-    done = _read_progress(out_dir, weights)
+    done = _read_progress(out_dir, _identity(weights, cleaning))
     todo = [chip for chip in chips if not _is_done(chip, done, out_dir)]
     if todo:
         (out_dir / RLE).unlink(missing_ok=True)  # of other masks
         with (out_dir / PROGRESS).open("a", newline="") as file:
             progress = csv.writer(file, lineterminator="\n")
             for chip in track(todo, "predict chips"):
-                done[chip.id], mask = _predict_chip(weights, chip)
+                done[chip.id], mask = _predict_chip(weights, chip, cleaning)
                 with replacing(mask_path := out_dir / f"{chip.id}.tif") as temporary:
                     temporary.write_bytes(mask)
                     mask_path.unlink(missing_ok=True)  # what stood there is another's: a mask that stands has its row
@@ -114,18 +117,19 @@ def _set_up(weights: Weights, chips: Sequence[Chip], tuning: bool, engine: Engin
     return tuned(weights, [Setting()] * len(weights.card.members), engine)
 
 
-def _predict_chip(weights: Weights, chip: Chip) -> tuple[Done, bytes]:
+def _predict_chip(weights: Weights, chip: Chip, cleaning: Cleaning) -> tuple[Done, bytes]:
     """Returns one chip's row and its mask as a file."""
-    version = _image_version(chip)
-    probability = predict_image(weights, read_image(chip.path))
-    mask = (probability > 0.5).astype(np.uint8)
+    version, made_by = _image_version(chip), _identity(weights, cleaning)
+    probability = predict_image(weights, image := read_image(chip.path))
+    mask = clean_image(probability, image, cleaning, weights.card.gsd_m)
     confidence = float(np.maximum(probability, 1 - probability).mean(dtype=np.float64))
-    return Done(chip.id, _identity(weights), version, mask.size, int(mask.sum()), confidence), encode_mask(mask)
+    return Done(chip.id, made_by, version, mask.size, int(mask.sum()), confidence), encode_mask(mask)
 
 
-def _identity(weights: Weights) -> str:
-    """Returns what two chips of one submission have in common: the file, and how its cores compute."""
-    return f"{weights.sha256} {weights.plan}"
+def _identity(weights: Weights, cleaning: Cleaning) -> str:
+    """Returns what two chips of one submission have in common: the file, how its cores compute, how masks are cut."""
+    cut = () if cleaning == AS_SHIPPED else ("cut", *astuple(cleaning))
+    return " ".join(map(str, (weights.sha256, weights.plan, *cut)))
 
 
 def _image_version(chip: Chip) -> str:
@@ -153,8 +157,8 @@ def _check_folder(out_dir: Path, chips: Sequence[Chip]) -> None:
         )
 
 
-def _read_progress(out_dir: Path, weights: Weights) -> dict[str, Done]:
-    """Returns the rows that these weights finished, by chip; rewrites the file without others or a half-written row."""
+def _read_progress(out_dir: Path, identity: str) -> dict[str, Done]:
+    """Returns the rows of one `_identity`, by chip; rewrites the file without others or a half-written row."""
     path = out_dir / PROGRESS
     names = [field.name for field in fields(Done)]
     lines = path.read_text().splitlines(keepends=True)[1:] if path.is_file() else []
@@ -162,7 +166,7 @@ def _read_progress(out_dir: Path, weights: Weights) -> dict[str, Done]:
     for chip, made_by, image, pixels, building_px, confidence in csv.reader(
         line for line in lines if line.endswith("\n") and line.count(",") == len(names) - 1
     ):
-        if made_by == _identity(weights):
+        if made_by == identity:
             done[chip] = Done(chip, made_by, image, int(pixels), int(building_px), float(confidence))
     with replacing(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
