@@ -188,7 +188,7 @@ def test_tiles_that_are_others_now(tmp_path: Path):
 
 
 def test_a_run_keeps_its_choice_in_the_card(cli: Cli, workplace: Path):
-    code, out, err = cli("run", "tiny", "--root", workplace, "--no-pretrained")
+    code, _, err = cli("run", "tiny", "--root", workplace, "--no-pretrained")
     assert code == 0, err
     card = read_card(workplace / "weights/tiny.pt")
     assert card.postprocess is not None
