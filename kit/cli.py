@@ -317,6 +317,15 @@ def submit(
     ] = True,
     engine: Annotated[str, typer.Option(help="torch, openvino or openvino-int8.")] = "torch",
     nproc: Annotated[int, typer.Option(help="Processes that share the chips, one a GPU.", min=1)] = 1,
+    rle: Annotated[bool, typer.Option("--rle", help="Write rle.csv, run lengths as Kaggle takes them, too.")] = False,
+    clean: Annotated[
+        bool, typer.Option(help="Cut masks as was best out of fold, by the card; else at 0.5, as NAME.pt does.")
+    ] = False,
+    threshold: Annotated[
+        float | None, typer.Option(help="Building is where the probability is above it.", min=0, max=1)
+    ] = None,
+    smallest: Annotated[float | None, typer.Option(help="Remove smaller objects, m2.", min=0)] = None,
+    holes: Annotated[float | None, typer.Option(help="Fill smaller holes, m2.", min=0)] = None,
     root: Root = HERE,
     debug: Debug = False,
 ) -> None:
@@ -326,8 +335,10 @@ def submit(
 
     Example: kit submit test --weights weights/lite0.pt
     """
+    from kit.deploy.cleaning import AS_SHIPPED, chosen_cleaning
     from kit.deploy.fetch import find_weights
     from kit.deploy.submit import submit as submit_chips
+    from kit.deploy.weights import read_card
     from kit.models.processes import joined, launch, launched
     from kit.models.ranks import agreed, rank
 
@@ -339,10 +350,16 @@ def submit(
     with joined(device) as picked:
         chosen = Path(agreed(str(find_weights(weights, sha256, paths.weights)) if rank() == 0 else ""))
         say(f"weights {chosen}, test set {chips}")
+        cleaning = AS_SHIPPED
+        if clean or (threshold, smallest, holes) != (None, None, None):
+            cleaning = chosen_cleaning(read_card(chosen), chosen.name, clean, threshold, smallest, holes)
+            say(f"masks: {cleaning}")
         where = chips.parent if chips.suffix == ".json" else chips
         folder = paths.submission(name or f"{chosen.stem}-{where.resolve().name}")
-        made = submit_chips(chips, chosen, folder, str(picked), tune, engine)
+        made = submit_chips(chips, chosen, folder, str(picked), tune, engine, rle, cleaning)
     say(f"{made.chips} chips checked: {made.building_fraction:.1%} building, {made.empty} without any")
+    if rle:
+        result(str(folder / "rle.csv"))
     result(str(made.path))
     return None
 
@@ -352,6 +369,37 @@ def _refuse_nproc_in_a_launched_process(nproc: int) -> None:
 
     if nproc > 1 and launched() and not launched_by_kit():
         raise typer.BadParameter("several processes were started already: leave it out", param_hint="--nproc")
+
+
+@app.command()
+def check_submission(
+    submission: Annotated[Path, typer.Argument(metavar="FILE", help="A folder of masks, a .tgz, .zip or rle.csv.")],
+    test: Annotated[Path | None, typer.Option(help="A STAC catalogue or a folder: its chips must be there.")] = None,
+    against: Annotated[Path | None, typer.Option(help="An earlier submission: how far this one differs.")] = None,
+    data: Annotated[str, typer.Option(help="Whose share of building is compared; all data sets by default.")] = "",
+    as_json: Json = False,
+    root: Root = HERE,
+    debug: Debug = False,
+) -> None:
+    """Look a submission over before it is handed in: names, form, sizes, share of building, empty masks.
+
+    Example: kit check-submission submissions/lite0-test.tgz --test test
+    """
+    from kit.data.index import building_share
+    from kit.deploy.chips import find_chips
+    from kit.deploy.doctor import COLUMNS, DIFFERENCE_COLUMNS, check
+
+    chips = find_chips(test) if test else None
+    checked = check(submission, chips, against, building_share(Paths(root), data))
+    if as_json:
+        result(checked.to_json())
+    else:
+        table(COLUMNS, [check.cells() for check in checked.checks])
+        if checked.differing:
+            table(DIFFERENCE_COLUMNS, [row.cells() for row in checked.differing])
+    checked.require()
+    if not as_json:
+        result(f"checked {submission}")
 
 
 @app.command()

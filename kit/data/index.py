@@ -39,6 +39,28 @@ def read_index(paths: Paths, name: str = "") -> tuple[str, pd.DataFrame]:
     return name, index
 
 
+def building_share(paths: Paths, name: str = "") -> tuple[float, str] | None:
+    """Returns the share of building among the pixels with imagery, 0..1, and the data sets it was counted in.
+
+    Args:
+        paths: of the working root.
+        name: of a data set; all there are together by default.
+
+    Returns:
+        None where no data set is prepared.
+
+    Raises:
+        DataError: there is none of that name.
+    """
+    names = [name] if name else paths.data_names()
+    known = built = 0.0
+    for each in names:
+        index = read_index(paths, each)[1]
+        px = index["valid_fraction"] * index["width_px"] * index["height_px"]
+        known, built = known + float(px.sum()), built + float((px * index["building_fraction"]).sum())
+    return (built / known, ", ".join(names)) if known else None
+
+
 def refold(
     paths: Paths, name: str, by: str, k: int, block_m: float | None = None, gap_m: float | None = None
 ) -> tuple[pd.DataFrame, str]:

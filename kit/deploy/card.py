@@ -21,6 +21,9 @@ KEY_TYPES: dict[str, type | tuple[type, ...]] = {
 MEMBER_TYPES: dict[str, type | tuple[type, ...]] = {
     "recipe": str, "fold": (int, str), "seed": int, "sha256": str, "score": (*NUMBER, type(None)),
 }  # fmt: skip
+POSTPROCESS_TYPES: dict[str, type | tuple[type, ...]] = {
+    "threshold": NUMBER, "smallest_m2": NUMBER, "hole_m2": NUMBER, "score_before": NUMBER, "score_after": NUMBER,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,25 @@ class Member:
     seed: int
     sha256: str
     score: float | None
+
+
+@dataclass(frozen=True)
+class Postprocess:
+    """How masks are best cut, as `kit.deploy.cleaning` does, chosen on out-of-fold predictions.
+
+    Args:
+        threshold: building is where the probability is above it, 0..1.
+        smallest_m2: smaller objects are removed.
+        hole_m2: smaller holes are filled.
+        score_before: pooled Jaccard out of fold with 0.5 alone, 0..1.
+        score_after: likewise, with all three.
+    """
+
+    threshold: float
+    smallest_m2: float
+    hole_m2: float
+    score_before: float
+    score_after: float
 
 
 @dataclass(frozen=True)
@@ -63,6 +85,7 @@ class Card:
         created: UTC, ISO 8601.
         parity_max_abs: the largest difference in probability between the file and the eager networks.
         parity_equal_masks: the share of pixels whose mask is the same in both, 0..1.
+        postprocess: the cleaning that `kit submit --clean` takes; None when no fold was held out, and for older files.
     """
 
     kit_version: str
@@ -81,6 +104,7 @@ class Card:
     created: str
     parity_max_abs: float
     parity_equal_masks: float
+    postprocess: Postprocess | None = None
 
     def to_json(self, **added: str) -> str:
         """Returns the card as JSON text, with the `added` keys at the end."""
@@ -105,6 +129,9 @@ class Card:
         known["members"] = tuple(Member(**_checked(m, MEMBER_TYPES, f"{source}, members")) for m in known["members"])
         known["classes"] = tuple(known["classes"])
         known["mean"], known["std"] = (_rows(known[key], f"{source}, {key}") for key in ("mean", "std"))
+        if (chosen := found.get("postprocess")) is not None:  # not in KEY_TYPES: older cards have no such key
+            chosen = Postprocess(**_checked(chosen, POSTPROCESS_TYPES, f"{source}, postprocess"))
+        known["postprocess"] = chosen
         return cls(**{field.name: known[field.name] for field in fields(cls)})
 
 

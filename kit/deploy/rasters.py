@@ -92,6 +92,26 @@ def encode_mask(mask: NDArray[np.uint8]) -> bytes:
         return bytes(memory.getbuffer())
 
 
+@contextmanager
+def opened_mask(data: bytes, name: str) -> Iterator[Any]:
+    """Yields a mask's TIFF as an open dataset; other formats that GDAL knows are refused: some name files to read.
+
+    Args:
+        data: the file's bytes.
+        name: for the error.
+
+    Raises:
+        RasterError: it is broken; also for what fails while it is read within the block.
+    """
+    if not data:  # rasterio takes it for a file to be written
+        raise RasterError(f"{name} is empty, expected a TIFF", "write it again")
+    try:
+        with _unplaced, MemoryFile(data) as memory, memory.open(driver="GTiff") as dataset:
+            yield dataset
+    except RasterioError as cause:
+        raise RasterError(f"{name} is not a readable TIFF", "write it again") from cause
+
+
 def decode_mask(data: bytes, name: str) -> NDArray[Any]:
     """Returns the one band of a TIFF, (H, W), in the file's own dtype.
 
@@ -102,11 +122,8 @@ def decode_mask(data: bytes, name: str) -> NDArray[Any]:
     Raises:
         RasterError: it is broken or has more bands.
     """
-    try:
-        with _unplaced, MemoryFile(data) as memory, memory.open() as dataset:
-            if dataset.count != 1:
-                raise RasterError(f"{name} has {dataset.count} bands, expected 1", "write masks of one band")
-            band: NDArray[Any] = dataset.read(1)
-    except RasterioError as cause:
-        raise RasterError(f"{name} is not a readable TIFF", "write it again") from cause
+    with opened_mask(data, name) as dataset:
+        if dataset.count != 1:
+            raise RasterError(f"{name} has {dataset.count} bands, expected 1", "write masks of one band")
+        band: NDArray[Any] = dataset.read(1)
     return band

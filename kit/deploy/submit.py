@@ -1,9 +1,8 @@
 """A test set to masks, a table and an archive; finished chips are kept whatever happens, and all is checked."""
 
 import csv
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -13,12 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kit.console import meter
-from kit.deploy.archive import entries, write_tgz
+from kit.deploy.archive import write_tgz
 from kit.deploy.chips import Chip, find_chips
+from kit.deploy.cleaning import AS_SHIPPED, Cleaning, clean_image
+from kit.deploy.doctor import Summary, check_submission
 from kit.deploy.engines import Engine, Setting, check_engine
 from kit.deploy.flow import WriteBehind, read_ahead
 from kit.deploy.predict import has_ground, predict_image
-from kit.deploy.rasters import decode_mask, encode_mask, image_size, read_image
+from kit.deploy.rasters import decode_mask, encode_mask, read_image
+from kit.deploy.rle import TABLE as RLE
+from kit.deploy.rle import write_rle
 from kit.deploy.tuning import TILES, tune, tuned
 from kit.deploy.weights import Weights, load_weights
 from kit.errors import KitError, RasterError, SubmissionError
@@ -31,7 +34,6 @@ PROGRESS = ".progress.csv"
 SHARES = ".progress.*.csv"  # of ranks beside the first
 TABLE = "submission.csv"
 TRIED = 30  # chips that are looked at for ground to be tuned on
-LISTED = 10  # faults shown in one error
 
 
 @dataclass(frozen=True)
@@ -59,24 +61,39 @@ COLUMNS = tuple(field.name for field in fields(Done))
 
 
 @dataclass(frozen=True)
-class Summary:
-    """A submission that was checked.
+class Job:
+    """What makes the masks of a submission, and where they go.
 
     Args:
-        path: the archive or folder.
-        chips: how many.
-        building_fraction: of all pixels, 0..1.
-        empty: chips without a building pixel.
+        weights: set up to predict.
+        cleaning: how masks are cut.
+        folder: of the submission.
     """
 
-    path: Path
-    chips: int
-    building_fraction: float
-    empty: int
+    weights: Weights
+    cleaning: Cleaning
+    folder: Path
+
+    @property
+    def identity(self) -> str:
+        """What two masks have in common: the file, how its cores compute, how masks are cut."""
+        cut = () if self.cleaning == AS_SHIPPED else ("cut", *astuple(self.cleaning))
+        return " ".join(map(str, (self.weights.sha256, self.weights.plan, *cut)))
+
+    def mask_path(self, chip: Chip) -> Path:
+        """Where a chip's mask is written."""
+        return self.folder / f"{chip.id}.tif"
 
 
 def submit(
-    test: Path, weights_path: Path, out_dir: Path, device: str = "cpu", tuning: bool = True, engine: str = "torch"
+    test: Path,
+    weights_path: Path,
+    out_dir: Path,
+    device: str = "cpu",
+    tuning: bool = True,
+    engine: str = "torch",
+    rle: bool = False,
+    cleaning: Cleaning = AS_SHIPPED,
 ) -> Summary:
     """Predicts every chip and writes `<id>.tif`, `submission.csv` and, beside the folder, `NAME.tgz`.
 
@@ -91,6 +108,8 @@ def submit(
         tuning: measures, with the first call, how this machine predicts fastest (`kit.deploy.tuning`); without it the
             file computes as it was shipped.
         engine: `torch`, `openvino` or `openvino-int8`, see `kit.deploy.engines`.
+        rle: writes `rle.csv` into the folder, too, see `kit.deploy.rle`.
+        cleaning: of the masks; by default they are those of the weights' own `mask`.
 
     Raises:
         CatalogError: the test set is missing or empty.
@@ -100,10 +119,11 @@ def submit(
     """
     chips = find_chips(test)
     weights = _set_up(load_weights(weights_path, device), chips, tuning, check_engine(engine))
-    todo = agreed(_begin(chips, weights, out_dir) if rank() == 0 else [])
-    _predict([chip for chip in chips if chip.id in set(todo)][rank() :: ranks()], weights, out_dir)
+    job = Job(weights, cleaning, out_dir)
+    todo = set(agreed(_begin(job, chips) if rank() == 0 else []))
+    _predict(job, [chip for chip in chips if chip.id in todo][rank() :: ranks()])
     wait_for_all()
-    return agreed(_finish(chips, weights, out_dir) if rank() == 0 else None)  # type: ignore[return-value]
+    return agreed(_finish(job, chips, rle) if rank() == 0 else None)  # type: ignore[return-value]
 
 
 def _set_up(weights: Weights, chips: Sequence[Chip], tuning: bool, engine: Engine) -> Weights:
@@ -118,72 +138,28 @@ def _set_up(weights: Weights, chips: Sequence[Chip], tuning: bool, engine: Engin
     return tuned(weights, [Setting()] * len(weights.card.members), engine)
 
 
-def check_submission(path: Path, chips: Sequence[Chip]) -> Summary:
-    """Returns a summary of a submission in which nothing is wrong.
-
-    Args:
-        path: a folder or an archive.
-        chips: the test set.
-
-    Raises:
-        SubmissionError: lists what is wrong: chips missing, doubled or unknown, folders inside, more than one band,
-            not uint8, values other than 0 and 1, another size than the chip's.
-    """
-    images = {f"{chip.id}.tif": chip.path for chip in chips}
-    found = [(name, read) for name, read in entries(path) if not (path.is_dir() and not name.endswith(".tif"))]
-    counts = Counter(name for name, _ in found)
-    faults = [f"{name} is missing" for name in images if name not in counts]
-    faults += [f"{name} stands there {count} times" for name, count in counts.items() if count > 1]
-    faults += [f"{name} is not <chip>.tif of the test set" for name in counts if name not in images]
-    building = pixels = empty = 0
-    for name, read in found:
-        if name not in images:
-            continue
-        try:
-            building_px, mask_px = _check_mask(read(), name, image_size(images[name]))
-        except RasterError as cause:
-            faults.append(cause.message)
-            continue
-        building, pixels, empty = building + building_px, pixels + mask_px, empty + (building_px == 0)
-    if faults:
-        more = [f"and {len(faults) - LISTED} more"] if len(faults) > LISTED else []
-        raise SubmissionError(
-            f"{path} has {len(faults)} faults:\n  " + "\n  ".join(faults[:LISTED] + more), "write it again: kit submit"
-        )
-    return Summary(path, len(chips), building / pixels, empty)
-
-
-def _check_mask(data: bytes, name: str, size: tuple[int, int]) -> tuple[int, int]:
-    """Returns building pixels and all pixels of a mask file; RasterError when it is not as it should be."""
-    mask = decode_mask(data, name)
-    if mask.dtype != np.uint8:
-        raise RasterError(f"{name} is {mask.dtype}, expected uint8")
-    if mask.shape != size:
-        raise RasterError(f"{name} is {mask.shape[1]} x {mask.shape[0]} px, its chip {size[1]} x {size[0]}")
-    if mask.max() > 1:
-        raise RasterError(f"{name} holds the value {mask.max()}, expected 0 and 1")
-    return int(mask.sum()), mask.size
-
-
-def _begin(chips: Sequence[Chip], weights: Weights, out_dir: Path) -> list[str]:
+def _begin(job: Job, chips: Sequence[Chip]) -> list[str]:
     """Makes the folder ready, and returns the ids of the chips that are to be predicted."""
-    _check_folder(out_dir, chips)
-    done = _read_progress(out_dir, weights)
-    with replacing(out_dir / PROGRESS) as temporary, temporary.open("w", newline="") as file:
+    _check_folder(job.folder, chips)
+    done = _read_progress(job)
+    with replacing(job.folder / PROGRESS) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerows([COLUMNS, *(asdict(row).values() for row in done.values())])
-    for share in out_dir.glob(SHARES):
+    for share in job.folder.glob(SHARES):
         share.unlink()
-    return [chip.id for chip in chips if not _is_done(chip, done, out_dir)]
+    todo = [chip.id for chip in chips if not _is_done(job, chip, done)]
+    if todo:
+        (job.folder / RLE).unlink(missing_ok=True)  # of other masks
+    return todo
 
 
-def _predict(todo: Sequence[Chip], weights: Weights, out_dir: Path) -> None:
+def _predict(job: Job, todo: Sequence[Chip]) -> None:
     """Predicts this rank's share; images are read ahead, masks are written behind."""
-    share = out_dir / (PROGRESS if rank() == 0 else f".progress.{rank()}.csv")
+    share = job.folder / (PROGRESS if rank() == 0 else f".progress.{rank()}.csv")
     with share.open("a", newline="") as file, WriteBehind() as behind, meter("predict chips", len(todo)) as progress:
         for chip, (version, image) in read_ahead(_read, todo):
-            probability = predict_image(weights, image)
-            behind(partial(_write, out_dir, chip, _identity(weights), version, probability, file))
+            probability = predict_image(job.weights, image)
+            behind(partial(_write, job, chip, version, image, probability, file))
             progress.advance()
 
 
@@ -193,31 +169,30 @@ def _read(chip: Chip) -> tuple[str, NDArray[np.uint8]]:
 
 
 def _write(
-    out_dir: Path, chip: Chip, made_by: str, version: str, probability: NDArray[np.float32], progress: TextIO
+    job: Job, chip: Chip, version: str, image: NDArray[np.uint8], probability: NDArray[np.float32], progress: TextIO
 ) -> None:
     """Writes a chip's mask and its row; a mask that stands has its row, wherever this is cut."""
-    mask = (probability > 0.5).astype(np.uint8)
+    mask = clean_image(probability, image, job.cleaning, job.weights.card.gsd_m)
     confidence = float(np.maximum(probability, 1 - probability).mean(dtype=np.float64))
-    row = Done(chip.id, made_by, version, mask.size, int(mask.sum()), confidence)
-    with replacing(path := out_dir / f"{chip.id}.tif") as temporary:
+    row = Done(chip.id, job.identity, version, mask.size, int(mask.sum()), confidence)
+    with replacing(path := job.mask_path(chip)) as temporary:
         temporary.write_bytes(encode_mask(mask))
         path.unlink(missing_ok=True)  # of other weights, or of another image
         csv.writer(progress, lineterminator="\n").writerow(asdict(row).values())
         progress.flush()
 
 
-def _finish(chips: Sequence[Chip], weights: Weights, out_dir: Path) -> Summary:
-    """Writes the table and the archive of what all ranks made, and checks it."""
-    done = _read_progress(out_dir, weights)
-    _write_table([done[chip.id] for chip in chips], out_dir / TABLE)
-    archive = out_dir.with_name(f"{out_dir.name}.tgz")
-    write_tgz([out_dir / f"{chip.id}.tif" for chip in chips], archive)
+def _finish(job: Job, chips: Sequence[Chip], rle: bool) -> Summary:
+    """Writes the tables and the archive of what all ranks made, and checks them."""
+    done = _read_progress(job)
+    _write_table([done[chip.id] for chip in chips], job.folder / TABLE)
+    archive = job.folder.with_name(f"{job.folder.name}.tgz")
+    write_tgz([job.mask_path(chip) for chip in chips], archive)
+    if rle:
+        masks = ((chip.id, decode_mask(job.mask_path(chip).read_bytes(), chip.id)) for chip in chips)
+        write_rle(masks, job.folder / RLE)
+        check_submission(job.folder / RLE, chips)
     return check_submission(archive, chips)
-
-
-def _identity(weights: Weights) -> str:
-    """Returns what two chips of one submission have in common: the file, and how its cores compute."""
-    return f"{weights.sha256} {weights.plan}"
 
 
 def _image_version(chip: Chip) -> str:
@@ -228,8 +203,8 @@ def _image_version(chip: Chip) -> str:
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
-def _is_done(chip: Chip, done: dict[str, Done], out_dir: Path) -> bool:
-    return chip.id in done and done[chip.id].image == _image_version(chip) and (out_dir / f"{chip.id}.tif").is_file()
+def _is_done(job: Job, chip: Chip, done: dict[str, Done]) -> bool:
+    return chip.id in done and done[chip.id].image == _image_version(chip) and job.mask_path(chip).is_file()
 
 
 def _check_folder(out_dir: Path, chips: Sequence[Chip]) -> None:
@@ -245,14 +220,14 @@ def _check_folder(out_dir: Path, chips: Sequence[Chip]) -> None:
         )
 
 
-def _read_progress(out_dir: Path, weights: Weights) -> dict[str, Done]:
-    """Returns the rows that these weights finished, by chip, of all ranks; a row that is half written is none."""
+def _read_progress(job: Job) -> dict[str, Done]:
+    """Returns the rows that this job finished, by chip, of all ranks; a row that is half written is none."""
     done: dict[str, Done] = {}
-    for path in (out_dir / PROGRESS, *out_dir.glob(SHARES)):
+    for path in (job.folder / PROGRESS, *job.folder.glob(SHARES)):
         lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
         whole = (line for line in lines if line.endswith("\n") and line.count(",") == len(COLUMNS) - 1)
         for chip, made_by, image, pixels, building_px, confidence in csv.reader(whole):
-            if made_by == _identity(weights):
+            if made_by == job.identity:
                 done[chip] = Done(chip, made_by, image, int(pixels), int(building_px), float(confidence))
     return done
 

@@ -24,6 +24,7 @@ from kit.models.processes import joined
 from kit.models.ranks import rank, wait_for_all
 from kit.paths import Paths
 from kit.pipeline.parallel import side_by_side
+from kit.pipeline.postprocess import Choice, choose
 from kit.training.fit import Setup, fit_fold, load_best, rebuild
 from kit.training.oof import best_threshold, read_levels
 from kit.training.recipe import Recipe, load_recipe
@@ -251,6 +252,7 @@ def export(runs: Sequence[str], name: str, paths: Paths, views: str = "flips", o
         settings.append(found)
         records.append(Member(result.recipe, result.fold, found["seed"], sha256_of(folder / BEST), result.score))
     recipes = sorted({record.recipe for record in records})
+    choice = _choice(runs, paths)
     exported = export_ensemble(
         paths.weights,
         name,
@@ -262,6 +264,7 @@ def export(runs: Sequence[str], name: str, paths: Paths, views: str = "flips", o
         settings[0]["gsd_m"],
         _parity_tiles(settings[0]["data"], paths),
         others=others,
+        postprocess=choice.best if choice else None,
     )
     card = exported.card
     say(
@@ -270,7 +273,18 @@ def export(runs: Sequence[str], name: str, paths: Paths, views: str = "flips", o
     )
     for file, difference in exported.others.items():
         say(f"{file}: read back, {difference:.1e} from the frozen file at most")
+    if choice:
+        say(str(choice))
     return exported
+
+
+def _choice(runs: Sequence[str], paths: Paths) -> Choice | None:
+    """Returns how masks are best cut; None where that cannot be told, which keeps no weights from being exported."""
+    try:
+        return choose([_run_folder(run, paths) for run in runs], paths)
+    except (DataError, RunError) as cause:
+        say(f"no cleaning of masks is chosen: {cause.message}")
+        return None
 
 
 def _run_folder(run_name: str, paths: Paths) -> Path:

@@ -1,0 +1,100 @@
+"""Masks as run lengths, as Kaggle's challenges take them: column by column, counted from 1, `ImageId,EncodedPixels`."""
+
+import csv
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kit.errors import SubmissionError
+from kit.paths import replacing
+
+HEADER = ["ImageId", "EncodedPixels"]
+TABLE = "rle.csv"  # in the folder of a submission
+PLAIN = re.compile(r"\s*(\d{1,18}\s+)*(\d{1,18})?", re.ASCII)
+LARGEST_FIELD = 2**28  # characters of one mask's runs; the csv module's own bound is 131,072
+
+
+def encode(mask: NDArray[np.uint8]) -> str:
+    """Returns `start length start length ...` of the runs of building; empty where there is none.
+
+    Pixels are numbered down the first column, then down the second, from 1 on.
+
+    Args:
+        mask: uint8 (H, W) of 0 and 1.
+    """
+    flat = np.concatenate([[0], mask.T.ravel() == 1, [0]]).astype(np.int8)
+    edges = np.flatnonzero(np.diff(flat)) + 1  # where a run begins, where it has ended, in turns
+    edges[1::2] -= edges[::2]
+    return " ".join(map(str, edges.tolist()))
+
+
+def decode(runs: str, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Returns the mask, uint8 (H, W) of 0 and 1.
+
+    Args:
+        runs: as `encode` writes them.
+        size: height and width, px.
+
+    Raises:
+        SubmissionError: they are no numbers in pairs, not in order, overlap, or leave the image.
+    """
+    height, width = size
+    pixels = height * width
+    if not PLAIN.fullmatch(runs):
+        raise _wrong(f"{runs[:40]!r} is no list of numbers")
+    words = runs.split()
+    if len(words) % 2:
+        raise _wrong(f"{len(words)} numbers, expected pairs of start and length")
+    numbers = np.array([min(int(word), pixels + 1) for word in words], np.int64).reshape(-1, 2)
+    starts, ends = numbers[:, 0] - 1, numbers.sum(axis=1) - 1
+    if (numbers < 1).any():
+        raise _wrong("a start or length of 0")
+    if (ends > pixels).any():
+        raise _wrong(f"a run that ends behind the last of {pixels} pixels")
+    if (starts[1:] < ends[:-1]).any():
+        raise _wrong("runs that overlap or are not in order")
+    steps = np.zeros(pixels + 1, np.int8)
+    steps[starts] += 1
+    steps[ends] -= 1  # in a second step: a run may begin where one ends
+    return steps[:-1].cumsum(dtype=np.int8).astype(np.uint8).reshape(width, height).T.copy()
+
+
+def _wrong(what: str) -> SubmissionError:
+    return SubmissionError(what, "expected start length start length ..., column by column, counted from 1")
+
+
+def write_rle(masks: Iterable[tuple[str, NDArray[np.uint8]]], path: Path) -> None:
+    """Writes a row per chip; equal masks give equal bytes.
+
+    Args:
+        masks: chips, and their masks, uint8 (H, W) of 0 and 1.
+        path: appears when it is whole.
+    """
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(HEADER)
+        rows.writerows((chip, encode(mask)) for chip, mask in masks)
+
+
+def read_rle(path: Path) -> Iterator[tuple[str, str]]:
+    """Yields each chip and its runs, as they stand.
+
+    Raises:
+        SubmissionError: it is missing, no such table, or damaged.
+    """
+    hint = f"expected a CSV with the columns {','.join(HEADER)}"
+    csv.field_size_limit(max(csv.field_size_limit(), LARGEST_FIELD))
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.reader(file, strict=True)
+            if (header := next(rows, [])) != HEADER:
+                raise SubmissionError(f"{path} begins with {','.join(header)[:80]!r}", hint)
+            for row in rows:
+                if len(row) != len(HEADER) or not row[0].isprintable():
+                    raise SubmissionError(f"line {rows.line_num} of {path} has {len(row)} columns", hint)
+                yield row[0], row[1]
+    except (OSError, ValueError, csv.Error) as cause:
+        raise SubmissionError(f"cannot read {path}: {cause}", hint) from cause
