@@ -257,6 +257,9 @@ def export(
     formats: Annotated[
         str, typer.Option("--format", help="pt2 and onnx beside the TorchScript file, with commas; minutes each.")
     ] = "torchscript",
+    adaptive: Annotated[
+        bool, typer.Option("--adaptive", help="Learn where a vote may end early, for kit submit --adaptive.")
+    ] = False,
     root: Root = HERE,
     debug: Debug = False,
 ) -> None:
@@ -268,7 +271,7 @@ def export(
     from kit.pipeline.run import export as export_runs
 
     others = chosen(formats)
-    result(str(export_runs(runs, name, Paths(root), views, others).path))
+    result(str(export_runs(runs, name, Paths(root), views, others, adaptive).path))
 
 
 @app.command()
@@ -317,6 +320,9 @@ def submit(
     ] = True,
     engine: Annotated[str, typer.Option(help="torch, openvino or openvino-int8.")] = "torch",
     nproc: Annotated[int, typer.Option(help="Processes that share the chips, one a GPU.", min=1)] = 1,
+    adaptive: Annotated[
+        bool, typer.Option("--adaptive", help="End the vote where it is clear: faster, almost the same masks.")
+    ] = False,
     rle: Annotated[bool, typer.Option("--rle", help="Write rle.csv, run lengths as Kaggle takes them, too.")] = False,
     clean: Annotated[
         bool, typer.Option(help="Cut masks as was best out of fold, by the card; else at 0.5, as NAME.pt does.")
@@ -356,7 +362,7 @@ def submit(
             say(f"masks: {cleaning}")
         where = chips.parent if chips.suffix == ".json" else chips
         folder = paths.submission(name or f"{chosen.stem}-{where.resolve().name}")
-        made = submit_chips(chips, chosen, folder, str(picked), tune, engine, rle, cleaning)
+        made = submit_chips(chips, chosen, folder, str(picked), tune, engine, rle, cleaning, adaptive)
     say(f"{made.chips} chips checked: {made.building_fraction:.1%} building, {made.empty} without any")
     if rle:
         result(str(folder / "rle.csv"))

@@ -9,15 +9,20 @@ by block instead of by image.
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kit.deploy.card import Bounds
+from kit.deploy.engines import Network, Setting, network
 from kit.deploy.ensemble import Ensemble, unview, view
+from kit.deploy.tuning import TunedEnsemble
+from kit.deploy.weights import Weights
 from kit.deploy.windows import Window, cover
+from kit.errors import WeightsError
 
 BLOCK_PX = 128
 MARGIN_PX = 64  # what a network sees around a window: less, and masks change at its edge
@@ -26,26 +31,6 @@ BOUNDS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.01)  # share of suc
 LOSS = 0.001  # of the Jaccard index that may be given away: half of what is promised, the rest is for other cities
 
 Pass = tuple[int, int]  # a network's number, a view's code
-Network = Callable[[Tensor], Tensor]  # float32 (N, 3, H, W), 0..255 -> logits (N, 1, H, W)
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """When a vote ends, as the card keeps it.
-
-    Args:
-        order: the networks, cheapest first.
-        settled: after each stage but the last, the share of undecided pixels below which a block is settled.
-        score_full: Jaccard index of the full vote on the tiles that it was learnt on.
-        score: of this one.
-        cost: its passes, weighted by seconds and area, as a share of the full vote's.
-    """
-
-    order: tuple[int, ...]
-    settled: tuple[float, ...]
-    score_full: float
-    score: float
-    cost: float
 
 
 def stages(order: Sequence[int], codes: Sequence[int]) -> list[list[Pass]]:
@@ -179,6 +164,27 @@ class AdaptiveEnsemble(Ensemble):
         height, width = image.shape[2:]
         grid = Grid.of(height, width, self.pad_multiple)
         return vote(summed, self.stages, self.bounds.settled, grid, torch.zeros_like(image[:, :1]))[0]
+
+
+def adaptive(weights: Weights) -> Weights:
+    """Returns weights, tuned or as loaded, whose vote ends where it is clear.
+
+    Raises:
+        WeightsError: when that is was not learnt at export.
+    """
+    card = weights.card
+    if card.adaptive is None:
+        raise WeightsError(
+            f"{weights.path} has no adaptive in its card: when a vote may end was not learnt",
+            "export its runs again: kit export RUN... --name NAME --adaptive",
+        )
+    networks = (
+        weights.module.networks
+        if isinstance(weights.module, TunedEnsemble)
+        else [network(weights, core, Setting(), "torch") for core in range(len(card.members))]
+    )
+    module = AdaptiveEnsemble(networks, card.adaptive, card.views, card.pad_multiple)
+    return replace(weights, module=module, plan=f"{weights.plan} adaptive")
 
 
 def run(networks: Sequence[Network], stage: Sequence[Pass], image: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ KEY_TYPES: dict[str, type | tuple[type, ...]] = {
     "kit_version": str, "recipe": str, "members": list, "score": (*NUMBER, type(None)), "classes": list,
     "gsd_m": NUMBER, "mean": list, "std": list, "views": str, "pad_multiple": int, "input": str, "output": str,
     "torch_version": str, "created": str, "parity_max_abs": NUMBER, "parity_equal_masks": NUMBER,
+}  # fmt: skip
+ADAPTIVE_TYPES: dict[str, type | tuple[type, ...]] = {
+    "order": list, "settled": list, "score_full": NUMBER, "score": NUMBER, "cost": NUMBER,
 }  # fmt: skip
 MEMBER_TYPES: dict[str, type | tuple[type, ...]] = {
     "recipe": str, "fold": (int, str), "seed": int, "sha256": str, "score": (*NUMBER, type(None)),
@@ -65,6 +68,25 @@ class Postprocess:
 
 
 @dataclass(frozen=True)
+class Bounds:
+    """When an adaptive vote ends, see `kit.deploy.adaptive`, learnt on tiles with labels.
+
+    Args:
+        order: the networks, cheapest first.
+        settled: after each stage but the last, the share of undecided pixels below which a block is settled.
+        score_full: pooled Jaccard of the full vote on those tiles, 0..1.
+        score: of the adaptive one.
+        cost: its seconds as a share of the full vote's, as counted from areas and the time of a pass.
+    """
+
+    order: tuple[int, ...]
+    settled: tuple[float, ...]
+    score_full: float
+    score: float
+    cost: float
+
+
+@dataclass(frozen=True)
 class Card:
     """What a weights file tells about itself.
 
@@ -86,6 +108,7 @@ class Card:
         parity_max_abs: the largest difference in probability between the file and the eager networks.
         parity_equal_masks: the share of pixels whose mask is the same in both, 0..1.
         postprocess: the cleaning that `kit submit --clean` takes; None when no fold was held out, and for older files.
+        adaptive: what `kit submit --adaptive` takes; None where the export did not learn it.
     """
 
     kit_version: str
@@ -105,6 +128,7 @@ class Card:
     parity_max_abs: float
     parity_equal_masks: float
     postprocess: Postprocess | None = None
+    adaptive: Bounds | None = None
 
     def to_json(self, **added: str) -> str:
         """Returns the card as JSON text, with the `added` keys at the end."""
@@ -132,6 +156,10 @@ class Card:
         if (chosen := found.get("postprocess")) is not None:  # not in KEY_TYPES: older cards have no such key
             chosen = Postprocess(**_checked(chosen, POSTPROCESS_TYPES, f"{source}, postprocess"))
         known["postprocess"] = chosen
+        if (bounds := found.get("adaptive")) is not None:
+            bounds = Bounds(**_checked(bounds, ADAPTIVE_TYPES, f"{source}, adaptive"))
+            bounds = replace(bounds, order=tuple(bounds.order), settled=tuple(bounds.settled))
+        known["adaptive"] = bounds
         return cls(**{field.name: known[field.name] for field in fields(cls)})
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from kit import __version__
 from kit.deploy import drawn, formats, torchscript
-from kit.deploy.card import CLASSES, INPUT, OUTPUT, Card, Member, Postprocess, sha256_of
+from kit.deploy.card import CLASSES, INPUT, OUTPUT, Bounds, Card, Member, Postprocess, sha256_of
 from kit.deploy.compare import compare, report, report_of, runner_of
 from kit.deploy.ensemble import Core, Ensemble
 from kit.deploy.listing import list_in_index
@@ -81,6 +81,7 @@ def export_ensemble(
     cases: Sequence[drawn.Case] = (),
     others: Sequence[str] = (),
     postprocess: Postprocess | None = None,
+    adaptive: Bounds | None = None,
 ) -> Exported:
     """Writes `NAME.pt`, its card and parity report and the last row of `index.csv`, once the file was compared.
 
@@ -99,6 +100,7 @@ def export_ensemble(
         cases: drawn images to compare on, too, `drawn.CASES` by default; what the networks give is kept in the file.
         others: formats to write beside TorchScript, see `kit.deploy.formats.chosen`.
         postprocess: what the card tells of cleaning masks; the file itself knows nothing of it.
+        adaptive: likewise, of ending a vote where it is clear.
 
     Raises:
         WeightsError: the file and the eager networks differ by more than arithmetic explains, see `Parity`; another
@@ -120,7 +122,7 @@ def export_ensemble(
         classes=CLASSES, gsd_m=float(gsd_m), mean=_channels(eager, "mean"), std=_channels(eager, "std"), views=views,
         pad_multiple=pad_multiple, input=INPUT, output=OUTPUT, torch_version=str(torch.__version__),
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), parity_max_abs=0.0, parity_equal_masks=1.0,
-        postprocess=postprocess,
+        postprocess=postprocess, adaptive=adaptive,
     )  # fmt: skip
     path = weights_dir / f"{name}.pt"
     targets = {kind: path.with_suffix(suffix) for kind, suffix in formats.SUFFIXES.items() if kind != "torchscript"}

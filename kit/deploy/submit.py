@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kit.console import meter
+from kit.deploy.adaptive import adaptive as ending_early
 from kit.deploy.archive import write_tgz
 from kit.deploy.chips import Chip, find_chips
 from kit.deploy.cleaning import AS_SHIPPED, Cleaning, clean_image
@@ -94,6 +95,7 @@ def submit(
     engine: str = "torch",
     rle: bool = False,
     cleaning: Cleaning = AS_SHIPPED,
+    adaptive: bool = False,
 ) -> Summary:
     """Predicts every chip and writes `<id>.tif`, `submission.csv` and, beside the folder, `NAME.tgz`.
 
@@ -110,6 +112,7 @@ def submit(
         engine: `torch`, `openvino` or `openvino-int8`, see `kit.deploy.engines`.
         rle: writes `rle.csv` into the folder, too, see `kit.deploy.rle`.
         cleaning: of the masks; by default they are those of the weights' own `mask`.
+        adaptive: ends the vote where it is clear, see `kit.deploy.adaptive`.
 
     Raises:
         CatalogError: the test set is missing or empty.
@@ -119,7 +122,7 @@ def submit(
     """
     chips = find_chips(test)
     weights = _set_up(load_weights(weights_path, device), chips, tuning, check_engine(engine))
-    job = Job(weights, cleaning, out_dir)
+    job = Job(ending_early(weights) if adaptive else weights, cleaning, out_dir)
     todo = set(agreed(_begin(job, chips) if rank() == 0 else []))
     _predict(job, [chip for chip in chips if chip.id in todo][rank() :: ranks()])
     wait_for_all()

@@ -1,5 +1,6 @@
 """From a recipe to weights: data, folds, out-of-fold score, export."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from kit.models.pretrained import Source
 from kit.models.processes import joined
 from kit.models.ranks import rank, wait_for_all
 from kit.paths import Paths
+from kit.pipeline.bounds import learn_bounds
 from kit.pipeline.parallel import side_by_side
 from kit.pipeline.postprocess import Choice, choose
 from kit.training.fit import Setup, fit_fold, load_best, rebuild
@@ -223,7 +225,14 @@ def pooled_score(results: Sequence[Result]) -> float | None:
     return pool(counts).jaccard if counts else None
 
 
-def export(runs: Sequence[str], name: str, paths: Paths, views: str = "flips", others: Sequence[str] = ()) -> Exported:
+def export(
+    runs: Sequence[str],
+    name: str,
+    paths: Paths,
+    views: str = "flips",
+    others: Sequence[str] = (),
+    adaptive: bool = False,
+) -> Exported:
     """Freezes finished runs into `weights/NAME.pt` with its card, and tells the parity with the eager networks.
 
     Args:
@@ -232,6 +241,7 @@ def export(runs: Sequence[str], name: str, paths: Paths, views: str = "flips", o
         paths: of the working root.
         views: `none`, `flips` or `d4`.
         others: formats to write beside TorchScript, see `kit.deploy.formats.chosen`.
+        adaptive: learns when a vote may end, see `kit.deploy.adaptive`.
 
     Raises:
         RunError: a run is missing or unfinished.
@@ -253,6 +263,9 @@ def export(runs: Sequence[str], name: str, paths: Paths, views: str = "flips", o
         records.append(Member(result.recipe, result.fold, found["seed"], sha256_of(folder / BEST), result.score))
     recipes = sorted({record.recipe for record in records})
     choice = _choice(runs, paths)
+    pad_multiple = math.lcm(*(int(model.pad_multiple) for model in models))
+    folders = [_run_folder(run_name, paths) for run_name in runs]
+    bounds = learn_bounds(models, folders, views, pad_multiple, paths) if adaptive else None
     exported = export_ensemble(
         paths.weights,
         name,
@@ -265,6 +278,7 @@ def export(runs: Sequence[str], name: str, paths: Paths, views: str = "flips", o
         _parity_tiles(settings[0]["data"], paths),
         others=others,
         postprocess=choice.best if choice else None,
+        adaptive=bounds,
     )
     card = exported.card
     say(
@@ -275,6 +289,11 @@ def export(runs: Sequence[str], name: str, paths: Paths, views: str = "flips", o
         say(f"{file}: read back, {difference:.1e} from the frozen file at most")
     if choice:
         say(str(choice))
+    if bounds:
+        say(
+            f"adaptive: {bounds.cost:.0%} of the time by count, Jaccard {bounds.score_full:.4f} -> {bounds.score:.4f} "
+            "on held-out tiles (kit submit --adaptive)"
+        )
     return exported
 
 

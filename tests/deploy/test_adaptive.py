@@ -1,4 +1,7 @@
+import json
 from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,8 +10,15 @@ from deploy_fakes import TinyNet, noise
 from torch import Tensor
 
 from kit.deploy import adaptive
-from kit.deploy.adaptive import AdaptiveEnsemble, Bounds, Grid, Tile, Window, learn, stages, undecided
+from kit.deploy.adaptive import AdaptiveEnsemble, Grid, Tile, Window, learn, stages, undecided
+from kit.deploy.card import Bounds, Card
 from kit.deploy.ensemble import VIEWS, Core, Ensemble
+from kit.deploy.export import Exported
+from kit.deploy.predict import predict_image
+from kit.deploy.submit import submit
+from kit.deploy.tuning import tune
+from kit.deploy.weights import load_weights
+from kit.errors import WeightsError
 
 
 @pytest.fixture(autouse=True)
@@ -105,3 +115,38 @@ def test_blocks_that_were_left_are_not_taken_up_again():
     assert sum(window.px for window in covered) <= 64 * 96
     assert grid.open_windows(mean, 0.0, []) == []
     assert grid.open_windows(torch.full((1, 1, 64, 96), 0.9), 0.1, [Window(0, 64, 0, 96)]) == []
+
+
+def test_the_card_keeps_the_bounds(tiny_weights: Exported):
+    card = replace(tiny_weights.card, adaptive=bounds(0.1, 0.2))
+    assert Card.from_json(card.to_json()) == card
+    older = json.loads(tiny_weights.card.to_json())
+    older.pop("adaptive")
+    assert Card.from_json(json.dumps(older)).adaptive is None
+    with pytest.raises(WeightsError, match="adaptive has order = 'ab'"):
+        Card.from_json(json.dumps(older | {"adaptive": asdict(bounds(0.1)) | {"order": "ab"}}))
+
+
+@pytest.mark.parametrize("tuning", [False, True])
+def test_weights_loaded_or_tuned_end_their_vote_early(tiny_weights: Exported, tuning: bool):
+    loaded = load_weights(tiny_weights.path)
+    image = noise(96, 130)
+    with pytest.raises(WeightsError, match="has no adaptive in its card"):
+        adaptive.adaptive(loaded)
+    known = replace(loaded, card=replace(loaded.card, adaptive=bounds(0.0, 0.0)))
+    known = tune(known, [image]) if tuning else known
+    early = adaptive.adaptive(known)
+    np.testing.assert_allclose(predict_image(early, image), predict_image(loaded, image), atol=1e-5)
+    assert early.plan == f"{known.plan} adaptive"
+    first = replace(early, module=AdaptiveEnsemble(early.module.networks, bounds(1.01, 1.01), "flips", 16))
+    with torch.inference_mode():
+        alone = torch.sigmoid(loaded.module.core_1(batch(64, 64)[:1, :3].float()))
+    found = predict_image(first, batch(64, 64)[0, :3].permute(1, 2, 0).numpy())
+    np.testing.assert_allclose(found, alone[0, 0], atol=1e-5)
+
+
+def test_a_submission_without_learnt_bounds_is_refused(chips: Path, tiny_weights: Exported, tmp_path: Path):
+    with pytest.raises(WeightsError, match="has no adaptive in its card") as error:
+        submit(chips, tiny_weights.path, tmp_path / "one", tuning=False, adaptive=True)
+    assert "kit export" in error.value.hint
+    assert not (tmp_path / "one").exists()

@@ -13,7 +13,7 @@ from test_docs import COMMANDS, DOCS, inline, kit_arguments, rows_below, shell
 
 import kit
 from kit.deploy import formats, torchscript
-from kit.deploy.card import Card, Member, Postprocess
+from kit.deploy.card import Bounds, Card, Member, Postprocess
 from kit.deploy.ensemble import VIEWS
 from kit.deploy.export import METHODS, Exported
 
@@ -76,6 +76,7 @@ def test_the_card_is_as_told(
     assert rows.keys() == {field.name for field in fields(Card)} | {"file_sha256"}
     assert {field.name for field in fields(Member)} == set(names(rows["members"])) - {"model.members"}
     assert {field.name for field in fields(Postprocess)} == set(names(rows["postprocess"]))
+    assert {field.name for field in fields(Bounds)} == set(names(rows["adaptive"]))
     assert set(names(rows["views"])) == VIEWS.keys()
     shutil.copytree(tiny_weights.path.parent, tmp_path / "weights")
     (tmp_path / "weights/tiny.pt").rename(tmp_path / "weights/lite0.pt")

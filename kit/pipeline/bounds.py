@@ -1,0 +1,86 @@
+"""When a vote may end, learnt on tiles that its cheapest network had not seen."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from kit.console import track
+from kit.data.dataset import read_tile
+from kit.data.index import read_index
+from kit.deploy.adaptive import Tile, learn, run, stages
+from kit.deploy.card import Bounds
+from kit.deploy.ensemble import VIEWS, Core
+from kit.deploy.export import portable
+from kit.errors import RunError
+from kit.paths import Paths
+from kit.training.records import read_settings
+
+TILES = 24  # evenly spread; every one is seen by all networks in all views
+
+
+def learn_bounds(models: Sequence[nn.Module], folders: Sequence[Path], views: str, pad: int, paths: Paths) -> Bounds:
+    """Returns when the vote of trained networks may end.
+
+    The tiles are those that the cheapest network held out. The others may have trained on them, which flatters the full
+    vote: the loss that is measured is rather too large than too small.
+
+    Args:
+        models: the networks.
+        folders: of their runs, in the same order.
+        views: `none`, `flips` or `d4`.
+        pad: height and width are padded to a multiple of this, px.
+        paths: of the working root, with the data sets that they trained on.
+
+    Raises:
+        DataError: the data set is gone.
+        RunError: the cheapest network held nothing out, or its tiles were cut again.
+    """
+    networks = [Core(portable(model)).eval() for model in models]
+    with torch.inference_mode():
+        seconds = [_seconds(network, pad) for network in networks]
+        order = np.argsort(seconds, kind="stable").tolist()
+        steps = stages(order, VIEWS[views])
+        tiles = []
+        for row in track(_held_out(folders[order[0]], paths), "learn when to end"):
+            image, mask = read_tile(row["image"], row["mask"])
+            padded = _padded(image, pad)
+            tiles.append(Tile([run(networks, step, padded) for step in steps], mask))
+    return learn(tiles, order, VIEWS[views], seconds, pad)
+
+
+def _held_out(folder: Path, paths: Paths) -> list[pd.Series]:
+    """Returns rows of the index: tiles that a run held out, evenly spread."""
+    counted = folder / "oof.csv"
+    if not counted.is_file():
+        raise RunError(f"{folder} held nothing out", "--adaptive needs a fold: kit run RECIPE --fold 0")
+    _, index = read_index(paths, str(read_settings(folder)["data"]))
+    names = pd.read_csv(counted, dtype={"tile": str}, keep_default_na=False)["tile"]
+    rows = index[index["tile"].isin(names)].sort_values("tile")
+    if rows.empty:
+        raise RunError(f"the tiles that {folder} held out were cut again since", "train it again: --restart")
+    places = np.unique(np.linspace(0, len(rows) - 1, TILES).round().astype(int))
+    return [rows.iloc[place] for place in places]
+
+
+def _padded(image: NDArray[np.uint8], pad: int) -> Tensor:
+    """Returns an image (H, W, 3) as networks take it: float32 (1, 3, H, W), sides multiples of `pad`."""
+    batch = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+    return F.pad(batch, [0, -batch.shape[3] % pad, 0, -batch.shape[2] % pad], mode="replicate")
+
+
+def _seconds(network: nn.Module, pad: int) -> float:
+    """Returns the time of a pass over 512 x 512 px or a little more, the better of two."""
+    image = _padded(np.zeros((512, 512, 3), np.uint8), pad)
+    found = []
+    for _ in range(2):
+        start = time.perf_counter()
+        network(image)
+        found.append(time.perf_counter() - start)
+    return min(found)
