@@ -1,0 +1,170 @@
+"""The seed's submission beside `kit submit`: five networks, four views, random weights, in seconds a chip.
+
+    pip install -e .[bench,int8] && python benchmarks/seed_submit.py [--chips N] [--side PX] [SIDE...]
+
+Each side predicts the same drawn chips in a process of its own, one side after the other; a number is the mean over the
+chips, after one to warm up that is not counted. Loading, tracing and tuning are told apart, as `ready s`.
+
+seed:          the seed's way, written out plainly: five smp U-Nets of two classes (`SMP`; scSE for efficientnet-b4),
+               traced in fp32, one after the other; of each chip four flips one by one, normalised with ImageNet's mean
+               and deviation; softmax summed over all, argmax, a TIFF of PIL's with deflate.
+kit:           `kit submit` with the five recipes of those encoders in one frozen file, four flips, tuned.
+openvino:      the same with `--engine openvino`.
+openvino-int8: the same with `--engine openvino-int8`, for the time alone: random weights have no masks to keep, so all
+               cores are told to compute in 8 bits.
+
+Peak memory is that of the process, everything imported included.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+SMP = {
+    "senet154": "senet154", "seresnext50": "se_resnext50_32x4d", "densenet161": "densenet161",
+    "inception_v4": "inceptionv4", "efficientnet_b4": "efficientnet-b4",
+}  # fmt: skip
+SIDES = ("seed", "kit", "openvino", "openvino-int8")
+MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+FLIPS = ((), (2,), (3,), (2, 3))  # axes of (N, C, H, W)
+
+
+def seed_side(chips: list[Path], out: Path) -> dict[str, float]:
+    import segmentation_models_pytorch as smp
+    from PIL import Image
+
+    start = time.perf_counter()
+    models = []
+    for encoder in SMP.values():
+        attention = "scse" if encoder == "efficientnet-b4" else None
+        model = smp.Unet(encoder, encoder_weights=None, classes=2, decoder_attention_type=attention).eval()
+        side = Image.open(chips[0]).size[0]
+        with torch.no_grad():
+            models.append(torch.jit.trace(model, torch.rand(1, 3, side, side), check_trace=False))
+    ready_s = time.perf_counter() - start
+    seconds = []
+    for chip in chips:
+        start = time.perf_counter()
+        pixels = (np.asarray(Image.open(chip).convert("RGB"), np.float32) / 255 - MEAN) / STD
+        image = torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None]
+        votes = torch.zeros(1, 2, *image.shape[2:])
+        with torch.no_grad():
+            for model in models:
+                for axes in FLIPS:
+                    votes += torch.flip(torch.softmax(model(torch.flip(image, axes)), dim=1), axes)
+        mask = Image.fromarray(votes[0].argmax(dim=0).to(torch.uint8).numpy())
+        mask.save(out / f"{chip.stem}.tif", compression="tiff_adobe_deflate")
+        seconds.append(time.perf_counter() - start)
+    return {"ready_s": ready_s, "chip_s": float(np.mean(seconds[1:]))}
+
+
+def kit_side(chips: list[Path], out: Path, weights: Path, engine: str) -> dict[str, float]:
+    from kit.deploy import engines, openvino, submit, torchscript, tuning
+    from kit.deploy.rasters import read_image
+
+    if engine == "openvino-int8":
+        tile = torch.from_numpy(read_image(chips[0])[:256, :256].copy()).permute(2, 0, 1)[None].float()
+
+        def choose(loaded, core, *_: object):
+            openvino.quantise(torchscript.core(loaded.module, core), [tile], engines.int8_path(loaded, core))
+            return engines.Setting(dtype="int8")
+
+        tuning.choose = choose
+    start = time.perf_counter()
+    predict, begun = submit._predict, []
+
+    def warmed(job, todo) -> None:
+        submit.predict_image(job.weights, read_image(chips[0]))
+        begun.append(time.perf_counter())
+        predict(job, todo)
+
+    submit._predict = warmed
+    submit.submit(chips[1].parent, weights, out / "all", engine=engine)
+    return {"ready_s": begun[0] - start, "chip_s": (time.perf_counter() - begun[0]) / (len(chips) - 1)}
+
+
+def one_side(side: str, folder: Path) -> None:
+    chips = [*(folder / "first").glob("*.tif"), *sorted((folder / "chips").glob("*.tif"))]
+    with tempfile.TemporaryDirectory() as out:
+        if side == "seed":
+            found = seed_side(chips, Path(out))
+        else:
+            engine = "torch" if side == "kit" else side
+            found = kit_side(chips, Path(out), folder / "five.pt", engine)
+    peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(json.dumps(found | {"peak_gb": peak_gb}))
+
+
+def prepare(folder: Path, n_chips: int, side_px: int) -> None:
+    """Draws the chips, one to warm up in `first`, and exports the five networks with random weights."""
+    import rasterio
+
+    from kit.data.drawing import draw_scene
+    from kit.data.sites import AREAS
+    from kit.deploy import drawn
+    from kit.deploy.card import Member
+    from kit.deploy.export import export_ensemble
+    from kit.paths import Paths
+    from kit.training.fit import rebuild
+    from kit.training.recipe import load_recipe
+
+    drawing = draw_scene(np.random.default_rng(0), AREAS["kum"].look, side_px, side_px * (n_chips + 1))
+    for number in range(n_chips + 1):
+        image = drawing.image[:, number * side_px : (number + 1) * side_px, :3].transpose(2, 0, 1)
+        place = folder / ("chips" if number else "first")
+        place.mkdir(exist_ok=True)
+        size = {"width": side_px, "height": side_px, "count": 3, "dtype": "uint8"}
+        with rasterio.open(place / f"c{number}.tif", "w", driver="GTiff", **size) as file:
+            file.write(image)
+    models = [rebuild(load_recipe(recipe, Paths(Path()))).model for recipe in SMP]
+    members = [Member(recipe, 0, 0, "0" * 64, None) for recipe in SMP]
+    export_ensemble(folder, "five", models, members, "flips", "five", None, 0.1, [], drawn.SMALL_CASES)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--chips", type=int, default=2, help="counted ones")
+    parser.add_argument("--side", type=int, default=1024, help="of a chip, px")
+    parser.add_argument("--only", nargs="*", default=SIDES)
+    parser.add_argument("--run", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.run:
+        return one_side(options.run[0], Path(options.run[1]))
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(
+            [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); "
+             "from pathlib import Path; from seed_submit import prepare; "
+             f"prepare(Path({folder!r}), {options.chips}, {options.side})"],
+            check=True,
+        )  # fmt: skip
+        print(
+            f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, "
+        )
+        print(f"{options.chips} chips of {options.side} x {options.side} px\n")
+        print("| side | s a chip | times faster | ready s | peak GB |\n|---|---|---|---|---|")
+        first = None
+        for side in options.only:
+            done = subprocess.run(
+                [sys.executable, __file__, "--run", side, folder], check=True, capture_output=True, text=True,
+                env={**os.environ, "KIT_CACHE": f"{folder}/cache"},
+            )  # fmt: skip
+            found = json.loads(done.stdout.splitlines()[-1])
+            first = first or found["chip_s"]
+            print(
+                f"| {side} | {found['chip_s']:.1f} | {first / found['chip_s']:.2f} | {found['ready_s']:.0f} "
+                f"| {found['peak_gb']:.1f} |", flush=True,
+            )  # fmt: skip
+    return None
+
+
+if __name__ == "__main__":
+    main()
