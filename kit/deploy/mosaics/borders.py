@@ -2,7 +2,8 @@
 
 A side is told by the two lines of pixels next to it, continued half a pixel outwards, where it meets its neighbour's. That
 profile is split into bands of wavelengths: JPEG spoils the shortest, and the longest say little about which chip it is.
-Of the colours only the longest waves are kept, for JPEG halves their resolution.
+Of the colours only the longest waves are kept, for JPEG halves their resolution. Contrast is evened out along the side:
+else one bright roof on each of two sides would make them alike.
 """
 
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ COLLAR_PX = 17  # a shorter run of black pixels is a shadow
 
 SIGMAS_PX = (1.0, 2.5, 6.0, 16.0)  # a band lies between two blurs
 STEPS = (1, 2, 5)  # of the three bands: a pixel in so many is kept
+CONTRAST_PX = 12.0  # sigma of the blur that tells a place's contrast
+LEAST_CONTRAST = 4.0  # grey values, added to it: what is flat stays flat
 LUMA_CHROMA = np.array([[0.299, 0.587, 0.114], [0.5, 0, -0.5], [-0.25, 0.5, -0.25]], np.float32)
 
 
@@ -88,7 +91,8 @@ def _border(lines: NDArray[np.uint8]) -> Border:
     profile = np.ascontiguousarray((outer + (outer - inner) / 2).T)  # (3, length)
     levels = (profile * valid).sum(1) / max(float(valid.sum()), 1)
     blurred = [_blurred(profile, valid, sigma_px) for sigma_px in SIGMAS_PX]
-    short, middle, long = ((fine - coarse) * valid for fine, coarse in pairwise(blurred))
+    contrast = np.sqrt(np.maximum(_blurred((blurred[0] - blurred[-1]) ** 2, valid, CONTRAST_PX), 0)) + LEAST_CONTRAST
+    short, middle, long = ((fine - coarse) * valid / contrast for fine, coarse in pairwise(blurred))
     bands = short[0, :: STEPS[0]], middle[0, :: STEPS[1]], *long[:, :: STEPS[2]]
     return Border(np.concatenate(bands).astype(np.float16), levels.astype(np.float32), int(valid.sum()))
 

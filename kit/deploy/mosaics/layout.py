@@ -13,10 +13,10 @@ import numpy as np
 from kit.deploy.mosaics.borders import BOTTOM, RIGHT
 from kit.deploy.mosaics.joining import Joiner, Matches
 
-SURE = 1.0  # margin: false pairs reached -0.02 among 8,000 sides of chips cut from drawn and real scenes, 128 to 1,024 px
-FITTING = 4.0  # score of the sides that come to lie together, over the root of their number: false ones have 0, +- 1
-VOUCHED = 6.0  # the same of two or more pairs of sides, none of which is sure by itself
-WEAKEST = 1.0  # of those
+SURE = 1.0  # margin of a pair that is joined for its own sake
+VOUCHED = 6.0  # sum of the scores over the root of their number, of two and more pairs: those of false ones have 0, +- 1
+WEAKEST = 1.0  # score of a pair that comes to lie together: of true ones, one of 1,000 is below 2
+WEAK_SHARE = 0.1  # of such pairs may be weaker
 
 Cell = tuple[int, int]  # row and column
 Pair = tuple[int, int, int]  # direction, first chip, second chip
@@ -125,7 +125,7 @@ def lay_out(joiner: Joiner, matches: dict[int, Matches]) -> Layout:
             layout._scores[direction, first, second] = score
     for pair in sorted((pair for pair, margin in margins.items() if margin >= SURE), key=lambda pair: -margins[pair]):
         seams = layout.seams(pair)
-        if seams is not None and _together(layout, seams)[1] >= FITTING:
+        if seams is not None and _fit(layout, seams):
             layout.join(pair)
     while vouched := _vouched(layout, margins):
         for pair in vouched:
@@ -154,16 +154,19 @@ def _vouched(layout: Layout, margins: dict[Pair, float]) -> list[Pair]:
 def _strength(layout: Layout, pair: Pair) -> float:
     """Returns how well two pieces fit by several seams; minus infinity where they do not, or by one alone."""
     seams = layout.seams(pair)
-    if not seams or len(seams) < 2:
+    if not seams or len(known := _known(layout, seams)) < 2 or not _fit(layout, seams):
         return -np.inf
-    known, strength = _together(layout, seams)
-    return strength if len(known) > 1 and min(known) >= WEAKEST else -np.inf
+    return sum(known) / sqrt(len(known))
 
 
-def _together(layout: Layout, seams: list[Pair]) -> tuple[list[float], float]:
-    """Returns the scores that are known, and their sum over the root of their number."""
-    known = [score for score in map(layout.score, seams) if score is not None]
-    return known, sum(known) / sqrt(max(len(known), 1))
+def _fit(layout: Layout, seams: list[Pair]) -> bool:
+    """Returns whether (nearly) all chips that come to lie together may be neighbours."""
+    known = _known(layout, seams)
+    return sum(score < WEAKEST for score in known) <= WEAK_SHARE * len(known)
+
+
+def _known(layout: Layout, seams: list[Pair]) -> list[float]:
+    return [score for score in map(layout.score, seams) if score is not None]
 
 
 def _beside(cells: dict[Cell, int], at: Cell, chip: int) -> Iterator[Pair]:
