@@ -1,9 +1,9 @@
 """What a chip shows along its four sides, small enough to keep for all chips of a test set.
 
-A side is told by the two lines of pixels next to it, continued half a pixel outwards, where it meets its neighbour's. That
-profile is split into bands of wavelengths: JPEG spoils the shortest, and the longest say little about which chip it is.
-Of the colours only the longest waves are kept, for JPEG halves their resolution. Contrast is evened out along the side:
-else one bright roof on each of two sides would make them alike.
+A side is told by the two lines of pixels next to it, continued half a pixel outwards, where it meets its neighbour's.
+That profile is split into bands of wavelengths: JPEG spoils the shortest, and the longest say little about which chip
+it is. Of the colours only the longest waves are kept, for JPEG halves their resolution. Contrast is evened out along
+the side: else one bright roof on each of two sides would make them alike.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,10 @@ from kit.deploy.rasters import read_image
 Floats = NDArray[np.float32]
 
 RIGHT, LEFT, BOTTOM, TOP = range(4)
-FACING = {RIGHT: LEFT, BOTTOM: TOP}  # the first of two neighbours and the second: rows from above, columns from the left
+FACING = {
+    RIGHT: LEFT,
+    BOTTOM: TOP,
+}  # the first of two neighbours and the second: rows from above, columns from the left
 LEAST_PX = 48  # of a side that can be compared: 64 valid ones, less those beside nodata
 BESIDE_NODATA_PX = 4  # JPEG blurs what lies there
 COLLAR_PX = 17  # a shorter run of black pixels is a shadow
@@ -88,10 +91,11 @@ def _border(lines: NDArray[np.uint8]) -> Border:
     """Returns a side from its two outermost lines, (1 or 2, length, C)."""
     valid = _valid(lines)
     outer, inner = lines[0, :, :3] @ LUMA_CHROMA.T, lines[-1, :, :3] @ LUMA_CHROMA.T
-    profile = np.ascontiguousarray((outer + (outer - inner) / 2).T)  # (3, length)
+    profile: Floats = np.ascontiguousarray((outer + (outer - inner) / 2).T, np.float32)  # (3, length)
     levels = (profile * valid).sum(1) / max(float(valid.sum()), 1)
     blurred = [_blurred(profile, valid, sigma_px) for sigma_px in SIGMAS_PX]
-    contrast = np.sqrt(np.maximum(_blurred((blurred[0] - blurred[-1]) ** 2, valid, CONTRAST_PX), 0)) + LEAST_CONTRAST
+    power: Floats = np.square(blurred[0] - blurred[-1])
+    contrast = np.sqrt(np.maximum(_blurred(power, valid, CONTRAST_PX), 0)) + LEAST_CONTRAST
     short, middle, long = ((fine - coarse) * valid / contrast for fine, coarse in pairwise(blurred))
     bands = short[0, :: STEPS[0]], middle[0, :: STEPS[1]], *long[:, :: STEPS[2]]
     return Border(np.concatenate(bands).astype(np.float16), levels.astype(np.float32), int(valid.sum()))
@@ -99,11 +103,12 @@ def _border(lines: NDArray[np.uint8]) -> Border:
 
 def _valid(lines: NDArray[np.uint8]) -> Floats:
     """Returns 1 where a side shows imagery and 0 where it does not, (length,): by alpha, and by black collars."""
-    black = (lines[..., :3] <= BLACK).all((0, 2)).astype(np.uint8)[None]
-    missing = cv2.morphologyEx(black, cv2.MORPH_OPEN, np.ones((1, COLLAR_PX), np.uint8)) > 0
+    black = np.asarray((lines[..., :3] <= BLACK).all((0, 2))[None], np.uint8)
+    missing = np.asarray(cv2.morphologyEx(black, cv2.MORPH_OPEN, np.ones((1, COLLAR_PX), np.uint8)) > 0)
     if lines.shape[-1] == 4:
         missing |= (lines[..., 3] == 0).any(0)
-    valid: Floats = 1 - cv2.dilate(missing.astype(np.float32), np.ones((1, 2 * BESIDE_NODATA_PX + 1), np.uint8))[0]
+    beside = np.asarray(cv2.dilate(missing.astype(np.float32), np.ones((1, 2 * BESIDE_NODATA_PX + 1), np.uint8)))
+    valid: Floats = 1 - beside[0]
     return valid
 
 

@@ -6,7 +6,6 @@ from functools import cached_property
 from itertools import accumulate
 from math import exp
 
-
 from kit.console import meter
 from kit.data.workers import available, spread
 from kit.deploy.chips import Chip
@@ -14,7 +13,7 @@ from kit.deploy.mosaics.borders import BOTTOM, RIGHT, Borders, read_borders
 from kit.deploy.mosaics.joining import Joiner, Matches
 from kit.deploy.mosaics.layout import STEP, Cell, Layout, Pair, lay_out
 
-DECAY = 3.0  # of the chance that a false pair stands out by so much; the best of some hundred normal deviates do by exp(-3 x)
+DECAY = 3.0  # the best of some hundred normal deviates stands out by x with a chance of exp(-3 x)
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,9 @@ def _margins(matches: dict[int, Matches]) -> dict[Pair, float]:
     return {
         (direction, first, second): margin
         for direction, found in matches.items()
-        for first, second, margin in zip(found.first.tolist(), found.second.tolist(), found.margin.tolist(), strict=True)
+        for first, second, margin in zip(
+            found.first.tolist(), found.second.tolist(), found.margin.tolist(), strict=True
+        )
     }
 
 

@@ -1,9 +1,11 @@
 """Pairs of neighbours put together to grids: the surest first, and never against what stands already.
 
-A pair joins the pieces that its two chips belong to. That lays other chips of the pieces side by side, too: these must fit
-as well. So a false pair is found out, and a pair that is not sure by itself is joined where its neighbours vouch for it.
+A pair joins the pieces that its two chips belong to. That lays other chips of the pieces side by side, too: these must
+fit as well. So a false pair is found out, and a pair that is not sure by itself is joined where its neighbours vouch
+for it.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import sqrt
@@ -14,7 +16,9 @@ from kit.deploy.mosaics.borders import BOTTOM, RIGHT
 from kit.deploy.mosaics.joining import Joiner, Matches
 
 SURE = 1.0  # margin of a pair that is joined for its own sake
-VOUCHED = 6.0  # sum of the scores over the root of their number, of two and more pairs: those of false ones have 0, +- 1
+VOUCHED = (
+    6.0  # sum of the scores over the root of their number, of two and more pairs: those of false ones have 0, +- 1
+)
 WEAKEST = 1.0  # score of a pair that comes to lie together: of true ones, one of 1,000 is below 2
 WEAK_SHARE = 0.1  # of such pairs may be weaker
 
@@ -42,6 +46,12 @@ class Layout:
 
     Args:
         joiner: compares the chips.
+
+    Attributes:
+        pieces: by number.
+        piece_of: each chip's piece.
+        cell_of: each chip's row and column in its piece.
+        scores: of the pairs that were compared.
     """
 
     def __init__(self, joiner: Joiner) -> None:
@@ -50,21 +60,21 @@ class Layout:
         self.pieces = {i: Piece({(0, 0): i}, {0: height}, {0: width}) for i, (height, width) in enumerate(sizes)}
         self.piece_of = list(range(len(sizes)))
         self.cell_of: list[Cell] = [(0, 0)] * len(sizes)
-        self._scores: dict[Pair, float | None] = {}
+        self.scores: dict[Pair, float | None] = {}
 
     def score(self, pair: Pair) -> float | None:
         """Returns how well two chips continue each other; None where they have too little imagery to tell."""
-        if pair not in self._scores:
-            self._scores[pair] = self.joiner.score(*pair)
-        return self._scores[pair]
+        if pair not in self.scores:
+            self.scores[pair] = self.joiner.score(*pair)
+        return self.scores[pair]
 
     def seams(self, pair: Pair) -> list[Pair] | None:
         """Returns the pairs of chips that come to lie together when a pair is joined; None where there is no place."""
-        direction, first, second = pair
+        _, first, second = pair
         one, other = self.pieces[self.piece_of[first]], self.pieces[self.piece_of[second]]
         if one is other:
             return None
-        down, right = self._shift(pair)
+        down, right = self.shift(pair)
         found: list[Pair] = []
         moving, sign = (other, 1) if len(other.cells) <= len(one.cells) else (one, -1)
         standing = one if moving is other else other
@@ -73,14 +83,16 @@ class Layout:
             if at in standing.cells:
                 return None
             sizes = standing.heights.get(at[0]), standing.widths.get(at[1])
-            if any(a not in (None, b) for a, b in zip(sizes, (moving.heights[row], moving.widths[column]), strict=True)):
+            if any(
+                a not in (None, b) for a, b in zip(sizes, (moving.heights[row], moving.widths[column]), strict=True)
+            ):
                 return None
             found += _beside(standing.cells, at, chip)
         return found
 
     def join(self, pair: Pair) -> None:
         """Lays the smaller of a pair's two pieces beside the larger one."""
-        down, right = self._shift(pair)
+        down, right = self.shift(pair)
         into, gone = self.piece_of[pair[1]], self.piece_of[pair[2]]
         if len(self.pieces[into].cells) < len(self.pieces[gone].cells):
             into, gone, down, right = gone, into, -down, -right
@@ -102,7 +114,7 @@ class Layout:
             and (row_2 - down, column_2 - right) not in self.pieces[self.piece_of[second]].cells
         )
 
-    def _shift(self, pair: Pair) -> Cell:
+    def shift(self, pair: Pair) -> Cell:
         """Returns what is added to the second piece's rows and columns when it is laid beside the first."""
         direction, first, second = pair
         (row, column), (row_2, column_2), (down, right) = self.cell_of[first], self.cell_of[second], STEP[direction]
@@ -122,7 +134,7 @@ def lay_out(joiner: Joiner, matches: dict[int, Matches]) -> Layout:
         rows = (values.tolist() for values in (found.first, found.second, found.score, found.margin))
         for first, second, score, margin in zip(*rows, strict=True):
             margins[direction, first, second] = margin
-            layout._scores[direction, first, second] = score
+            layout.scores[direction, first, second] = score
     for pair in sorted((pair for pair, margin in margins.items() if margin >= SURE), key=lambda pair: -margins[pair]):
         seams = layout.seams(pair)
         if seams is not None and _fit(layout, seams):
@@ -135,20 +147,21 @@ def lay_out(joiner: Joiner, matches: dict[int, Matches]) -> Layout:
 
 
 def _vouched(layout: Layout, margins: dict[Pair, float]) -> list[Pair]:
-    """Returns pairs that are not sure by themselves but fit two neighbours and more, better than any rival; best first."""
+    """Returns pairs that are not sure by themselves but fit several neighbours, better than any rival; best first."""
     strengths = {pair: _strength(layout, pair) for pair in margins if layout.is_open(pair)}
     strengths = {pair: strength for pair, strength in strengths.items() if strength >= VOUCHED}
-    places = {pair: (layout.piece_of[pair[1]], layout.piece_of[pair[2]], layout._shift(pair)) for pair in strengths}
-    found = []
-    for pair, strength in sorted(strengths.items(), key=lambda item: -item[1]):
-        rivals = (
-            other_strength
-            for other, other_strength in strengths.items()
-            if places[other] != places[pair] and set(_ends(other)) & set(_ends(pair))
-        )
-        if strength >= max(rivals, default=-np.inf) + SURE:
-            found.append(pair)
-    return found
+    places = {pair: (layout.piece_of[pair[1]], layout.piece_of[pair[2]], layout.shift(pair)) for pair in strengths}
+    takers: dict[tuple[int, int, bool], list[Pair]] = defaultdict(list)  # of each side
+    for pair in strengths:
+        for side in _sides(pair):
+            takers[side].append(pair)
+
+    def rival(pair: Pair) -> float:
+        others = (other for side in _sides(pair) for other in takers[side] if places[other] != places[pair])
+        return max((strengths[other] for other in others), default=-np.inf)
+
+    alone = [pair for pair, strength in strengths.items() if strength >= rival(pair) + SURE]
+    return sorted(alone, key=lambda pair: -strengths[pair])
 
 
 def _strength(layout: Layout, pair: Pair) -> float:
@@ -179,7 +192,7 @@ def _beside(cells: dict[Cell, int], at: Cell, chip: int) -> Iterator[Pair]:
             yield direction, chip, behind
 
 
-def _ends(pair: Pair) -> tuple[tuple[int, int, str], tuple[int, int, str]]:
-    """Returns the two sides that a pair would take."""
+def _sides(pair: Pair) -> tuple[tuple[int, int, bool], tuple[int, int, bool]]:
+    """Returns the two sides that a pair would take: direction, chip, whether it is the first of the two."""
     direction, first, second = pair
-    return (direction, first, "first"), (direction, second, "second")
+    return (direction, first, True), (direction, second, False)
