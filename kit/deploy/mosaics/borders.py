@@ -103,7 +103,7 @@ def _border(lines: NDArray[np.uint8]) -> Border:
 
 def _valid(lines: NDArray[np.uint8]) -> Floats:
     """Returns 1 where a side shows imagery and 0 where it does not, (length,): by alpha, and by black collars."""
-    black = np.asarray((lines[..., :3] <= BLACK).all((0, 2))[None], np.uint8)
+    black = np.expand_dims(np.all(lines[..., :3] <= BLACK, axis=(0, 2)), 0).astype(np.uint8)
     missing = np.asarray(cv2.morphologyEx(black, cv2.MORPH_OPEN, np.ones((1, COLLAR_PX), np.uint8)) > 0)
     if lines.shape[-1] == 4:
         missing |= (lines[..., 3] == 0).any(0)

@@ -121,7 +121,16 @@ def find_mosaics(chips: Sequence[Chip], processes: int = 0) -> list[Mosaic]:
     Raises:
         RasterError: a chip is missing or broken.
     """
-    borders = _read(chips, processes or available())
+    return assemble(chips, read_all(chips, processes or available()))
+
+
+def assemble(chips: Sequence[Chip], borders: Sequence[Borders]) -> list[Mosaic]:
+    """Returns the mosaics that chips make, see `find_mosaics`.
+
+    Args:
+        chips: all of them.
+        borders: of each.
+    """
     joiner = Joiner(borders)
     matches = {direction: joiner.matches(direction) for direction in (RIGHT, BOTTOM)}
     layout = lay_out(joiner, matches)
@@ -130,7 +139,12 @@ def find_mosaics(chips: Sequence[Chip], processes: int = 0) -> list[Mosaic]:
     return [_mosaic(f"m{n:03d}", piece.cells, chips, layout, margins) for n, piece in enumerate(pieces)]
 
 
-def _read(chips: Sequence[Chip], processes: int) -> list[Borders]:
+def read_all(chips: Sequence[Chip], processes: int) -> list[Borders]:
+    """Returns the sides of each chip.
+
+    Raises:
+        RasterError: a chip is missing or broken.
+    """
     found: dict[Chip, Borders] = {}
     with meter("read chips", len(chips)) as progress:
         for chip, borders in spread(read_borders, chips, min(processes, max(1, len(chips)))):

@@ -21,6 +21,7 @@ VOUCHED = (
 )
 WEAKEST = 1.0  # score of a pair that comes to lie together: of true ones, one of 1,000 is below 2
 WEAK_SHARE = 0.1  # of such pairs may be weaker
+LIKELY = 3.0  # score of the pair that leads to others: among four that make VOUCHED one has so much
 
 Cell = tuple[int, int]  # row and column
 Pair = tuple[int, int, int]  # direction, first chip, second chip
@@ -148,7 +149,8 @@ def lay_out(joiner: Joiner, matches: dict[int, Matches]) -> Layout:
 
 def _vouched(layout: Layout, margins: dict[Pair, float]) -> list[Pair]:
     """Returns pairs that are not sure by themselves but fit several neighbours, better than any rival; best first."""
-    strengths = {pair: _strength(layout, pair) for pair in margins if layout.is_open(pair)}
+    likely = [pair for pair in margins if (layout.score(pair) or 0) >= LIKELY and layout.is_open(pair)]
+    strengths = {pair: _strength(layout, pair) for pair in likely}
     strengths = {pair: strength for pair, strength in strengths.items() if strength >= VOUCHED}
     places = {pair: (layout.piece_of[pair[1]], layout.piece_of[pair[2]], layout.shift(pair)) for pair in strengths}
     takers: dict[tuple[int, int, bool], list[Pair]] = defaultdict(list)  # of each side
