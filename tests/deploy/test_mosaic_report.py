@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import cv2
@@ -15,12 +16,13 @@ from kit.deploy.mosaics import pictures
 from kit.deploy.mosaics.finding import Mosaic, find_mosaics
 from kit.deploy.mosaics.pictures import EMPTY
 from kit.deploy.mosaics.pictures import draw_mosaic as draw_picture
-from kit.deploy.mosaics.reading import ChipCache, read_wide
+from kit.deploy.mosaics.reading import CACHE_BYTES, ChipCache, read_wide
 from kit.deploy.mosaics.report import CHIP_COLUMNS, read_table, write_mosaics
 from kit.deploy.rasters import read_image
 from kit.errors import DataError
 
 SIDE_PX = 128
+PAGE = Path(__file__).parents[2] / "docs" / "mosaics.md"
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +76,17 @@ def test_the_same_again_is_the_same_and_json_tells_it(city, tmp_path: Path, cli)
         ("m000", 11, 13),
         ("m001", 1, 0),
     ]
+
+
+def test_the_page_tells_the_columns_and_its_program_runs(city, monkeypatch):
+    page = PAGE.read_text()
+    assert tuple(re.findall(r"^\| `(\w+)` \|", page, re.M)) == CHIP_COLUMNS
+    (program,) = re.findall(r"```python\n(.+?)```", page, re.S)
+    monkeypatch.chdir(city[0])
+    names: dict[str, np.ndarray] = {}
+    exec(program.replace('Path("test")', 'Path(".")'), names)
+    assert names["wide"].shape == (SIDE_PX + 512, SIDE_PX + 512, 4)
+    assert f"{CACHE_BYTES // 10**6} MB" in page
 
 
 def test_a_catalogue_names_the_folder(city, tmp_path: Path, cli):
