@@ -409,6 +409,31 @@ def check_submission(
 
 
 @app.command()
+def mosaic(
+    test: Annotated[Path, typer.Argument(help="A STAC catalogue or a folder of chips.")],
+    out: Annotated[Path | None, typer.Option(help="Where to; ROOT/mosaics/<name of test> by default.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes that read; by default one a core.", min=0)] = 0,
+    as_json: Json = False,
+    root: Root = HERE,
+    debug: Debug = False,
+) -> None:
+    """Find the mosaics that shuffled chips were cut from: which chips lie side by side, with a picture of each mosaic.
+
+    Example: kit mosaic test
+    """
+    from kit.deploy.mosaics.report import COLUMNS, as_rows, to_json, write_mosaics
+
+    where = test.parent if test.suffix == ".json" else test
+    folder = out or Paths(root).mosaics(where.resolve().name)
+    found = write_mosaics(test, folder, workers)
+    if as_json:
+        result(to_json(found))
+    else:
+        table(COLUMNS, as_rows(found))
+        result(str(folder))
+
+
+@app.command()
 def weights(as_json: Json = False, root: Root = HERE, debug: Debug = False) -> None:
     """List the weights: views, score out of fold, parity with the networks they were frozen from, formats, checksum.
 

@@ -64,6 +64,10 @@ class Paths:
         """The picture that `kit lr-find` draws of the loss over the rate."""
         return self.root / "runs" / recipe / "lr_find.png"
 
+    def mosaics(self, name: str) -> Path:
+        """The folder of the mosaics that a test set's chips make."""
+        return self.root / "mosaics" / name
+
     def submission(self, name: str) -> Path:
         """The folder of one submission."""
         return self.root / "submissions" / name

@@ -32,7 +32,9 @@ from kit.pipeline.run import run as run_recipe
 from kit.training.recipe import SIGNATURES, known_recipes
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGE, TRAINING, DATA = ((DOCS / f"{name}.md").read_text() for name in ("recipes", "training", "data"))
+PAGE, TRAINING, DATA, MOSAICS = (
+    (DOCS / f"{name}.md").read_text() for name in ("recipes", "training", "data", "mosaics")
+)
 RECIPES = dict(re.findall(r"<!-- recipe: (\w+) -->\n```python\n(.+?)```", PAGE + TRAINING, re.S))
 LAUNCHERS = {"torch.distributed.run": torchrun.parse_args, "torch.distributed.launch": launch.parse_args}
 
@@ -168,7 +170,7 @@ def kit_arguments(line: str) -> list[str]:
     return list(launched.training_script_args)
 
 
-@pytest.mark.parametrize("line", [*shell(PAGE), *shell(TRAINING), *shell(DATA)])
+@pytest.mark.parametrize("line", [*shell(PAGE), *shell(TRAINING), *shell(DATA), *shell(MOSAICS)])
 def test_commands_parse(line: str, root: Path):
     if not (words := kit_arguments(line)):
         assert line in ("pip install tensorboard", "tensorboard --logdir runs")
@@ -185,7 +187,7 @@ def test_commands_and_options_in_the_text_exist():
         for name, command in COMMANDS.items()
     }
     of_torchrun = {text for action in torchrun.get_args_parser()._actions for text in action.option_strings}
-    for code in [*INLINE, *inline(TRAINING), *inline(DATA)]:
+    for code in [*INLINE, *inline(TRAINING), *inline(DATA), *inline(MOSAICS)]:
         words = code.split()
         if words[0] == "kit":
             assert {word for word in words[2:] if word.startswith("-")} <= options[words[1]], code
@@ -257,7 +259,7 @@ def test_the_table_of_losses_is_whole_and_true():
             assert taken == (cell.strip() == "yes"), (name, channels)
 
 
-@pytest.mark.parametrize("name", ["recipes.md", "training.md", "data.md", "weights.md", "submit.md"])
+@pytest.mark.parametrize("name", ["recipes.md", "training.md", "data.md", "mosaics.md", "weights.md", "submit.md"])
 def test_links_hold(name: str):
     for file, target in re.findall(r"\]\(([\w.]*)(?:#([^)]+))?\)", (DOCS / name).read_text()):
         titles = re.findall(r"^#+ (.+)$", prose((DOCS / (file or name)).read_text()), re.M)

@@ -13,7 +13,7 @@ from rasterio.features import rasterize
 from shapely import Point
 from shapely.affinity import translate
 
-from kit.data.cityplan import House, Look, M, Plan, Street, Wing, plan_scene
+from kit.data.cityplan import GSD_M, House, Look, M, Plan, Street, Wing, plan_scene
 from kit.data.paint import MATERIALS, Float, Material, Noise, Painter, Window, along_across, mix, rgb, tone
 
 Bytes = npt.NDArray[np.uint8]
@@ -64,6 +64,32 @@ def draw_scene(rng: np.random.Generator, look: Look, height: int, width: int, *,
     image = cv2.merge([*_expose(painter), alpha])
     image[alpha == 0] = 0
     return Drawing(np.asarray(image, np.uint8), np.where(alpha == 0, 255, roofs > 0).astype(np.uint8), plan)
+
+
+def draw_at(rng: np.random.Generator, look: Look, height: int, width: int, gsd_m: float) -> tuple[Bytes, Bytes]:
+    """Returns a scene and its truth at another ground resolution: drawn as ever, then made smaller or larger.
+
+    Args:
+        rng: in the same state, the same scene.
+        look: of the area.
+        height: of what comes back, px; width likewise.
+        gsd_m: metres per pixel of what comes back.
+
+    Returns:
+        The image, (H, W, 4) uint8, RGB and alpha, averaged over each pixel; and the truth, (H, W) uint8: 1 where more
+        than half of a pixel is roof, 255 where alpha is 0, as it is where any of it has no data.
+    """
+    if gsd_m == GSD_M:
+        drawing = draw_scene(rng, look, height, width)
+        return drawing.image, drawing.truth
+    drawing = draw_scene(rng, look, *(round(px * gsd_m / GSD_M) for px in (height, width)))
+    how = cv2.INTER_AREA if gsd_m > GSD_M else cv2.INTER_LINEAR
+    image = np.asarray(cv2.resize(drawing.image, (width, height), interpolation=how), np.uint8)
+    roof = cv2.resize((drawing.truth == 1).astype(np.float32), (width, height), interpolation=how)
+    seen = cv2.resize((drawing.truth != 255).astype(np.float32), (width, height), interpolation=how) > 0.999
+    image[..., 3] = np.where(seen, 255, 0)
+    image[~seen] = 0
+    return image, np.where(seen, roof > 0.5, 255).astype(np.uint8)
 
 
 def _roof_numbers(plan: Plan, height: int, width: int) -> npt.NDArray[np.int32]:

@@ -1,7 +1,8 @@
 """The embedded sample city: a small data set in the challenge's layout, drawn by code; same seed, same bytes.
 
-Three areas with two training scenes each (RGB + alpha GeoTIFFs in UTM, EPSG:4326 footprints), and two test mosaics cut
-into shuffled chips without georeference, whose truth lies aside. At a scale above 1 the training scenes are larger.
+Three areas with two training scenes each (RGB + alpha GeoTIFFs in UTM, EPSG:4326 footprints), and two test mosaics of
+0.075 and 0.12 m per pixel, cut into shuffled chips without georeference, whose truth lies aside. At a scale above 1 the
+training scenes are larger.
 """
 
 import csv
@@ -24,16 +25,16 @@ from kit.data.cityfiles import (
     write_scene,
     write_train_catalog,
 )
-from kit.data.drawing import Drawing, draw_scene
+from kit.data.drawing import Bytes, draw_at, draw_scene
 from kit.data.largecity import PATCH_PX, count_patches, draw_large_scene
 from kit.data.sites import AREAS, CHIP_PX, TEST, TRAIN, Site
 from kit.errors import DataError
 from kit.paths import replacing
 
-VERSION = 1  # of the drawing: another number, other bytes
+VERSION = 2  # of the drawing: another number, other bytes
 MOST_SCALE = 1000  # sides of 70,000 px
 
-Place = tuple[str, str, int, int]  # a chip's id, its mosaic, its row and column there
+Place = tuple[str, str, int, int, float]  # a chip's id, its mosaic, its row and column there, metres per pixel
 
 
 def draw_sample(out: Path, seed: int = 0, scale: float = 1, *, shrink: int = 1) -> Path:
@@ -73,11 +74,12 @@ def draw_sample(out: Path, seed: int = 0, scale: float = 1, *, shrink: int = 1) 
             if site in train and scale > 1:
                 draw_large_scene(area_folder, site, rng, progress.advance, patch_px=patch_px)
                 continue
-            drawing = draw_scene(rng, AREAS[site.area].look, site.height_px, site.width_px)
+            size = site.height_px, site.width_px
             if site in train:
-                write_scene(area_folder, site, drawing)
+                write_scene(area_folder, site, draw_scene(rng, AREAS[site.area].look, *size))
             else:
-                places += _write_chips(folder, site, drawing, CHIP_PX // shrink, seed)
+                drawn = draw_at(rng, AREAS[site.area].look, *size, site.gsd_m)
+                places += _write_chips(folder, site, *drawn, CHIP_PX // shrink, seed)
             progress.advance()
         write_train_catalog(
             folder / "train_tier_1", "train_tier_1", "sample city, drawn: scenes with footprints", AREAS
@@ -107,19 +109,19 @@ def _another(out: Path, seed: int, scale: float) -> DataError:
     )
 
 
-def _write_chips(folder: Path, site: Site, drawing: Drawing, side_px: int, seed: int) -> list[Place]:
+def _write_chips(folder: Path, site: Site, image: Bytes, truth: Bytes, side_px: int, seed: int) -> list[Place]:
     """Cuts a mosaic into chips named by a hash, puts the truth aside in `test_labels`; returns where each chip lies."""
     geometry = {"type": "Polygon", "coordinates": [[[0.0, 0.0]] * 4]}
     home = [link("root", "../catalog.json"), link("parent", "../catalog.json")]
-    height, width = drawing.truth.shape
+    height, width = truth.shape
     places = []
     for row, col in np.ndindex(height // side_px, width // side_px):
         chip = hashlib.sha256(f"{seed}/{site.scene}/{row}/{col}".encode()).hexdigest()[:6]
         cut = np.s_[row * side_px : (row + 1) * side_px, col * side_px : (col + 1) * side_px]
-        write_image(folder / "test" / chip / f"{chip}.tif", drawing.image[cut], blocksize=256, overviews="NONE")
+        write_image(folder / "test" / chip / f"{chip}.tif", image[cut], blocksize=256, overviews="NONE")
         write_json(folder / "test" / chip / f"{chip}.json", item(chip, geometry, home, {"image": tif_asset(chip)}))
-        write_mask(folder / "test_labels" / f"{chip}.tif", drawing.truth[cut])
-        places.append((chip, site.scene, row, col))
+        write_mask(folder / "test_labels" / f"{chip}.tif", truth[cut])
+        places.append((chip, site.scene, row, col, site.gsd_m))
     return places
 
 
@@ -129,5 +131,5 @@ def _write_test_catalog(folder: Path, places: list[Place]) -> None:
     write_catalog(folder / "test", "test", "sample city, drawn: test chips without labels or georeference", links)
     with (folder / "test_labels" / "chips.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("chip", "scene", "row", "col"))
+        writer.writerow(("chip", "scene", "row", "col", "gsd_m"))
         writer.writerows(places)

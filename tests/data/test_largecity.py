@@ -206,7 +206,7 @@ def test_a_scaled_sample_has_larger_scenes_and_the_same_chips(fourfold, tmp_path
 
 def test_samples_of_two_scales_are_told_apart(fourfold, tmp_path, monkeypatch):
     small = draw_sample(tmp_path / "sample", shrink=SHRINK)
-    assert json.loads((small / "sample.json").read_text()) == {"seed": 0, "version": 1, "shrink": SHRINK}
+    assert json.loads((small / "sample.json").read_text()) == {"seed": 0, "version": 2, "shrink": SHRINK}
     monkeypatch.setattr(sample_module, "draw_scene", None)  # drawing again would fail
     assert draw_sample(small, scale=1.0, shrink=SHRINK) == small
     assert draw_sample(fourfold, scale=4, shrink=SHRINK) == fourfold

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections import defaultdict
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -18,7 +19,7 @@ from rasterio.warp import transform, transform_geom
 from shapely.geometry import shape
 
 from kit.data import sample as sample_module
-from kit.data.drawing import draw_scene
+from kit.data.drawing import draw_at, draw_scene
 from kit.data.sample import draw_sample
 from kit.data.sites import AREAS, CHIP_PX, TRAIN
 from kit.errors import DataError
@@ -169,6 +170,35 @@ def test_chips_tile_their_mosaics(sample):
         steps = np.abs(np.diff(mosaic, axis=1)).mean(axis=(0, 2))
         seams = steps[CHIP_PX - 1 :: CHIP_PX]
         assert (seams < 2 * np.median(steps)).all()  # neighbours continue each other
+
+
+def test_test_mosaics_have_two_ground_resolutions(sample):
+    sizes = defaultdict(list)
+    with (sample / "test_labels" / "chips.csv").open() as file:
+        for row in csv.DictReader(file):
+            truth = read(sample / "test_labels" / f"{row['chip']}.tif")[..., 0]
+            *_, stats, _ = cv2.connectedComponentsWithStats((truth == 1).astype(np.uint8))
+            inside = (stats[1:, :2] > 0).all(1) & (stats[1:, :2] + stats[1:, 2:4] < CHIP_PX).all(1)
+            sizes[row["scene"], float(row["gsd_m"])] += stats[1:, cv2.CC_STAT_AREA][inside].tolist()
+    assert set(sizes) == {("kum_t", 0.075), ("lus_t", 0.12)}
+    fine, coarse = (np.median(areas) * gsd_m**2 for (_, gsd_m), areas in sorted(sizes.items()))
+    assert 0.6 < fine / coarse < 1.6  # m2: houses are as large; in px they would differ 2.6 times
+
+
+@pytest.mark.parametrize("gsd_m", [0.075, 0.12, 0.05])
+def test_a_scene_drawn_at_another_resolution_shows_the_same(gsd_m):
+    height, width = 700, 600
+    look = replace(AREAS["kum"].look, open_blocks=0)
+    image, truth = draw_at(np.random.default_rng(4), look, height, width, gsd_m)
+    drawn = draw_scene(np.random.default_rng(4), look, round(height * gsd_m / 0.075), round(width * gsd_m / 0.075))
+    assert image.shape == (height, width, 4)
+    assert set(np.unique(truth)) == {0, 1, 255}
+    np.testing.assert_array_equal(truth == 255, image[..., 3] == 0)
+    assert image[truth == 255].max() == 0
+    again = cv2.resize(drawn.image, (width, height), interpolation=cv2.INTER_AREA)[..., :3].astype(float)
+    assert np.abs(again - image[..., :3])[truth != 255].mean() < 3
+    roofs = cv2.resize(drawn.truth, (width, height), interpolation=cv2.INTER_NEAREST)
+    assert jaccard(truth == 1, roofs == 1) > 0.93
 
 
 def test_is_small(sample):

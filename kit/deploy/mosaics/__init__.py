@@ -1,0 +1,1 @@
+"""Test chips that belong together: neighbours found by their borders, grids put together, seams read across."""
