@@ -53,6 +53,7 @@ def clean(pieces: Sequence[Piece], frame: Frame, rules: Rules) -> Buildings:
     """Returns the buildings that pieces of a map are, in pixels of its frame."""
     whole = np.array([shapely.unary_union(piece.polygons) for piece in pieces], dtype=object)
     confidence = np.array([piece.levels / max(1, piece.pixels) / LEVELS for piece in pieces], np.float64)
+    whole = shapely.simplify(shapely.normalize(whole), 0)  # no corners where bands met, also none to begin with
     outlines, owners = _simple(_scaled(whole, frame.x_m, frame.y_m))  # in metres
     outlines = _filled(outlines, rules.min_hole_m2)
     outlines = shapely.simplify(outlines, rules.simplify_m, preserve_topology=True)

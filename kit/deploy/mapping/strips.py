@@ -1,5 +1,6 @@
 """Finished strips of a map, kept in a folder until it is whole: a command that was stopped goes on behind them."""
 
+import io
 import json
 import shutil
 import zipfile
@@ -44,7 +45,11 @@ class Strips:
 
     def carried(self) -> NDArray[np.uint32] | None:
         """Returns what the last finished strip has left for the next."""
-        return np.load(self._carry(self.done - 1)) if 0 < self.done < len(self) else None
+        if not 0 < self.done < len(self):
+            return None
+        with np.load(self._carry(self.done - 1)) as kept:
+            carry: NDArray[np.uint32] = kept["carry"]
+        return carry
 
     def put(self, level: NDArray[np.uint8], valid: NDArray[np.bool_], carry: NDArray[np.uint32]) -> None:
         """Keeps the next strip.
@@ -57,10 +62,15 @@ class Strips:
         Raises:
             KitError: the disk is full.
         """
-        with replacing(self._carry(self.done)) as temporary:
-            np.save(temporary, carry)
-        with replacing(self._strip(self.done)) as temporary:
-            np.savez_compressed(temporary, level=level, valid=np.packbits(valid, axis=1), width=valid.shape[1])
+        packed = np.packbits(valid, axis=1)
+        for path, arrays in (
+            (self._carry(self.done), {"carry": carry}),
+            (self._strip(self.done), {"level": level, "valid": packed, "width": valid.shape[1]}),
+        ):
+            buffer = io.BytesIO()  # numpy does not tell why it cannot write
+            np.savez_compressed(buffer, **arrays)
+            with replacing(path) as temporary:
+                temporary.write_bytes(buffer.getbuffer())
         self._carry(self.done - 1).unlink(missing_ok=True)
         self.done += 1
 
@@ -76,7 +86,7 @@ class Strips:
         return self.folder / f"strip{index:05}.npz"
 
     def _carry(self, index: int) -> Path:
-        return self.folder / f"carry{index:05}.npy"
+        return self.folder / f"carry{index:05}.npz"
 
     def _count(self) -> int:
         """Returns how many strips are finished."""

@@ -44,7 +44,7 @@ def test_finished_strips_are_kept(tmp_path: Path):
     assert found.done == 2
     np.testing.assert_array_equal(found.carried(), content(1)[2])
     assert sorted(path.name for path in found.folder.iterdir()) == [
-        "carry00001.npy", "key.json", "strip00000.npz", "strip00001.npz",
+        "carry00001.npz", "key.json", "strip00000.npz", "strip00001.npz",
     ]  # fmt: skip
 
 
