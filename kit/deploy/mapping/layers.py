@@ -149,13 +149,12 @@ class Layer:
         polygons = np.concatenate([np.array([], dtype=object), *(part.polygons for part in self.waiting)])
         confidence = np.concatenate([np.array([]), *(part.confidence for part in self.waiting)])
         self.waiting = []
-        if not len(polygons):
-            return
         on_earth = placed(polygons, self.frame, degrees=True)
-        areas = np.round(areas_m2(on_earth), 2)
         shown = on_earth if self.format.degrees else placed(polygons, self.frame, degrees=False)
-        self._try(lambda: self.format.put(shown, areas, np.round(confidence, 4)))
-        self.count, self.area_m2 = self.count + len(polygons), self.area_m2 + float(areas.sum())
+        there = ~shapely.is_missing(on_earth) & ~shapely.is_missing(shown)
+        areas = np.round(areas_m2(on_earth[there]), 2)
+        self._try(lambda: self.format.put(shown[there], areas, np.round(confidence[there], 4)))
+        self.count, self.area_m2 = self.count + len(areas), self.area_m2 + float(areas.sum())
 
     def _try(self, write: Callable[[], object]) -> None:
         """Does what may find the disk full."""

@@ -60,10 +60,10 @@ def clean(pieces: Sequence[Piece], frame: Frame, rules: Rules) -> Buildings:
     if rules.square:
         squared = [square(outline, rules.simplify_m) for outline in outlines]
         outlines = np.array([*squared, None], dtype=object)[:-1]
-    large = shapely.area(outlines) >= rules.min_area_m2
-    outlines, owners = outlines[large], owners[large]
     outlines, again = _simple(_scaled(outlines, 1 / frame.x_m, 1 / frame.y_m))
-    return Buildings(outlines, confidence[owners[again]])
+    smallest_px = max(1.0, rules.min_area_m2 / (frame.x_m * frame.y_m))  # less than a pixel is a splinter
+    large = shapely.area(outlines) >= smallest_px
+    return Buildings(outlines[large], confidence[owners[again[large]]])
 
 
 def _scaled(polygons: NDArray[np.object_], x: float, y: float) -> NDArray[np.object_]:
@@ -93,7 +93,10 @@ def _filled(polygons: NDArray[np.object_], smallest: float) -> NDArray[np.object
 
 
 def placed(polygons: NDArray[np.object_], frame: Frame, degrees: bool) -> NDArray[np.object_]:
-    """Returns polygons in pixels of a frame in its CRS, or in EPSG:4326; rings as RFC 7946 wants them."""
+    """Returns polygons in pixels of a frame in its CRS, or in EPSG:4326; None for what vanishes there.
+
+    Rings turn as RFC 7946 wants them to.
+    """
     a, b, c, d, e, f = frame.transform[:6]
     found: NDArray[np.object_] = shapely.transform(
         polygons, lambda x, y: (a * x + b * y + c, d * x + e * y + f), interleaved=False
