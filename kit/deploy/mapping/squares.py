@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 SLANTED = math.radians(25)  # an edge that is further from both axes is meant to be oblique
 SHORTEST = (6.0, 3.0, 1.0, 0.0)  # edges that are no walls, in tolerances of the simplification: the most that holds
-ALIKE = 0.88  # intersection over union with the outline that came in: below, the squared one is not taken
+CHAMFER = 1 / 3  # an oblique edge that is shorter than this share of both its neighbours is a corner, cut off
+ALIKE = 0.9  # intersection over union with the outline that came in: below, the squared one is not taken
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class Wall:
     def follows(self, other: "Wall") -> bool:
         """Whether both lie along one axis, and lead the same way."""
         return self.axis == other.axis < 2 and math.cos(self.angle - other.angle) > 0
+
+    def cuts_corner(self, before: "Wall", after: "Wall") -> bool:
+        """Whether this is a short oblique edge between long ones along both axes."""
+        short = self.length < CHAMFER * min(before.length, after.length)
+        return self.axis == 2 and {before.axis, after.axis} == {0, 1} and short
 
     def with_(self, other: "Wall") -> "Wall":
         """Returns the line between both, nearer to the longer one."""
@@ -128,4 +134,5 @@ def _walls(corners: NDArray[np.float64], direction: float, shortest_m: float) ->
             walls.append(wall)
     if len(walls) > 1 and walls[-1].follows(walls[0]):
         walls[0] = walls[0].with_(walls.pop())
-    return walls
+    around = zip(walls[-1:] + walls[:-1], walls, walls[1:] + walls[:1], strict=True)
+    return [wall for before, wall, after in around if not wall.cuts_corner(before, after)]
