@@ -257,7 +257,7 @@ def test_the_table_of_losses_is_whole_and_true():
             assert taken == (cell.strip() == "yes"), (name, channels)
 
 
-@pytest.mark.parametrize("name", ["recipes.md", "training.md", "data.md", "weights.md", "submit.md"])
+@pytest.mark.parametrize("name", ["recipes.md", "training.md", "data.md", "weights.md", "submit.md", "map.md"])
 def test_links_hold(name: str):
     for file, target in re.findall(r"\]\(([\w.]*)(?:#([^)]+))?\)", (DOCS / name).read_text()):
         titles = re.findall(r"^#+ (.+)$", prose((DOCS / (file or name)).read_text()), re.M)
