@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from glob import escape
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Protocol
@@ -136,7 +137,7 @@ class Layer:
                 self._try(self.format.end)
                 self._try(lambda: self.temporary.replace(self.path))
         finally:
-            for leftover in self.temporary.parent.glob(f"{self.temporary.name}*"):  # SQLite's journal, too
+            for leftover in self.temporary.parent.glob(f"{escape(self.temporary.name)}*"):  # SQLite's journal, too
                 leftover.unlink()
 
     def add(self, buildings: Buildings) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,9 @@ def writing(path: Path, frame: Frame, overviews: str, nodata: int | None = None)
             f"cannot write {path}: {reason}", "free some space, and give the same command again: it goes on"
         ) from cause
     finally:
-        for leftover in path.parent.glob(f".{path.stem}.p*.tif*"):  # GDAL's own, too, as overviews in the making
+        for leftover in path.parent.glob(
+            f".{escape(path.stem)}.p*.tif*"
+        ):  # GDAL's own, too, as overviews in the making
             leftover.unlink()
 
 
