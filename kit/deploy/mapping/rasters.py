@@ -10,7 +10,7 @@ import numpy as np
 import rasterio
 import rasterio.shutil
 from numpy.typing import NDArray
-from rasterio._err import CPLE_BaseError
+from rasterio._err import CPLE_BaseError  # what copy raises, in no public module
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
@@ -62,9 +62,7 @@ def writing(path: Path, frame: Frame, overviews: str, nodata: int | None = None)
             f"cannot write {path}: {reason}", "free some space, and give the same command again: it goes on"
         ) from cause
     finally:
-        for leftover in path.parent.glob(
-            f".{escape(path.stem)}.p*.tif*"
-        ):  # GDAL's own, too, as overviews in the making
+        for leftover in path.parent.glob(f".{escape(path.stem)}.p*.tif*"):  # GDAL's, too: overviews in the making
             leftover.unlink()
 
 

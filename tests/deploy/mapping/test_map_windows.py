@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kit.deploy.mapping.blending import Band, as_levels, fixed
@@ -10,6 +10,7 @@ from kit.errors import KitError
 SIZES = st.integers(1, 900)
 
 
+@settings(deadline=None)
 @given(SIZES, st.integers(64, 200), st.data())
 def test_windows_cover_an_axis_and_their_weights_are_one(size: int, side: int, data: st.DataObject):
     overlap = data.draw(st.integers(1, side // 4))
