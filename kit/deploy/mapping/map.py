@@ -155,16 +155,16 @@ def map_scene(
     weights = load_weights(weights_path, device)
     with rasterio.Env(**gdal_options(CACHE_BYTES, is_remote(href))), Reader(href) as reader:
         reader.look_at(wanted.gsd_m or weights.card.gsd_m)
-        rows, columns = windows_of(reader.work, wanted)
+        rows, columns = windows_of(reader.work, wanted, weights.card.pad_multiple)
         ready = _set_up(weights, reader, tuning, engine_)
         key = {"scene": href, "version": fingerprint(href), "weights": ready.sha256, "plan": ready.plan}
         with alone(out_dir / name):
             return draw_map(reader, rows, columns, lambda rgba: _predicted(ready, rgba), key, out_dir / name, wanted)
 
 
-def windows_of(work: Frame, wanted: Wanted) -> tuple[Axis, Axis]:
-    """Returns the windows along the columns and along the rows of a frame."""
-    down, across = (along(size, wanted.window_px, wanted.overlap_px) for size in (work.height, work.width))
+def windows_of(work: Frame, wanted: Wanted, stride_px: int = 1) -> tuple[Axis, Axis]:
+    """Returns the windows along the columns and along the rows of a frame; see `along`."""
+    down, across = (along(size, wanted.window_px, wanted.overlap_px, stride_px) for size in (work.height, work.width))
     return down, across
 
 
@@ -195,6 +195,7 @@ def draw_map(
         write_probability(probability, frame, reader.work, strips)
         _write(record, {"prediction": key})
         shutil.rmtree(strips.folder)
+    _write(record, {"prediction": key})  # what else it told is no longer so
     made = _vectorise(reader, frame, probability, stem, wanted, predicted)
     told = {"buildings": made.buildings, "area_m2": round(made.area_m2, 2), "gsd_m": round(made.gsd_m, 6)}
     _write(record, {**told, "wanted": asdict(wanted), "prediction": key})

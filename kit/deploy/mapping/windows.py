@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,18 +60,31 @@ def _rising(length: int) -> NDArray[np.uint32]:
     return weights
 
 
-def along(size_px: int, side_px: int, overlap_px: int) -> Axis:
+def along(size_px: int, side_px: int, overlap_px: int, stride_px: int = 1) -> Axis:
     """Returns the fewest windows that cover an axis, and of those the smallest that do.
 
     Args:
         size_px: of the axis.
         side_px: the largest that a window may be.
         overlap_px: the least that neighbours share.
+        stride_px: windows begin at its multiples, where it is small enough: a network that looks at an image in steps
+            of that many pixels sees the same ones in each of them.
     """
-    count = max(1, math.ceil((size_px - overlap_px) / (side_px - overlap_px)))
-    side = math.ceil((size_px + (count - 1) * overlap_px) / count)
-    starts = tuple(round(i * (size_px - side) / max(1, count - 1)) for i in range(count))
-    return Axis(starts, side, size_px)
+    if size_px <= side_px:
+        return Axis((0,), size_px, size_px)
+    fewest = math.ceil((size_px - overlap_px) / (side_px - overlap_px))
+    for count in range(fewest, 2 * fewest + 1):
+        for last in range((size_px - overlap_px) // stride_px * stride_px, size_px - side_px - 1, -stride_px):
+            starts = tuple(stride_px * round(i * last / (count - 1) / stride_px) for i in range(count))
+            if _fits(starts, size_px - last, overlap_px):
+                return Axis(starts, size_px - last, size_px)
+    return along(size_px, side_px, overlap_px, stride_px // 2)
+
+
+def _fits(starts: tuple[int, ...], side_px: int, overlap_px: int) -> bool:
+    """Returns whether windows share what they shall with their neighbours, and nothing with others."""
+    shared = all(later - start <= side_px - overlap_px for start, later in pairwise(starts))
+    return shared and all(after - start >= side_px for start, after in zip(starts, starts[2:], strict=False))
 
 
 def check_window(side_px: int, overlap_px: int) -> None:

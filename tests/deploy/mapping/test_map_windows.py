@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,11 +12,11 @@ from kit.errors import KitError
 SIZES = st.integers(1, 900)
 
 
-@settings(deadline=None)
-@given(SIZES, st.integers(64, 200), st.data())
-def test_windows_cover_an_axis_and_their_weights_are_one(size: int, side: int, data: st.DataObject):
+@settings(deadline=None, max_examples=300)
+@given(SIZES, st.integers(64, 200), st.sampled_from([1, 16, 32, 64]), st.data())
+def test_windows_cover_an_axis_and_their_weights_are_one(size: int, side: int, stride: int, data: st.DataObject):
     overlap = data.draw(st.integers(1, side // 4))
-    axis = along(size, side, overlap)
+    axis = along(size, side, overlap, stride)
     total = np.zeros(size, int)
     for index in range(len(axis)):
         start, stop = axis.span(index)
@@ -22,11 +24,11 @@ def test_windows_cover_an_axis_and_their_weights_are_one(size: int, side: int, d
         total[start:stop] += axis.weights(index)
     assert (total == WHOLE).all()
     assert axis.side_px <= side
-    assert all(
-        stop - start <= axis.side_px - overlap for start, stop in zip(axis.starts, axis.starts[1:], strict=False)
-    )
+    assert all(later - start <= axis.side_px - overlap for start, later in pairwise(axis.starts))
     assert axis.edges[0] == 0
     assert axis.edges[-1] == size
+    if stride <= (side - overlap) // 4:
+        assert not any(start % stride for start in axis.starts)
 
 
 def test_windows_are_as_few_and_small_as_can_be():
@@ -34,6 +36,9 @@ def test_windows_are_as_few_and_small_as_can_be():
     assert along(1025, 1024, 128).side_px == 577
     axis = along(20_000, 1024, 128)
     assert (len(axis), axis.side_px) == (23, 992)
+    axis = along(20_000, 1024, 128, 64)
+    assert (len(axis), axis.side_px) == (24, 992)
+    assert along(2056, 1024, 128, 64).starts == (0, 640, 1280)
 
 
 def test_weights_rise_smoothly():
