@@ -431,7 +431,7 @@ def map_(
     tune: Annotated[
         bool, typer.Option(help="Measure once how this machine predicts fastest; else as the file was shipped.")
     ] = True,
-    engine: Annotated[str, typer.Option(help="torch or openvino.")] = "torch",
+    engine: Annotated[str, typer.Option(help="torch, openvino or openvino-int8.")] = "torch",
     root: Root = HERE,
     debug: Debug = False,
 ) -> None:

@@ -35,7 +35,7 @@ from kit.deploy.mapping.reading import Reader
 from kit.deploy.mapping.strips import Strips
 from kit.deploy.mapping.tracing import Tracer
 from kit.deploy.mapping.windows import Axis, along, check_window
-from kit.deploy.predict import predict_image
+from kit.deploy.predict import has_ground, predict_image
 from kit.deploy.tuning import TILES, tune, tuned
 from kit.deploy.weights import Weights, load_weights
 from kit.errors import KitError
@@ -141,7 +141,7 @@ def map_scene(
         wanted: what the map shall be.
         device: as torch names it.
         tuning: measures how this machine predicts fastest, see `kit.deploy.tuning`.
-        engine: `torch` or `openvino`.
+        engine: see `kit.deploy.engines`.
 
     Raises:
         RasterError: the scene cannot be read, or lies nowhere; finished strips are kept.
@@ -244,10 +244,12 @@ def _predicted(weights: Weights, rgba: NDArray[np.uint8]) -> NDArray[np.float32]
 
 def _set_up(weights: Weights, reader: Reader, tuning: bool, engine: Engine) -> Weights:
     """Returns the weights as they will predict: tuned on some of the scene, or as they are."""
-    if tuning and (some := _some(reader)):
-        return tune(weights, some, engine)
+    if tuning:
+        return tune(weights, _some(reader), engine)
     if engine == "torch":
         return weights
+    if engine == "openvino-int8":
+        raise KitError(f"--engine {engine} measures whether int8 keeps the masks", "leave --no-tune out")
     return tuned(weights, [Setting()] * len(weights.card.members), engine)
 
 
@@ -260,7 +262,7 @@ def _some(reader: Reader) -> list[NDArray[np.uint8]]:
         top = (height - side_y) * down // (SAMPLES - 1)
         left = (width - side_x) * across // (SAMPLES - 1)
         rgba = reader.read((top, top + side_y), (left, left + side_x)).rgba
-        if (rgba[..., 3] > 0).mean() >= 0.5:
+        if has_ground(rgba) and (rgba[..., 3] > 0).mean() >= 0.5:
             found.append(rgba)
         if len(found) == TILES:
             break

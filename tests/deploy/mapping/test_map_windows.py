@@ -27,8 +27,16 @@ def test_windows_cover_an_axis_and_their_weights_are_one(size: int, side: int, s
     assert all(later - start <= axis.side_px - overlap for start, later in pairwise(axis.starts))
     assert axis.edges[0] == 0
     assert axis.edges[-1] == size
-    if stride <= (side - overlap) // 4:
-        assert not any(start % stride for start in axis.starts)
+
+
+@pytest.mark.parametrize(
+    ("side", "overlap", "stride"), [(1024, 128, 64), (1024, 256, 64), (512, 64, 32), (2048, 128, 64)]
+)
+def test_windows_begin_where_the_network_steps(side: int, overlap: int, stride: int):
+    for size in range(side, 9 * side, 203):
+        axis = along(size, side, overlap, stride)
+        assert not any(start % stride for start in axis.starts), size
+        assert len(axis) <= len(along(size, side, overlap)) + 2
 
 
 def test_windows_are_as_few_and_small_as_can_be():
