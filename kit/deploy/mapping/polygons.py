@@ -14,6 +14,7 @@ from kit.deploy.mapping.squares import square
 from kit.deploy.mapping.tracing import Piece
 
 POLYGON = 3  # shapely's type id
+DECIMALS = 8  # of degrees: a millimetre
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ def placed(polygons: NDArray[np.object_], frame: Frame, degrees: bool) -> NDArra
     if degrees:
         change = pyproj.Transformer.from_crs(frame.crs, DEGREES, always_xy=True)
         found = shapely.transform(found, change.transform, interleaved=False)
+        found = shapely.transform(found, lambda points: np.round(points, DECIMALS))
     found = shapely.orient_polygons(found, exterior_cw=False)
     for at in np.flatnonzero(~shapely.is_valid(found)):  # two points of a ring have become one
         parts, _ = _simple(found[at : at + 1])

@@ -73,6 +73,7 @@ def test_geojson_is_as_its_standard_wants_it(tmp_path: Path):
     ring = found["features"][0]["geometry"]["coordinates"][0]
     assert shapely.LinearRing(ring).is_ccw
     assert ring[0] == pytest.approx([32.5945, 0.3505], abs=1e-3)
+    assert all(len(repr(number).split(".")[1]) <= 8 for point in ring for number in point)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
