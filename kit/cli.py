@@ -408,6 +408,59 @@ def check_submission(
         result(f"checked {submission}")
 
 
+@app.command("map")
+def map_(
+    scene: Annotated[str, typer.Argument(help="A GeoTIFF or COG, RGB or RGBA of 8 bits: a path or an address.")],
+    weights: Annotated[str, typer.Option(help="A name, a file or an address; the newest weights by default.")] = "",
+    sha256: Annotated[str, typer.Option(help="What the weights must have: 64 hex digits.")] = "",
+    out: Annotated[Path | None, typer.Option(help="Folder to write into; ROOT/maps/NAME by default.")] = None,
+    name: Annotated[str, typer.Option(help="Of the files; <weights>-<scene> by default.")] = "",
+    format_: Annotated[str, typer.Option("--format", help="Of the polygons: gpkg or geojson.")] = "gpkg",
+    square: Annotated[bool, typer.Option("--square", help="Turn walls to right angles.")] = False,
+    simplify: Annotated[float, typer.Option(help="How far outlines may move, m; 0: two pixels.", min=0)] = 0.0,
+    min_area: Annotated[float, typer.Option(help="Smallest building, m².", min=0)] = 2.0,
+    min_hole: Annotated[float, typer.Option(help="Smallest hole that is kept, m².", min=0)] = 2.0,
+    threshold: Annotated[float, typer.Option(help="Probability above which a pixel is building.", min=0)] = 0.5,
+    gsd: Annotated[
+        float, typer.Option(help="Metres per pixel to look with; 0: as the weights were trained.", min=0)
+    ] = 0.0,
+    grid: Annotated[str, typer.Option(help="Of the rasters: scene, or training for that resolution.")] = "scene",
+    window: Annotated[int, typer.Option(help="Side of a window, px.")] = 1024,
+    overlap: Annotated[int, typer.Option(help="What neighbouring windows share, px.")] = 128,
+    device: Device = "",
+    tune: Annotated[
+        bool, typer.Option(help="Measure once how this machine predicts fastest; else as the file was shipped.")
+    ] = True,
+    engine: Annotated[str, typer.Option(help="torch, openvino or openvino-int8.")] = "torch",
+    root: Root = HERE,
+    debug: Debug = False,
+) -> None:
+    """Map a scene of any size: probability and mask as COGs on its own grid, buildings as polygons, a small picture.
+
+    Stopped, it goes on where it was; other polygons of a finished map take no prediction.
+
+    Example: kit map city.tif --weights lite0 --square
+    """
+    from kit.deploy.fetch import find_weights
+    from kit.deploy.mapping.map import Wanted, map_scene, name_of
+    from kit.deploy.verify import named_weights
+    from kit.models.devices import pick_device
+
+    paths = Paths(root)
+    named = weights if not weights or "://" in weights else str(named_weights(weights, paths.weights))
+    chosen = find_weights(named, sha256, paths.weights)
+    called = name or f"{chosen.stem}-{name_of(scene)}"
+    say(f"weights {chosen}, scene {scene}")
+    wanted = Wanted(
+        threshold=threshold, gsd_m=gsd, grid=grid, window_px=window, overlap_px=overlap, format=format_,
+        square=square, simplify_m=simplify, min_area_m2=min_area, min_hole_m2=min_hole,
+    )  # fmt: skip
+    made = map_scene(scene, chosen, out or paths.map(called), called, wanted, str(pick_device(device)), tune, engine)
+    say(f"{made.buildings} buildings of {made.area_m2:,.0f} m², seen at {made.gsd_m:.3g} m per pixel")
+    for path in (made.probability, made.mask, made.overlay, made.polygons):
+        result(str(path))
+
+
 @app.command()
 def mosaic(
     test: Annotated[Path, typer.Argument(help="A STAC catalogue or a folder of chips.")],

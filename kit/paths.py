@@ -72,6 +72,10 @@ class Paths:
         """The folder of one submission."""
         return self.root / "submissions" / name
 
+    def map(self, name: str) -> Path:
+        """The folder of one map."""
+        return self.root / "maps" / name
+
 
 def cache_folder() -> Path:
     """Returns the user's folder for what can be made again: `KIT_CACHE`, else where the XDG specification places it."""

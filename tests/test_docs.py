@@ -259,7 +259,10 @@ def test_the_table_of_losses_is_whole_and_true():
             assert taken == (cell.strip() == "yes"), (name, channels)
 
 
-@pytest.mark.parametrize("name", ["recipes.md", "training.md", "data.md", "mosaics.md", "weights.md", "submit.md"])
+PAGES = ["recipes.md", "training.md", "data.md", "mosaics.md", "weights.md", "submit.md", "map.md"]
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_links_hold(name: str):
     for file, target in re.findall(r"\]\(([\w.]*)(?:#([^)]+))?\)", (DOCS / name).read_text()):
         titles = re.findall(r"^#+ (.+)$", prose((DOCS / (file or name)).read_text()), re.M)

@@ -16,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kit.deploy.blocks import Window, cover
 from kit.deploy.card import Bounds
 from kit.deploy.engines import Network, Setting, network
 from kit.deploy.ensemble import Ensemble, unview, view
 from kit.deploy.tuning import TunedEnsemble
 from kit.deploy.weights import Weights
-from kit.deploy.windows import Window, cover
 from kit.errors import WeightsError
 
 BLOCK_PX = 128

@@ -1,0 +1,1 @@
+"""Whole scenes to maps: windows, blended; kept strips; rasters and polygons on the scene's own grid."""

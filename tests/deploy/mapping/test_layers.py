@@ -1,0 +1,98 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pyogrio
+import pyproj
+import pytest
+import shapely
+from factories import UTM, at_kampala
+
+from kit.deploy.mapping import layers
+from kit.deploy.mapping.frames import Frame
+from kit.deploy.mapping.layers import FORMATS, Layer, check_format
+from kit.deploy.mapping.polygons import Buildings
+from kit.errors import KitError
+
+FRAME = Frame(200, 150, at_kampala(UTM, 0.5), pyproj.CRS(UTM).to_wkt(), 0.5, 0.5)
+
+
+def houses(count: int, top: int = 0) -> Buildings:
+    boxes = [shapely.box(10 * i, top, 10 * i + 8, top + 6) for i in range(count)]
+    return Buildings(np.array([*boxes, None], dtype=object)[:-1], np.linspace(0.5, 1, count))
+
+
+def written(folder: Path, kind: str, *parts: Buildings) -> Path:
+    with Layer(folder / "m", FORMATS[kind], FRAME) as layer:
+        for part in parts:
+            layer.add(part)
+    return layer.path
+
+
+@pytest.mark.parametrize(("kind", "crs"), [("gpkg", UTM), ("geojson", "EPSG:4326")])
+def test_buildings_are_read_as_by_other_programs(tmp_path: Path, kind: str, crs: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(layers, "BATCH", 4)
+    path = written(tmp_path, kind, houses(3), houses(3, 20), houses(2, 40))
+    assert path == tmp_path / f"m.{kind}"
+    info = pyogrio.read_info(path)
+    assert (info["features"], info["crs"], info["geometry_type"]) == (8, crs, "Polygon")
+    assert list(info["fields"]) == ["area_m2", "confidence"]
+    meta, _, geometry, (areas, confidence) = pyogrio.raw.read(path)
+    assert areas.tolist() == pytest.approx([48 * 0.25] * 8, rel=2e-3)
+    assert confidence.tolist() == [0.5, 0.75, 1, 0.5, 0.75, 1, 0.5, 1]
+    polygons = shapely.from_wkb(geometry)
+    assert shapely.is_valid(polygons).all()
+    back = pyproj.Transformer.from_crs(meta["crs"], UTM, always_xy=True)
+    first = shapely.transform(polygons[:1], back.transform, interleaved=False)[0]
+    (left, top), (right, bottom) = FRAME.transform @ (0, 0), FRAME.transform @ (8, 6)
+    assert first.bounds == pytest.approx((left, bottom, right, top), abs=1e-3)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_no_buildings_are_an_empty_layer(tmp_path: Path, kind: str):
+    info = pyogrio.read_info(written(tmp_path, kind, houses(0)))
+    assert info["features"] == 0
+    if kind == "gpkg":
+        assert list(info["fields"]) == ["area_m2", "confidence"]
+        assert info["geometry_type"] == "Polygon"
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_equal_buildings_are_equal_bytes(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(layers, "BATCH", 2)
+    first = written(tmp_path / "a", kind, houses(3), houses(2, 50)) if (tmp_path / "a").mkdir() is None else None
+    (tmp_path / "b").mkdir()
+    assert first.read_bytes() == written(tmp_path / "b", kind, houses(3), houses(2, 50)).read_bytes()
+
+
+def test_geojson_is_as_its_standard_wants_it(tmp_path: Path):
+    found = json.loads(written(tmp_path, "geojson", houses(2)).read_text())
+    assert "crs" not in found
+    assert [feature["properties"]["confidence"] for feature in found["features"]] == [0.5, 1.0]
+    ring = found["features"][0]["geometry"]["coordinates"][0]
+    assert shapely.LinearRing(ring).is_ccw
+    assert ring[0] == pytest.approx([32.5945, 0.3505], abs=1e-3)
+    assert all(len(repr(number).split(".")[1]) <= 8 for point in ring for number in point)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_an_unfinished_layer_is_no_layer(tmp_path: Path, kind: str):
+    written(tmp_path, kind, houses(1))
+    before = (tmp_path / f"m.{kind}").read_bytes()
+    with pytest.raises(KeyboardInterrupt), Layer(tmp_path / "m", FORMATS[kind], FRAME) as layer:
+        layer.add(houses(2))
+        raise KeyboardInterrupt
+    assert (tmp_path / f"m.{kind}").read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_folder_that_cannot_be_written(tmp_path: Path, kind: str):
+    with pytest.raises(KitError, match=r"cannot write .*/gone/m\."):
+        written(tmp_path / "gone", kind, houses(1))
+
+
+def test_unknown_format():
+    with pytest.raises(KitError, match="no format 'shp', expected gpkg or geojson"):
+        check_format("shp")

@@ -1,0 +1,446 @@
+"""Whole maps: of any CRS and resolution, without seams, gone on with, as other programs read them."""
+
+import itertools
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyogrio
+import pyproj
+import pytest
+import rasterio
+import shapely
+from affine import Affine
+from deploy_fakes import noise
+from factories import LATITUDE, LONGITUDE, MERCATOR, UTM, at_kampala, write_bands
+from map_fakes import SMALL, band, brightness, faint_at_edges, imagery, map_with
+from web import Web
+
+from kit.deploy.export import Exported
+from kit.deploy.mapping import map as room
+from kit.deploy.mapping import rasters
+from kit.deploy.mapping.blending import as_levels
+from kit.deploy.mapping.map import Mapped, Wanted, map_scene, name_of
+from kit.deploy.mapping.overlay import COLOUR
+from kit.deploy.predict import predict_image
+from kit.deploy.weights import load_weights
+from kit.errors import KitError, RasterError
+
+Cli = Callable[..., tuple[int, str, str]]
+HOUSES = ((20, 30, 60, 70), (85, 15, 125, 55), (70, 90, 150, 130))  # left, top, right, bottom, px
+
+
+def place(crs: str, pixel_m: float = 1.0) -> Affine:
+    """Returns the transform of pixels of that size at the equator, in any CRS."""
+    if crs != "EPSG:4326":
+        return at_kampala(crs, pixel_m)
+    return Affine(pixel_m / 111_320, 0, LONGITUDE, 0, -pixel_m / 110_575, LATITUDE)
+
+
+def town(height: int = 150, width: int = 190) -> np.ndarray:
+    """Dark ground with bright houses, (3, H, W)."""
+    bands = np.full((3, height, width), 40, np.uint8)
+    for left, top, right, bottom in HOUSES:
+        bands[:, top:bottom, left:right] = 220
+    return bands
+
+
+@contextmanager
+def small_disk(size: int) -> Iterator[None]:
+    """No file may grow larger: what a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Returns the files of a map, but for its record, which tells when the scene was written."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix not in (".json", ".lock")}
+
+
+def test_a_pointwise_predictor_gives_the_whole_image_s_result(tmp_path: Path):
+    image = noise(230, 310)
+    scene = write_bands(tmp_path / "s.tif", image.transpose(2, 0, 1))
+    made = map_with(brightness, scene, tmp_path / "out", threshold=0.48)
+    assert made.windows == 5 * 7
+    expected = as_levels(brightness(np.dstack([image, np.full((230, 310), 255, np.uint8)])))
+    np.testing.assert_array_equal(band(made.probability), expected)
+    np.testing.assert_array_equal(band(made.mask), expected > 0.48 * 255)
+
+
+def test_no_seams(tmp_path: Path):
+    """Of even ground, a predictor that errs at the edges of its windows must not show where they are."""
+    scene = write_bands(tmp_path / "s.tif", np.full((3, 400, 400), 200, np.uint8))
+    spread = {}
+    for overlap in (1, 32):
+        made = map_with(faint_at_edges, scene, tmp_path / f"{overlap}", window_px=128, overlap_px=overlap)
+        spread[overlap] = np.ptp(band(made.probability)[20:-20, 20:-20].astype(int))
+    assert spread[1] > 80  # what a plain cut would show
+    assert spread[32] <= 20
+
+
+def test_windows_that_disagree_leave_no_step(tmp_path: Path):
+    scene = write_bands(tmp_path / "s.tif", np.full((3, 400, 400), 200, np.uint8))
+    steps = {}
+    for overlap in (1, 32):
+        values = itertools.cycle([0.2, 0.8, 0.5])
+        made = map_with(
+            lambda rgba, values=values: np.full(rgba.shape[:2], next(values), np.float32),
+            scene, tmp_path / f"{overlap}", window_px=128, overlap_px=overlap,
+        )  # fmt: skip
+        level = band(made.probability).astype(int)
+        steps[overlap] = max(np.abs(np.diff(level, axis=axis)).max() for axis in (0, 1))
+    assert steps[1] > 60  # what a plain cut would show
+    assert steps[32] <= 9
+
+
+@pytest.mark.parametrize("turn", [0, 25])
+@pytest.mark.parametrize("crs", [UTM, MERCATOR, "EPSG:4326", "EPSG:2263"])
+def test_any_crs(tmp_path: Path, crs: str, turn: float):
+    transform = Affine(3.2808, 0, 985_000, 0, -3.2808, 200_000) if crs == "EPSG:2263" else place(crs)
+    transform = transform @ Affine.rotation(turn)
+    scene = write_bands(tmp_path / "s.tif", town(), transform, crs)
+    made = map_with(brightness, scene, tmp_path / "out", gsd_m=1.0)
+    with rasterio.open(made.mask) as mask, rasterio.open(scene) as source:
+        assert (mask.crs, mask.transform, mask.shape) == (source.crs, source.transform, source.shape)
+        np.testing.assert_array_equal(mask.read(1), source.read(1) > 128)
+    info = pyogrio.read_info(made.polygons)
+    assert pyproj.CRS(info["crs"]) == pyproj.CRS(crs)
+    _, _, geometry, (areas, confidence) = pyogrio.raw.read(made.polygons)
+    assert sorted(areas) == pytest.approx([1600, 1600, 3200], rel=0.01)
+    assert confidence == pytest.approx([220 / 255] * 3, abs=1e-3)
+    truth = [
+        shapely.Polygon([transform @ (x, y) for x, y in shapely.box(*house).exterior.coords[:-1]]) for house in HOUSES
+    ]
+    for polygon in shapely.from_wkb(geometry):
+        assert min(polygon.hausdorff_distance(house) for house in truth) < 0.05 * abs(transform.a)
+
+
+@pytest.mark.parametrize("gsd_m", [0.35, 0.8, 1.0, 2.0, 3.1])
+def test_scenes_of_other_resolutions_lie_where_they_lay(tmp_path: Path, gsd_m: float):
+    """Seen at another resolution and brought back, houses are where they were, to a fraction of a pixel."""
+    scene = write_bands(tmp_path / "s.tif", town(), at_kampala())
+    made = map_with(brightness, scene, tmp_path / "out", gsd_m=gsd_m, square=True)
+    assert made.gsd_m == pytest.approx(gsd_m, rel=0.03)
+    truth = town()[0] > 128
+    mask = band(made.mask)
+    assert mask.shape == truth.shape
+    wrong = (mask > 0) != truth
+    assert wrong.sum() <= 0.06 * truth.sum() * max(1, gsd_m - 1)
+    for left, top, right, bottom in HOUSES:
+        part = np.zeros(truth.shape, bool)
+        part[top - 4 : bottom + 4, left - 4 : right + 4] = True
+        rows, columns = np.nonzero((mask > 0) & part)
+        centre = (columns.mean() + 0.5, rows.mean() + 0.5)
+        assert centre == pytest.approx(((left + right) / 2, (top + bottom) / 2), abs=0.1)
+    assert made.buildings == 3
+    assert made.area_m2 == pytest.approx(6400, rel=0.03 * max(1, gsd_m))
+
+
+def test_the_training_grid(tmp_path: Path):
+    valid = np.ones((150, 190), bool)
+    valid[:, :40] = False
+    scene = write_bands(tmp_path / "s.tif", town(), at_kampala(pixel=0.5), mask=valid)
+    made = map_with(brightness, scene, tmp_path / "out", gsd_m=1.0, grid="training")
+    with rasterio.open(made.mask) as mask:
+        assert mask.shape == (75, 95)
+        assert mask.bounds == rasterio.open(scene).bounds
+        assert (mask.read(1)[:, :20] == 255).all()
+        assert (mask.read(1)[:, 20:] != 255).all()
+    assert made.area_m2 == pytest.approx((800 + 400 + 400) - 20 * 40 / 4, rel=0.03)
+
+
+@pytest.mark.parametrize("gsd_m", [1.0, 2.3])
+def test_no_data_are_kept_and_cost_nothing(tmp_path: Path, gsd_m: float):
+    alpha = cv2.fillPoly(
+        np.zeros((300, 320), np.uint8), [np.array([[200, 10], [310, 90], [250, 290], [190, 200]])], 255
+    )
+    bands = np.concatenate([np.full((3, 300, 320), 230, np.uint8), alpha[None]])
+    scene = write_bands(tmp_path / "s.tif", bands, alpha=True)
+    shapes = []
+
+    def counting(rgba: np.ndarray) -> np.ndarray:
+        shapes.append(rgba.shape)
+        assert rgba[..., 3].any() or gsd_m > 1
+        return np.full(rgba.shape[:2], 0.9, np.float32)
+
+    made = map_with(counting, scene, tmp_path / "out", gsd_m=gsd_m)
+    assert len(shapes) == made.windows < (49 if gsd_m == 1 else 9)
+    np.testing.assert_array_equal(imagery(made.probability), alpha > 0)
+    np.testing.assert_array_equal(band(made.mask) == 255, alpha == 0)
+    if gsd_m == 1:
+        expected = (alpha > 0) * as_levels(np.full(alpha.shape, 0.9, np.float32))
+        np.testing.assert_array_equal(band(made.probability), expected)
+
+
+def test_buildings_across_windows_and_bands_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(rasters, "BLOCK_PX", 32)
+    scene = write_bands(tmp_path / "s.tif", town(), at_kampala())
+    made = map_with(brightness, scene, tmp_path / "out")
+    monkeypatch.setattr(rasters, "BLOCK_PX", 512)
+    whole = map_with(brightness, scene, tmp_path / "whole")
+    assert made.buildings == whole.buildings == 3
+    _, _, geometry, fields = pyogrio.raw.read(made.polygons)
+    _, _, expected, others = pyogrio.raw.read(whole.polygons)
+    assert {shapely.from_wkb(part).normalize().wkt for part in geometry} == {
+        shapely.from_wkb(part).normalize().wkt for part in expected
+    }
+    assert sorted(fields[0]) == sorted(others[0])
+
+
+def test_rasters_are_cogs(tmp_path: Path):
+    scene = write_bands(tmp_path / "s.tif", np.kron(town(), np.ones((1, 8, 8), np.uint8)), at_kampala(pixel=0.1))
+    made = map_with(brightness, scene, tmp_path / "out", window_px=512, overlap_px=64)
+    for path in (made.probability, made.mask):
+        with rasterio.open(path) as found:
+            assert found.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+            assert (found.count, found.dtypes[0], found.block_shapes[0]) == (1, "uint8", (512, 512))
+            assert found.overviews(1) == [2, 4]
+    with rasterio.open(made.mask) as mask:
+        assert mask.nodata == 255
+        assert set(np.unique(mask.read(1))) == {0, 1}
+        assert set(np.unique(mask.read(1, out_shape=(300, 380)))) == {0, 1}
+    picture = cv2.imread(str(made.overlay))
+    assert picture.shape == (1200, 1520, 3)
+    assert (picture == COLOUR).all(axis=2).sum() > 1000
+
+
+def test_a_large_scene_has_a_small_picture(tmp_path: Path):
+    scene = write_bands(tmp_path / "s.tif", np.kron(town(30, 190), np.ones((1, 2, 22), np.uint8)))
+    made = map_with(brightness, scene, tmp_path / "out", window_px=512, overlap_px=64)
+    assert cv2.imread(str(made.overlay)).shape[1] == 2000
+
+
+def test_a_map_without_buildings(tmp_path: Path):
+    scene = write_bands(tmp_path / "s.tif", np.zeros((3, 90, 90), np.uint8), nodata=0)
+    for kind in ("gpkg", "geojson"):
+        made = map_with(brightness, scene, tmp_path / kind, format=kind)
+        assert (made.buildings, made.windows) == (0, 0)
+        assert pyogrio.read_info(made.polygons)["features"] == 0
+        assert not imagery(made.probability).any()
+        assert (band(made.mask) == 255).all()
+
+
+def test_a_stopped_map_goes_on(tmp_path: Path):
+    scene = write_bands(tmp_path / "s.tif", noise(300, 200).transpose(2, 0, 1))
+    calls = 0
+
+    def stopping(rgba: np.ndarray) -> np.ndarray:
+        nonlocal calls
+        calls += 1
+        if calls == 14:
+            raise KeyboardInterrupt
+        return faint_at_edges(rgba)
+
+    whole = map_with(faint_at_edges, scene, tmp_path / "whole", threshold=0.3, format="geojson")
+    with pytest.raises(KeyboardInterrupt):
+        map_with(stopping, scene, tmp_path / "cut", threshold=0.3, format="geojson")
+    assert [path.name for path in (tmp_path / "cut").iterdir()] == [".m.strips"]
+    made = map_with(stopping, scene, tmp_path / "cut", threshold=0.3, format="geojson")
+    assert 0 < made.windows < whole.windows - 8
+    assert calls == 14 + made.windows
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("kind", ["gpkg", "geojson"])
+def test_stopped_while_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str):
+    scene = write_bands(tmp_path / "s.tif", town(), at_kampala())
+    map_with(brightness, scene, tmp_path / "whole", format=kind)
+    for name in ("write_probability", "clean"):
+        with monkeypatch.context() as patch:
+
+            def stopped(*_: object) -> None:
+                raise KeyboardInterrupt
+
+            patch.setattr(room, name, stopped)
+            with pytest.raises(KeyboardInterrupt):
+                map_with(brightness, scene, tmp_path / "cut", format=kind)
+    assert {path.name for path in (tmp_path / "cut").iterdir()} == {"m.json", "m_probability.tif"}
+    assert map_with(brightness, scene, tmp_path / "cut", format=kind).windows == 0
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_other_polygons_take_no_prediction(tmp_path: Path):
+    scene = write_bands(tmp_path / "s.tif", town(), at_kampala())
+    first = map_with(brightness, scene, tmp_path / "m")
+    again = map_with(brightness, scene, tmp_path / "m", threshold=0.9, format="geojson")
+    assert first.windows > again.windows == 0
+    assert (first.buildings, again.buildings) == (3, 0)
+    assert not first.polygons.exists()  # they would be of another mask
+    assert map_with(brightness, scene, tmp_path / "m", overlap_px=8).windows > 0
+    record = json.loads((tmp_path / "m/m.json").read_text())
+    assert (record["buildings"], record["wanted"]["overlap_px"]) == (3, 8)
+    again.probability.unlink()
+    assert map_with(brightness, scene, tmp_path / "m", overlap_px=8).windows > 0
+
+
+@pytest.mark.parametrize("size", [3_000, 60_000, 90_000, 130_000])
+def test_a_full_disk_is_told_and_nothing_half_is_left(tmp_path: Path, size: int):
+    scene = write_bands(tmp_path / "s.tif", noise(300, 300).transpose(2, 0, 1))
+    with small_disk(size), pytest.raises(KitError, match=r"cannot write .*(File too large|m_|strip|m\.gpkg)") as caught:
+        map_with(brightness, scene, tmp_path / "cut", min_area_m2=0)
+    assert "free some space" in caught.value.hint
+    left = {path.name for path in (tmp_path / "cut").iterdir()}
+    assert left <= {".m.strips", "m.json", "m_probability.tif", "m_mask.tif"}
+    map_with(brightness, scene, tmp_path / "cut", min_area_m2=0)
+    map_with(brightness, scene, tmp_path / "whole", min_area_m2=0)
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_killed_map_goes_on(tmp_path: Path):
+    """SIGKILL to a real process, again and again: the files come out as from one call."""
+    scene = write_bands(tmp_path / "s.tif", noise(700, 300).transpose(2, 0, 1), at_kampala())
+    code = (
+        f"import sys, time; sys.path[:0] = {sys.path!r}\n"
+        "from pathlib import Path\n"
+        "from map_fakes import faint_at_edges, map_with\n"
+        "def slow(rgba): time.sleep(0.02); return faint_at_edges(rgba)\n"
+        f"map_with(slow, Path({str(scene)!r}), Path({str(tmp_path / 'cut')!r}), threshold=0.3, square=True)\n"
+    )
+    folder, found = tmp_path / "cut/.m.strips", []
+    for wanted in (3, 8):
+        with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) as process:
+            deadline = time.monotonic() + 120
+            while len(list(folder.glob("strip*"))) < wanted and time.monotonic() < deadline:
+                time.sleep(0.01)
+            process.kill()
+        found.append(len(list(folder.glob("strip*"))))
+    assert 3 <= found[0] < found[1] < 15
+    map_with(faint_at_edges, scene, tmp_path / "whole", threshold=0.3, square=True)
+    subprocess.run([sys.executable, "-c", code], check=True, stderr=subprocess.DEVNULL)
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_another_engine(tmp_path: Path, tiny_weights: Exported):
+    pytest.importorskip("openvino", reason="the extra openvino is not installed")
+    scene = write_bands(tmp_path / "s.tif", noise(100, 120).transpose(2, 0, 1), at_kampala(pixel=0.15))
+    made = tiny(scene, tiny_weights, tmp_path / "torch")
+    other = map_scene(str(scene), tiny_weights.path, tmp_path / "o", "m", Wanted(), tuning=False, engine="openvino")
+    assert np.abs(band(made.probability).astype(int) - band(other.probability)).max() <= 1
+
+
+def tiny(scene: object, weights: Exported, folder: Path, **wanted: object) -> Mapped:
+    asked = Wanted(**{**SMALL, "window_px": 128, "threshold": 0.6, **wanted})
+    return map_scene(str(scene), weights.path, folder, "m", asked, tuning=False)
+
+
+def test_exported_weights(tmp_path: Path, tiny_weights: Exported):
+    """In one window a map is what the weights give; in several it is that but for what lies beyond a window's edge."""
+    image = cv2.GaussianBlur(noise(200, 260), (0, 0), 3)
+    scene = write_bands(tmp_path / "s.tif", image.transpose(2, 0, 1), at_kampala(pixel=0.15))
+    expected = as_levels(predict_image(load_weights(tiny_weights.path), image))
+    one = tiny(scene, tiny_weights, tmp_path / "one", window_px=512, overlap_px=64)
+    np.testing.assert_array_equal(band(one.probability), expected)
+    several = tiny(scene, tiny_weights, tmp_path / "several", overlap_px=32)
+    assert several.windows == 6
+    assert np.abs(band(several.probability).astype(int) - expected).mean() < 0.2
+    record = json.loads((tmp_path / "several/m.json").read_text())
+    assert not any(start % 16 for axis in record["prediction"]["windows"] for start in axis["starts"])
+
+
+def test_the_weights_resolution_is_the_card_s(tmp_path: Path, tiny_weights: Exported):
+    scene = write_bands(tmp_path / "s.tif", noise(200, 260).transpose(2, 0, 1), at_kampala(pixel=0.05))
+    assert tiny(scene, tiny_weights, tmp_path / "a").gsd_m == pytest.approx(0.15, rel=0.01)
+    assert tiny(scene, tiny_weights, tmp_path / "b", gsd_m=0.06).gsd_m == pytest.approx(0.06, rel=0.03)
+
+
+def test_an_address(tmp_path: Path, web: Web, tiny_weights: Exported):
+    scene = write_bands(
+        web.folder / "a town.tif", town(), at_kampala(pixel=0.15), tiled=True, blockxsize=64, blockysize=64
+    )
+    made = tiny(f"{web.url}/a town.tif", tiny_weights, tmp_path / "remote")
+    local = tiny(scene, tiny_weights, tmp_path / "local")
+    assert made.windows == local.windows
+    assert contents(tmp_path / "remote") == contents(tmp_path / "local")
+    assert tiny(f"{web.url}/a town.tif", tiny_weights, tmp_path / "remote").windows == 0
+
+
+@pytest.mark.parametrize(
+    ("href", "name"),
+    [
+        ("a/b c.tif", "b-c"),
+        ("https://example.org/x/y.tif?sig=a/b.c", "y"),
+        ("s3://bucket/z.cog.tif", "z.cog"),
+        (".tif", "-tif"),
+    ],
+)
+def test_names(href: str, name: str):
+    assert name_of(href) == name
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"threshold": 1.5}, "a threshold of 1.5"), ({"format": "shp"}, "no format 'shp'"),
+        ({"grid": "z19"}, "no grid 'z19'"),
+        ({"window_px": 10}, "windows of 10 px"), ({"min_area_m2": float("nan")}, "min_area_m2 is nan"),
+    ],
+)  # fmt: skip
+def test_impossible_maps(tmp_path: Path, wanted: dict[str, object], message: str):
+    with pytest.raises(KitError, match=message):
+        map_scene("s.tif", tmp_path / "w.pt", tmp_path, "m", Wanted(**wanted))
+
+
+def test_a_name_that_leaves_the_folder(tmp_path: Path):
+    with pytest.raises(KitError, match=r"'\.\./m' cannot name files"):
+        map_scene("s.tif", tmp_path / "w.pt", tmp_path, "../m")
+
+
+def test_the_command(cli: Cli, tmp_path: Path, tiny_weights: Exported):
+    scene = write_bands(tmp_path / "town.tif", town(), at_kampala(pixel=0.15))
+    more = ("--weights", tiny_weights.path, "--root", tmp_path, "--threshold", "0.6", "--square", "--format", "geojson")
+    code, out, err = cli("map", scene, *more)
+    assert code == 0, err
+    folder = tmp_path / "maps/tiny-town"
+    names = ["tiny-town_probability.tif", "tiny-town_mask.tif", "tiny-town_overlay.png", "tiny-town.geojson"]
+    assert out.split() == [str(folder / name) for name in names]
+    assert {path.name for path in folder.iterdir()} == {*names, "tiny-town.json", ".tiny-town.lock"}
+    assert "seen at 0.15 m per pixel" in err
+    code, out, err = cli("map", scene, *more, "--out", tmp_path / "here", "--name", "n", "--no-tune")
+    assert code == 0, err
+    assert out.splitlines()[-1] == str(tmp_path / "here/n.geojson")
+
+
+def test_mistakes_are_told(cli: Cli, tmp_path: Path, tiny_weights: Exported):
+    scene = write_bands(tmp_path / "town.tif", town(), at_kampala(pixel=0.15))
+    weights = ("--weights", tiny_weights.path)
+    grey = write_bands(tmp_path / "grey.tif", town()[:1], photometric="minisblack")
+    nowhere = write_bands(tmp_path / "nowhere.tif", town(), crs=None)
+    for arguments, message in (
+        ((tmp_path / "none.tif", *weights), "none.tif cannot be read"),
+        ((grey, *weights), "has 1 bands of uint8, expected 3 or 4"),
+        ((nowhere, *weights), "has no coordinate system"),
+        ((scene, "--weights", "other"), "no weights"),
+        ((scene,), "no weights are listed"),
+        ((scene, *weights, "--format", "shp"), "no format 'shp'"),
+        ((scene, *weights, "--overlap", "512"), "an overlap of 512 px"),
+    ):
+        code, out, err = cli("map", *arguments, "--root", tmp_path)
+        assert (code, out) == (1, ""), err
+        assert message in err
+        assert err.splitlines()[-1].startswith("hint: "), err
+    assert not (tmp_path / "maps").exists()
+
+
+def test_a_broken_scene_keeps_what_was_done(tmp_path: Path):
+    blocks = {"tiled": True, "blockxsize": 64, "blockysize": 64, "compress": "deflate"}
+    scene = write_bands(tmp_path / "s.tif", np.maximum(noise(400, 400), 30).transpose(2, 0, 1), **blocks)
+    whole = scene.read_bytes()
+    middle = len(whole) // 2
+    scene.write_bytes(whole[:middle] + bytes(20_000) + whole[middle + 20_000 :])
+    with pytest.raises(RasterError, match=r"s\.tif is broken at row \d+, column \d+"):
+        map_with(brightness, scene, tmp_path / "cut")
+    assert len(list((tmp_path / "cut/.m.strips").glob("strip*.npz"))) > 1
+    scene.write_bytes(whole)
+    assert map_with(brightness, scene, tmp_path / "cut").windows < 64

@@ -1,0 +1,77 @@
+import cv2
+import numpy as np
+import pytest
+import shapely
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rasterio.features import rasterize
+
+from kit.deploy.mapping.tracing import Piece, Tracer
+
+
+def traced(mask: np.ndarray, level: np.ndarray, rows: int, smallest_px: float = 0) -> list[Piece]:
+    """Traces a mask in bands of so many rows."""
+    tracer = Tracer(smallest_px)
+    found: list[Piece] = []
+    for top in range(0, len(mask), rows):
+        found += tracer.add(level[top : top + rows], mask[top : top + rows], top)
+    return found + tracer.close()
+
+
+def blobs(height: int, width: int, seed: int) -> np.ndarray:
+    noise = np.random.default_rng(seed).random((height, width)).astype(np.float32)
+    return cv2.GaussianBlur(noise, (0, 0), 2) > 0.5
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([1, 3, 10, 17, 60, 100]))
+def test_bands_give_what_the_whole_gives(seed: int, rows: int):
+    mask = blobs(60, 70, seed)
+    level = np.random.default_rng(seed).integers(0, 256, mask.shape, dtype=np.uint8)
+    found = traced(mask, level, rows)
+    count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)
+    expected = {
+        (int((labels == label).sum()), int(level[labels == label].sum(dtype=np.int64))) for label in range(1, count)
+    }
+    assert len(found) == count - 1
+    assert {(piece.pixels, piece.levels) for piece in found} == expected
+    for piece in found:
+        whole = shapely.unary_union(piece.polygons)
+        burnt = rasterize([whole], mask.shape)
+        assert burnt.sum() == piece.pixels == whole.area
+        assert len(np.unique(labels[burnt > 0])) == 1
+
+
+def test_arms_that_meet_further_down_are_one():
+    """A U, an upside-down U and a spiral, cut into single rows."""
+    mask = np.zeros((20, 40), bool)
+    mask[2:15, 2:5] = mask[2:15, 10:13] = mask[13:15, 2:13] = True
+    mask[2:15, 20:23] = mask[2:15, 30:33] = mask[2:4, 20:33] = True
+    mask[7:18, 26] = mask[17, 26:38] = mask[1:18, 37] = True
+    found = traced(mask, np.full(mask.shape, 9, np.uint8), 1)
+    assert sorted(piece.pixels for piece in found) == sorted((13 * 6 + 5 * 2, 13 * 6 + 7 * 2, 11 + 11 + 16))
+    assert all(shapely.unary_union(piece.polygons).geom_type == "Polygon" for piece in found)
+
+
+def test_corners_do_not_join():
+    mask = np.zeros((8, 8), bool)
+    mask[1:4, 1:4] = mask[4:7, 4:7] = True
+    for rows in (8, 4, 1):
+        assert [piece.pixels for piece in traced(mask, np.zeros(mask.shape, np.uint8), rows)] == [9, 9]
+
+
+@pytest.mark.parametrize("rows", [4, 64])
+def test_small_ones_are_left_out_but_not_parts_of_large_ones(rows: int):
+    mask = np.zeros((32, 32), bool)
+    mask[1, 1] = mask[9:11, 20] = True
+    mask[7:23, 5] = True
+    found = traced(mask, np.full(mask.shape, 255, np.uint8), rows, smallest_px=5)
+    assert [piece.pixels for piece in found] == [16]
+
+
+def test_nothing_and_everything():
+    level = np.full((30, 20), 100, np.uint8)
+    assert traced(np.zeros((30, 20), bool), level, 7) == []
+    (piece,) = traced(np.ones((30, 20), bool), level, 7)
+    assert (piece.pixels, piece.levels) == (600, 60_000)
+    assert shapely.unary_union(piece.polygons).equals(shapely.box(0, 0, 20, 30))
