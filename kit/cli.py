@@ -323,6 +323,9 @@ def submit(
     adaptive: Annotated[
         bool, typer.Option("--adaptive", help="End the vote where it is clear: faster, almost the same masks.")
     ] = False,
+    mosaic: Annotated[
+        bool, typer.Option("--mosaic", help="Predict each chip with what lies around it, where kit mosaic finds that.")
+    ] = False,
     rle: Annotated[bool, typer.Option("--rle", help="Write rle.csv, run lengths as Kaggle takes them, too.")] = False,
     clean: Annotated[
         bool, typer.Option(help="Cut masks as was best out of fold, by the card; else at 0.5, as NAME.pt does.")
@@ -362,7 +365,7 @@ def submit(
             say(f"masks: {cleaning}")
         where = chips.parent if chips.suffix == ".json" else chips
         folder = paths.submission(name or f"{chosen.stem}-{where.resolve().name}")
-        made = submit_chips(chips, chosen, folder, str(picked), tune, engine, rle, cleaning, adaptive)
+        made = submit_chips(chips, chosen, folder, str(picked), tune, engine, rle, cleaning, adaptive, mosaic)
     say(f"{made.chips} chips checked: {made.building_fraction:.1%} building, {made.empty} without any")
     if rle:
         result(str(folder / "rle.csv"))

@@ -19,13 +19,15 @@ from kit.deploy.cleaning import AS_SHIPPED, Cleaning, clean_image
 from kit.deploy.doctor import Summary, check_submission
 from kit.deploy.engines import Engine, Setting, check_engine
 from kit.deploy.flow import WriteBehind, read_ahead
+from kit.deploy.mosaics.finding import find_mosaics
+from kit.deploy.mosaics.surroundings import Seen, Surroundings
 from kit.deploy.predict import has_ground, predict_image
 from kit.deploy.rasters import decode_mask, encode_mask, read_image
 from kit.deploy.rle import TABLE as RLE
 from kit.deploy.rle import write_rle
 from kit.deploy.tuning import TILES, tune, tuned
 from kit.deploy.weights import Weights, load_weights
-from kit.errors import KitError, RasterError, SubmissionError
+from kit.errors import KitError, SubmissionError
 from kit.models.ranks import agreed, rank, ranks, wait_for_all
 from kit.paths import replacing
 
@@ -44,7 +46,7 @@ class Done:
     Args:
         chip: its id.
         weights: sha256 of the weights that predicted it, and how their cores computed; the views are part of the file.
-        image: size in bytes and time of the chip's image: another image is predicted again.
+        image: size in bytes and time of the chip's image, and of those around it: others are predicted again.
         pixels: of the chip.
         building_px: of the mask.
         mean_confidence: mean of max(p, 1 - p), 0.5..1.
@@ -69,11 +71,13 @@ class Job:
         weights: set up to predict.
         cleaning: how masks are cut.
         folder: of the submission.
+        surroundings: what of a chip's is read.
     """
 
     weights: Weights
     cleaning: Cleaning
     folder: Path
+    surroundings: Surroundings
 
     @property
     def identity(self) -> str:
@@ -96,6 +100,7 @@ def submit(
     rle: bool = False,
     cleaning: Cleaning = AS_SHIPPED,
     adaptive: bool = False,
+    mosaic: bool = False,
 ) -> Summary:
     """Predicts every chip and writes `<id>.tif`, `submission.csv` and, beside the folder, `NAME.tgz`.
 
@@ -113,6 +118,7 @@ def submit(
         rle: writes `rle.csv` into the folder, too, see `kit.deploy.rle`.
         cleaning: of the masks; by default they are those of the weights' own `mask`.
         adaptive: ends the vote where it is clear, see `kit.deploy.adaptive`.
+        mosaic: finds which chips lie side by side, and predicts each with a margin of what is around it.
 
     Raises:
         CatalogError: the test set is missing or empty.
@@ -122,9 +128,11 @@ def submit(
     """
     chips = find_chips(test)
     weights = _set_up(load_weights(weights_path, device), chips, tuning, check_engine(engine))
-    job = Job(ending_early(weights) if adaptive else weights, cleaning, out_dir)
+    mosaics = agreed(find_mosaics(chips) if mosaic and rank() == 0 else [])
+    job = Job(ending_early(weights) if adaptive else weights, cleaning, out_dir, Surroundings(mosaics))
     todo = set(agreed(_begin(job, chips) if rank() == 0 else []))
-    _predict(job, [chip for chip in chips if chip.id in todo][rank() :: ranks()])
+    share = len(todo) * rank() // ranks(), len(todo) * (rank() + 1) // ranks()
+    _predict(job, job.surroundings.in_order([chip for chip in chips if chip.id in todo])[slice(*share)])
     wait_for_all()
     return agreed(_finish(job, chips, rle) if rank() == 0 else None)  # type: ignore[return-value]
 
@@ -160,24 +168,19 @@ def _predict(job: Job, todo: Sequence[Chip]) -> None:
     """Predicts this rank's share; images are read ahead, masks are written behind."""
     share = job.folder / (PROGRESS if rank() == 0 else f".progress.{rank()}.csv")
     with share.open("a", newline="") as file, WriteBehind() as behind, meter("predict chips", len(todo)) as progress:
-        for chip, (version, image) in read_ahead(_read, todo):
-            probability = predict_image(job.weights, image)
-            behind(partial(_write, job, chip, version, image, probability, file))
+        for chip, seen in read_ahead(job.surroundings.read, todo):
+            probability = np.zeros(seen.image.shape[:2], np.float32)
+            if has_ground(seen.image):
+                probability = seen.middle(predict_image(job.weights, seen.wide))
+            behind(partial(_write, job, chip, seen, probability, file))
             progress.advance()
 
 
-def _read(chip: Chip) -> tuple[str, NDArray[np.uint8]]:
-    """Returns a chip's image, and what tells it from another one of that name."""
-    return _image_version(chip), read_image(chip.path)
-
-
-def _write(
-    job: Job, chip: Chip, version: str, image: NDArray[np.uint8], probability: NDArray[np.float32], progress: TextIO
-) -> None:
+def _write(job: Job, chip: Chip, seen: Seen, probability: NDArray[np.float32], progress: TextIO) -> None:
     """Writes a chip's mask and its row; a mask that stands has its row, wherever this is cut."""
-    mask = clean_image(probability, image, job.cleaning, job.weights.card.gsd_m)
+    mask = clean_image(probability, seen.image, job.cleaning, job.weights.card.gsd_m)
     confidence = float(np.maximum(probability, 1 - probability).mean(dtype=np.float64))
-    row = Done(chip.id, job.identity, version, mask.size, int(mask.sum()), confidence)
+    row = Done(chip.id, job.identity, seen.version, mask.size, int(mask.sum()), confidence)
     with replacing(path := job.mask_path(chip)) as temporary:
         temporary.write_bytes(encode_mask(mask))
         path.unlink(missing_ok=True)  # of other weights, or of another image
@@ -198,16 +201,9 @@ def _finish(job: Job, chips: Sequence[Chip], rle: bool) -> Summary:
     return check_submission(archive, chips)
 
 
-def _image_version(chip: Chip) -> str:
-    """Returns what changes when a chip's image is written again."""
-    if not chip.path.is_file():
-        raise RasterError(f"no image {chip.path} of chip {chip.id}")
-    status = chip.path.stat()
-    return f"{status.st_size}-{status.st_mtime_ns}"
-
-
 def _is_done(job: Job, chip: Chip, done: dict[str, Done]) -> bool:
-    return chip.id in done and done[chip.id].image == _image_version(chip) and job.mask_path(chip).is_file()
+    known = done.get(chip.id)
+    return known is not None and known.image == job.surroundings.version(chip) and job.mask_path(chip).is_file()
 
 
 def _check_folder(out_dir: Path, chips: Sequence[Chip]) -> None:

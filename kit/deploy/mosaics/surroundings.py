@@ -1,0 +1,96 @@
+"""Chips as they are predicted: alone, or with a margin of what lies around them in their mosaic."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kit.deploy.chips import Chip
+from kit.deploy.mosaics.finding import Mosaic, Placed
+from kit.deploy.mosaics.reading import ChipCache, read_wide
+from kit.deploy.rasters import image_version, read_image
+
+MARGIN_PX = 128  # four steps of the deepest features, which are 32 px each
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A chip, and what a network sees of it.
+
+    Args:
+        version: another one where the image or its surroundings were written again.
+        image: uint8 (H, W, 3 or 4).
+        wide: likewise, the image with its surroundings, H and W or more; alpha is 0 where nothing is known.
+        top: row of `wide` where the image begins.
+        left: likewise its column.
+    """
+
+    version: str
+    image: NDArray[np.uint8]
+    wide: NDArray[np.uint8]
+    top: int = 0
+    left: int = 0
+
+    def middle(self, of_wide: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Returns the part of a map (of `wide`) that is the image's, (H, W)."""
+        height, width = self.image.shape[:2]
+        return of_wide[self.top : self.top + height, self.left : self.left + width]
+
+
+class Surroundings:
+    """Reads chips, those of a mosaic with a margin on each side where it has neighbours.
+
+    Args:
+        mosaics: as found; none to read every chip alone.
+        margin_px: of what is read around a chip.
+    """
+
+    def __init__(self, mosaics: Sequence[Mosaic] = (), margin_px: int = MARGIN_PX) -> None:
+        self.mosaics = {placed.chip.id: mosaic for mosaic in mosaics for placed in mosaic.placed}
+        self.places = {chip: place for place, chip in enumerate(self.mosaics)}
+        self.margin_px = margin_px
+        self.cache = ChipCache()
+
+    def in_order(self, chips: Sequence[Chip]) -> list[Chip]:
+        """Returns chips mosaic by mosaic and row by row, so that each is decoded about once."""
+        return sorted(chips, key=lambda chip: self.places.get(chip.id, 0))
+
+    def version(self, chip: Chip) -> str:
+        """Returns what changes when the chip, or one around it, is written again."""
+        around = [placed for placed in self._around(chip) if placed.chip != chip]
+        if not around:
+            return image_version(chip.path)
+        versions = " ".join(f"{placed.chip.id} {image_version(placed.chip.path)}" for placed in around)
+        return f"{image_version(chip.path)}-{hashlib.sha256(versions.encode()).hexdigest()[:16]}"
+
+    def read(self, chip: Chip) -> Seen:
+        """Returns a chip as it is predicted.
+
+        Raises:
+            RasterError: it, or one around it, is missing or broken.
+        """
+        version = self.version(chip)
+        around = self._around(chip)
+        if len(around) < 2:
+            image = read_image(chip.path)
+            return Seen(version, image, image)
+        mosaic = self.mosaics[chip.id]
+        own, margin = mosaic.by_id[chip.id], self.margin_px
+        wide = read_wide(mosaic, chip.id, margin, self.cache)
+        steps = {(placed.row - own.row, placed.col - own.col) for placed in around}
+        top, bottom = (margin if any(row == step for row, _ in steps) else 0 for step in (-1, 1))
+        left, right = (margin if any(col == step for _, col in steps) else 0 for step in (-1, 1))
+        wide = wide[margin - top : wide.shape[0] - margin + bottom, margin - left : wide.shape[1] - margin + right]
+        image = wide[top : top + own.height_px, left : left + own.width_px]
+        return Seen(version, image, np.ascontiguousarray(wide), top, left)
+
+    def _around(self, chip: Chip) -> list[Placed]:
+        """Returns the chips beside and diagonally beside one, itself included; none for a chip of no mosaic."""
+        mosaic = self.mosaics.get(chip.id)
+        if mosaic is None:
+            return []
+        own = mosaic.by_id[chip.id]
+        cells = [(own.row + down, own.col + right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
+        return [placed for cell in cells if (placed := mosaic.at.get(cell))]
