@@ -12,7 +12,7 @@ from factories import write_catalog, write_scene
 Cli = Callable[..., tuple[int, str, str]]
 COMMANDS = (
     "sample", "prepare", "folds", "recipes", "check", "lr-find", "run", "runs", "compare", "export", "weights",
-    "verify", "submit", "score",
+    "verify", "submit", "mosaic", "score",
 )  # fmt: skip
 
 
