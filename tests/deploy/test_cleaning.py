@@ -16,6 +16,7 @@ from kit.deploy import submit as room
 from kit.deploy.card import Card, Postprocess
 from kit.deploy.cleaning import AS_SHIPPED, Cleaning, chosen_cleaning, clean, clean_image
 from kit.deploy.export import Exported
+from kit.deploy.mosaics import surroundings
 from kit.deploy.predict import predict_image
 from kit.deploy.rasters import decode_mask, read_image
 from kit.deploy.weights import load_weights
@@ -180,7 +181,7 @@ def test_cleaned_submissions_are_told_apart(
     chips: Path, tiny_weights: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     predicted: list[str] = []
-    monkeypatch.setattr(room, "read_image", lambda path: (predicted.append(path.stem), read_image(path))[1])
+    monkeypatch.setattr(surroundings, "read_image", lambda path: (predicted.append(path.stem), read_image(path))[1])
     weights, out = load_weights(tiny_weights.path), tmp_path / "one"
     pixel_m2 = 0.15**2
     ways = [

@@ -210,6 +210,7 @@ def test_openvino_votes_alike(weights: Weights, views: int):
     assert there.plan.startswith("openvino ")
 
 
+@pytest.mark.slow
 def test_int8_is_made_once_and_taken_where_its_masks_agree(
     weights: Weights, monkeypatch: pytest.MonkeyPatch, cache: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -235,6 +236,7 @@ def test_int8_is_made_once_and_taken_where_its_masks_agree(
         tune(weights, [image], "openvino-int8")
 
 
+@pytest.mark.slow
 def test_int8_whose_masks_differ_is_left(
     weights: Weights, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

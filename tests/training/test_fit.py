@@ -189,6 +189,7 @@ def test_each_epoch_has_crops_of_its_own(workplace: Path, sampler: str, monkeypa
     assert set(epochs) == {0, 1, 2}
 
 
+@pytest.mark.slow
 def test_a_compiled_network_keeps_its_names(workplace: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch):
     compiled = []
 
