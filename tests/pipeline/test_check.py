@@ -17,8 +17,8 @@ from kit.training.recipe import installed_recipes
 RECIPES = sorted(p.stem for p in installed_recipes().glob("*.py") if not p.stem.startswith("_"))
 # their export takes 10 to 30 s each; CI runs them
 HEAVY = {
-    "convnext_small", "densenet161", "dpn92", "efficientnet_b3", "efficientnet_b4", "inception_resnet_v2", "inception_v4",
-    "senet154",
+    "convnext_small", "densenet161", "dpn92", "efficientnet_b3", "efficientnet_b4", "inception_resnet_v2",
+    "inception_v4", "senet154",
 }  # fmt: skip
 Cli = Callable[..., tuple[int, str, str]]
 
