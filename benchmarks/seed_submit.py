@@ -13,7 +13,9 @@ openvino:      the same with `--engine openvino`.
 openvino-int8: the same with `--engine openvino-int8`, for the time alone: random weights have no masks to keep, so all
                cores are told to compute in 8 bits.
 
-Peak memory is that of the process, everything imported included.
+`module s` is the tuned module alone, called on the same chips decoded beforehand, right after the submission: what
+`kit submit` takes beside it is reading, writing, the archive and its check. Peak memory is that of the process,
+everything imported included.
 """
 
 import argparse
@@ -24,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -64,15 +67,17 @@ def seed_side(chips: list[Path], out: Path) -> dict[str, float]:
         mask = Image.fromarray(votes[0].argmax(dim=0).to(torch.uint8).numpy())
         mask.save(out / f"{chip.stem}.tif", compression="tiff_adobe_deflate")
         seconds.append(time.perf_counter() - start)
-    return {"ready_s": ready_s, "chip_s": float(np.mean(seconds[1:]))}
+    return {"ready_s": ready_s, "chip_s": float(np.mean(seconds[1:])), "peak_gb": peak_gb()}
 
 
-def kit_side(chips: list[Path], out: Path, weights: Path, engine: str) -> dict[str, float]:
+def kit_side(first: Path, chips: Path, weights: Path, engine: str) -> dict[str, float]:
+    """Returns seconds a chip of `kit submit` over a folder of chips, warmed up with the one in `first`."""
     from kit.deploy import engines, openvino, submit, torchscript, tuning
     from kit.deploy.rasters import read_image
 
+    warm = read_image(next(first.glob("*.tif")))
     if engine == "openvino-int8":
-        tile = torch.from_numpy(read_image(chips[0])[:256, :256].copy()).permute(2, 0, 1)[None].float()
+        tile = torch.from_numpy(warm[:256, :256].copy()).permute(2, 0, 1)[None].float()
 
         def choose(loaded, core, *_: object):
             openvino.quantise(torchscript.core(loaded.module, core), [tile], engines.int8_path(loaded, core))
@@ -83,29 +88,41 @@ def kit_side(chips: list[Path], out: Path, weights: Path, engine: str) -> dict[s
     predict, begun = submit._predict, []
 
     def warmed(job, todo) -> None:
-        submit.predict_image(job.weights, read_image(chips[0]))
-        begun.append(time.perf_counter())
+        submit.predict_image(job.weights, warm)
+        begun.append((time.perf_counter(), job.weights))
         predict(job, todo)
 
     submit._predict = warmed
-    submit.submit(chips[1].parent, weights, out / "all", engine=engine)
-    return {"ready_s": begun[0] - start, "chip_s": (time.perf_counter() - begun[0]) / (len(chips) - 1)}
+    with tempfile.TemporaryDirectory() as out:
+        submit.submit(chips, weights, Path(out) / "all", engine=engine)
+    (began, tuned), ended, peak = begun[0], time.perf_counter(), peak_gb()
+    images = [torch.from_numpy(read_image(path)).permute(2, 0, 1)[None] for path in sorted(chips.glob("*.tif"))]
+    decoded = time.perf_counter()
+    with torch.inference_mode():
+        for image in images:
+            tuned.module(image)
+    alone_s = (time.perf_counter() - decoded) / len(images)
+    chip_s = (ended - began) / len(images)
+    return {"ready_s": began - start, "chip_s": chip_s, "module_s": alone_s, "peak_gb": peak}
+
+
+def peak_gb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 def one_side(side: str, folder: Path) -> None:
-    chips = [*(folder / "first").glob("*.tif"), *sorted((folder / "chips").glob("*.tif"))]
-    with tempfile.TemporaryDirectory() as out:
-        if side == "seed":
+    if side == "seed":
+        chips = [*(folder / "first").glob("*.tif"), *sorted((folder / "chips").glob("*.tif"))]
+        with tempfile.TemporaryDirectory() as out:
             found = seed_side(chips, Path(out))
-        else:
-            engine = "torch" if side == "kit" else side
-            found = kit_side(chips, Path(out), folder / "five.pt", engine)
-    peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    print(json.dumps(found | {"peak_gb": peak_gb}))
+    else:
+        engine = "torch" if side == "kit" else side
+        found = kit_side(folder / "first", folder / "chips", folder / "weights.pt", engine)
+    print(json.dumps(found))
 
 
-def prepare(folder: Path, n_chips: int, side_px: int) -> None:
-    """Draws the chips, one to warm up in `first`, and exports the five networks with random weights."""
+def prepare(folder: Path, n_chips: int, side_px: int, recipes: Iterable[str] = SMP) -> None:
+    """Draws the chips, one to warm up in `first`, and exports recipes' networks with random weights, four flips."""
     import rasterio
 
     from kit.data.drawing import draw_scene
@@ -125,9 +142,9 @@ def prepare(folder: Path, n_chips: int, side_px: int) -> None:
         size = {"width": side_px, "height": side_px, "count": 3, "dtype": "uint8"}
         with rasterio.open(place / f"c{number}.tif", "w", driver="GTiff", **size) as file:
             file.write(image)
-    models = [rebuild(load_recipe(recipe, Paths(Path()))).model for recipe in SMP]
-    members = [Member(recipe, 0, 0, "0" * 64, None) for recipe in SMP]
-    export_ensemble(folder, "five", models, members, "flips", "five", None, 0.1, [], drawn.SMALL_CASES)
+    models = [rebuild(load_recipe(recipe, Paths(Path()))).model for recipe in recipes]
+    members = [Member(recipe, 0, 0, "0" * 64, None) for recipe in recipes]
+    export_ensemble(folder, "weights", models, members, "flips", "random", None, 0.1, [], drawn.SMALL_CASES)
 
 
 def main() -> None:
@@ -150,7 +167,7 @@ def main() -> None:
             f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, "
         )
         print(f"{options.chips} chips of {options.side} x {options.side} px\n")
-        print("| side | s a chip | times faster | ready s | peak GB |\n|---|---|---|---|---|")
+        print("| side | s a chip | times faster | module s | ready s | peak GB |\n|---|---|---|---|---|---|")
         first = None
         for side in options.only:
             done = subprocess.run(
@@ -159,8 +176,9 @@ def main() -> None:
             )  # fmt: skip
             found = json.loads(done.stdout.splitlines()[-1])
             first = first or found["chip_s"]
+            alone = f"{found['module_s']:.1f}" if "module_s" in found else ""
             print(
-                f"| {side} | {found['chip_s']:.1f} | {first / found['chip_s']:.2f} | {found['ready_s']:.0f} "
+                f"| {side} | {found['chip_s']:.1f} | {first / found['chip_s']:.2f} | {alone} | {found['ready_s']:.0f} "
                 f"| {found['peak_gb']:.1f} |", flush=True,
             )  # fmt: skip
     return None
