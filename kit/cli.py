@@ -326,6 +326,12 @@ def submit(
     mosaic: Annotated[
         bool, typer.Option("--mosaic", help="Predict each chip with what lies around it, where kit mosaic finds that.")
     ] = False,
+    scale: Annotated[
+        bool, typer.Option("--scale", help="Predict at the resolution of training; each mosaic's own is estimated.")
+    ] = False,
+    gsd: Annotated[
+        float | None, typer.Option(help="Metres per pixel of all chips, where known: as --scale.", min=0.001)
+    ] = None,
     rle: Annotated[bool, typer.Option("--rle", help="Write rle.csv, run lengths as Kaggle takes them, too.")] = False,
     clean: Annotated[
         bool, typer.Option(help="Cut masks as was best out of fold, by the card; else at 0.5, as NAME.pt does.")
@@ -352,6 +358,8 @@ def submit(
     from kit.models.ranks import agreed, rank
 
     _refuse_nproc_in_a_launched_process(nproc)
+    if gsd and scale:
+        raise typer.BadParameter("what --scale would estimate is told: leave one out", param_hint="--gsd")
     if nproc > 1 and not launched():
         return launch(nproc, sys.argv[1:])
     paths = Paths(root)
@@ -365,7 +373,9 @@ def submit(
             say(f"masks: {cleaning}")
         where = chips.parent if chips.suffix == ".json" else chips
         folder = paths.submission(name or f"{chosen.stem}-{where.resolve().name}")
-        made = submit_chips(chips, chosen, folder, str(picked), tune, engine, rle, cleaning, adaptive, mosaic)
+        made = submit_chips(
+            chips, chosen, folder, str(picked), tune, engine, rle, cleaning, adaptive, mosaic, gsd or scale
+        )
     say(f"{made.chips} chips checked: {made.building_fraction:.1%} building, {made.empty} without any")
     if rle:
         result(str(folder / "rle.csv"))
@@ -435,6 +445,9 @@ def map_(
         bool, typer.Option(help="Measure once how this machine predicts fastest; else as the file was shipped.")
     ] = True,
     engine: Annotated[str, typer.Option(help="torch, openvino or openvino-int8.")] = "torch",
+    adaptive: Annotated[
+        bool, typer.Option("--adaptive", help="End the vote where it is clear: faster, almost the same map.")
+    ] = False,
     root: Root = HERE,
     debug: Debug = False,
 ) -> None:
@@ -458,7 +471,9 @@ def map_(
         threshold=threshold, gsd_m=gsd, grid=grid, window_px=window, overlap_px=overlap, format=format_,
         square=square, simplify_m=simplify, min_area_m2=min_area, min_hole_m2=min_hole,
     )  # fmt: skip
-    made = map_scene(scene, chosen, out or paths.map(called), called, wanted, str(pick_device(device)), tune, engine)
+    made = map_scene(
+        scene, chosen, out or paths.map(called), called, wanted, str(pick_device(device)), tune, engine, adaptive
+    )
     say(f"{made.buildings} buildings of {made.area_m2:,.0f} m², seen at {made.gsd_m:.3g} m per pixel")
     for path in (made.probability, made.mask, made.overlay, made.polygons):
         result(str(path))

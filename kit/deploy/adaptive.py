@@ -18,9 +18,9 @@ from torch import Tensor
 
 from kit.deploy.blocks import Window, cover
 from kit.deploy.card import Bounds
-from kit.deploy.engines import Network, Setting, network
+from kit.deploy.engines import Network
 from kit.deploy.ensemble import Ensemble, unview, view
-from kit.deploy.tuning import TunedEnsemble
+from kit.deploy.tuning import cores
 from kit.deploy.weights import Weights
 from kit.errors import WeightsError
 
@@ -178,12 +178,7 @@ def adaptive(weights: Weights) -> Weights:
             f"{weights.path} has no adaptive in its card: when a vote may end was not learnt",
             "export its runs again: kit export RUN... --name NAME --adaptive",
         )
-    networks = (
-        weights.module.networks
-        if isinstance(weights.module, TunedEnsemble)
-        else [network(weights, core, Setting(), "torch") for core in range(len(card.members))]
-    )
-    module = AdaptiveEnsemble(networks, card.adaptive, card.views, card.pad_multiple)
+    module = AdaptiveEnsemble(cores(weights), card.adaptive, card.views, card.pad_multiple)
     return replace(weights, module=module, plan=f"{weights.plan} adaptive")
 
 

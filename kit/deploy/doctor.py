@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from kit.data.masks import Counts, count, pool
 from kit.deploy.archive import Member, members
 from kit.deploy.chips import Chip
+from kit.deploy.mosaics.resolutions import TABLE as RESOLUTIONS
 from kit.deploy.rasters import image_size, opened_mask
 from kit.deploy.rle import TABLE, decode, read_rle
 from kit.errors import RasterError, SubmissionError
@@ -22,7 +23,7 @@ LISTED = 10  # faults shown in one error
 DIFFERING = 10  # chips listed that differ most from an earlier submission
 FAR = 3.0  # times the share of building in training, or its part, that is worth a word
 LARGEST_PX = 2**28  # of a mask, 16,384 x 16,384 px: a file of a few bytes may claim any size
-OWN = ("submission.csv", TABLE)  # what kit writes beside the masks into a folder; hidden files aside
+OWN = ("submission.csv", TABLE, RESOLUTIONS)  # what kit writes beside the masks into a folder; hidden files aside
 FORM = {  # of each mask: check, and what is said where nothing is wrong
     "readable": "{n} masks", "bands": "one each", "type": "uint8", "values": "0 and 1", "sizes": "",
 }  # fmt: skip

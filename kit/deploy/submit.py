@@ -17,15 +17,17 @@ from kit.deploy.archive import write_tgz
 from kit.deploy.chips import Chip, find_chips
 from kit.deploy.cleaning import AS_SHIPPED, Cleaning, clean_image
 from kit.deploy.doctor import Summary, check_submission
-from kit.deploy.engines import Engine, Setting, check_engine
+from kit.deploy.engines import check_engine
 from kit.deploy.flow import WriteBehind, read_ahead
-from kit.deploy.mosaics.finding import find_mosaics
-from kit.deploy.mosaics.surroundings import Seen, Surroundings
+from kit.deploy.mosaics.finding import Mosaic, find_mosaics
+from kit.deploy.mosaics.resolutions import TABLE as RESOLUTIONS
+from kit.deploy.mosaics.resolutions import find_resolutions
+from kit.deploy.mosaics.surroundings import MARGIN_PX, Seen, Surroundings
 from kit.deploy.predict import has_ground, predict_image
 from kit.deploy.rasters import decode_mask, encode_mask, read_image
 from kit.deploy.rle import TABLE as RLE
 from kit.deploy.rle import write_rle
-from kit.deploy.tuning import TILES, tune, tuned
+from kit.deploy.tuning import TILES, set_up
 from kit.deploy.weights import Weights, load_weights
 from kit.errors import KitError, SubmissionError
 from kit.models.ranks import agreed, rank, ranks, wait_for_all
@@ -36,6 +38,7 @@ __all__ = ["Chip", "Summary", "check_submission", "find_chips", "submit"]
 PROGRESS = ".progress.csv"
 SHARES = ".progress.*.csv"  # of ranks beside the first
 TABLE = "submission.csv"
+MOST_ENLARGED = 4.0  # times: memory grows with its square
 TRIED = 30  # chips that are looked at for ground to be tuned on
 
 
@@ -101,6 +104,7 @@ def submit(
     cleaning: Cleaning = AS_SHIPPED,
     adaptive: bool = False,
     mosaic: bool = False,
+    scale: bool | float = False,
 ) -> Summary:
     """Predicts every chip and writes `<id>.tif`, `submission.csv` and, beside the folder, `NAME.tgz`.
 
@@ -119,6 +123,8 @@ def submit(
         cleaning: of the masks; by default they are those of the weights' own `mask`.
         adaptive: ends the vote where it is clear, see `kit.deploy.adaptive`.
         mosaic: finds which chips lie side by side, and predicts each with a margin of what is around it.
+        scale: predicts chips at the resolution of training: estimates each mosaic's, or takes these metres per pixel
+            for all chips.
 
     Raises:
         CatalogError: the test set is missing or empty.
@@ -127,9 +133,14 @@ def submit(
         SubmissionError: the folder holds masks of another test set, or what was written does not pass the check.
     """
     chips = find_chips(test)
-    weights = _set_up(load_weights(weights_path, device), chips, tuning, check_engine(engine))
-    mosaics = agreed(find_mosaics(chips) if mosaic and rank() == 0 else [])
-    job = Job(ending_early(weights) if adaptive else weights, cleaning, out_dir, Surroundings(mosaics))
+    if rank() == 0:
+        _check_folder(out_dir, chips)
+    weights = load_weights(weights_path, device)
+    weights = set_up(weights, partial(_with_ground, chips), tuning, check_engine(engine))
+    mosaics = agreed(find_mosaics(chips) if (mosaic or scale is True) and rank() == 0 else [])
+    factors = agreed(_factors(weights, chips, mosaics, scale, out_dir / RESOLUTIONS) if rank() == 0 else {})
+    surroundings = Surroundings(mosaics, MARGIN_PX if mosaic else 0, factors)
+    job = Job(ending_early(weights) if adaptive else weights, cleaning, out_dir, surroundings)
     todo = set(agreed(_begin(job, chips) if rank() == 0 else []))
     share = len(todo) * rank() // ranks(), len(todo) * (rank() + 1) // ranks()
     _predict(job, job.surroundings.in_order([chip for chip in chips if chip.id in todo])[slice(*share)])
@@ -137,21 +148,33 @@ def submit(
     return agreed(_finish(job, chips, rle) if rank() == 0 else None)  # type: ignore[return-value]
 
 
-def _set_up(weights: Weights, chips: Sequence[Chip], tuning: bool, engine: Engine) -> Weights:
-    """Returns the weights as they will predict: tuned on chips from the whole test set, or as they are."""
-    if tuning:
-        images = (read_image(chip.path) for chip in chips[:: max(1, len(chips) // TRIED)])
-        return tune(weights, list(islice((image for image in images if has_ground(image)), TILES)), engine)
-    if engine == "torch":
-        return weights
-    if engine == "openvino-int8":
-        raise KitError(f"--engine {engine} measures whether int8 keeps the masks", "leave --no-tune out")
-    return tuned(weights, [Setting()] * len(weights.card.members), engine)
+def _with_ground(chips: Sequence[Chip]) -> list[NDArray[np.uint8]]:
+    """Returns a few images that show something, from the whole test set."""
+    images = (read_image(chip.path) for chip in chips[:: max(1, len(chips) // TRIED)])
+    return list(islice((image for image in images if has_ground(image)), TILES))
+
+
+def _factors(
+    weights: Weights, chips: Sequence[Chip], mosaics: Sequence[Mosaic], scale: bool | float, table: Path
+) -> dict[str, float]:
+    """Returns by how much chips are enlarged to be seen at the resolution of training, by id."""
+    if scale is False:
+        return {}
+    if scale is not True:
+        factor, trained_m = scale / weights.card.gsd_m, weights.card.gsd_m
+        if not 1 / MOST_ENLARGED <= factor <= MOST_ENLARGED:
+            raise KitError(
+                f"--gsd {scale:g}: {weights.path.name} knows {trained_m:.3g} m per pixel, chips were to be seen at "
+                f"{factor:.3g} times their size",
+                f"give metres per pixel from {trained_m / MOST_ENLARGED:.3g} to {trained_m * MOST_ENLARGED:.3g}",
+            )
+        return dict.fromkeys((chip.id for chip in chips), factor)
+    found = {row.mosaic: row.factor(weights.card.gsd_m) for row in find_resolutions(weights, mosaics, table)}
+    return {p.chip.id: found[mosaic.name] for mosaic in mosaics if mosaic.name in found for p in mosaic.placed}
 
 
 def _begin(job: Job, chips: Sequence[Chip]) -> list[str]:
-    """Makes the folder ready, and returns the ids of the chips that are to be predicted."""
-    _check_folder(job.folder, chips)
+    """Writes the rows that hold, and returns the ids of the chips that are to be predicted."""
     done = _read_progress(job)
     with replacing(job.folder / PROGRESS) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -178,7 +201,7 @@ def _predict(job: Job, todo: Sequence[Chip]) -> None:
 
 def _write(job: Job, chip: Chip, seen: Seen, probability: NDArray[np.float32], progress: TextIO) -> None:
     """Writes a chip's mask and its row; a mask that stands has its row, wherever this is cut."""
-    mask = clean_image(probability, seen.image, job.cleaning, job.weights.card.gsd_m)
+    mask = clean_image(probability, seen.image, job.cleaning, job.weights.card.gsd_m * seen.factor)
     confidence = float(np.maximum(probability, 1 - probability).mean(dtype=np.float64))
     row = Done(chip.id, job.identity, seen.version, mask.size, int(mask.sum()), confidence)
     with replacing(path := job.mask_path(chip)) as temporary:

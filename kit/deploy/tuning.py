@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,6 +59,22 @@ class TunedEnsemble(Ensemble):
         )
 
 
+def cores(weights: Weights) -> list[Network]:
+    """Returns the cores of weights one by one, as tuned, or as they were shipped."""
+    if isinstance(weights.module, TunedEnsemble):
+        return weights.module.networks
+    return [network(weights, core, Setting(), "torch") for core in range(len(weights.card.members))]
+
+
+def first_look(weights: Weights) -> Weights:
+    """Returns weights of which one network alone, the cheapest that the card knows, looks in one view."""
+    if not torchscript.has_cores(weights.module) and not isinstance(weights.module, TunedEnsemble):
+        return weights
+    first = weights.card.adaptive.order[0] if weights.card.adaptive else 0
+    module = TunedEnsemble([cores(weights)[first]], [1], "none", weights.card.pad_multiple)
+    return replace(weights, module=module, plan=f"{weights.plan} first")
+
+
 def _vote(network: Network, padded: Tensor, codes: Sequence[int], at_once: int) -> Tensor:
     """Returns the mean probability over the views, (N, 1, H, W); views of one orientation go through together."""
     vote = torch.zeros_like(padded[:, :1])
@@ -74,6 +90,30 @@ def _groups(codes: Sequence[int], at_once: int) -> Iterator[Sequence[int]]:
     for oriented in ([c for c in codes if c < 4], [c for c in codes if c >= 4]):
         for start in range(0, len(oriented), at_once):
             yield oriented[start : start + at_once]
+
+
+def set_up(
+    weights: Weights, samples: Callable[[], Sequence[NDArray[np.uint8]]], tuning: bool, engine: Engine
+) -> Weights:
+    """Returns weights as they will predict: tuned, see `tune`, or as they were shipped.
+
+    Args:
+        weights: as loaded.
+        samples: gives the images to be tuned on.
+        tuning: whether to.
+        engine: what computes.
+
+    Raises:
+        KitError: int8 without tuning.
+        WeightsError: see `tune`.
+    """
+    if tuning:
+        return tune(weights, samples(), engine)
+    if engine == "torch":
+        return weights
+    if engine == "openvino-int8":
+        raise KitError(f"--engine {engine} measures whether int8 keeps the masks", "leave --no-tune out")
+    return tuned(weights, [Setting()] * len(weights.card.members), engine)
 
 
 def tune(weights: Weights, images: Sequence[NDArray[np.uint8]], engine: Engine = "torch") -> Weights:

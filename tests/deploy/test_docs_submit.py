@@ -44,7 +44,8 @@ def test_the_table_of_options_is_whole():
 
 
 def test_the_folder_is_as_told(chips: Path, tiny_weights: Exported, tmp_path: Path, cli: Callable[..., object]):
-    cli("submit", chips, "--weights", tiny_weights.path, "--no-tune", "--rle", "--name", "one", "--root", tmp_path)
+    ways = ("--no-tune", "--rle", "--scale")
+    cli("submit", chips, "--weights", tiny_weights.path, *ways, "--name", "one", "--root", tmp_path)
     made = {re.sub(r"^[a-d]\.tif$", "<chip>.tif", path.name) for path in (tmp_path / "submissions/one").iterdir()}
     rows = dict(rows_below("The folder", PAGE))
     assert {name.strip("`") for name in rows} == made

@@ -54,6 +54,37 @@ def test_a_chip_alone_is_read_as_it_is(mosaic: Mosaic):
         assert seen.image.shape == (SIDE, SIDE, 3)
 
 
+def test_a_chip_is_seen_enlarged_and_cut_at_its_own_size(mosaic: Mosaic):
+    """A margin covers as much of what the network sees, and a map of it comes back where it was."""
+    seen = Surroundings([mosaic], 16, {"c01": 2.0}).read(chip(mosaic, "c01"))
+    assert (seen.top, seen.left, seen.size, seen.factor) == (0, 8, (SIDE + 8, SIDE + 16), 2.0)
+    assert seen.wide.shape == (2 * SIDE + 16, 2 * SIDE + 32, 4)
+    np.testing.assert_array_equal(seen.image[..., :3], WHOLE[:SIDE, SIDE : 2 * SIDE])
+    ramp = np.repeat(np.arange(2 * SIDE + 32, dtype=np.float32)[None], 2 * SIDE + 16, axis=0)
+    expected = 2 * (8 + np.arange(SIDE)) + 0.5  # pixel x lies over 2 x and 2 x + 1
+    np.testing.assert_allclose(seen.middle(ramp), np.broadcast_to(expected, (SIDE, SIDE)))
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.8, 1.7, 2.0])
+def test_enlarging_moves_nothing(tmp_path: Path, factor: float):
+    image = np.zeros((120, 90, 3), np.uint8)
+    image[40:80, 30:60] = 255
+    seen = Surroundings((), 0, {"a": factor}).read(Chip("a", write_tiff(tmp_path / "a.tif", image)))
+    back = seen.middle(seen.wide[..., 0].astype(np.float32) / 255)
+    assert back.shape == (120, 90)
+    rows, columns = np.nonzero(back > 0.5)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (40, 79, 30, 59)
+
+
+def test_without_a_margin_neighbours_do_not_count(mosaic: Mosaic):
+    surroundings = Surroundings([mosaic], 0, {"c01": 2.0})
+    before = surroundings.version(chip(mosaic, "c01"))
+    os.utime(chip(mosaic, "c00").path, ns=(1, 1))
+    assert surroundings.version(chip(mosaic, "c01")) == before
+    assert surroundings.read(chip(mosaic, "c01")).size == (SIDE, SIDE)
+    assert Surroundings([mosaic], 0).version(chip(mosaic, "c01")) != before
+
+
 def test_chips_come_row_by_row(mosaic: Mosaic):
     surroundings = Surroundings([Mosaic("m000", mosaic.placed[::-1], ())])
     chips = [placed.chip for placed in mosaic.placed]

@@ -255,3 +255,14 @@ def test_openvino_reports_nothing(tiny_weights: Exported):
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "None\n"
+
+
+@pytest.mark.parametrize("is_tuned", [False, True])
+def test_the_first_look_is_one_network_in_one_view(tmp_path: Path, is_tuned: bool):
+    with_flips, plain = (load_weights(export_tiny(tmp_path / v, views=v).path) for v in ("flips", "none"))
+    look = tuning.first_look(tuned(with_flips, [Setting()] * 2) if is_tuned else with_flips)
+    batch = torch.from_numpy(IMAGE.transpose(2, 0, 1)[None].copy())
+    with torch.inference_mode():
+        first = plain.module.members(batch)[:, :1]
+        torch.testing.assert_close(look.module.members(batch), first, atol=1e-5, rtol=0)
+        torch.testing.assert_close(look.module(batch), first * (batch[:, 3:] > 0), atol=1e-5, rtol=0)

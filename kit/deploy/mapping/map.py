@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 from kit.console import meter
 from kit.data.rasters import gdal_options
 from kit.data.remote import fingerprint, is_remote, local_path
-from kit.deploy.engines import Engine, Setting, check_engine
+from kit.deploy.adaptive import adaptive as ending_early
+from kit.deploy.engines import check_engine
 from kit.deploy.mapping.frames import Frame
 from kit.deploy.mapping.layers import FORMATS, Layer, check_format
 from kit.deploy.mapping.overlay import Overlay
@@ -36,7 +38,7 @@ from kit.deploy.mapping.strips import Strips
 from kit.deploy.mapping.tracing import Tracer
 from kit.deploy.mapping.windows import Axis, along, check_window
 from kit.deploy.predict import has_ground, predict_image
-from kit.deploy.tuning import TILES, tune, tuned
+from kit.deploy.tuning import TILES, set_up
 from kit.deploy.weights import Weights, load_weights
 from kit.errors import KitError
 from kit.paths import alone, replacing
@@ -126,7 +128,7 @@ def name_of(href: str) -> str:
 
 def map_scene(
     href: str, weights_path: Path, out_dir: Path, name: str, wanted: Wanted = Wanted(), device: str = "cpu",
-    tuning: bool = True, engine: str = "torch",
+    tuning: bool = True, engine: str = "torch", adaptive: bool = False,
 ) -> Mapped:  # fmt: skip
     """Maps the buildings of a scene, and returns what was written: `NAME_probability.tif` and so on.
 
@@ -142,6 +144,7 @@ def map_scene(
         device: as torch names it.
         tuning: measures how this machine predicts fastest, see `kit.deploy.tuning`.
         engine: see `kit.deploy.engines`.
+        adaptive: ends the vote where it is clear, see `kit.deploy.adaptive`.
 
     Raises:
         RasterError: the scene cannot be read, or lies nowhere; finished strips are kept.
@@ -156,7 +159,9 @@ def map_scene(
     with rasterio.Env(**gdal_options(CACHE_BYTES, is_remote(href))), Reader(href) as reader:
         reader.look_at(wanted.gsd_m or weights.card.gsd_m)
         rows, columns = windows_of(reader.work, wanted, weights.card.pad_multiple)
-        ready = _set_up(weights, reader, tuning, engine_)
+        ready = set_up(weights, partial(_some, reader), tuning, engine_)
+        if adaptive:
+            ready = ending_early(ready)
         key = {"scene": href, "version": fingerprint(href), "weights": ready.sha256, "plan": ready.plan}
         with alone(out_dir / name):
             return draw_map(reader, rows, columns, lambda rgba: _predicted(ready, rgba), key, out_dir / name, wanted)
@@ -240,17 +245,6 @@ def _predicted(weights: Weights, rgba: NDArray[np.uint8]) -> NDArray[np.float32]
             f"{weights.device} has too little memory for windows of {rgba.shape[1]} x {rgba.shape[0]} px",
             "take smaller ones: --window 512",
         ) from cause
-
-
-def _set_up(weights: Weights, reader: Reader, tuning: bool, engine: Engine) -> Weights:
-    """Returns the weights as they will predict: tuned on some of the scene, or as they are."""
-    if tuning:
-        return tune(weights, _some(reader), engine)
-    if engine == "torch":
-        return weights
-    if engine == "openvino-int8":
-        raise KitError(f"--engine {engine} measures whether int8 keeps the masks", "leave --no-tune out")
-    return tuned(weights, [Setting()] * len(weights.card.members), engine)
 
 
 def _some(reader: Reader) -> list[NDArray[np.uint8]]:

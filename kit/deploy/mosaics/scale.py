@@ -2,7 +2,8 @@
 
 Networks know buildings at the size, in pixels, that they were trained on. An image that is brought to that size gives
 probabilities near 0 and 1, and nearly the same mask a little larger or smaller; elsewhere neither. So chips are
-predicted at scales of 0.5 to 2, and the best scale tells how many metres a pixel has.
+predicted at scales of 0.5 to 2, and the best scale tells how many metres a pixel has. One network in one view tells as
+much as the ensemble.
 
 Source of the Jaccard index that a mask's own probabilities expect: Nowozin, Optimal decisions from probabilistic
 models: the intersection-over-union case, CVPR 2014.
@@ -12,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import cv2
 import numpy as np
@@ -34,6 +35,7 @@ NEARLY = 0.96  # of the best support: the right scale had 0.97 and 0.99 of it in
 LEAST_BUILDING = 0.002  # of the pixels: with less in sight nothing can be said
 
 Image = NDArray[np.uint8]
+Pixels = TypeVar("Pixels", Image, Floats)
 Predictor = Callable[[Image], Floats]  # (H, W, 3 or 4) uint8 -> probability of building (H, W), 0..1
 
 
@@ -67,9 +69,10 @@ def estimate_gsd(weights: "Weights", mosaic: Mosaic, chips: int = CHIPS) -> Reso
         RasterError: a chip is missing or broken.
     """
     from kit.deploy.predict import predict_image
+    from kit.deploy.tuning import first_look
 
     images = [_middle(read_image(placed.chip.path)) for placed in _choose(mosaic, chips)]
-    return estimate_from(partial(predict_image, weights), images, weights.card.gsd_m)
+    return estimate_from(partial(predict_image, first_look(weights)), images, weights.card.gsd_m)
 
 
 def estimate_from(predict: Predictor, images: Sequence[Image], trained_gsd_m: float) -> Resolution:
@@ -114,6 +117,14 @@ def _choose(mosaic: Mosaic, chips: int) -> list[Placed]:
 _AROUND = ((-1, 0), (1, 0), (0, -1), (0, 1))
 
 
+def resized(image: Pixels, height: int, width: int) -> Pixels:
+    """Returns an image or a map, (H, W) or (H, W, C), at another size; what is made smaller is averaged."""
+    if image.shape[:2] == (height, width):
+        return image
+    how = cv2.INTER_AREA if height < image.shape[0] else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, (width, height), interpolation=how), image.dtype)  # type: ignore[return-value]
+
+
 def _middle(image: Image) -> Image:
     """Returns the middle of an image, at most `CROP_PX` on a side."""
     top, left = (max(0, (size - CROP_PX) // 2) for size in image.shape[:2])
@@ -129,11 +140,8 @@ def _counts(predict: Predictor, image: Image) -> NDArray[np.float64]:
     height, width = image.shape[:2]
     found = []
     for scale in SCALES:
-        size = max(32, round(width * scale)), max(32, round(height * scale))
-        how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-        seen = image if scale == 1 else np.asarray(cv2.resize(image, size, interpolation=how), np.uint8)
-        probability = predict(np.ascontiguousarray(seen))
-        found.append(np.asarray(cv2.resize(probability, (width, height), interpolation=cv2.INTER_LINEAR), np.float32))
+        seen = resized(image, max(32, round(height * scale)), max(32, round(width * scale)))
+        found.append(resized(predict(np.ascontiguousarray(seen)), height, width))
     agreed = [(float(np.minimum(a, b).sum()), float(np.maximum(a, b).sum())) for a, b in pairwise(found)]
     rows = []
     for number, probability in enumerate(found):
@@ -155,12 +163,11 @@ def _support(counts: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _peak(support: NDArray[np.float64]) -> float:
-    """Returns the logarithm of the scale with the most support, between the scales by a parabola through three."""
+    """Returns the logarithm of the scale with the most support, between the scales by a parabola near five of them."""
     scales = np.log(SCALES)
     best = int(support.argmax())
-    if not 0 < best < len(scales) - 1:
-        return float(scales[best])
-    before, here, behind = support[best - 1 : best + 2]
-    bend = before - 2 * here + behind
-    shift = 0.0 if bend == 0 else 0.5 * (before - behind) / bend
-    return float(scales[best] + shift * (scales[1] - scales[0]))
+    near = slice(max(0, best - 2), best + 3)
+    bend, slope, _ = np.polyfit(scales[near], support[near], 2)
+    step = scales[1] - scales[0]
+    top = -slope / (2 * bend) if bend < 0 else scales[best]
+    return float(np.clip(top, max(scales[0], scales[best] - step), min(scales[-1], scales[best] + step)))

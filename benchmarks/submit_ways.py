@@ -1,0 +1,113 @@
+"""The ways of `kit submit` beside each other on chips with truth: seconds, and the Jaccard index, also at seams.
+
+    python benchmarks/submit_ways.py --weights weights/NAME.pt [--test TEST --truth TRUTH] [--rounds 1]
+
+Ways: as it is; `--adaptive` (where the card knows when to end); `--mosaic`; `--scale`; and all of them. The first call
+tunes and is not counted; the order is turned from round to round, seconds are medians. All ways decode, write and check
+alike; `--mosaic` and `--scale` find the mosaics with each call, `--scale` estimates their resolution. At seams are the
+pixels of a chip within SEAM_PX of a side that `kit mosaic` lays beside another chip. Without `--test` it is the sample.
+Where TRUTH has a chips.csv with `gsd_m` the true resolutions stand beside the estimated ones.
+"""
+
+import argparse
+import csv
+import os
+import statistics
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+
+from kit.data.masks import Counts, count, pool
+from kit.data.sample import draw_sample
+from kit.deploy.chips import find_chips
+from kit.deploy.mosaics import resolutions
+from kit.deploy.mosaics.finding import Mosaic, find_mosaics
+from kit.deploy.rasters import decode_mask
+from kit.deploy.score import score
+from kit.deploy.submit import submit
+from kit.deploy.weights import read_card
+
+SEAM_PX = 64
+WAYS = {
+    "full": {},
+    "--adaptive": {"adaptive": True},
+    "--mosaic": {"mosaic": True},
+    "--scale": {"scale": True},
+    "--mosaic --scale": {"mosaic": True, "scale": True},
+    "--mosaic --scale --adaptive": {"mosaic": True, "scale": True, "adaptive": True},
+}
+
+
+def seams(mosaics: list[Mosaic], out: Path, truth: Path) -> Counts:
+    """Returns the counts of the pixels near sides that lie beside another chip."""
+    found = []
+    for mosaic in mosaics:
+        for placed in mosaic.placed:
+            mask, true = (
+                decode_mask((folder / f"{placed.chip.id}.tif").read_bytes(), placed.chip.id) for folder in (out, truth)
+            )
+            near = np.zeros(mask.shape, bool)
+            sides = {(-1, 0): np.s_[:SEAM_PX], (1, 0): np.s_[-SEAM_PX:], (0, -1): np.s_[:, :SEAM_PX]}
+            for (down, right), side in (sides | {(0, 1): np.s_[:, -SEAM_PX:]}).items():
+                near[side] |= (placed.row + down, placed.col + right) in mosaic.at
+            found.append(count(mask[near] == 1, true[near]))
+    return pool(found)
+
+
+def scenes_of(truth: Path) -> dict[str, str]:
+    """Returns the true resolution of each chip, where it is told."""
+    table = truth / "chips.csv"
+    rows = list(csv.DictReader(table.read_text().splitlines())) if table.is_file() else []
+    return {row["chip"]: row.get("gsd_m", "") for row in rows}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--test", type=Path)
+    parser.add_argument("--truth", type=Path, help="a folder of masks")
+    parser.add_argument("--rounds", type=int, default=1)
+    options = parser.parse_args()
+    card = read_card(options.weights)
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        if options.test:
+            test, truth = options.test, options.truth
+        else:
+            draw_sample(folder / "sample")
+            test, truth = folder / "sample/test", folder / "sample/test_labels"
+        chips = find_chips(test)
+        mosaics = find_mosaics(chips)
+        ways = {name: way for name, way in WAYS.items() if card.adaptive or "--adaptive" not in name}
+        submit(test, options.weights, folder / "first")
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        for number in range(options.rounds):
+            order = list(ways)[number % len(ways) :] + list(ways)[: number % len(ways)]
+            for name in order:
+                start = time.perf_counter()
+                submit(test, options.weights, folder / f"{number}{name.replace(' ', '')}", **ways[name])
+                seconds[name].append(time.perf_counter() - start)
+        print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {os.cpu_count()} cores")
+        print(f"{len(chips)} chips, {len(card.members)} networks, views {card.views}, {card.gsd_m:.3f} m\n")
+        scenes = list(score(folder / "first", truth).per_scene())
+        head = ["way", "s", *(scenes or []), "pooled", f"within {SEAM_PX} px of seams"]
+        print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
+        for name in ways:
+            out = folder / f"0{name.replace(' ', '')}"
+            scored = score(out, truth)
+            per_scene = [f"{counts.jaccard:.4f}" for counts in scored.per_scene().values()]
+            cells = [f"`{name}`" if name != "full" else name, f"{statistics.median(seconds[name]):.1f}", *per_scene]
+            print(f"| {' | '.join([*cells, f'{scored.pooled:.4f}', f'{seams(mosaics, out, truth).jaccard:.4f}'])} |")
+        true = scenes_of(truth)
+        print("\n| mosaic | chips | true m | estimated m | from | to |\n|---|---|---|---|---|---|")
+        for row in csv.DictReader((folder / "0--scale" / resolutions.TABLE).read_text().splitlines()):
+            named = {true.get(p.chip.id, "") for m in mosaics if m.name == row["mosaic"] for p in m.placed}
+            cells = [row["mosaic"], row["chips"], " ".join(sorted(named)), row["gsd_m"], row["low_m"], row["high_m"]]
+            print(f"| {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
