@@ -130,6 +130,7 @@ def test_interrupted(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert "error: interrupted" in failed(cli, "sample", "--root", tmp_path)
 
 
+@pytest.mark.slow
 def test_recipes_are_listed_whole_when_piped(cli: Cli, tmp_path: Path):
     code, out, _ = cli("recipes", "--root", tmp_path)
     assert code == 0

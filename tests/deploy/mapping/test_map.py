@@ -322,6 +322,7 @@ def test_a_killed_map_goes_on(tmp_path: Path):
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_another_engine(tmp_path: Path, tiny_weights: Exported):
     pytest.importorskip("openvino", reason="the extra openvino is not installed")
     scene = write_bands(tmp_path / "s.tif", noise(100, 120).transpose(2, 0, 1), at_kampala(pixel=0.15))
