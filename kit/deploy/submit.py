@@ -133,10 +133,10 @@ def submit(
         SubmissionError: the folder holds masks of another test set, or what was written does not pass the check.
     """
     chips = find_chips(test)
-    if rank() == 0:
-        _check_folder(out_dir, chips)
     weights = load_weights(weights_path, device)
     weights = set_up(weights, partial(_with_ground, chips), tuning, check_engine(engine))
+    if rank() == 0:
+        _check_folder(out_dir, chips)
     mosaics = agreed(find_mosaics(chips) if (mosaic or scale is True) and rank() == 0 else [])
     factors = agreed(_factors(weights, chips, mosaics, scale, out_dir / RESOLUTIONS) if rank() == 0 else {})
     surroundings = Surroundings(mosaics, MARGIN_PX if mosaic else 0, factors)
