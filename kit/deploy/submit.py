@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from kit.console import meter
 from kit.deploy.adaptive import adaptive as ending_early
+from kit.deploy.adaptive import learnt_bounds
 from kit.deploy.archive import write_tgz
 from kit.deploy.chips import Chip, find_chips
 from kit.deploy.cleaning import AS_SHIPPED, Cleaning, clean_image
@@ -134,6 +135,8 @@ def submit(
     """
     chips = find_chips(test)
     weights = load_weights(weights_path, device)
+    if adaptive:
+        learnt_bounds(weights)  # before anything is measured or written
     weights = set_up(weights, partial(_with_ground, chips), tuning, check_engine(engine))
     if rank() == 0:
         _check_folder(out_dir, chips)

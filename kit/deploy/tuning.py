@@ -27,10 +27,11 @@ from kit.paths import cache_folder, replacing
 SECONDS_A_CORE = 20.0  # the longest that choosing may take
 AGREEMENT = 0.998  # share of pixels whose mask must be as in float32
 GAIN = 1.03  # a setting must be so much faster than the shipped one: less is noise
-TILES, SIDES_PX = 3, (256, 512)  # what is measured on: the larger tiles where they do not take too long
-PASSES = 2  # over the tiles: TorchScript's first runs are its slowest
+TILES = 3  # images that are looked at
+SMALL_PX = 256  # of the tile that tells how long larger ones would take
+LARGER = ((3, 256), (1, 512), (3, 512), (1, 1024), (3, 1024))  # tiles and their side in px: what is measured on
 INT8_PX = 512  # of the tiles that choose the ranges of 8 bits; on 256 px they come out worse
-TRIALS = 4  # settings that a core is expected to try
+TRIALS = 2  # settings for which there must be time; small tiles take so long a pixel that there is for more
 
 
 class TunedEnsemble(Ensemble):
@@ -179,7 +180,7 @@ def choose(weights: Weights, core: int, images: Sequence[Tensor], engine: Engine
         trial.offer(replace(trial.best, layout="channels_last" if engine == "torch" else "plain", dtype=dtype))
     if engine == "openvino-int8":
         _offer_int8(trial, images)
-    if weights.card.views != "none":
+    if weights.card.views != "none" and trial.whole:  # on smaller tiles views together always seem to gain
         trial.offer(replace(trial.best, views=4))
     return trial.best
 
@@ -211,11 +212,16 @@ class Trial:
         self.weights, self.core, self.engine, self.end = weights, core, engine, end
         self.best = Setting()
         shipped = network(weights, core, Setting(), "torch")
-        for side_px in SIDES_PX:  # the smaller tiles first: they tell whether the larger ones would take too long
-            self.tiles = [_tile(image, side_px, weights) for image in images[:TILES]]
-            self.seconds, self.masks = self.run(shipped, 1)
-            if 4 * self.seconds * PASSES * TRIALS > end - time.monotonic():
+        self.tiles = small = [_tile(images[0], SMALL_PX, weights)]
+        self.seconds, self.masks = self.run(shipped, 1)
+        for count, side_px in LARGER:
+            tiles = [_tile(image, side_px, weights) for image in images[:count]]
+            larger = sum(tile.numel() for tile in [tiles[0], *tiles]) / small[0].numel()
+            if self.seconds * larger * TRIALS > end - time.monotonic():
                 break
+            self.tiles = tiles
+        self.whole = self.tiles[0].shape == _tile(images[0], LARGER[-1][1], weights).shape  # as chips will come
+        self.seconds, self.masks = self.run(shipped, 1)
         if engine != "torch":
             self.seconds = math.inf  # the shipped setting serves for comparison of masks alone
             self.offer(Setting())
@@ -226,7 +232,7 @@ class Trial:
         """Makes a setting the best if it is: in time, masks as they should be, faster."""
         if setting == self.best and self.seconds < math.inf:
             return
-        if self.seconds < math.inf and time.monotonic() + self.seconds * PASSES * setting.views > self.end:
+        if self.seconds < math.inf and time.monotonic() + 2 * self.seconds * setting.views > self.end:
             return
         made = network(self.weights, self.core, setting, self.engine)
         seconds, masks = self.run(made, setting.views, self.end if self.seconds < math.inf else math.inf)
@@ -238,18 +244,18 @@ class Trial:
             self.best, self.seconds = setting, seconds
 
     def run(self, run: Network, views: int, end: float = math.inf) -> tuple[float, list[Tensor]]:
-        """Returns seconds a view of all tiles, in the last pass over them, and their masks; no masks after `end`."""
-        masks: list[Tensor] = []
-        seconds = 0.0
-        for _ in range(PASSES):
-            masks, start = [], time.perf_counter()
-            for tile in self.tiles:
-                if time.monotonic() > end:
-                    return math.inf, []
-                logits = run(torch.cat([view(tile, code) for code in range(views)]))
-                masks.append((logits[:1] > 0).cpu())  # waits for a GPU, too
-            seconds = (time.perf_counter() - start) / views
-        return seconds, masks
+        """Returns seconds a view of all tiles, once warmed up, and their masks; no masks after `end`."""
+        run(_views(self.tiles[0], views))  # the first run on a size is the slowest
+        masks, start = [], time.perf_counter()
+        for tile in self.tiles:
+            if time.monotonic() > end:
+                return math.inf, []
+            masks.append((run(_views(tile, views))[:1] > 0).cpu())  # waits for a GPU, too
+        return (time.perf_counter() - start) / views, masks
+
+
+def _views(tile: Tensor, count: int) -> Tensor:
+    return torch.cat([view(tile, code) for code in range(count)])
 
 
 def _tile(image: Tensor, side_px: int, weights: Weights, place: float = 0.5) -> Tensor:

@@ -1,4 +1,4 @@
-"""When a vote may end, learnt on tiles that its cheapest network had not seen."""
+"""When a vote may end, learnt on tiles that the network which looks first had not seen."""
 
 import time
 from collections.abc import Sequence
@@ -22,14 +22,15 @@ from kit.errors import RunError
 from kit.paths import Paths
 from kit.training.records import read_settings
 
-TILES = 24  # evenly spread; every one is seen by all networks in all views
+TILES = 24  # evenly spread, of all networks that look first; every one is seen by all networks in all views
 
 
 def learn_bounds(models: Sequence[nn.Module], folders: Sequence[Path], views: str, pad: int, paths: Paths) -> Bounds:
     """Returns when the vote of trained networks may end.
 
-    The tiles are those that the cheapest network held out. The others may have trained on them, which flatters the full
-    vote: the loss that is measured is rather too large than too small.
+    The tiles are those that the cheapest network held out, and where others are of its recipe, theirs, too: each of them
+    looks first on its own tiles. Those that look later may have trained on these, which flatters the full vote: the loss
+    that is measured is rather too large than too small.
 
     Args:
         models: the networks.
@@ -40,23 +41,26 @@ def learn_bounds(models: Sequence[nn.Module], folders: Sequence[Path], views: st
 
     Raises:
         DataError: the data set is gone.
-        RunError: the cheapest network held nothing out, or its tiles were cut again.
+        RunError: the cheapest networks held nothing out, or their tiles were cut again.
     """
     networks = [Core(portable(model)).eval() for model in models]
     with torch.inference_mode():
         seconds = [_seconds(network, pad) for network in networks]
         order = np.argsort(seconds, kind="stable").tolist()
-        steps = stages(order, VIEWS[views])
+        recipes = [read_settings(folder)["recipe"] for folder in folders]
+        alike = [member for member in order if recipes[member] == recipes[order[0]]]
+        rows = [(first, row) for first in alike for row in _held_out(folders[first], TILES // len(alike), paths)]
         tiles = []
-        for row in track(_held_out(folders[order[0]], paths), "learn when to end"):
+        for first, row in track(rows, "learn when to end"):
             image, mask = read_tile(row["image"], row["mask"])
             padded = _padded(image, pad)
+            steps = stages([first, *(other for other in order if other != first)], VIEWS[views])
             tiles.append(Tile([run(networks, step, padded) for step in steps], mask))
     return learn(tiles, order, VIEWS[views], seconds, pad)
 
 
-def _held_out(folder: Path, paths: Paths) -> list[pd.Series]:
-    """Returns rows of the index: tiles that a run held out, evenly spread."""
+def _held_out(folder: Path, count: int, paths: Paths) -> list[pd.Series]:
+    """Returns up to `count` rows of the index, at least one: tiles that a run held out, evenly spread."""
     counted = folder / "oof.csv"
     if not counted.is_file():
         raise RunError(f"{folder} held nothing out", "--adaptive needs a fold: kit run RECIPE --fold 0")
@@ -65,7 +69,7 @@ def _held_out(folder: Path, paths: Paths) -> list[pd.Series]:
     rows = index[index["tile"].isin(names)].sort_values("tile")
     if rows.empty:
         raise RunError(f"the tiles that {folder} held out were cut again since", "train it again: --restart")
-    places = np.unique(np.linspace(0, len(rows) - 1, TILES).round().astype(int))
+    places = np.unique(np.linspace(0, len(rows) - 1, max(1, count)).round().astype(int))
     return [rows.iloc[place] for place in places]
 
 

@@ -107,6 +107,12 @@ def test_learnt_bounds_keep_what_the_score_needs():
     assert (found.settled, found.score, found.score_full, found.cost) == ((0.0,), 1.0, 1.0, 1.0)
 
 
+def test_what_an_early_end_makes_right_does_not_pay_for_what_it_makes_wrong():
+    better, worse = tile(0.1, 1), tile(0.1, 0)  # the first network alone is right on one, the full vote on the other
+    found = learn([better, better, better, worse], (0, 1), [0], [1.0, 3.0], 16)
+    assert (found.settled, found.cost, found.score) == ((0.0,), 1.0, found.score_full)
+
+
 def test_blocks_that_were_left_are_not_taken_up_again():
     grid = Grid(64, 96, 32, 16)
     mean = torch.full((1, 1, 64, 96), 0.5)

@@ -78,6 +78,11 @@ def test_what_is_much_the_same_is_left_as_it_is(gsd_m: float | None, factor: flo
     assert Found("m", 2, gsd_m, gsd_m, gsd_m, "").factor(0.15) == pytest.approx(factor)
 
 
+@pytest.mark.parametrize(("low_m", "high_m", "factor"), [(0.1, 0.31, 1.0), (0.16, 0.31, 2.0), (0.15, 0.31, 1.0)])
+def test_what_may_be_the_same_is_left_as_it_is(low_m: float, high_m: float, factor: float):
+    assert Found("m", 2, 0.3, low_m, high_m, "").factor(0.15) == pytest.approx(factor)
+
+
 def test_a_submission_sees_each_mosaic_at_its_size(
     mosaics: list[Mosaic], tiny_weights: Exported, tmp_path: Path, estimated: list[str], monkeypatch: pytest.MonkeyPatch
 ):

@@ -377,7 +377,7 @@ def test_ranks_share_the_chips(
     out.mkdir()
     monkeypatch.setattr(room, "ranks", lambda: 2)
     monkeypatch.setattr(room, "rank", lambda: 1)
-    said = iter([[], list("abcd"), None])  # by rank 0: mosaics, chips that are missing, the summary
+    said = iter([[], {}, list("abcd"), None])  # by rank 0: mosaics, factors, missing chips, the summary
     monkeypatch.setattr(room, "agreed", lambda _: next(said))
     predicted.clear()
     submit(chips, tiny_weights.path, out)
@@ -424,7 +424,7 @@ def counted(module: Callable[..., torch.Tensor], asked: list[tuple[int, ...]]) -
 def test_tuning_looks_at_ground(chips: Path, tiny_weights: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write_tiff(chips / "a.tif", np.zeros((20, 30, 3), np.uint8))
     seen: list[int] = []
-    monkeypatch.setattr(room, "tune", lambda weights, images, engine: (seen.append(len(images)), weights)[1])
+    monkeypatch.setattr(tuning, "tune", lambda weights, images, engine: (seen.append(len(images)), weights)[1])
     submit(chips, tiny_weights.path, tmp_path / "one", tuning=True)
     assert seen == [3]
 

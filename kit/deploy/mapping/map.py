@@ -19,6 +19,7 @@ from kit.console import meter
 from kit.data.rasters import gdal_options
 from kit.data.remote import fingerprint, is_remote, local_path
 from kit.deploy.adaptive import adaptive as ending_early
+from kit.deploy.adaptive import learnt_bounds
 from kit.deploy.engines import check_engine
 from kit.deploy.mapping.frames import Frame
 from kit.deploy.mapping.layers import FORMATS, Layer, check_format
@@ -156,6 +157,8 @@ def map_scene(
     if name != Path(name).name or name.startswith("."):
         raise KitError(f"{name!r} cannot name files", "expected letters, digits, `.`, `_` and `-`")
     weights = load_weights(weights_path, device)
+    if adaptive:
+        learnt_bounds(weights)  # before anything is measured
     with rasterio.Env(**gdal_options(CACHE_BYTES, is_remote(href))), Reader(href) as reader:
         reader.look_at(wanted.gsd_m or weights.card.gsd_m)
         rows, columns = windows_of(reader.work, wanted, weights.card.pad_multiple)

@@ -16,7 +16,7 @@ from kit.paths import replacing
 
 TABLE = "resolutions.csv"
 COLUMNS = ("mosaic", "chips", "gsd_m", "low_m", "high_m", "made_from")
-ALIKE = 1.1  # a mosaic within this factor of the training resolution is left as it is: estimates are no better
+ALIKE = 1.1  # a mosaic within this factor of the training resolution is seen as it is: estimates are no better
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,12 @@ class Found:
     made_from: str
 
     def factor(self, trained_gsd_m: float) -> float:
-        """Returns by how much the mosaic is enlarged to be seen as in training; 1 where it is much the same."""
-        ratio = (self.gsd_m or trained_gsd_m) / trained_gsd_m
-        return ratio if not 1 / ALIKE < ratio < ALIKE else 1.0
+        """Returns by how much the mosaic is enlarged to be seen as in training; 1 where it may be just the same."""
+        if self.gsd_m is None or self.low_m is None or self.high_m is None:
+            return 1.0
+        ratio = self.gsd_m / trained_gsd_m
+        is_other = not self.low_m <= trained_gsd_m <= self.high_m and not 1 / ALIKE < ratio < ALIKE
+        return ratio if is_other else 1.0
 
 
 def find_resolutions(weights: Weights, mosaics: Sequence[Mosaic], table: Path) -> list[Found]:
