@@ -28,9 +28,9 @@ TILES = 24  # evenly spread, of all networks that look first; every one is seen 
 def learn_bounds(models: Sequence[nn.Module], folders: Sequence[Path], views: str, pad: int, paths: Paths) -> Bounds:
     """Returns when the vote of trained networks may end.
 
-    The tiles are those that the cheapest network held out, and where others are of its recipe, theirs, too: each of them
-    looks first on its own tiles. Those that look later may have trained on these, which flatters the full vote: the loss
-    that is measured is rather too large than too small.
+    The tiles are those that the cheapest network held out, and where others are of its recipe, theirs, too: each looks
+    first on its own tiles. Those that look later may have trained on these, which flatters the full vote: the loss that
+    is measured is rather too large than too small.
 
     Args:
         models: the networks.
