@@ -19,16 +19,19 @@ from torch import Tensor
 from kit.deploy.blocks import Window, cover
 from kit.deploy.card import Bounds
 from kit.deploy.engines import Network
-from kit.deploy.ensemble import Ensemble, unview, view
-from kit.deploy.tuning import cores
+from kit.deploy.ensemble import Ensemble
+from kit.deploy.tuning import cores, mean_over_views
 from kit.deploy.weights import Weights
 from kit.errors import WeightsError
 
 BLOCK_PX = 128
 MARGIN_PX = 64  # what a network sees around a window: less, and masks change at its edge
-NEAR = 0.25  # a probability nearer than this to one half may still turn
-BOUNDS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.01)  # share of such pixels in a block: 0 settles none
-WRONG = 0.004  # of the union of masks and buildings may become wrong; about as much becomes right
+TOGETHER_PX = 1024 * 1024  # of views that go through a network at once: as much memory as a chip
+NEAR = 0.1  # a probability nearer than this to one half may still turn
+BOUNDS = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.06, 0.07, 0.1, 1.01)  # share of such pixels in a block: 0 settles none
+WRONG = 0.008  # of the union of masks and buildings may become wrong: on the edges of buildings as much becomes right
+WORST = 0.04  # of a tile's union may: a network that misses a building is often sure of it
+LEAST_UNION = 0.01  # of a tile's pixels: on less a share tells nothing
 
 Pass = tuple[int, int]  # a network's number, a view's code
 
@@ -80,8 +83,8 @@ class Grid:
         return cls(height, width, block_px, margin_px)
 
     def seen(self, window: Window) -> Window:
-        """Returns what a network sees of a window."""
-        return window.grown(self.margin_px, self.height, self.width)
+        """Returns what a network sees of a window; of few sizes, since the first run on each takes the longest."""
+        return window.grown(self.margin_px, self.block_px, self.height, self.width)
 
     def open_windows(self, mean: Tensor, bound: float, among: Sequence[Window]) -> list[Window]:
         """Returns windows over the blocks, among those of the last stage, whose undecided share reaches the bound."""
@@ -191,10 +194,16 @@ def adaptive(weights: Weights) -> Weights:
 
 
 def run(networks: Sequence[Network], stage: Sequence[Pass], image: Tensor) -> Tensor:
-    """Returns the sum of the probabilities (1, 1, H, W) that the passes of a stage give for an image (1, 3, H, W)."""
+    """Returns the sum of the probabilities (1, 1, H, W) that the passes of a stage give for an image (1, 3, H, W).
+
+    Views of a window go through a network together: small images cost more a pixel than large ones.
+    """
     total = torch.zeros_like(image[:, :1])
-    for member, code in stage:
-        total += unview(torch.sigmoid(networks[member](view(image, code))), code)
+    at_once = max(1, TOGETHER_PX // image[0, 0].numel())
+    for member, network in enumerate(networks):
+        codes = [code for asked, code in stage if asked == member]
+        if codes:
+            total += len(codes) * mean_over_views(network, image, codes, at_once)
     return total
 
 
@@ -214,7 +223,7 @@ class Tile:
 def learn(
     tiles: Sequence[Tile], order: Sequence[int], codes: Sequence[int], seconds: Sequence[float], pad: int
 ) -> Bounds:
-    """Returns the bounds of least cost that make no more than `WRONG` of the pixels wrong.
+    """Returns the bounds of least cost that make no more than `WRONG` of all pixels wrong, and `WORST` of a tile's.
 
     Pixels that an early end makes right do not count against them: on a few tiles that would be luck.
 
@@ -229,15 +238,17 @@ def learn(
     costs = [sum(seconds[member] for member, _ in stage) for stage in steps]
     whole = (0.0,) * (len(steps) - 1)
     full = [_ended(tile, steps, whole, costs, pad)[0] for tile in tiles]
-    score_full, union = _jaccard(tiles, full)
+    unions = [_jaccard([tile], [mask])[1] for tile, mask in zip(tiles, full, strict=True)]
+    worst = [WORST * max(union, LEAST_UNION * tile.mask.size) for union, tile in zip(unions, tiles, strict=True)]
+    score_full = _jaccard(tiles, full)[0]
     best = Bounds(tuple(order), whole, score_full, score_full, 1.0)
     for settled in itertools.product(BOUNDS, repeat=len(whole)):
         ended = [_ended(tile, steps, settled, costs, pad) for tile in tiles]
         masks = [mask for mask, _ in ended]
         cost = float(np.mean([spent for _, spent in ended]) / sum(costs))
         pairs = zip(_wrong(tiles, full), _wrong(tiles, masks), strict=True)
-        wrong = sum(int((now & ~before).sum()) for before, now in pairs)
-        if wrong <= WRONG * union and cost < best.cost:
+        wrong = np.array([int((now & ~before).sum()) for before, now in pairs])
+        if wrong.sum() <= WRONG * sum(unions) and (wrong <= worst).all() and cost < best.cost:
             best = Bounds(tuple(order), settled, score_full, _jaccard(tiles, masks)[0], cost)
     return best
 

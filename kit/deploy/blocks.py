@@ -27,18 +27,26 @@ class Window:
             min(self.left, other.left), max(self.right, other.right),
         )  # fmt: skip
 
-    def grown(self, margin: int, height: int, width: int) -> "Window":
-        """Returns the window with a margin on each side, within an image of that size."""
-        return Window(
-            max(0, self.top - margin), min(height, self.bottom + margin),
-            max(0, self.left - margin), min(width, self.right + margin),
-        )  # fmt: skip
+    def grown(self, margin: int, multiple: int, height: int, width: int) -> "Window":
+        """Returns the window with a margin, or more, on each side, within an image of that size.
+
+        Its sides are multiples of `multiple`, or all of the image's.
+        """
+        rows = _grown(self.top, self.bottom, margin, multiple, height)
+        return Window(*rows, *_grown(self.left, self.right, margin, multiple, width))
+
+
+def _grown(start: int, end: int, margin: int, multiple: int, size: int) -> tuple[int, int]:
+    start, end = max(0, start - margin), min(size, end + margin)
+    length = min(size, -(-(end - start) // multiple) * multiple)
+    end = min(size, start + length)
+    return end - length, end
 
 
 def cover(blocks: NDArray[np.bool_], block_px: int, margin: int, height: int, width: int) -> list[Window]:
     """Returns windows, without their margins, that hold all chosen blocks; two become one where that costs no more.
 
-    Cost is the area that a network sees: windows with their margins, within the image.
+    Cost is the area that a network sees: windows grown by their margins to multiples of a block.
 
     Args:
         blocks: (rows, columns), which are chosen.
@@ -49,7 +57,7 @@ def cover(blocks: NDArray[np.bool_], block_px: int, margin: int, height: int, wi
     """
 
     def cost(window: Window) -> int:
-        return window.grown(margin, height, width).px
+        return window.grown(margin, block_px, height, width).px
 
     windows = [
         Window(r * block_px, min((r + 1) * block_px, height), c * block_px, min((c + 1) * block_px, width))

@@ -20,7 +20,7 @@ from kit.deploy.engines import Engine, Network, Setting, dtypes, int8_path, layo
 from kit.deploy.ensemble import Ensemble, unview, view
 from kit.deploy.weights import Weights
 from kit.errors import KitError, WeightsError
-from kit.models.devices import keep_freed_memory, processor_name
+from kit.models.devices import keep_freed_memory, keep_kernels, processor_name
 from kit.models.ranks import agreed, rank
 from kit.paths import cache_folder, replacing
 
@@ -56,7 +56,7 @@ class TunedEnsemble(Ensemble):
         padded = self.padded(x[:, :3].float())
         cores = zip(self.networks, self.views_at_once, strict=True)
         return self.cropped(
-            torch.cat([_vote(network, padded, self.codes, count) for network, count in cores], dim=1), x
+            torch.cat([mean_over_views(network, padded, self.codes, count) for network, count in cores], dim=1), x
         )
 
 
@@ -76,8 +76,8 @@ def first_look(weights: Weights) -> Weights:
     return replace(weights, module=module, plan=f"{weights.plan} first")
 
 
-def _vote(network: Network, padded: Tensor, codes: Sequence[int], at_once: int) -> Tensor:
-    """Returns the mean probability over the views, (N, 1, H, W); views of one orientation go through together."""
+def mean_over_views(network: Network, padded: Tensor, codes: Sequence[int], at_once: int) -> Tensor:
+    """Returns a network's mean probability over views, (N, 1, H, W); up to `at_once` of one orientation go together."""
     vote = torch.zeros_like(padded[:, :1])
     for group in _groups(codes, at_once):
         logits = network(torch.cat([view(padded, code) for code in group]))
@@ -135,6 +135,7 @@ def tune(weights: Weights, images: Sequence[NDArray[np.uint8]], engine: Engine =
             masks.
     """
     keep_freed_memory()
+    keep_kernels()
     if not torchscript.has_cores(weights.module):
         lacking = f"{weights.path} is an old export, whose cores cannot be called one by one"
         if engine != "torch":

@@ -11,6 +11,7 @@ import torch
 from kit.errors import KitError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+KERNELS = 16_384  # at most
 
 
 def pick_device(name: str = "") -> torch.device:
@@ -62,6 +63,14 @@ def _cpuinfo() -> list[str]:
         return Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:  # not Linux
         return []
+
+
+def keep_kernels() -> None:
+    """Makes oneDNN keep the kernels that it makes for each size of image; called before it makes the first.
+
+    It keeps 1,024 otherwise, fewer than three networks with windows of a dozen sizes need.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))
 
 
 def keep_freed_memory() -> bool:

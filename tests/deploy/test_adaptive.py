@@ -70,7 +70,7 @@ def test_what_is_settled_costs_one_pass_and_what_is_not_is_seen_with_a_margin():
     seen: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
     networks = [counting(lambda x, n=n: x[:, :1] / 25.5 + 3 * n, seen[n]) for n in range(2)]
     found = AdaptiveEnsemble(networks, bounds(0.5, order=(0, 1)), "none", 16)(image)
-    assert seen == ([(96, 160)], [(48, 48)])
+    assert seen == ([(96, 160)], [(64, 64)])
     assert found[0, 0, 0, 0] == torch.sigmoid(torch.tensor(10.0))
     assert found[0, 0, 0, 159] == torch.sigmoid(torch.tensor([0.0, 3.0])).mean()
 
@@ -91,10 +91,10 @@ def test_shares_of_cut_blocks_are_of_the_pixels_there_are():
 
 
 def tile(later: float, truth: int, side: int = 64) -> Tile:
-    """The first network says 0.6 everywhere, the second `later`; of pixels that count all are `truth`."""
+    """The first network says 0.55 everywhere, the second `later`; of pixels that count all are `truth`."""
     mask = np.full((side, side), truth, np.uint8)
     mask[:4] = 255
-    return Tile([torch.full((1, 1, side, side), value) for value in (0.6, later)], mask)
+    return Tile([torch.full((1, 1, side, side), value) for value in (0.55, later)], mask)
 
 
 def test_learnt_bounds_drop_what_changes_nothing():

@@ -21,8 +21,8 @@ def test_all_chosen_blocks_are_covered_and_it_costs_no_more_than_one_by_one(bloc
     chosen = np.kron(blocks, np.ones((SIDE, SIDE), bool))[:height, :width]
     assert covered[chosen].all()
     single = [cover(one, SIDE, MARGIN, height, width) for one in ones_of(blocks)]
-    alone = sum(window.grown(MARGIN, height, width).px for (window,) in single)
-    assert sum(window.grown(MARGIN, height, width).px for window in windows) <= alone
+    alone = sum(window.grown(MARGIN, SIDE, height, width).px for (window,) in single)
+    assert sum(window.grown(MARGIN, SIDE, height, width).px for window in windows) <= alone
 
 
 def ones_of(blocks: np.ndarray) -> list[np.ndarray]:
@@ -48,3 +48,15 @@ def test_windows_are_joined_where_it_pays(blocks: list[list[int]], expected: lis
     chosen = np.array(blocks, bool)
     height, width = chosen.shape[0] * SIDE, chosen.shape[1] * SIDE
     assert sorted(cover(chosen, SIDE, MARGIN, height, width), key=str) == sorted(expected, key=str)
+
+
+@pytest.mark.parametrize(
+    ("window", "expected"),
+    [
+        (Window(32, 64, 32, 96), Window(16, 80, 16, 112)),
+        (Window(0, 32, 128, 160), Window(0, 64, 96, 160)),  # at a corner: grown inwards
+        (Window(0, 96, 0, 160), Window(0, 100, 0, 160)),  # all there is
+    ],
+)
+def test_windows_grow_to_few_sizes(window: Window, expected: Window):
+    assert window.grown(MARGIN, SIDE, 100, 160) == expected
