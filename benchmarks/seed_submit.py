@@ -9,9 +9,10 @@ seed:          the seed's way, written out plainly: five smp U-Nets of two class
                traced in fp32, one after the other; of each chip four flips one by one, normalised with ImageNet's mean
                and deviation; softmax summed over all, argmax, a TIFF of PIL's with deflate.
 kit:           `kit submit` with the five recipes of those encoders in one frozen file, four flips, tuned.
-openvino:      the same with `--engine openvino`.
-openvino-int8: the same with `--engine openvino-int8`, for the time alone: random weights have no masks to keep, so all
-               cores are told to compute in 8 bits.
+kit-bfloat16:  the same, all cores told to compute in bfloat16, where the CPU has it: for the time alone, random weights
+               have no masks to keep.
+openvino:      as kit, with `--engine openvino`.
+openvino-int8: as kit, with `--engine openvino-int8`, all cores told to compute in 8 bits, for the time alone.
 
 `module s` is the tuned module alone, called on the same chips decoded beforehand, right after the submission: what
 `kit submit` takes beside it is reading, writing, the archive and its check. Peak memory is that of the process,
@@ -36,7 +37,7 @@ SMP = {
     "senet154": "senet154", "seresnext50": "se_resnext50_32x4d", "densenet161": "densenet161",
     "inception_v4": "inceptionv4", "efficientnet_b4": "efficientnet-b4",
 }  # fmt: skip
-SIDES = ("seed", "kit", "openvino", "openvino-int8")
+SIDES = ("seed", "kit", "kit-bfloat16", "openvino", "openvino-int8")
 MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
 FLIPS = ((), (2,), (3,), (2, 3))  # axes of (N, C, H, W)
 
@@ -70,7 +71,7 @@ def seed_side(chips: list[Path], out: Path) -> dict[str, float]:
     return {"ready_s": ready_s, "chip_s": float(np.mean(seconds[1:])), "peak_gb": peak_gb()}
 
 
-def kit_side(first: Path, chips: Path, weights: Path, engine: str) -> dict[str, float]:
+def kit_side(first: Path, chips: Path, weights: Path, engine: str, dtype: str = "") -> dict[str, float | str]:
     """Returns seconds a chip of `kit submit` over a folder of chips, warmed up with the one in `first`."""
     from kit.deploy import engines, openvino, submit, torchscript, tuning
     from kit.deploy.rasters import read_image
@@ -84,6 +85,8 @@ def kit_side(first: Path, chips: Path, weights: Path, engine: str) -> dict[str, 
             return engines.Setting(dtype="int8")
 
         tuning.choose = choose
+    if dtype:
+        tuning.choose = lambda *_: engines.Setting(layout="channels_last", dtype=dtype)
     start = time.perf_counter()
     predict, begun = submit._predict, []
 
@@ -103,7 +106,7 @@ def kit_side(first: Path, chips: Path, weights: Path, engine: str) -> dict[str, 
             tuned.module(image)
     alone_s = (time.perf_counter() - decoded) / len(images)
     chip_s = (ended - began) / len(images)
-    return {"ready_s": began - start, "chip_s": chip_s, "module_s": alone_s, "peak_gb": peak}
+    return {"ready_s": began - start, "chip_s": chip_s, "module_s": alone_s, "peak_gb": peak, "plan": tuned.plan}
 
 
 def peak_gb() -> float:
@@ -116,8 +119,9 @@ def one_side(side: str, folder: Path) -> None:
         with tempfile.TemporaryDirectory() as out:
             found = seed_side(chips, Path(out))
     else:
-        engine = "torch" if side == "kit" else side
-        found = kit_side(folder / "first", folder / "chips", folder / "weights.pt", engine)
+        engine = "torch" if side.startswith("kit") else side
+        dtype = side.removeprefix("kit").removeprefix("-") if engine == "torch" else ""
+        found = kit_side(folder / "first", folder / "chips", folder / "weights.pt", engine, dtype)
     print(json.dumps(found))
 
 
@@ -156,6 +160,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.run:
         return one_side(options.run[0], Path(options.run[1]))
+    from kit.deploy.engines import dtypes
+
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(
             [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); "
@@ -168,19 +174,23 @@ def main() -> None:
         )
         print(f"{options.chips} chips of {options.side} x {options.side} px\n")
         print("| side | s a chip | times faster | module s | ready s | peak GB |\n|---|---|---|---|---|---|")
-        first = None
+        first, plans = None, []
         for side in options.only:
+            if side == "kit-bfloat16" and not dtypes("cpu"):
+                continue
             done = subprocess.run(
                 [sys.executable, __file__, "--run", side, folder], check=True, capture_output=True, text=True,
-                env={**os.environ, "KIT_CACHE": f"{folder}/cache"},
+                env={**os.environ, "KIT_CACHE": f"{folder}/cache-{side}"},
             )  # fmt: skip
             found = json.loads(done.stdout.splitlines()[-1])
+            plans.append(f"{side}: {found.get('plan', 'as traced')}")
             first = first or found["chip_s"]
             alone = f"{found['module_s']:.1f}" if "module_s" in found else ""
             print(
                 f"| {side} | {found['chip_s']:.1f} | {first / found['chip_s']:.2f} | {alone} | {found['ready_s']:.0f} "
                 f"| {found['peak_gb']:.1f} |", flush=True,
             )  # fmt: skip
+        print("", *plans, sep="\n")
     return None
 
 
