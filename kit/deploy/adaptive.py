@@ -1,13 +1,13 @@
 """A vote that ends where it is clear: cheap passes over the whole image, dear ones where they can change the mask.
 
 The ensemble's passes (a network, a view) are taken in stages. After each one every block of the image is asked for the
-share of its pixels whose probability is still near one half; where that is below a bound the block keeps what it has.
+share of its pixels that the passes to come may still turn; where that is below a bound the block keeps what it has.
 The bounds are learnt on tiles with labels, out of fold, so that the Jaccard index stays (`learn`), and are kept in the
 card. Source: early exits of cascades (Viola and Jones 2001) and of ensembles (Schwartz et al. 2020, arXiv:1907.10597),
 by block instead of by image.
 """
 
-import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,44 +19,54 @@ from torch import Tensor
 from kit.deploy.blocks import Window, cover
 from kit.deploy.card import Bounds
 from kit.deploy.engines import Network
-from kit.deploy.ensemble import Ensemble
+from kit.deploy.ensemble import VIEWS, Ensemble
 from kit.deploy.tuning import cores, mean_over_views
 from kit.deploy.weights import Weights
 from kit.errors import WeightsError
 
 BLOCK_PX = 128
-MARGIN_PX = 64  # what a network sees around a window: less, and masks change at its edge
+MARGIN_PX = 128  # what a network sees around a window: with 64 masks changed at its edges
 TOGETHER_PX = 1024 * 1024  # of views that go through a network at once: as much memory as a chip
-NEAR = 0.1  # a probability nearer than this to one half may still turn
-BOUNDS = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.06, 0.07, 0.1, 1.01)  # share of such pixels in a block: 0 settles none
-WRONG = 0.008  # of the union of masks and buildings may become wrong: on the edges of buildings as much becomes right
-WORST = 0.04  # of a tile's union may: a network that misses a building is often sure of it
+SPREAD = 0.2  # of the passes' probabilities about their mean, where they differ
+BOUNDS = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 1.01)  # share of a block that may turn: 0 settles none
+LOSS = 0.001  # of the Jaccard index
+WRONG = 0.012  # of the union of masks and buildings may become wrong: on the edges of buildings as much becomes right
+WORST = 0.06  # of a tile's union may: a network that misses a building is often sure of it
 LEAST_UNION = 0.01  # of a tile's pixels: on less a share tells nothing
 
 Pass = tuple[int, int]  # a network's number, a view's code
 
 
 def stages(order: Sequence[int], codes: Sequence[int]) -> list[list[Pass]]:
-    """Returns the passes by stage: the cheapest network in one view, the others in one, all in the other views."""
-    first, rest = order[0], order[1:]
-    parts = [
-        [(first, codes[0])],
-        [(member, codes[0]) for member in rest],
-        [(member, code) for member in order for code in codes[1:]],
-    ]
+    """Returns the passes by stage: the cheapest network once, the others once, all once more, all in what is left.
+
+    Each network looks in another view than the one before it: passes tell the more, the less alike they are.
+    """
+    once, again = (
+        [(member, codes[(place + shift) % len(codes)]) for place, member in enumerate(order)] for shift in (0, 1)
+    )
+    left = [(member, code) for member in order for code in codes if (member, code) not in [*once, *again]]
+    parts = [once[:1], once[1:], again if len(codes) > 1 else [], left]
     return [part for part in parts if part]
 
 
-def undecided(mean: NDArray[np.float32], block_px: int = BLOCK_PX) -> NDArray[np.float64]:
-    """Returns the share of pixels near one half in each block of a probability map (H, W)."""
+def near(done: int, passes: int) -> float:
+    """Returns how far from one half a mean of some of all passes may be and still turn.
+
+    It is the standard error of a mean of `done` out of `passes` values: of a sample drawn without replacement.
+    """
+    return SPREAD * math.sqrt(1 / done - 1 / passes)
+
+
+def undecided(mean: NDArray[np.float32], near: float, block_px: int = BLOCK_PX) -> NDArray[np.float64]:
+    """Returns the share of pixels nearer than `near` to one half in each block of a probability map (H, W)."""
     height, width = mean.shape
     rows, columns = -(-height // block_px), -(-width // block_px)
-    near = np.zeros((rows * block_px, columns * block_px), np.float64)
-    near[:height, :width] = np.abs(mean - 0.5) < NEAR
-    seen = np.zeros_like(near)
+    open_, seen = np.zeros((2, rows * block_px, columns * block_px), np.float64)
+    open_[:height, :width] = np.abs(mean - 0.5) < near
     seen[:height, :width] = 1
-    near, seen = (part.reshape(rows, block_px, columns, block_px).sum(axis=(1, 3)) for part in (near, seen))
-    shares: NDArray[np.float64] = near / seen
+    open_, seen = (part.reshape(rows, block_px, columns, block_px).sum(axis=(1, 3)) for part in (open_, seen))
+    shares: NDArray[np.float64] = open_ / seen
     return shares
 
 
@@ -86,9 +96,9 @@ class Grid:
         """Returns what a network sees of a window; of few sizes, since the first run on each takes the longest."""
         return window.grown(self.margin_px, self.block_px, self.height, self.width)
 
-    def open_windows(self, mean: Tensor, bound: float, among: Sequence[Window]) -> list[Window]:
+    def open_windows(self, mean: Tensor, near: float, bound: float, among: Sequence[Window]) -> list[Window]:
         """Returns windows over the blocks, among those of the last stage, whose undecided share reaches the bound."""
-        blocks = undecided(mean[0, 0].cpu().numpy(), self.block_px) >= bound
+        blocks = undecided(mean[0, 0].cpu().numpy(), near, self.block_px) >= bound
         before = np.zeros_like(blocks)
         for window in among:
             rows = slice(window.top // self.block_px, -(-window.bottom // self.block_px))
@@ -126,7 +136,9 @@ def vote(
             total[:, :, rows, columns] += summed(number, seen)[:, :, inner[0], inner[1]]
             passes[:, :, rows, columns] += len(stage)
         if number < len(settled):
-            taken.append(grid.open_windows(total / passes, settled[number], taken[number]))
+            asked = [len(stage) for stage in stages]
+            turning = near(sum(asked[: number + 1]), sum(asked))
+            taken.append(grid.open_windows(total / passes, turning, settled[number], taken[number]))
     return total / passes, taken
 
 
@@ -173,14 +185,15 @@ def learnt_bounds(weights: Weights) -> Bounds:
     """Returns when a vote of weights may end.
 
     Raises:
-        WeightsError: it was not learnt at export.
+        WeightsError: it was not learnt at export, or for other stages.
     """
-    if weights.card.adaptive is None:
-        raise WeightsError(
-            f"{weights.path} has no adaptive in its card: when a vote may end was not learnt",
-            "export its runs again: kit export RUN... --name NAME --adaptive",
-        )
-    return weights.card.adaptive
+    remedy = "export its runs again: kit export RUN... --name NAME --adaptive"
+    if (bounds := weights.card.adaptive) is None:
+        raise WeightsError(f"{weights.path} has no adaptive in its card: when a vote may end was not learnt", remedy)
+    known = sorted(bounds.order) == list(range(len(weights.card.members)))
+    if not known or len(bounds.settled) != len(stages(bounds.order, VIEWS[weights.card.views])) - 1:
+        raise WeightsError(f"{weights.path} has an adaptive in its card that does not fit its networks", remedy)
+    return bounds
 
 
 def adaptive(weights: Weights) -> Weights:
@@ -223,9 +236,9 @@ class Tile:
 def learn(
     tiles: Sequence[Tile], order: Sequence[int], codes: Sequence[int], seconds: Sequence[float], pad: int
 ) -> Bounds:
-    """Returns the bounds of least cost that make no more than `WRONG` of all pixels wrong, and `WORST` of a tile's.
+    """Returns the bounds of least cost that lose no more than `LOSS`, and make no more wrong than `WRONG` and `WORST`.
 
-    Pixels that an early end makes right do not count against them: on a few tiles that would be luck.
+    Pixels that an early end makes right do not make up for those that it makes wrong: on a few tiles that is luck.
 
     Args:
         tiles: what the passes give, best out of fold for the network that looks first.
@@ -242,14 +255,17 @@ def learn(
     worst = [WORST * max(union, LEAST_UNION * tile.mask.size) for union, tile in zip(unions, tiles, strict=True)]
     score_full = _jaccard(tiles, full)[0]
     best = Bounds(tuple(order), whole, score_full, score_full, 1.0)
-    for settled in itertools.product(BOUNDS, repeat=len(whole)):
+    tried = {((first,) + len(whole) * (bound,))[: len(whole)] for first in BOUNDS for bound in BOUNDS}
+    for settled in sorted(tried):
         ended = [_ended(tile, steps, settled, costs, pad) for tile in tiles]
         masks = [mask for mask, _ in ended]
         cost = float(np.mean([spent for _, spent in ended]) / sum(costs))
         pairs = zip(_wrong(tiles, full), _wrong(tiles, masks), strict=True)
         wrong = np.array([int((now & ~before).sum()) for before, now in pairs])
-        if wrong.sum() <= WRONG * sum(unions) and (wrong <= worst).all() and cost < best.cost:
-            best = Bounds(tuple(order), settled, score_full, _jaccard(tiles, masks)[0], cost)
+        score = _jaccard(tiles, masks)[0]
+        few = score >= score_full - LOSS and wrong.sum() <= WRONG * sum(unions) and (wrong <= worst).all()
+        if few and cost < best.cost:
+            best = Bounds(tuple(order), settled, score_full, score, cost)
     return best
 
 

@@ -10,7 +10,7 @@ from deploy_fakes import TinyNet, noise
 from torch import Tensor
 
 from kit.deploy import adaptive
-from kit.deploy.adaptive import AdaptiveEnsemble, Grid, Tile, Window, learn, stages, undecided
+from kit.deploy.adaptive import AdaptiveEnsemble, Grid, Tile, Window, learn, near, stages, undecided
 from kit.deploy.card import Bounds, Card
 from kit.deploy.ensemble import VIEWS, Core, Ensemble
 from kit.deploy.export import Exported
@@ -35,13 +35,27 @@ def batch(height: int, width: int) -> Tensor:
     return torch.from_numpy(np.stack([noise(height, width, 4, seed).transpose(2, 0, 1) for seed in range(2)]))
 
 
-def test_passes_come_cheapest_first():
+def test_passes_come_cheapest_first_each_network_in_another_view():
     assert stages((1, 0), VIEWS["flips"]) == [
-        [(1, 0)], [(0, 0)], [(1, 1), (1, 2), (1, 3), (0, 1), (0, 2), (0, 3)],
+        [(1, 0)], [(0, 1)], [(1, 1), (0, 2)], [(1, 2), (1, 3), (0, 0), (0, 3)],
     ]  # fmt: skip
-    assert stages((0,), VIEWS["flips"]) == [[(0, 0)], [(0, 1), (0, 2), (0, 3)]]
+    assert stages((0,), VIEWS["flips"]) == [[(0, 0)], [(0, 1)], [(0, 2), (0, 3)]]
     assert stages((0, 1), VIEWS["none"]) == [[(0, 0)], [(1, 0)]]
     assert stages((0,), VIEWS["none"]) == [[(0, 0)]]
+
+
+@pytest.mark.parametrize("members", range(1, 11))
+@pytest.mark.parametrize("views", ["none", "flips", "d4"])
+def test_all_passes_are_taken_once(members: int, views: str):
+    taken = [one for stage in stages(tuple(range(members)), VIEWS[views]) for one in stage]
+    assert sorted(taken) == [(member, code) for member in range(members) for code in VIEWS[views]]
+
+
+def test_the_more_passes_are_taken_the_less_they_turn():
+    turning = [near(done, 12) for done in range(1, 13)]
+    assert turning == sorted(turning, reverse=True)
+    assert turning[2] == pytest.approx(0.1)
+    assert turning[-1] == 0
 
 
 @pytest.mark.parametrize("views", ["none", "flips", "d4"])
@@ -87,7 +101,7 @@ def test_alpha_is_kept_and_wrong_input_told():
 def test_shares_of_cut_blocks_are_of_the_pixels_there_are():
     mean = np.full((40, 32), 0.9, np.float32)
     mean[32:] = 0.5
-    assert undecided(mean, 32).tolist() == [[0.0], [1.0]]
+    assert undecided(mean, 0.1, 32).tolist() == [[0.0], [1.0]]
 
 
 def tile(later: float, truth: int, side: int = 64) -> Tile:
@@ -117,10 +131,10 @@ def test_blocks_that_were_left_are_not_taken_up_again():
     grid = Grid(64, 96, 32, 16)
     mean = torch.full((1, 1, 64, 96), 0.5)
     among = [Window(0, 32, 0, 32), Window(32, 64, 64, 96)]
-    covered = grid.open_windows(mean, 0.0, among)
+    covered = grid.open_windows(mean, 0.1, 0.0, among)
     assert sum(window.px for window in covered) <= 64 * 96
-    assert grid.open_windows(mean, 0.0, []) == []
-    assert grid.open_windows(torch.full((1, 1, 64, 96), 0.9), 0.1, [Window(0, 64, 0, 96)]) == []
+    assert grid.open_windows(mean, 0.1, 0.0, []) == []
+    assert grid.open_windows(torch.full((1, 1, 64, 96), 0.9), 0.1, 0.1, [Window(0, 64, 0, 96)]) == []
 
 
 def test_the_card_keeps_the_bounds(tiny_weights: Exported):
@@ -139,12 +153,15 @@ def test_weights_loaded_or_tuned_end_their_vote_early(tiny_weights: Exported, tu
     image = noise(96, 130)
     with pytest.raises(WeightsError, match="has no adaptive in its card"):
         adaptive.adaptive(loaded)
-    known = replace(loaded, card=replace(loaded.card, adaptive=bounds(0.0, 0.0)))
+    for wrong in (bounds(0.0), bounds(0.0, 0.0, 0.0, order=(0, 2))):
+        with pytest.raises(WeightsError, match="does not fit its networks"):
+            adaptive.adaptive(replace(loaded, card=replace(loaded.card, adaptive=wrong)))
+    known = replace(loaded, card=replace(loaded.card, adaptive=bounds(0.0, 0.0, 0.0)))
     known = tune(known, [image]) if tuning else known
     early = adaptive.adaptive(known)
     np.testing.assert_allclose(predict_image(early, image), predict_image(loaded, image), atol=1e-5)
     assert early.plan == f"{known.plan} adaptive"
-    first = replace(early, module=AdaptiveEnsemble(early.module.networks, bounds(1.01, 1.01), "flips", 16))
+    first = replace(early, module=AdaptiveEnsemble(early.module.networks, bounds(1.01, 1.01, 1.01), "flips", 16))
     with torch.inference_mode():
         alone = torch.sigmoid(loaded.module.core_1(batch(64, 64)[:1, :3].float()))
     found = predict_image(first, batch(64, 64)[0, :3].permute(1, 2, 0).numpy())
