@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import rasterio
-from prepare_speed import watched
+from watching import watched
 
 from kit.data.drawing import draw_scene
 from kit.data.sites import AREAS

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 import pandas as pd
 import rasterio
-from prepare_speed import watched
+from watching import watched
 
 from kit.data.largecity import draw_large_city
 from kit.data.prepare import prepare

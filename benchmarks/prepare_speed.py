@@ -20,10 +20,8 @@ of resident sizes over the processes of a side, looked at twice a second; pages 
 
 import argparse
 import json
-import os
 import re
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -41,6 +39,7 @@ from rasterio.enums import Resampling
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 from seed_prepare import SIDE_PX, XYZ, ZOOM, Place, write_tiff
+from watching import watched
 
 from kit.data.largecity import draw_large_city
 from kit.data.prepare import prepare
@@ -48,7 +47,6 @@ from kit.data.tiles import IMAGE_FORMATS, MASK_FORMAT
 from kit.paths import Paths
 
 DRAWN_PX = 25_600  # side of the drawn scene: 20,000 footprints
-LOOK_S = 0.5  # between two looks at the memory
 SIDES = ("seed", "seed, kit's formats", "kit, all layers", "kit, all layers, windows", "rasterio", "kit")
 RATIOS = (
     ("kit, all layers", "seed"), ("kit, all layers", "seed, kit's formats"),
@@ -137,31 +135,6 @@ def in_own_process(run: Run, catalog: Path, places: list[Place]) -> tuple[float,
         options = ["--catalog", catalog, "--side", run[0], "--processes", run[1], "--out", Path(folder) / "out"]
         told, peak_mb = watched([sys.executable, "-W", "ignore", __file__, *options, "--places", wanted])
         return float(told), peak_mb
-
-
-def watched(command: list[object]) -> tuple[str, float]:
-    """Returns the last line that a command prints, and its peak memory with all that it starts, MB."""
-    environment = {**os.environ, "GDAL_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, text=True, env=environment) as process:
-        peak_mb = 0.0
-        while process.poll() is None:
-            peak_mb = max(peak_mb, resident_mb(process.pid))
-            time.sleep(LOOK_S)
-        told = process.stdout.read()
-    if process.returncode:
-        raise SystemExit(f"{command} failed")
-    return told.splitlines()[-1], peak_mb
-
-
-def resident_mb(pid: int) -> float:
-    """Returns the resident memory of a process and of all that it has started; Linux."""
-    home = Path("/proc") / str(pid)
-    try:
-        pages = int((home / "statm").read_text().split()[1])
-        children = " ".join(file.read_text() for file in home.glob("task/*/children"))
-    except OSError:  # it has ended
-        return 0.0
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6 + sum(resident_mb(int(child)) for child in children.split())
 
 
 @contextmanager

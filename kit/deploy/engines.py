@@ -89,9 +89,12 @@ def _pays(dtype: torch.dtype, device: torch.device) -> bool:
     for kind in (torch.float32, dtype):
         image, weight = torch.zeros(1, 64, 32, 32, dtype=kind), torch.zeros(64, 64, 3, 3, dtype=kind)
         torch.conv2d(image, weight)
-        start = time.perf_counter()
-        torch.conv2d(image, weight)
-        seconds.append(time.perf_counter() - start)
+        taken = []
+        for _ in range(3):
+            start = time.perf_counter()
+            torch.conv2d(image, weight)
+            taken.append(time.perf_counter() - start)
+        seconds.append(min(taken))  # one alone may be interrupted
     return seconds[1] < 2 * seconds[0]
 
 
