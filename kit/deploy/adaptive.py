@@ -58,15 +58,15 @@ def near(done: int, passes: int) -> float:
     return SPREAD * math.sqrt(1 / done - 1 / passes)
 
 
-def undecided(mean: NDArray[np.float32], near: float, block_px: int = BLOCK_PX) -> NDArray[np.float64]:
-    """Returns the share of pixels nearer than `near` to one half in each block of a probability map (H, W)."""
+def undecided(mean: NDArray[np.float32], within: float, block_px: int = BLOCK_PX) -> NDArray[np.float64]:
+    """Returns the share of pixels `within` so much of one half in each block of a probability map (H, W)."""
     height, width = mean.shape
     rows, columns = -(-height // block_px), -(-width // block_px)
-    open_, seen = np.zeros((2, rows * block_px, columns * block_px), np.float64)
-    open_[:height, :width] = np.abs(mean - 0.5) < near
+    turning, seen = np.zeros((2, rows * block_px, columns * block_px), np.float64)
+    turning[:height, :width] = np.abs(mean - 0.5) < within
     seen[:height, :width] = 1
-    open_, seen = (part.reshape(rows, block_px, columns, block_px).sum(axis=(1, 3)) for part in (open_, seen))
-    shares: NDArray[np.float64] = open_ / seen
+    turning, seen = (part.reshape(rows, block_px, columns, block_px).sum(axis=(1, 3)) for part in (turning, seen))
+    shares: NDArray[np.float64] = turning / seen
     return shares
 
 
@@ -96,9 +96,9 @@ class Grid:
         """Returns what a network sees of a window; of few sizes, since the first run on each takes the longest."""
         return window.grown(self.margin_px, self.block_px, self.height, self.width)
 
-    def open_windows(self, mean: Tensor, near: float, bound: float, among: Sequence[Window]) -> list[Window]:
+    def open_windows(self, mean: Tensor, within: float, bound: float, among: Sequence[Window]) -> list[Window]:
         """Returns windows over the blocks, among those of the last stage, whose undecided share reaches the bound."""
-        blocks = undecided(mean[0, 0].cpu().numpy(), near, self.block_px) >= bound
+        blocks = undecided(mean[0, 0].cpu().numpy(), within, self.block_px) >= bound
         before = np.zeros_like(blocks)
         for window in among:
             rows = slice(window.top // self.block_px, -(-window.bottom // self.block_px))
@@ -137,8 +137,8 @@ def vote(
             passes[:, :, rows, columns] += len(stage)
         if number < len(settled):
             asked = [len(stage) for stage in stages]
-            turning = near(sum(asked[: number + 1]), sum(asked))
-            taken.append(grid.open_windows(total / passes, turning, settled[number], taken[number]))
+            within = near(sum(asked[: number + 1]), sum(asked))
+            taken.append(grid.open_windows(total / passes, within, settled[number], taken[number]))
     return total / passes, taken
 
 
@@ -263,8 +263,8 @@ def learn(
         pairs = zip(_wrong(tiles, full), _wrong(tiles, masks), strict=True)
         wrong = np.array([int((now & ~before).sum()) for before, now in pairs])
         score = _jaccard(tiles, masks)[0]
-        few = score >= score_full - LOSS and wrong.sum() <= WRONG * sum(unions) and (wrong <= worst).all()
-        if few and cost < best.cost:
+        allowed = score >= score_full - LOSS and wrong.sum() <= WRONG * sum(unions) and (wrong <= worst).all()
+        if allowed and cost < best.cost:
             best = Bounds(tuple(order), settled, score_full, score, cost)
     return best
 
