@@ -157,7 +157,13 @@ def test_a_killed_submission_goes_on(cli: Cli, workplace: Path, tmp_path: Path):
         ) as file:
             file.write(pixels)
     command = [sys.executable, "-m", "kit", "submit", str(tmp_path / "chips"), "--root", str(workplace)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in jobs that a shell runs behind
+    )
     folder = workplace / "submissions/tiny-chips"
     deadline = time.monotonic() + 240
     while len(list(folder.glob("*.tif"))) < 3 and time.monotonic() < deadline:
