@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kit.console import meter
-from kit.deploy.adaptive import adaptive as ending_early
-from kit.deploy.adaptive import learnt_bounds
+from kit.deploy.adaptive.bounds import LOOKS, end_early, learnt_bounds
 from kit.deploy.archive import write_tgz
 from kit.deploy.chips import Chip, find_chips
 from kit.deploy.cleaning import AS_SHIPPED, Cleaning, clean_image
@@ -41,6 +40,7 @@ SHARES = ".progress.*.csv"  # of ranks beside the first
 TABLE = "submission.csv"
 MOST_ENLARGED = 4.0  # times: memory grows with its square
 TRIED = 30  # chips that are looked at for ground to be tuned on
+MOST_LOOKS, CHIPS_A_LOOK = 32, 32  # of large test sets more is looked at to fit an adaptive vote
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def submit(
         engine: `torch`, `openvino` or `openvino-int8`, see `kit.deploy.engines`.
         rle: writes `rle.csv` into the folder, too, see `kit.deploy.rle`.
         cleaning: of the masks; by default they are those of the weights' own `mask`.
-        adaptive: ends the vote where it is clear, see `kit.deploy.adaptive`.
+        adaptive: ends the vote where it is clear, as far as a few of the chips bear it, see `kit.deploy.adaptive`.
         mosaic: finds which chips lie side by side, and predicts each with a margin of what is around it.
         scale: predicts chips at the resolution of training: estimates each mosaic's, or takes these metres per pixel
             for all chips.
@@ -143,7 +143,9 @@ def submit(
     mosaics = agreed(find_mosaics(chips) if (mosaic or scale is True) and rank() == 0 else [])
     factors = agreed(_factors(weights, chips, mosaics, scale, out_dir / RESOLUTIONS) if rank() == 0 else {})
     surroundings = Surroundings(mosaics, MARGIN_PX if mosaic else 0, factors)
-    job = Job(ending_early(weights) if adaptive else weights, cleaning, out_dir, surroundings)
+    if adaptive:
+        weights = end_early(weights, partial(_as_seen, chips, surroundings))
+    job = Job(weights, cleaning, out_dir, surroundings)
     todo = set(agreed(_begin(job, chips) if rank() == 0 else []))
     share = len(todo) * rank() // ranks(), len(todo) * (rank() + 1) // ranks()
     _predict(job, job.surroundings.in_order([chip for chip in chips if chip.id in todo])[slice(*share)])
@@ -155,6 +157,13 @@ def _with_ground(chips: Sequence[Chip]) -> list[NDArray[np.uint8]]:
     """Returns a few images that show something, from the whole test set."""
     images = (read_image(chip.path) for chip in chips[:: max(1, len(chips) // TRIED)])
     return list(islice((image for image in images if has_ground(image)), TILES))
+
+
+def _as_seen(chips: Sequence[Chip], surroundings: Surroundings) -> list[NDArray[np.uint8]]:
+    """Returns what is seen of a few chips that show something, evenly spread over the test set."""
+    count = min(len(chips), max(LOOKS, min(MOST_LOOKS, len(chips) // CHIPS_A_LOOK)))
+    places = np.linspace(0, len(chips) - 1, count).round().astype(int).tolist()
+    return [seen.wide for place in places if has_ground((seen := surroundings.read(chips[place])).wide)]
 
 
 def _factors(

@@ -1,12 +1,9 @@
-"""How this machine predicts fastest with a weights file: measured once, kept where the masks agree, remembered."""
+"""How this machine predicts fastest with a weights file: measured once, kept where it predicts alike, remembered."""
 
-import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,16 +13,19 @@ from torch import Tensor
 
 from kit.console import say, track
 from kit.deploy import openvino, torchscript
+from kit.deploy.choices import recall, remember
 from kit.deploy.engines import Engine, Network, Setting, dtypes, int8_path, layouts, network
 from kit.deploy.ensemble import Ensemble, unview, view
 from kit.deploy.weights import Weights
 from kit.errors import KitError, WeightsError
 from kit.models.devices import keep_freed_memory, keep_kernels, processor_name
 from kit.models.ranks import agreed, rank
-from kit.paths import cache_folder, replacing
 
 SECONDS_A_CORE = 20.0  # the longest that choosing may take
-AGREEMENT = 0.998  # share of pixels whose mask must be as in float32
+AGREEMENT = 0.998  # share of pixels whose mask must be as in float32,
+DIFFERENCE = (
+    0.002  # or how far probabilities may be from it on average: a network unsure of all turns masks by a breath
+)
 GAIN = 1.03  # a setting must be so much faster than the shipped one: less is noise
 TILES = 3  # images that are looked at
 SMALL_PX = 256  # of the tile that tells how long larger ones would take
@@ -123,7 +123,7 @@ def tune(weights: Weights, images: Sequence[NDArray[np.uint8]], engine: Engine =
     The choice is measured on `images` once a file, machine and number of threads, and remembered in the user's cache.
     The process's malloc keeps what is freed from now on: without that a network waits for memory for up to a third of
     its time.
-    Settings whose masks differ from those of the shipped file on more than 0.2 % of the pixels are not taken.
+    Settings are taken that predict as the shipped file does, see `predicts_alike`.
 
     Args:
         weights: as `load_weights` returns them.
@@ -156,7 +156,7 @@ def _settings(weights: Weights, images: Sequence[NDArray[np.uint8]], engine: Eng
         return [Setting()] * count
     tiles = [torch.from_numpy(image).permute(2, 0, 1)[None] for image in images]
     settings = [choose(weights, core, tiles, engine) for core in track(range(count), "tune cores")]
-    _remember(key, settings)
+    remember("tuning", key, [str(setting) for setting in settings])
     return settings
 
 
@@ -195,11 +195,11 @@ def _offer_int8(trial: "Trial", images: Sequence[Tensor]) -> None:
     trial.end += time.monotonic() - start
     trial.offer(replace(trial.best, dtype="int8"))
     if trial.best.dtype != "int8":
-        say(f"network {core} stays in float32: int8 is no faster, or its masks agree on less than {AGREEMENT:.1%}")
+        say(f"network {core} stays in float32: int8 is no faster, or predicts otherwise")
 
 
 class Trial:
-    """Measures settings of one core on the same tiles, and keeps the fastest whose masks agree with the first's.
+    """Measures settings of one core on the same tiles, and keeps the fastest that predicts as the first does.
 
     Args:
         weights: as loaded.
@@ -214,7 +214,7 @@ class Trial:
         self.best = Setting()
         shipped = network(weights, core, Setting(), "torch")
         self.tiles = small = [_tile(images[0], SMALL_PX, weights)]
-        self.seconds, self.masks = self.run(shipped, 1)
+        self.seconds, self.shipped = self.run(shipped, 1)
         for count, side_px in LARGER:
             tiles = [_tile(image, side_px, weights) for image in images[:count]]
             larger = sum(tile.numel() for tile in [tiles[0], *tiles]) / small[0].numel()
@@ -222,37 +222,40 @@ class Trial:
                 break
             self.tiles = tiles
         self.whole = self.tiles[0].shape == _tile(images[0], LARGER[-1][1], weights).shape  # as chips will come
-        self.seconds, self.masks = self.run(shipped, 1)
+        self.seconds, self.shipped = self.run(shipped, 1)
         if engine != "torch":
             self.seconds = math.inf  # the shipped setting serves for comparison of masks alone
             self.offer(Setting())
             if self.seconds == math.inf:
-                raise WeightsError(f"{engine} gives other masks than torch for core {core}", "leave --engine out")
+                raise WeightsError(f"{engine} predicts otherwise than torch with core {core}", "leave --engine out")
 
     def offer(self, setting: Setting) -> None:
-        """Makes a setting the best if it is: in time, masks as they should be, faster."""
+        """Makes a setting the best if it is: in time, predicting as it should, faster."""
         if setting == self.best and self.seconds < math.inf:
             return
         if self.seconds < math.inf and time.monotonic() + 2 * self.seconds * setting.views > self.end:
             return
         made = network(self.weights, self.core, setting, self.engine)
-        seconds, masks = self.run(made, setting.views, self.end if self.seconds < math.inf else math.inf)
-        if not masks:
-            return
-        pairs = zip(masks, self.masks, strict=True)
-        agreement = float(torch.cat([(mask == shipped).flatten() for mask, shipped in pairs]).float().mean())
-        if agreement >= AGREEMENT and seconds * GAIN < self.seconds:
+        seconds, found = self.run(made, setting.views, self.end if self.seconds < math.inf else math.inf)
+        if len(found) and seconds * GAIN < self.seconds and predicts_alike(found, self.shipped):
             self.best, self.seconds = setting, seconds
 
-    def run(self, run: Network, views: int, end: float = math.inf) -> tuple[float, list[Tensor]]:
-        """Returns seconds a view of all tiles, once warmed up, and their masks; no masks after `end`."""
+    def run(self, run: Network, views: int, end: float = math.inf) -> tuple[float, Tensor]:
+        """Returns seconds a view of all tiles, once warmed up, and their pixels' logits; none after `end`."""
         run(_views(self.tiles[0], views))  # the first run on a size is the slowest
-        masks, start = [], time.perf_counter()
+        logits, start = [], time.perf_counter()
         for tile in self.tiles:
             if time.monotonic() > end:
-                return math.inf, []
-            masks.append((run(_views(tile, views))[:1] > 0).cpu())  # waits for a GPU, too
-        return (time.perf_counter() - start) / views, masks
+                return math.inf, torch.empty(0)
+            logits.append(run(_views(tile, views))[:1].float().flatten().cpu())  # waits for a GPU, too
+        return (time.perf_counter() - start) / views, torch.cat(logits)
+
+
+def predicts_alike(logits: Tensor, shipped: Tensor) -> bool:
+    """Returns whether a network's masks or, on average, its probabilities are those of the shipped one."""
+    agreement = ((logits > 0) == (shipped > 0)).float().mean()
+    difference = (torch.sigmoid(logits) - torch.sigmoid(shipped)).abs().mean()
+    return bool(agreement >= AGREEMENT or difference <= DIFFERENCE)
 
 
 def _views(tile: Tensor, count: int) -> Tensor:
@@ -277,24 +280,9 @@ def _key(weights: Weights, engine: Engine) -> str:
     return f"{weights.sha256} {engine} {processor}, {threads} threads, torch {torch.__version__}"
 
 
-def _cache(key: str) -> Path:
-    return cache_folder() / "tuning" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
-
-
 def _remembered(key: str) -> list[Setting]:
     """Returns the settings that were chosen before; none where there are none or they cannot be read."""
     try:
-        kept = json.loads(_cache(key).read_text())
-        return [Setting.parse(text) for text in kept["settings"]] if kept["key"] == key else []
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return [Setting.parse(text) for text in recall("tuning", key) or []]
+    except (ValueError, TypeError, AttributeError):
         return []
-
-
-def _remember(key: str, settings: Sequence[Setting]) -> None:
-    """Keeps settings for the next time; a cache that cannot be written costs time, nothing else."""
-    text = json.dumps({"key": key, "settings": [str(setting) for setting in settings]}, indent=1) + "\n"
-    try:
-        with replacing(_cache(key)) as temporary:
-            temporary.write_text(text)
-    except (OSError, KitError) as cause:
-        say(f"the tuning is not remembered: {cause}")

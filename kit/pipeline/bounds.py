@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from kit.console import track
 from kit.data.dataset import read_tile
 from kit.data.index import read_index
-from kit.deploy.adaptive import Tile, learn, run, stages
+from kit.data.masks import BUILDING, IGNORE
+from kit.deploy.adaptive.bounds import Tile, learn, look
+from kit.deploy.adaptive.vote import stages
 from kit.deploy.card import Bounds
 from kit.deploy.ensemble import VIEWS, Core
 from kit.deploy.export import portable
@@ -50,13 +50,13 @@ def learn_bounds(models: Sequence[nn.Module], folders: Sequence[Path], views: st
         recipes = [read_settings(folder)["recipe"] for folder in folders]
         alike = [member for member in order if recipes[member] == recipes[order[0]]]
         rows = [(first, row) for first in alike for row in _held_out(folders[first], TILES // len(alike), paths)]
-        tiles = []
+        tiles, buildings = [], []
         for first, row in track(rows, "learn when to end"):
             image, mask = read_tile(row["image"], row["mask"])
-            padded = _padded(image, pad)
             steps = stages([first, *(other for other in order if other != first)], VIEWS[views])
-            tiles.append(Tile([run(networks, step, padded) for step in steps], mask))
-    return learn(tiles, order, VIEWS[views], seconds, pad)
+            tiles.append(Tile(look(networks, steps, image, pad), mask != IGNORE))
+            buildings.append(mask == BUILDING)
+    return learn(tiles, buildings, order, VIEWS[views], seconds, pad)
 
 
 def _held_out(folder: Path, count: int, paths: Paths) -> list[pd.Series]:
@@ -73,15 +73,10 @@ def _held_out(folder: Path, count: int, paths: Paths) -> list[pd.Series]:
     return [rows.iloc[place] for place in places]
 
 
-def _padded(image: NDArray[np.uint8], pad: int) -> Tensor:
-    """Returns an image (H, W, 3) as networks take it: float32 (1, 3, H, W), sides multiples of `pad`."""
-    batch = torch.from_numpy(image).permute(2, 0, 1)[None].float()
-    return F.pad(batch, [0, -batch.shape[3] % pad, 0, -batch.shape[2] % pad], mode="replicate")
-
-
 def _seconds(network: nn.Module, pad: int) -> float:
     """Returns the time of a pass over 512 x 512 px or a little more, the better of two."""
-    image = _padded(np.zeros((512, 512, 3), np.uint8), pad)
+    side_px = -(-512 // pad) * pad
+    image = torch.zeros(1, 3, side_px, side_px)
     found = []
     for _ in range(2):
         start = time.perf_counter()

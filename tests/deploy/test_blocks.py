@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from kit.deploy.blocks import Window, cover
+from kit.deploy.adaptive.blocks import Window, cover
 
 SIDE, MARGIN = 32, 16
 

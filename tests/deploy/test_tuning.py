@@ -14,7 +14,7 @@ from kit.deploy import tuning
 from kit.deploy.engines import Setting, check_engine, network
 from kit.deploy.export import Exported
 from kit.deploy.predict import predict_image
-from kit.deploy.tuning import choose, tune, tuned
+from kit.deploy.tuning import choose, predicts_alike, tune, tuned
 from kit.deploy.weights import Weights, load_weights
 from kit.errors import KitError, WeightsError
 
@@ -106,6 +106,19 @@ def test_the_fastest_setting_that_agrees(
     slowed(monkeypatch, dict.fromkeys(first, 0.1) | seconds, wrong)
     images = [torch.from_numpy(noise(64, 64, seed=seed)).permute(2, 0, 1)[None] for seed in range(3)]
     assert str(choose(weights, 0, images, "torch")) == expected
+
+
+@pytest.mark.parametrize(
+    ("logits", "alike"),
+    [
+        ([9.0, -9.0, 0.001, 9.0], True),  # a quarter of the mask turns, at no cost
+        ([9.0, -9.0, 3.0, 9.0], False),
+        ([8.0, -8.0, -0.001, 7.0], True),
+        ([9.0, -9.0, -4.0, 9.0], True),  # 0.12 apart on average, but masks are equal
+    ],
+)
+def test_networks_predict_alike_by_mask_or_by_probability(logits: list[float], alike: bool):
+    assert predicts_alike(torch.tensor(logits), torch.tensor([9.0, -9.0, -0.001, 9.0])) is alike
 
 
 def test_no_time_no_trials(weights: Weights, monkeypatch: pytest.MonkeyPatch):
@@ -242,6 +255,7 @@ def test_int8_whose_masks_differ_is_left(
 ):
     pytest.importorskip("nncf", reason="the extra int8 is not installed")
     monkeypatch.setattr(tuning, "AGREEMENT", 0.99999)
+    monkeypatch.setattr(tuning, "DIFFERENCE", 0.00001)
     monkeypatch.setattr(tuning, "GAIN", 0.0)
     plan = tune(weights, [noise(96, 96)], "openvino-int8").plan
     assert "int8-" not in plan

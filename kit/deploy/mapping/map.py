@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from kit.console import meter
 from kit.data.rasters import gdal_options
 from kit.data.remote import fingerprint, is_remote, local_path
-from kit.deploy.adaptive import adaptive as ending_early
-from kit.deploy.adaptive import learnt_bounds
+from kit.deploy.adaptive.bounds import LOOKS, end_early, learnt_bounds
 from kit.deploy.engines import check_engine
 from kit.deploy.mapping.frames import Frame
 from kit.deploy.mapping.layers import FORMATS, Layer, check_format
@@ -145,7 +144,7 @@ def map_scene(
         device: as torch names it.
         tuning: measures how this machine predicts fastest, see `kit.deploy.tuning`.
         engine: see `kit.deploy.engines`.
-        adaptive: ends the vote where it is clear, see `kit.deploy.adaptive`.
+        adaptive: ends the vote where it is clear, as far as a few pieces bear it, see `kit.deploy.adaptive`.
 
     Raises:
         RasterError: the scene cannot be read, or lies nowhere; finished strips are kept.
@@ -162,9 +161,9 @@ def map_scene(
     with rasterio.Env(**gdal_options(CACHE_BYTES, is_remote(href))), Reader(href) as reader:
         reader.look_at(wanted.gsd_m or weights.card.gsd_m)
         rows, columns = windows_of(reader.work, wanted, weights.card.pad_multiple)
-        ready = set_up(weights, partial(_some, reader), tuning, engine_)
+        ready = set_up(weights, partial(_some, reader, TILES), tuning, engine_)
         if adaptive:
-            ready = ending_early(ready)
+            ready = end_early(ready, partial(_some, reader, LOOKS))
         key = {"scene": href, "version": fingerprint(href), "weights": ready.sha256, "plan": ready.plan}
         with alone(out_dir / name):
             return draw_map(reader, rows, columns, lambda rgba: _predicted(ready, rgba), key, out_dir / name, wanted)
@@ -250,8 +249,8 @@ def _predicted(weights: Weights, rgba: NDArray[np.uint8]) -> NDArray[np.float32]
         ) from cause
 
 
-def _some(reader: Reader) -> list[NDArray[np.uint8]]:
-    """Returns a few pieces of a scene, (h, w, 4) uint8, that are at least half imagery; none where none is."""
+def _some(reader: Reader, count: int) -> list[NDArray[np.uint8]]:
+    """Returns up to `count` pieces of a scene, (h, w, 4) uint8, that are at least half imagery; none where none is."""
     found: list[NDArray[np.uint8]] = []
     height, width = reader.work.height, reader.work.width
     side_y, side_x = min(SAMPLE_PX, height), min(SAMPLE_PX, width)
@@ -261,7 +260,7 @@ def _some(reader: Reader) -> list[NDArray[np.uint8]]:
         rgba = reader.read((top, top + side_y), (left, left + side_x)).rgba
         if has_ground(rgba) and (rgba[..., 3] > 0).mean() >= 0.5:
             found.append(rgba)
-        if len(found) == TILES:
+        if len(found) == count:
             break
     return found
 

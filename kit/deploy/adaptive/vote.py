@@ -2,37 +2,29 @@
 
 The ensemble's passes (a network, a view) are taken in stages. After each one every block of the image is asked for the
 share of its pixels that the passes to come may still turn; where that is below a bound the block keeps what it has.
-The bounds are learnt on tiles with labels, out of fold, so that the Jaccard index stays (`learn`), and are kept in the
-card. Source: early exits of cascades (Viola and Jones 2001) and of ensembles (Schwartz et al. 2020, arXiv:1907.10597),
-by block instead of by image.
+Where the bounds come from, see `kit.deploy.adaptive.bounds`. Source: early exits of cascades (Viola and Jones 2001) and
+of ensembles (Schwartz et al. 2020, arXiv:1907.10597), by block instead of by image.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kit.deploy.blocks import Window, cover
+from kit.deploy.adaptive.blocks import Window, cover
 from kit.deploy.card import Bounds
 from kit.deploy.engines import Network
-from kit.deploy.ensemble import VIEWS, Ensemble
-from kit.deploy.tuning import cores, mean_over_views
-from kit.deploy.weights import Weights
-from kit.errors import WeightsError
+from kit.deploy.ensemble import Ensemble
+from kit.deploy.tuning import mean_over_views
 
 BLOCK_PX = 128
 MARGIN_PX = 128  # what a network sees around a window: with 64 masks changed at its edges
 TOGETHER_PX = 1024 * 1024  # of views that go through a network at once: as much memory as a chip
 SPREAD = 0.2  # of the passes' probabilities about their mean, where they differ
-BOUNDS = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 1.01)  # share of a block that may turn: 0 settles none
-LOSS = 0.001  # of the Jaccard index
-WRONG = 0.012  # of the union of masks and buildings may become wrong: on the edges of buildings as much becomes right
-WORST = 0.06  # of a tile's union may: a network that misses a building is often sure of it
-LEAST_UNION = 0.01  # of a tile's pixels: on less a share tells nothing
 
 Pass = tuple[int, int]  # a network's number, a view's code
 
@@ -181,31 +173,6 @@ class AdaptiveEnsemble(Ensemble):
         return vote(summed, self.stages, self.bounds.settled, grid, torch.zeros_like(image[:, :1]))[0]
 
 
-def learnt_bounds(weights: Weights) -> Bounds:
-    """Returns when a vote of weights may end.
-
-    Raises:
-        WeightsError: it was not learnt at export, or for other stages.
-    """
-    remedy = "export its runs again: kit export RUN... --name NAME --adaptive"
-    if (bounds := weights.card.adaptive) is None:
-        raise WeightsError(f"{weights.path} has no adaptive in its card: when a vote may end was not learnt", remedy)
-    known = sorted(bounds.order) == list(range(len(weights.card.members)))
-    if not known or len(bounds.settled) != len(stages(bounds.order, VIEWS[weights.card.views])) - 1:
-        raise WeightsError(f"{weights.path} has an adaptive in its card that does not fit its networks", remedy)
-    return bounds
-
-
-def adaptive(weights: Weights) -> Weights:
-    """Returns weights, tuned or as loaded, whose vote ends where it is clear.
-
-    Raises:
-        WeightsError: see `learnt_bounds`.
-    """
-    module = AdaptiveEnsemble(cores(weights), learnt_bounds(weights), weights.card.views, weights.card.pad_multiple)
-    return replace(weights, module=module, plan=f"{weights.plan} adaptive")
-
-
 def run(networks: Sequence[Network], stage: Sequence[Pass], image: Tensor) -> Tensor:
     """Returns the sum of the probabilities (1, 1, H, W) that the passes of a stage give for an image (1, 3, H, W).
 
@@ -218,82 +185,3 @@ def run(networks: Sequence[Network], stage: Sequence[Pass], image: Tensor) -> Te
         if codes:
             total += len(codes) * mean_over_views(network, image, codes, at_once)
     return total
-
-
-@dataclass(frozen=True)
-class Tile:
-    """What the networks give on a tile with labels.
-
-    Args:
-        summed: by stage, what `run` returns, padded.
-        mask: int (h, w), the unpadded tile's: 0, 1, or 255 for pixels that do not count.
-    """
-
-    summed: Sequence[Tensor]
-    mask: NDArray[np.uint8]
-
-
-def learn(
-    tiles: Sequence[Tile], order: Sequence[int], codes: Sequence[int], seconds: Sequence[float], pad: int
-) -> Bounds:
-    """Returns the bounds of least cost that lose no more than `LOSS`, and make no more wrong than `WRONG` and `WORST`.
-
-    Pixels that an early end makes right do not make up for those that it makes wrong: on a few tiles that is luck.
-
-    Args:
-        tiles: what the passes give, best out of fold for the network that looks first.
-        order: the networks, cheapest first.
-        codes: of the views.
-        seconds: of a pass of each network, by its number.
-        pad: see Ensemble.
-    """
-    steps = stages(order, codes)
-    costs = [sum(seconds[member] for member, _ in stage) for stage in steps]
-    whole = (0.0,) * (len(steps) - 1)
-    full = [_ended(tile, steps, whole, costs, pad)[0] for tile in tiles]
-    unions = [_jaccard([tile], [mask])[1] for tile, mask in zip(tiles, full, strict=True)]
-    worst = [WORST * max(union, LEAST_UNION * tile.mask.size) for union, tile in zip(unions, tiles, strict=True)]
-    score_full = _jaccard(tiles, full)[0]
-    best = Bounds(tuple(order), whole, score_full, score_full, 1.0)
-    tried = {((first,) + len(whole) * (bound,))[: len(whole)] for first in BOUNDS for bound in BOUNDS}
-    for settled in sorted(tried):
-        ended = [_ended(tile, steps, settled, costs, pad) for tile in tiles]
-        masks = [mask for mask, _ in ended]
-        cost = float(np.mean([spent for _, spent in ended]) / sum(costs))
-        pairs = zip(_wrong(tiles, full), _wrong(tiles, masks), strict=True)
-        wrong = np.array([int((now & ~before).sum()) for before, now in pairs])
-        score = _jaccard(tiles, masks)[0]
-        allowed = score >= score_full - LOSS and wrong.sum() <= WRONG * sum(unions) and (wrong <= worst).all()
-        if allowed and cost < best.cost:
-            best = Bounds(tuple(order), settled, score_full, score, cost)
-    return best
-
-
-def _ended(
-    tile: Tile, steps: Sequence[Sequence[Pass]], settled: Sequence[float], costs: Sequence[float], pad: int
-) -> tuple[NDArray[np.bool_], float]:
-    """Returns the mask of a vote with these bounds, and what it cost."""
-    height, width = tile.summed[0].shape[2:]
-    grid = Grid.of(height, width, pad)
-
-    def summed(stage: int, seen: Window) -> Tensor:
-        return tile.summed[stage][:, :, seen.top : seen.bottom, seen.left : seen.right]
-
-    probability, taken = vote(summed, steps, settled, grid, torch.zeros(1, 1, height, width))
-    areas = [sum(grid.seen(window).px for window in windows) / (height * width) for windows in taken]
-    rows, columns = tile.mask.shape
-    return probability[0, 0, :rows, :columns].numpy() > 0.5, float(np.dot(areas, costs))
-
-
-def _wrong(tiles: Sequence[Tile], masks: Sequence[NDArray[np.bool_]]) -> list[NDArray[np.bool_]]:
-    """Returns which pixels of masks are wrong, of those that count."""
-    return [(mask != (tile.mask == 1)) & (tile.mask != 255) for tile, mask in zip(tiles, masks, strict=True)]
-
-
-def _jaccard(tiles: Sequence[Tile], masks: Sequence[NDArray[np.bool_]]) -> tuple[float, int]:
-    """Returns the pooled Jaccard index of masks, and the pixels of its union."""
-    buildings = [tile.mask == 1 for tile in tiles]
-    hit = sum(int((mask & building).sum()) for mask, building in zip(masks, buildings, strict=True))
-    missed_or_false = sum(int(wrong.sum()) for wrong in _wrong(tiles, masks))
-    union = hit + missed_or_false
-    return (hit / union if union else 1.0), union

@@ -1,7 +1,4 @@
-import json
 from collections.abc import Callable
-from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,22 +6,17 @@ import torch
 from deploy_fakes import TinyNet, noise
 from torch import Tensor
 
-from kit.deploy import adaptive
-from kit.deploy.adaptive import AdaptiveEnsemble, Grid, Tile, Window, learn, near, stages, undecided
-from kit.deploy.card import Bounds, Card
+from kit.deploy.adaptive import vote
+from kit.deploy.adaptive.blocks import Window
+from kit.deploy.adaptive.vote import AdaptiveEnsemble, Grid, near, stages, undecided
+from kit.deploy.card import Bounds
 from kit.deploy.ensemble import VIEWS, Core, Ensemble
-from kit.deploy.export import Exported
-from kit.deploy.predict import predict_image
-from kit.deploy.submit import submit
-from kit.deploy.tuning import tune
-from kit.deploy.weights import load_weights
-from kit.errors import WeightsError
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(adaptive, "BLOCK_PX", 32)
-    monkeypatch.setattr(adaptive, "MARGIN_PX", 16)
+    monkeypatch.setattr(vote, "BLOCK_PX", 32)
+    monkeypatch.setattr(vote, "MARGIN_PX", 16)
 
 
 def bounds(*settled: float, order: tuple[int, ...] = (1, 0)) -> Bounds:
@@ -104,29 +96,6 @@ def test_shares_of_cut_blocks_are_of_the_pixels_there_are():
     assert undecided(mean, 0.1, 32).tolist() == [[0.0], [1.0]]
 
 
-def tile(later: float, truth: int, side: int = 64) -> Tile:
-    """The first network says 0.55 everywhere, the second `later`; of pixels that count all are `truth`."""
-    mask = np.full((side, side), truth, np.uint8)
-    mask[:4] = 255
-    return Tile([torch.full((1, 1, side, side), value) for value in (0.55, later)], mask)
-
-
-def test_learnt_bounds_drop_what_changes_nothing():
-    found = learn([tile(0.7, 1), tile(0.7, 1)], (0, 1), [0], [1.0, 3.0], 16)
-    assert found == Bounds((0, 1), (1.01,), 1.0, 1.0, 0.25)
-
-
-def test_learnt_bounds_keep_what_the_score_needs():
-    found = learn([tile(0.1, 0), tile(0.7, 1)], (0, 1), [0], [1.0, 3.0], 16)
-    assert (found.settled, found.score, found.score_full, found.cost) == ((0.0,), 1.0, 1.0, 1.0)
-
-
-def test_what_an_early_end_makes_right_does_not_pay_for_what_it_makes_wrong():
-    better, worse = tile(0.1, 1), tile(0.1, 0)  # the first network alone is right on one, the full vote on the other
-    found = learn([better, better, better, worse], (0, 1), [0], [1.0, 3.0], 16)
-    assert (found.settled, found.cost, found.score) == ((0.0,), 1.0, found.score_full)
-
-
 def test_blocks_that_were_left_are_not_taken_up_again():
     grid = Grid(64, 96, 32, 16)
     mean = torch.full((1, 1, 64, 96), 0.5)
@@ -135,41 +104,3 @@ def test_blocks_that_were_left_are_not_taken_up_again():
     assert sum(window.px for window in covered) <= 64 * 96
     assert grid.open_windows(mean, 0.1, 0.0, []) == []
     assert grid.open_windows(torch.full((1, 1, 64, 96), 0.9), 0.1, 0.1, [Window(0, 64, 0, 96)]) == []
-
-
-def test_the_card_keeps_the_bounds(tiny_weights: Exported):
-    card = replace(tiny_weights.card, adaptive=bounds(0.1, 0.2))
-    assert Card.from_json(card.to_json()) == card
-    older = json.loads(tiny_weights.card.to_json())
-    older.pop("adaptive")
-    assert Card.from_json(json.dumps(older)).adaptive is None
-    with pytest.raises(WeightsError, match="adaptive has order = 'ab'"):
-        Card.from_json(json.dumps(older | {"adaptive": asdict(bounds(0.1)) | {"order": "ab"}}))
-
-
-@pytest.mark.parametrize("tuning", [False, True])
-def test_weights_loaded_or_tuned_end_their_vote_early(tiny_weights: Exported, tuning: bool):
-    loaded = load_weights(tiny_weights.path)
-    image = noise(96, 130)
-    with pytest.raises(WeightsError, match="has no adaptive in its card"):
-        adaptive.adaptive(loaded)
-    for wrong in (bounds(0.0), bounds(0.0, 0.0, 0.0, order=(0, 2))):
-        with pytest.raises(WeightsError, match="does not fit its networks"):
-            adaptive.adaptive(replace(loaded, card=replace(loaded.card, adaptive=wrong)))
-    known = replace(loaded, card=replace(loaded.card, adaptive=bounds(0.0, 0.0, 0.0)))
-    known = tune(known, [image]) if tuning else known
-    early = adaptive.adaptive(known)
-    np.testing.assert_allclose(predict_image(early, image), predict_image(loaded, image), atol=1e-5)
-    assert early.plan == f"{known.plan} adaptive"
-    first = replace(early, module=AdaptiveEnsemble(early.module.networks, bounds(1.01, 1.01, 1.01), "flips", 16))
-    with torch.inference_mode():
-        alone = torch.sigmoid(loaded.module.core_1(batch(64, 64)[:1, :3].float()))
-    found = predict_image(first, batch(64, 64)[0, :3].permute(1, 2, 0).numpy())
-    np.testing.assert_allclose(found, alone[0, 0], atol=1e-5)
-
-
-def test_a_submission_without_learnt_bounds_is_refused(chips: Path, tiny_weights: Exported, tmp_path: Path):
-    with pytest.raises(WeightsError, match="has no adaptive in its card") as error:
-        submit(chips, tiny_weights.path, tmp_path / "one", tuning=False, adaptive=True)
-    assert "kit export" in error.value.hint
-    assert not (tmp_path / "one").exists()
