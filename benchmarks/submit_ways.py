@@ -2,11 +2,13 @@
 
     python benchmarks/submit_ways.py --weights weights/NAME.pt [--test TEST --truth TRUTH] [--rounds 1]
 
-Ways: as it is; `--adaptive` (where the card knows when to end); `--mosaic`; `--scale`; and all of them. The first call
-tunes and is not counted; the order is turned from round to round, seconds are medians. All ways decode, write and check
-alike; `--mosaic` and `--scale` find the mosaics with each call, `--scale` estimates their resolution. At seams are the
-pixels of a chip within SEAM_PX of a side that `kit mosaic` lays beside another chip. Without `--test` it is the sample.
-Where TRUTH has a chips.csv with `gsd_m` the true resolutions stand beside the estimated ones.
+Ways: as it is; `--adaptive` (where the card knows when to end); `--mosaic`; `--scale`; and all of them. A call that
+tunes is not counted. Then each way is called once, `first s`: an adaptive one looks at some chips in full, and
+remembers what they bear. Then come the rounds, their order turned from one to the next; `s` are their medians. All
+ways decode, write and check alike; `--mosaic` and `--scale` find the mosaics with each call, `--scale` estimates
+their resolution. At seams are the pixels of a chip within SEAM_PX of a side that `kit mosaic` lays beside another
+chip. Without `--test` it is the sample. Where TRUTH has a chips.csv with `gsd_m` the true resolutions stand beside
+the estimated ones.
 """
 
 import argparse
@@ -82,9 +84,10 @@ def main() -> None:
         chips = find_chips(test)
         mosaics = find_mosaics(chips)
         ways = {name: way for name, way in WAYS.items() if card.adaptive or "--adaptive" not in name}
-        submit(test, options.weights, folder / "first")
+        os.environ["KIT_CACHE"] = str(folder / "cache")
+        submit(test, options.weights, folder / "tuned")
         seconds: dict[str, list[float]] = {name: [] for name in ways}
-        for number in range(options.rounds):
+        for number in range(options.rounds + 1):
             order = list(ways)[number % len(ways) :] + list(ways)[: number % len(ways)]
             for name in order:
                 start = time.perf_counter()
@@ -92,15 +95,16 @@ def main() -> None:
                 seconds[name].append(time.perf_counter() - start)
         print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {os.cpu_count()} cores")
         print(f"{len(chips)} chips, {len(card.members)} networks, views {card.views}, {card.gsd_m:.3f} m\n")
-        scenes = list(score(folder / "first", truth).per_scene())
-        head = ["way", "s", *(scenes or []), "pooled", f"within {SEAM_PX} px of seams"]
+        scenes = list(score(folder / "tuned", truth).per_scene())
+        head = ["way", "first s", "s", *(scenes or []), "pooled", f"within {SEAM_PX} px of seams"]
         print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
         for name in ways:
             out = folder / f"0{name.replace(' ', '')}"
             scored = score(out, truth)
             per_scene = [f"{counts.jaccard:.4f}" for counts in scored.per_scene().values()]
-            cells = [f"`{name}`" if name != "full" else name, f"{statistics.median(seconds[name]):.1f}", *per_scene]
-            print(f"| {' | '.join([*cells, f'{scored.pooled:.4f}', f'{seams(mosaics, out, truth).jaccard:.4f}'])} |")
+            times = [f"{seconds[name][0]:.1f}", f"{statistics.median(seconds[name][1:]):.1f}"]
+            scores = [*per_scene, f"{scored.pooled:.4f}", f"{seams(mosaics, out, truth).jaccard:.4f}"]
+            print(f"| {' | '.join([f'`{name}`' if name != 'full' else name, *times, *scores])} |")
         true = scenes_of(truth)
         print("\n| mosaic | chips | true m | estimated m | from | to |\n|---|---|---|---|---|---|")
         for row in csv.DictReader((folder / "0--scale" / resolutions.TABLE).read_text().splitlines()):
