@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from kit.deploy.adaptive.blocks import Window, cover
+from kit.deploy.adaptive import blocks as blocks_module
+from kit.deploy.adaptive.blocks import CALL_PX, Window, cover
 
 SIDE, MARGIN = 32, 16
 
@@ -21,8 +22,11 @@ def test_all_chosen_blocks_are_covered_and_it_costs_no_more_than_one_by_one(bloc
     chosen = np.kron(blocks, np.ones((SIDE, SIDE), bool))[:height, :width]
     assert covered[chosen].all()
     single = [cover(one, SIDE, MARGIN, height, width) for one in ones_of(blocks)]
-    alone = sum(window.grown(MARGIN, SIDE, height, width).px for (window,) in single)
-    assert sum(window.grown(MARGIN, SIDE, height, width).px for window in windows) <= alone
+    alone = [window for (window,) in single]
+    cost, cost_alone = (
+        sum(window.grown(MARGIN, SIDE, height, width).px + CALL_PX for window in each) for each in (windows, alone)
+    )
+    assert cost <= cost_alone
 
 
 def ones_of(blocks: np.ndarray) -> list[np.ndarray]:
@@ -44,7 +48,10 @@ def ones_of(blocks: np.ndarray) -> list[np.ndarray]:
         ([[1, 0, 0, 0, 1]], [Window(0, 32, 0, 32), Window(0, 32, 128, 160)]),
     ],
 )
-def test_windows_are_joined_where_it_pays(blocks: list[list[int]], expected: list[Window]):
+def test_windows_are_joined_where_it_pays(
+    blocks: list[list[int]], expected: list[Window], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(blocks_module, "CALL_PX", 0)
     chosen = np.array(blocks, bool)
     height, width = chosen.shape[0] * SIDE, chosen.shape[1] * SIDE
     assert sorted(cover(chosen, SIDE, MARGIN, height, width), key=str) == sorted(expected, key=str)
@@ -60,3 +67,10 @@ def test_windows_are_joined_where_it_pays(blocks: list[list[int]], expected: lis
 )
 def test_windows_grow_to_few_sizes(window: Window, expected: Window):
     assert window.grown(MARGIN, SIDE, 100, 160) == expected
+
+
+def test_windows_are_joined_where_one_call_is_cheaper_than_two(monkeypatch: pytest.MonkeyPatch):
+    apart = np.array([[True, False, False, False, True]])
+    for call_px, count in ((0, 2), (SIDE * SIDE * 4, 1)):
+        monkeypatch.setattr(blocks_module, "CALL_PX", call_px)
+        assert len(cover(apart, SIDE, MARGIN, SIDE, SIDE * 5)) == count

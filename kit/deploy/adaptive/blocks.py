@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+CALL_PX = 256 * 256  # what a call of a network costs beside the pixels it sees
+
 
 @dataclass(frozen=True)
 class Window:
@@ -46,7 +48,7 @@ def _grown(start: int, end: int, margin: int, multiple: int, size: int) -> tuple
 def cover(blocks: NDArray[np.bool_], block_px: int, margin: int, height: int, width: int) -> list[Window]:
     """Returns windows, without their margins, that hold all chosen blocks; two become one where that costs no more.
 
-    Cost is the area that a network sees: windows grown by their margins to multiples of a block.
+    Cost is the area that a network sees, windows grown by their margins to multiples of a block, and `CALL_PX` each.
 
     Args:
         blocks: (rows, columns), which are chosen.
@@ -57,7 +59,7 @@ def cover(blocks: NDArray[np.bool_], block_px: int, margin: int, height: int, wi
     """
 
     def cost(window: Window) -> int:
-        return window.grown(margin, block_px, height, width).px
+        return window.grown(margin, block_px, height, width).px + CALL_PX
 
     windows = [
         Window(r * block_px, min((r + 1) * block_px, height), c * block_px, min((c + 1) * block_px, width))

@@ -91,16 +91,19 @@ def learn(
         ]
         return _jaccard(np.sum(counted, axis=0))
 
-    best_scores = scores(full)
-    best = Bounds(tuple(order), whole, float(best_scores[0]), float(best_scores[0]), 1.0)
-    tried = {((first,) + len(whole) * (bound,))[: len(whole)] for first in STEPS for bound in STEPS}
-    for settled in sorted(tried):
-        ended = [_ended(tile, steps, settled, costs, pad) for tile in tiles]
-        cost = float(np.mean([spent for _, spent in ended]))
-        if cost < best.cost:
+    full_scores = scores(full)
+    best = Bounds(tuple(order), whole, float(full_scores[0]), float(full_scores[0]), 1.0)
+    for first in STEPS:
+        for later in reversed(STEPS):  # the cheapest comes first
+            settled = ((first,) + len(whole) * (later,))[: len(whole)]
+            ended = [_ended(tile, steps, settled, costs, pad) for tile in tiles]
+            cost = float(np.mean([spent for _, spent in ended]))
+            if cost >= best.cost:
+                break
             found = scores([probability for probability, _ in ended])
-            if (found >= best_scores - LOSS).all():
+            if (found >= full_scores - LOSS).all():
                 best = replace(best, settled=settled, score=float(found[0]), cost=cost)
+                break
     return best
 
 
