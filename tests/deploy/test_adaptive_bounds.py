@@ -10,7 +10,7 @@ from deploy_fakes import noise
 from torch import Tensor
 
 from kit.deploy.adaptive import bounds, vote
-from kit.deploy.adaptive.bounds import Tile, end_early, fit, learn
+from kit.deploy.adaptive.bounds import Tile, end_early, expected_change, fit, learn
 from kit.deploy.adaptive.vote import AdaptiveEnsemble
 from kit.deploy.card import Bounds, Card
 from kit.deploy.engines import Network
@@ -60,6 +60,27 @@ def test_an_early_end_that_is_right_by_luck_is_not_taken():
     assert (found.settled, found.cost) == ((0.0,), 1.0)
 
 
+def test_the_expected_change_is_that_of_the_index_pixel_by_pixel():
+    full = np.full((10, 10), 0.9, np.float32)
+    full[5:] = 0.2
+    counts = np.ones((10, 10), bool)
+    counts[0] = False
+    ended = full.copy()
+    ended[1, 0], ended[9, 0], ended[0, 0] = 0.4, 0.6, 0.1  # one lost, one gained, one that does not count
+    change = expected_change([full], [ended], [Tile([], counts)])
+    union = 40 + 50 * 0.2
+    alone = []
+    for turned in ((1, 0), (9, 0)):
+        early = full.copy()
+        early[turned] = ended[turned]
+        mask = early > 0.5
+        alone.append((full[mask & counts].sum() / ((mask & counts).sum() + full[~mask & counts].sum())) - 36 / union)
+    assert change == pytest.approx(np.abs(alone).sum(), rel=0.05)
+    assert expected_change([full], [full], [Tile([], counts)]) == 0
+    nothing = np.zeros((10, 10), np.float32)
+    assert expected_change([nothing], [nothing], [Tile([], counts)]) == 0
+
+
 def loaded(exported: Exported, card_bounds: Bounds) -> Weights:
     weights = load_weights(exported.path)
     return replace(weights, card=replace(weights.card, adaptive=card_bounds))
@@ -81,7 +102,7 @@ BRIGHT, DARK = (np.full((64, 64, 3), value, np.uint8) for value in (255, 0))
 def test_networks_that_agree_end_as_early_as_was_learnt(tiny_weights: Exported, monkeypatch: pytest.MonkeyPatch):
     saying(monkeypatch, 2.0, 2.0)
     found = fit(loaded(tiny_weights, settled(0.1, 0.1, 0.1)), [BRIGHT, DARK])
-    assert (found.settled, found.loss, found.images) == ((0.1, 0.1, 0.1), 0.0, 2)
+    assert (found.settled, found.change, found.images) == ((0.1, 0.1, 0.1), 0.0, 2)
     assert found.passes == pytest.approx(1 / 8)
 
 
@@ -102,7 +123,7 @@ def test_bounds_become_stricter_step_by_step(tiny_weights: Exported, monkeypatch
     saying(monkeypatch, 9.0, -0.1)
     found = fit(loaded(tiny_weights, settled(0.1, 0.1, 0.1)), [image])
     assert found.settled == (0.05, 0.05, 0.05)
-    assert found.loss == pytest.approx(0, abs=1e-6)
+    assert found.change == pytest.approx(0, abs=1e-6)
     assert 1 / 8 < found.passes < 0.9
 
 

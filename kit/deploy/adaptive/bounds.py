@@ -1,9 +1,9 @@
 """How early a vote may end: learnt at export on tiles with labels, held against the images that are to be predicted.
 
-Both ask what an early end is expected to cost. The full vote tells for every pixel how likely it is building; hence the
-Jaccard index that a mask may hope for, without labels, and what it loses where the vote ended early. The networks know
-imagery that is like their tiles; on other imagery they disagree, more of them must be heard, and this shows it.
-Source: the expected index as a ratio of expectations is that of Nowozin (CVPR 2014), for pixels that are independent.
+Both ask by how much an early end may change the Jaccard index. The full vote tells for every pixel how likely it is
+building; hence, without labels, the index that its mask may expect, and what each pixel changes that an early end
+turns (`expected_change`). The networks know imagery that is like their tiles; on other imagery they disagree, more of
+them must be heard, and this shows it. Source: the expected index as a ratio of expectations is Nowozin's (CVPR 2014).
 """
 
 import hashlib
@@ -29,7 +29,8 @@ from kit.errors import WeightsError
 from kit.models.ranks import agreed, rank
 
 STEPS = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 1.01)  # bounds: share of a block that may turn; 0 settles none
-LOSS = 0.001  # of the Jaccard index
+LOSS = 0.001  # of the Jaccard index, by labels
+CHANGE = 0.0015  # of the expected one
 WORTH = 0.9  # of the passes: a vote that ends no earlier is taken in full
 LOOKS = 8  # images, at least, that are looked at in full to fit the bounds
 LOOK_PX = 512  # of their middle
@@ -66,7 +67,7 @@ def learn(
     tiles: Sequence[Tile], buildings: Sequence[NDArray[np.bool_]], order: Sequence[int], codes: Sequence[int],
     seconds: Sequence[float], pad: int,
 ) -> Bounds:  # fmt: skip
-    """Returns the bounds of least cost that lose no more than `LOSS`, as labels count it and as the full vote expects.
+    """Returns the bounds of least cost that lose no more than `LOSS`, and may change no more than `CHANGE`.
 
     Labels alone would not do: on a few tiles an early end makes as many pixels right as wrong, by luck.
 
@@ -81,28 +82,18 @@ def learn(
     steps = stages(order, codes)
     costs = [sum(seconds[member] for member, _ in stage) for stage in steps]
     whole = (0.0,) * (len(steps) - 1)
-    full = [_ended(tile, steps, whole, costs, pad)[0] for tile in tiles]
-
-    def scores(probabilities: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
-        """Returns the pooled Jaccard index by labels, and the expected one."""
-        counted = [
-            [_overlap(probability > 0.5, truth, tile.counts) for truth in (building, hoped)]
-            for probability, building, hoped, tile in zip(probabilities, buildings, full, tiles, strict=True)
-        ]
-        return _jaccard(np.sum(counted, axis=0))
-
-    full_scores = scores(full)
-    best = Bounds(tuple(order), whole, float(full_scores[0]), float(full_scores[0]), 1.0)
+    full, _ = _ended(tiles, steps, whole, costs, pad)
+    score_full = _labelled(full, buildings, tiles)
+    best = Bounds(tuple(order), whole, score_full, score_full, 1.0)
     for first in STEPS:
         for later in reversed(STEPS):  # the cheapest comes first
             settled = ((first,) + len(whole) * (later,))[: len(whole)]
-            ended = [_ended(tile, steps, settled, costs, pad) for tile in tiles]
-            cost = float(np.mean([spent for _, spent in ended]))
+            ended, cost = _ended(tiles, steps, settled, costs, pad)
             if cost >= best.cost:
                 break
-            found = scores([probability for probability, _ in ended])
-            if (found >= full_scores - LOSS).all():
-                best = replace(best, settled=settled, score=float(found[0]), cost=cost)
+            score = _labelled(ended, buildings, tiles)
+            if score >= score_full - LOSS and expected_change(full, ended, tiles) <= CHANGE:
+                best = replace(best, settled=settled, score=score, cost=cost)
                 break
     return best
 
@@ -114,60 +105,52 @@ class Fit:
     Args:
         settled: see `Bounds`; all 0 where the full vote is to be taken.
         passes: share of the full vote's that are taken, 0..1.
-        loss: of the Jaccard index, as expected.
+        change: of the Jaccard index, at most, as expected.
         images: that were looked at in full.
     """
 
     settled: tuple[float, ...]
     passes: float
-    loss: float
+    change: float
     images: int
 
     def __str__(self) -> str:
         if not any(self.settled):
             return f"adaptive: nothing to gain, the full vote is taken ({self.images} images looked at)"
         return (
-            f"adaptive: {self.passes:.0%} of the passes, expected to lose {max(0, self.loss):.4f} of the Jaccard index "
-            f"({self.images} images looked at in full)"
+            f"adaptive: {self.passes:.0%} of the passes, the Jaccard index expected to change by {self.change:.4f} at most "
+            f"({self.images} images looked at)"
         )
 
 
 def fit(weights: Weights, images: Iterable[NDArray[np.uint8]]) -> Fit:
-    """Returns the learnt bounds, or stricter ones, of which images expect to lose no more than `LOSS`.
+    """Returns the learnt bounds, or stricter ones, of which images expect a change of no more than `CHANGE`.
 
     Args:
         weights: tuned or as loaded.
         images: uint8 (H, W, 3 or 4), like those that are to be predicted; of each the middle is looked at in full.
     """
     bounds, networks, pad = learnt_bounds(weights), cores(weights), weights.card.pad_multiple
-    steps = stages(bounds.order, VIEWS[weights.card.views])
-    costs = [float(len(step)) for step in steps]
     whole = (0.0,) * len(bounds.settled)
     if bounds.settled == whole:
         return Fit(whole, 1.0, 0.0, 0)
-    ladder = [bounds.settled] + [
-        tuple(min(kept, step) for kept in bounds.settled) for step in reversed(STEPS) if 0 < step < max(bounds.settled)
-    ]
-    counted, full_counted = np.zeros((len(ladder), 2)), np.zeros(2)
-    passes, seen = np.zeros(len(ladder)), 0
-    for image in images:
-        middle = _middle(image)
-        shown = middle[..., 3] > 0 if middle.shape[2] == 4 else np.ones(middle.shape[:2], np.bool_)
-        tile = Tile(look(networks, steps, middle[..., :3], pad, weights.device), shown)
-        full, _ = _ended(tile, steps, whole, costs, pad)
-        full_counted += _overlap(full > 0.5, full, tile.counts)
-        for row, settled in enumerate(ladder):
-            probability, spent = _ended(tile, steps, settled, costs, pad)
-            counted[row] += _overlap(probability > 0.5, full, tile.counts)
-            passes[row] += spent
-        seen += 1
-    if not seen:
+    steps = stages(bounds.order, VIEWS[weights.card.views])
+    tiles = []
+    for image in map(_middle, images):
+        shown = image[..., 3] > 0 if image.shape[2] == 4 else np.ones(image.shape[:2], np.bool_)
+        tiles.append(Tile(look(networks, steps, image[..., :3], pad, weights.device), shown))
+    if not tiles:
         return Fit(bounds.settled, bounds.cost, 0.0, 0)
-    losses = _jaccard(full_counted) - _jaccard(counted)
-    for settled, share, loss in zip(ladder, passes / seen, losses.tolist(), strict=True):
-        if loss <= LOSS and share <= WORTH:
-            return Fit(settled, float(share), loss, seen)
-    return Fit(whole, 1.0, 0.0, seen)
+    costs = [float(len(step)) for step in steps]
+    full, _ = _ended(tiles, steps, whole, costs, pad)
+    stricter = [step for step in reversed(STEPS) if 0 < step < max(bounds.settled)]
+    for most in (max(bounds.settled), *stricter):
+        settled = tuple(min(kept, most) for kept in bounds.settled)
+        ended, passes = _ended(tiles, steps, settled, costs, pad)
+        change = expected_change(full, ended, tiles)
+        if change <= CHANGE and passes <= WORTH:
+            return Fit(settled, passes, change, len(tiles))
+    return Fit(whole, 1.0, 0.0, len(tiles))
 
 
 def end_early(weights: Weights, images: Callable[[], Sequence[NDArray[np.uint8]]]) -> Weights:
@@ -215,7 +198,7 @@ def _fitted(weights: Weights, images: Sequence[NDArray[np.uint8]]) -> Fit:
     key = f"{weights.sha256} {weights.plan} {shown.hexdigest()}"
     try:
         kept = recall("adaptive", key)
-        found = Fit(tuple(map(float, kept["settled"])), kept["passes"], kept["loss"], kept["images"])
+        found = Fit(tuple(map(float, kept["settled"])), kept["passes"], kept["change"], kept["images"])
     except (TypeError, KeyError, ValueError):
         found = fit(weights, track(middles, "look in full"))
         remember("adaptive", key, asdict(found))
@@ -230,24 +213,60 @@ def _middle(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _ended(
-    tile: Tile, steps: Sequence[Sequence[Pass]], settled: Sequence[float], costs: Sequence[float], pad: int
-) -> tuple[NDArray[np.float32], float]:
-    """Returns the probability of a vote with these bounds, (h, w), and its cost as a share of the full vote's."""
-    height, width = tile.summed[0].shape[2:]
-    grid = Grid.of(height, width, pad)
+    tiles: Sequence[Tile], steps: Sequence[Sequence[Pass]], settled: Sequence[float], costs: Sequence[float], pad: int
+) -> tuple[list[NDArray[np.float32]], float]:
+    """Returns the probabilities of votes with these bounds, (h, w) each, and their cost as a share of the full ones'."""
+    found, spent = [], []
+    for tile in tiles:
+        height, width = tile.summed[0].shape[2:]
+        grid = Grid.of(height, width, pad)
 
-    def summed(stage: int, seen: Window) -> Tensor:
-        return tile.summed[stage][:, :, seen.top : seen.bottom, seen.left : seen.right]
+        def summed(stage: int, seen: Window, tile: Tile = tile) -> Tensor:
+            return tile.summed[stage][:, :, seen.top : seen.bottom, seen.left : seen.right]
 
-    probability, taken = vote(summed, steps, settled, grid, torch.zeros(1, 1, height, width))
-    areas = [sum(grid.seen(window).px for window in windows) / (height * width) for windows in taken]
-    rows, columns = tile.counts.shape
-    return probability[0, 0, :rows, :columns].numpy(), float(np.dot(areas, costs) / sum(costs))
+        probability, taken = vote(summed, steps, settled, grid, torch.zeros(1, 1, height, width))
+        areas = [sum(grid.seen(window).px for window in windows) / (height * width) for windows in taken]
+        rows, columns = tile.counts.shape
+        found.append(probability[0, 0, :rows, :columns].numpy())
+        spent.append(float(np.dot(areas, costs) / sum(costs)))
+    return found, float(np.mean(spent))
+
+
+def expected_change(
+    full: Sequence[NDArray[np.float32]], ended: Sequence[NDArray[np.float32]], tiles: Sequence[Tile]
+) -> float:
+    """Returns by how much the Jaccard index of all tiles may change, at most, where votes end early.
+
+    A pixel that is building with a probability p and that a mask gains or loses changes an index J of I / U by about
+    (p - J (1 - p)) / U. What some pixels gain does not make up for what others lose: the full vote may be mistaken.
+
+    Args:
+        full: probabilities of the full vote, (h, w), one a tile.
+        ended: likewise, of the vote that ended early.
+        tiles: which pixels count.
+    """
+    overlaps = [_overlap(vote > 0.5, vote, tile.counts) for vote, tile in zip(full, tiles, strict=True)]
+    shared, union = np.sum(overlaps, axis=0)
+    if not union:
+        return 0.0
+    votes = zip(full, ended, tiles, strict=True)
+    turned = np.concatenate([vote[((vote > 0.5) != (early > 0.5)) & tile.counts] for vote, early, tile in votes])
+    jaccard = shared / union
+    return float(np.abs(turned - jaccard * (1 - turned)).sum(dtype=np.float64) / union)
+
+
+def _labelled(
+    probabilities: Sequence[NDArray[np.float32]], buildings: Sequence[NDArray[np.bool_]], tiles: Sequence[Tile]
+) -> float:
+    """Returns the pooled Jaccard index by labels; 1 where there are no buildings anywhere."""
+    votes = zip(probabilities, buildings, tiles, strict=True)
+    shared, union = np.sum([_overlap(vote > 0.5, truth, tile.counts) for vote, truth, tile in votes], axis=0)
+    return float(shared / union) if union else 1.0
 
 
 def _overlap(
     mask: NDArray[np.bool_], truth: NDArray[np.bool_] | NDArray[np.float32], counts: NDArray[np.bool_]
-) -> NDArray[np.float64]:
+) -> tuple[float, float]:
     """Returns the pixels that a mask and the truth share, and those of their union, as expected.
 
     Args:
@@ -255,12 +274,6 @@ def _overlap(
         truth: likewise, how likely each pixel is building: 0 and 1 where that is known.
         counts: likewise, which pixels do.
     """
-    shared = truth[mask & counts].sum(dtype=np.float64)
-    missed = truth[~mask & counts].sum(dtype=np.float64)
-    return np.array([shared, np.count_nonzero(mask & counts) + missed])
-
-
-def _jaccard(overlaps: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns the Jaccard index of overlaps (..., 2); 1 for empty unions."""
-    shared, union = overlaps[..., 0], overlaps[..., 1]
-    return np.divide(shared, union, out=np.ones_like(shared), where=union > 0)
+    shared = float(truth[mask & counts].sum(dtype=np.float64))
+    missed = float(truth[~mask & counts].sum(dtype=np.float64))
+    return shared, np.count_nonzero(mask & counts) + missed
