@@ -118,7 +118,7 @@ class Fit:
         if not any(self.settled):
             return f"adaptive: nothing to gain, the full vote is taken ({self.images} images looked at)"
         return (
-            f"adaptive: {self.passes:.0%} of the passes, the Jaccard index expected to change by {self.change:.4f} at most "
+            f"adaptive: {self.passes:.0%} of the passes, Jaccard expected to change by {self.change:.4f} at most "
             f"({self.images} images looked at)"
         )
 
@@ -215,7 +215,7 @@ def _middle(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def _ended(
     tiles: Sequence[Tile], steps: Sequence[Sequence[Pass]], settled: Sequence[float], costs: Sequence[float], pad: int
 ) -> tuple[list[NDArray[np.float32]], float]:
-    """Returns the probabilities of votes with these bounds, (h, w) each, and their cost as a share of the full ones'."""
+    """Returns the probabilities, (h, w) each, of votes with these bounds, and their share of the full vote's cost."""
     found, spent = [], []
     for tile in tiles:
         height, width = tile.summed[0].shape[2:]
