@@ -29,8 +29,7 @@ from kit.errors import WeightsError
 from kit.models.ranks import agreed, rank
 
 STEPS = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 1.01)  # bounds: share of a block that may turn; 0 settles none
-LOSS = 0.001  # of the Jaccard index, by labels
-CHANGE = 0.0015  # of the expected one
+CHANGE = 0.0015  # of the Jaccard index: the most that an early end may lose by labels, and may change as expected
 WORTH = 0.9  # of the passes: a vote that ends no earlier is taken in full
 LOOKS = 8  # images, at least, that are looked at in full to fit the bounds
 LOOK_PX = 512  # of their middle
@@ -67,7 +66,7 @@ def learn(
     tiles: Sequence[Tile], buildings: Sequence[NDArray[np.bool_]], order: Sequence[int], codes: Sequence[int],
     seconds: Sequence[float], pad: int,
 ) -> Bounds:  # fmt: skip
-    """Returns the bounds of least cost that lose no more than `LOSS`, and may change no more than `CHANGE`.
+    """Returns the bounds of least cost that lose no more than `CHANGE` by labels, and change no more as expected.
 
     Labels alone would not do: on a few tiles an early end makes as many pixels right as wrong, by luck.
 
@@ -92,7 +91,7 @@ def learn(
             if cost >= best.cost:
                 break
             score = _labelled(ended, buildings, tiles)
-            if score >= score_full - LOSS and expected_change(full, ended, tiles) <= CHANGE:
+            if score >= score_full - CHANGE and expected_change(full, ended, tiles) <= CHANGE:
                 best = replace(best, settled=settled, score=score, cost=cost)
                 break
     return best
