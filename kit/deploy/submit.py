@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kit.console import meter
-from kit.deploy.adaptive.bounds import LOOKS, end_early, learnt_bounds
+from kit.deploy.adaptive.bounds import end_early, learnt_bounds
 from kit.deploy.archive import write_tgz
 from kit.deploy.chips import Chip, find_chips
 from kit.deploy.cleaning import AS_SHIPPED, Cleaning, clean_image
@@ -40,7 +40,7 @@ SHARES = ".progress.*.csv"  # of ranks beside the first
 TABLE = "submission.csv"
 MOST_ENLARGED = 4.0  # times: memory grows with its square
 TRIED = 30  # chips that are looked at for ground to be tuned on
-MOST_LOOKS, CHIPS_A_LOOK = 32, 32  # of large test sets more is looked at to fit an adaptive vote
+LOOKS = (3, 32)  # chips, fewest and most, that are looked at in full to fit an adaptive vote
 
 
 @dataclass(frozen=True)
@@ -160,9 +160,9 @@ def _with_ground(chips: Sequence[Chip]) -> list[NDArray[np.uint8]]:
 
 
 def _as_seen(chips: Sequence[Chip], surroundings: Surroundings) -> list[NDArray[np.uint8]]:
-    """Returns what is seen of a few chips that show something, evenly spread over the test set."""
-    count = min(len(chips), max(LOOKS, min(MOST_LOOKS, len(chips) // CHIPS_A_LOOK)))
-    places = np.linspace(0, len(chips) - 1, count).round().astype(int).tolist()
+    """Returns what is seen of some chips that show something, evenly spread: as many as the root of their number."""
+    count = np.clip(round(len(chips) ** 0.5), *LOOKS)
+    places = np.linspace(0, len(chips) - 1, min(len(chips), count)).round().astype(int).tolist()
     return [seen.wide for place in places if has_ground((seen := surroundings.read(chips[place])).wide)]
 
 

@@ -122,7 +122,7 @@ def test_bounds_become_stricter_step_by_step(tiny_weights: Exported, monkeypatch
     image[:8, :8] = 0
     saying(monkeypatch, 9.0, -0.1)
     found = fit(loaded(tiny_weights, settled(0.1, 0.1, 0.1)), [image])
-    assert found.settled == (0.05, 0.05, 0.05)
+    assert found.settled == (0.06, 0.06, 0.06)
     assert found.change == pytest.approx(0, abs=1e-6)
     assert 1 / 8 < found.passes < 0.9
 

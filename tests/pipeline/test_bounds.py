@@ -26,7 +26,7 @@ def test_bounds_are_learnt_and_used(cli: Cli, trained: Path, tmp_path: Path):
     learnt = read_card(trained / "weights/early.pt").adaptive
     assert learnt
     assert (learnt.order, len(learnt.settled)) == ((0,), 2)
-    assert learnt.score >= learnt.score_full - 0.0015
+    assert learnt.score >= learnt.score_full - 0.002
     assert 0.25 <= learnt.cost <= 1
     assert f"adaptive: {learnt.cost:.0%} of the time by count" in err
     assert json.loads((trained / "weights/early.json").read_text())["adaptive"]["cost"] == learnt.cost

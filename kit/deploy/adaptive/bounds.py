@@ -28,11 +28,11 @@ from kit.deploy.weights import Weights
 from kit.errors import WeightsError
 from kit.models.ranks import agreed, rank
 
-STEPS = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 1.01)  # bounds: share of a block that may turn; 0 settles none
-CHANGE = 0.0015  # of the Jaccard index: the most that an early end may lose by labels, and may change as expected
+# bounds to choose from, shares of a block that may turn: 0 settles none
+STEPS = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.06, 0.07, 0.085, 0.1, 1.01)
+CHANGE = 0.002  # of the Jaccard index: the most that an early end may lose by labels, and may change as expected
 WORTH = 0.9  # of the passes: a vote that ends no earlier is taken in full
-LOOKS = 8  # images, at least, that are looked at in full to fit the bounds
-LOOK_PX = 512  # of their middle
+LOOK_PX = 1024  # of the middle of an image that is looked at in full
 
 
 @dataclass(frozen=True)

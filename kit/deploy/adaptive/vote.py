@@ -22,7 +22,7 @@ from kit.deploy.ensemble import Ensemble
 from kit.deploy.tuning import mean_over_views
 
 BLOCK_PX = 128
-MARGIN_PX = 128  # what a network sees around a window: with 64 masks changed at its edges
+MARGIN_PX = 192  # what a network sees around a window: with 128 masks changed at its edges
 TOGETHER_PX = 1024 * 1024  # of views that go through a network at once: as much memory as a chip
 SPREAD = 0.2  # of the passes' probabilities about their mean, where they differ
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from kit.console import meter
 from kit.data.rasters import gdal_options
 from kit.data.remote import fingerprint, is_remote, local_path
-from kit.deploy.adaptive.bounds import LOOKS, end_early, learnt_bounds
+from kit.deploy.adaptive.bounds import LOOK_PX, end_early, learnt_bounds
 from kit.deploy.engines import check_engine
 from kit.deploy.mapping.frames import Frame
 from kit.deploy.mapping.layers import FORMATS, Layer, check_format
@@ -47,6 +47,7 @@ VERSION = 1  # of the strips and of what they are made by
 CACHE_BYTES = 256 << 20  # decoded imagery: the row of a scene's blocks that two rows of windows share
 GRIDS = ("scene", "training")
 SAMPLE_PX, SAMPLES = 512, 4  # of what is measured on: side, and places along each direction that are looked at
+LOOKS = 8  # pieces that are looked at in full to fit an adaptive vote
 SIMPLIFIED_PX = 2.0  # by default, of the coarser of map and weights: the steps of a slanted outline are one high
 
 
@@ -161,9 +162,9 @@ def map_scene(
     with rasterio.Env(**gdal_options(CACHE_BYTES, is_remote(href))), Reader(href) as reader:
         reader.look_at(wanted.gsd_m or weights.card.gsd_m)
         rows, columns = windows_of(reader.work, wanted, weights.card.pad_multiple)
-        ready = set_up(weights, partial(_some, reader, TILES), tuning, engine_)
+        ready = set_up(weights, partial(_some, reader, TILES, SAMPLE_PX), tuning, engine_)
         if adaptive:
-            ready = end_early(ready, partial(_some, reader, LOOKS))
+            ready = end_early(ready, partial(_some, reader, LOOKS, LOOK_PX))
         key = {"scene": href, "version": fingerprint(href), "weights": ready.sha256, "plan": ready.plan}
         with alone(out_dir / name):
             return draw_map(reader, rows, columns, lambda rgba: _predicted(ready, rgba), key, out_dir / name, wanted)
@@ -249,11 +250,11 @@ def _predicted(weights: Weights, rgba: NDArray[np.uint8]) -> NDArray[np.float32]
         ) from cause
 
 
-def _some(reader: Reader, count: int) -> list[NDArray[np.uint8]]:
+def _some(reader: Reader, count: int, side_px: int) -> list[NDArray[np.uint8]]:
     """Returns up to `count` pieces of a scene, (h, w, 4) uint8, that are at least half imagery; none where none is."""
     found: list[NDArray[np.uint8]] = []
     height, width = reader.work.height, reader.work.width
-    side_y, side_x = min(SAMPLE_PX, height), min(SAMPLE_PX, width)
+    side_y, side_x = min(side_px, height), min(side_px, width)
     for down, across in product((1, 2, 0, 3), (2, 1, 3, 0)):  # the middle first
         top = (height - side_y) * down // (SAMPLES - 1)
         left = (width - side_x) * across // (SAMPLES - 1)
