@@ -1,7 +1,7 @@
 """A test set to masks, a table and an archive; finished chips are kept whatever happens, and all is checked."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
 from functools import partial
 from itertools import islice
@@ -159,11 +159,13 @@ def _with_ground(chips: Sequence[Chip]) -> list[NDArray[np.uint8]]:
     return list(islice((image for image in images if has_ground(image)), TILES))
 
 
-def _as_seen(chips: Sequence[Chip], surroundings: Surroundings) -> list[NDArray[np.uint8]]:
-    """Returns what is seen of some chips that show something, evenly spread: as many as the root of their number."""
+def _as_seen(chips: Sequence[Chip], surroundings: Surroundings) -> Iterator[NDArray[np.uint8]]:
+    """Yields what is seen of some chips that show something, evenly spread: as many as the root of their number."""
     count = np.clip(round(len(chips) ** 0.5), *LOOKS)
-    places = np.linspace(0, len(chips) - 1, min(len(chips), count)).round().astype(int).tolist()
-    return [seen.wide for place in places if has_ground((seen := surroundings.read(chips[place])).wide)]
+    for place in np.linspace(0, len(chips) - 1, min(len(chips), count)).round().astype(int).tolist():
+        wide = surroundings.read(chips[place]).wide
+        if has_ground(wide):
+            yield wide
 
 
 def _factors(

@@ -124,7 +124,22 @@ def test_bounds_become_stricter_step_by_step(tiny_weights: Exported, monkeypatch
     found = fit(loaded(tiny_weights, settled(0.1, 0.1, 0.1)), [image])
     assert found.settled == (0.06, 0.06, 0.06)
     assert found.change == pytest.approx(0, abs=1e-6)
-    assert 1 / 8 < found.passes < 0.9
+    assert 1 / 8 < found.passes <= bounds.WORTH
+
+
+def test_what_happens_at_the_edges_of_windows_is_seen(tiny_weights: Exported, monkeypatch: pytest.MonkeyPatch):
+    """What is dark is undecided after one pass; seen as a window, and not as part of the image, it is denied."""
+    image = np.full((128, 128, 3), 255, np.uint8)
+    image[:12, :12] = 0
+    weights = loaded(tiny_weights, settled(0.1, 0.1, 0.1))
+    saying(monkeypatch, 0.75, 0.75)
+    assert fit(weights, [image]).settled == (0.1, 0.1, 0.1)
+
+    def denying(x: Tensor) -> Tensor:
+        return torch.where(x[:, :1] < 128, 0.75 if x.shape[2:] == (128, 128) else -9.0, 9.0)
+
+    monkeypatch.setattr(bounds, "cores", lambda weights: [denying, denying])
+    assert fit(weights, [image]).settled == (0.0, 0.0, 0.0)
 
 
 def test_transparent_pixels_do_not_count(tiny_weights: Exported, monkeypatch: pytest.MonkeyPatch):

@@ -31,7 +31,7 @@ from kit.models.ranks import agreed, rank
 # bounds to choose from, shares of a block that may turn: 0 settles none
 STEPS = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.06, 0.07, 0.085, 0.1, 1.01)
 CHANGE = 0.002  # of the Jaccard index: the most that an early end may lose by labels, and may change as expected
-WORTH = 0.9  # of the passes: a vote that ends no earlier is taken in full
+WORTH = 0.75  # of the passes: a vote that ends no earlier is taken in full
 LOOK_PX = 1024  # of the middle of an image that is looked at in full
 
 
@@ -56,7 +56,7 @@ def look(
     device: str = "cpu",
 ) -> list[Tensor]:
     """Returns what all passes give for an image (H, W, 3), stage by stage: float32 (1, 1, H, W), padded, on the CPU."""
-    batch = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float().to(device)
+    batch = _batch(image, device)
     padded = F.pad(batch, [0, -batch.shape[3] % pad, 0, -batch.shape[2] % pad], mode="replicate")
     with torch.inference_mode():
         return [run(networks, step, padded).cpu() for step in steps]
@@ -125,6 +125,8 @@ class Fit:
 def fit(weights: Weights, images: Iterable[NDArray[np.uint8]]) -> Fit:
     """Returns the learnt bounds, or stricter ones, of which images expect a change of no more than `CHANGE`.
 
+    Bounds that pass by what the passes give over whole images are tried in earnest: windows have edges.
+
     Args:
         weights: tuned or as loaded.
         images: uint8 (H, W, 3 or 4), like those that are to be predicted; of each the middle is looked at in full.
@@ -134,10 +136,11 @@ def fit(weights: Weights, images: Iterable[NDArray[np.uint8]]) -> Fit:
     if bounds.settled == whole:
         return Fit(whole, 1.0, 0.0, 0)
     steps = stages(bounds.order, VIEWS[weights.card.views])
-    tiles = []
+    seen, tiles = [], []
     for image in map(_middle, images):
         shown = image[..., 3] > 0 if image.shape[2] == 4 else np.ones(image.shape[:2], np.bool_)
-        tiles.append(Tile(look(networks, steps, image[..., :3], pad, weights.device), shown))
+        seen.append(image[..., :3])
+        tiles.append(Tile(look(networks, steps, seen[-1], pad, weights.device), shown))
     if not tiles:
         return Fit(bounds.settled, bounds.cost, 0.0, 0)
     costs = [float(len(step)) for step in steps]
@@ -146,13 +149,17 @@ def fit(weights: Weights, images: Iterable[NDArray[np.uint8]]) -> Fit:
     for most in (max(bounds.settled), *stricter):
         settled = tuple(min(kept, most) for kept in bounds.settled)
         ended, passes = _ended(tiles, steps, settled, costs, pad)
-        change = expected_change(full, ended, tiles)
-        if change <= CHANGE and passes <= WORTH:
-            return Fit(settled, passes, change, len(tiles))
+        if passes > WORTH:
+            break  # and stricter ones save less
+        if expected_change(full, ended, tiles) <= CHANGE:
+            early = _adaptive(weights, settled)
+            change = expected_change(full, [_probability(early, image, weights.device) for image in seen], tiles)
+            if change <= CHANGE:
+                return Fit(settled, passes, change, len(tiles))
     return Fit(whole, 1.0, 0.0, len(tiles))
 
 
-def end_early(weights: Weights, images: Callable[[], Sequence[NDArray[np.uint8]]]) -> Weights:
+def end_early(weights: Weights, images: Callable[[], Iterable[NDArray[np.uint8]]]) -> Weights:
     """Returns weights whose vote ends where it is clear; the same ones where nothing is to be gained.
 
     What images bear is found once and remembered. All ranks must call it; the first one looks.
@@ -164,13 +171,11 @@ def end_early(weights: Weights, images: Callable[[], Sequence[NDArray[np.uint8]]
     Raises:
         WeightsError: see `learnt_bounds`.
     """
-    bounds = learnt_bounds(weights)
     found = agreed(_fitted(weights, images()) if rank() == 0 else None)
     if found is None or not any(found.settled):
         return weights
-    bounds = replace(bounds, settled=found.settled)
-    module = AdaptiveEnsemble(cores(weights), bounds, weights.card.views, weights.card.pad_multiple)
-    return replace(weights, module=module, plan=f"{weights.plan} adaptive {' '.join(map(str, found.settled))}")
+    plan = f"{weights.plan} adaptive {' '.join(map(str, found.settled))}"
+    return replace(weights, module=_adaptive(weights, found.settled), plan=plan)
 
 
 def learnt_bounds(weights: Weights) -> Bounds:
@@ -188,7 +193,23 @@ def learnt_bounds(weights: Weights) -> Bounds:
     return bounds
 
 
-def _fitted(weights: Weights, images: Sequence[NDArray[np.uint8]]) -> Fit:
+def _adaptive(weights: Weights, settled: tuple[float, ...]) -> AdaptiveEnsemble:
+    bounds = replace(learnt_bounds(weights), settled=settled)
+    return AdaptiveEnsemble(cores(weights), bounds, weights.card.views, weights.card.pad_multiple)
+
+
+def _probability(ensemble: AdaptiveEnsemble, image: NDArray[np.uint8], device: str) -> NDArray[np.float32]:
+    with torch.inference_mode():
+        probability: NDArray[np.float32] = ensemble.probability(_batch(image, device))[0, 0].cpu().numpy()
+    return probability
+
+
+def _batch(image: NDArray[np.uint8], device: str) -> Tensor:
+    """Returns an image (H, W, 3) as float32 (1, 3, H, W)."""
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float().to(device)
+
+
+def _fitted(weights: Weights, images: Iterable[NDArray[np.uint8]]) -> Fit:
     """Returns what images bear, found before or now, and tells it."""
     middles = [_middle(image) for image in images]
     shown = hashlib.sha256()
