@@ -1,6 +1,6 @@
 """The seed's submission beside `kit submit`: five networks, four views, random weights, in seconds a chip.
 
-    pip install -e .[bench,int8] && python benchmarks/seed_submit.py [--chips N] [--side PX] [SIDE...]
+    pip install -e .[bench,int8] && python benchmarks/seed_submit.py [--chips N] [--side PX] [--only SIDE...]
 
 Each side predicts the same drawn chips in a process of its own, one side after the other; a number is the mean over the
 chips, after one to warm up that is not counted. Loading, tracing and tuning are told apart, as `ready s`.
