@@ -73,7 +73,8 @@ class Bounds:
 
     Args:
         order: the networks, cheapest first.
-        settled: after each stage but the last, the share of undecided pixels below which a block is settled.
+        settled: after each stage but the last, how many undecided pixels a window must hold for each pixel that a
+            network sees of it, or else is settled; 0 settles none.
         score_full: pooled Jaccard of the full vote on those tiles, 0..1.
         score: of the adaptive one.
         cost: its seconds as a share of the full vote's, as counted from areas and the time of a pass.

@@ -40,7 +40,7 @@ SHARES = ".progress.*.csv"  # of ranks beside the first
 TABLE = "submission.csv"
 MOST_ENLARGED = 4.0  # times: memory grows with its square
 TRIED = 30  # chips that are looked at for ground to be tuned on
-LOOKS = (3, 16)  # chips, fewest and most, that are looked at in full to fit an adaptive vote: 16 MB each
+LOOKS = (5, 16)  # chips, fewest and most, that are looked at in full to fit an adaptive vote: 16 MB each
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from deploy_fakes import noise
 from torch import Tensor
 
-from kit.deploy.adaptive import bounds, vote
+from kit.deploy.adaptive import blocks, bounds, vote
 from kit.deploy.adaptive.bounds import Tile, end_early, expected_change, fit, learn
 from kit.deploy.adaptive.vote import AdaptiveEnsemble
 from kit.deploy.card import Bounds, Card
@@ -26,6 +26,7 @@ from kit.errors import WeightsError
 def small_blocks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(vote, "BLOCK_PX", 32)
     monkeypatch.setattr(vote, "MARGIN_PX", 16)
+    monkeypatch.setattr(blocks, "CALL_PX", 0)
     monkeypatch.setenv("KIT_CACHE", str(tmp_path / "cache"))
 
 
@@ -46,7 +47,7 @@ def learnt(tiles: Sequence[Tile], truths: Sequence[int]) -> Bounds:
 
 
 def test_learnt_bounds_drop_what_changes_nothing():
-    assert learnt([tile(0.7), tile(0.7)], [1, 1]) == Bounds((0, 1), (1.01,), 1.0, 1.0, 0.25)
+    assert learnt([tile(0.7), tile(0.7)], [1, 1]) == Bounds((0, 1), (1.0,), 1.0, 1.0, 0.25)
 
 
 def test_learnt_bounds_keep_what_the_score_needs():
@@ -117,12 +118,12 @@ def test_networks_that_disagree_on_these_images_are_heard(tiny_weights: Exported
 
 
 def test_bounds_become_stricter_step_by_step(tiny_weights: Exported, monkeypatch: pytest.MonkeyPatch):
-    """A sixteenth of a block is near one half after one pass, and turns with the others."""
+    """A 64th of what is seen is near one half after one pass, and turns with the others."""
     image = BRIGHT.copy()
     image[:8, :8] = 0
     saying(monkeypatch, 9.0, -0.1)
     found = fit(loaded(tiny_weights, settled(0.1, 0.1, 0.1)), [image])
-    assert found.settled == (0.06, 0.06, 0.06)
+    assert found.settled == (0.015, 0.015, 0.015)
     assert found.change == pytest.approx(0, abs=1e-6)
     assert 1 / 8 < found.passes <= bounds.WORTH
 
@@ -131,9 +132,9 @@ def test_what_happens_at_the_edges_of_windows_is_seen(tiny_weights: Exported, mo
     """What is dark is undecided after one pass; seen as a window, and not as part of the image, it is denied."""
     image = np.full((128, 128, 3), 255, np.uint8)
     image[:12, :12] = 0
-    weights = loaded(tiny_weights, settled(0.1, 0.1, 0.1))
+    weights = loaded(tiny_weights, settled(0.03, 0.03, 0.03))
     saying(monkeypatch, 0.75, 0.75)
-    assert fit(weights, [image]).settled == (0.1, 0.1, 0.1)
+    assert fit(weights, [image]).settled == (0.03, 0.03, 0.03)
 
     def denying(x: Tensor) -> Tensor:
         return torch.where(x[:, :1] < 128, 0.75 if x.shape[2:] == (128, 128) else -9.0, 9.0)
@@ -170,7 +171,7 @@ def test_the_middle_of_large_images_is_looked_at(tiny_weights: Exported, monkeyp
 def test_what_images_bear_is_remembered(tiny_weights: Exported, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     looked = []
     monkeypatch.setattr(bounds, "look", lambda *given, look=bounds.look: looked.append(1) or look(*given))
-    weights = loaded(tiny_weights, settled(1.01, 1.01, 1.01))
+    weights = loaded(tiny_weights, settled(1.0, 1.0, 1.0))
     first, second = (end_early(weights, lambda: [noise(64, 64)]) for _ in range(2))
     assert (first.plan, len(looked)) == (second.plan, 1)
     (kept,) = (tmp_path / "cache/adaptive").iterdir()
@@ -202,10 +203,10 @@ def test_weights_that_know_no_bounds_are_refused(tiny_weights: Exported):
 
 @pytest.mark.parametrize("tuning", [False, True])
 def test_weights_loaded_or_tuned_end_their_vote_early(tiny_weights: Exported, tuning: bool):
-    weights, image = loaded(tiny_weights, settled(1.01, 1.01, 1.01)), noise(96, 128)
+    weights, image = loaded(tiny_weights, settled(1.0, 1.0, 1.0)), noise(96, 128)
     weights = tune(weights, [image]) if tuning else weights
     early = end_early(weights, list)
-    assert early.plan == f"{weights.plan} adaptive 1.01 1.01 1.01"
+    assert early.plan == f"{weights.plan} adaptive 1.0 1.0 1.0"
     assert isinstance(early.module, AdaptiveEnsemble)
     with torch.inference_mode():
         alone = torch.sigmoid(

@@ -6,7 +6,7 @@ import torch
 from deploy_fakes import TinyNet, noise
 from torch import Tensor
 
-from kit.deploy.adaptive import vote
+from kit.deploy.adaptive import blocks, vote
 from kit.deploy.adaptive.blocks import Window
 from kit.deploy.adaptive.vote import AdaptiveEnsemble, Grid, near, stages, undecided
 from kit.deploy.card import Bounds
@@ -17,6 +17,7 @@ from kit.deploy.ensemble import VIEWS, Core, Ensemble
 def small_blocks(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(vote, "BLOCK_PX", 32)
     monkeypatch.setattr(vote, "MARGIN_PX", 16)
+    monkeypatch.setattr(blocks, "CALL_PX", 0)
 
 
 def bounds(*settled: float, order: tuple[int, ...] = (1, 0)) -> Bounds:
@@ -75,7 +76,7 @@ def test_what_is_settled_costs_one_pass_and_what_is_not_is_seen_with_a_margin():
     image[:, :, :32, 128:] = 0
     seen: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
     networks = [counting(lambda x, n=n: x[:, :1] / 25.5 + 3 * n, seen[n]) for n in range(2)]
-    found = AdaptiveEnsemble(networks, bounds(0.5, order=(0, 1)), "none", 16)(image)
+    found = AdaptiveEnsemble(networks, bounds(0.2, order=(0, 1)), "none", 16)(image)
     assert seen == ([(96, 160)], [(64, 64)])
     assert found[0, 0, 0, 0] == torch.sigmoid(torch.tensor(10.0))
     assert found[0, 0, 0, 159] == torch.sigmoid(torch.tensor([0.0, 3.0])).mean()
@@ -90,17 +91,18 @@ def test_alpha_is_kept_and_wrong_input_told():
         network(torch.zeros(1, 2, 8, 8))
 
 
-def test_shares_of_cut_blocks_are_of_the_pixels_there_are():
-    mean = np.full((40, 32), 0.9, np.float32)
-    mean[32:] = 0.5
-    assert undecided(mean, 0.1, 32).tolist() == [[0.0], [1.0]]
+def test_pixels_beyond_the_image_do_not_count():
+    mean = torch.full((1, 1, 40, 32), 0.9)
+    mean[:, :, 32:] = 0.5
+    assert undecided(mean, 0.6, 32).tolist() == [[32 * 32], [8 * 32]]
+    assert undecided(mean, 0.1, 32).tolist() == [[0], [8 * 32]]
 
 
 def test_blocks_that_were_left_are_not_taken_up_again():
     grid = Grid(64, 96, 32, 16)
     mean = torch.full((1, 1, 64, 96), 0.5)
     among = [Window(0, 32, 0, 32), Window(32, 64, 64, 96)]
-    covered = grid.open_windows(mean, 0.1, 0.0, among)
-    assert sum(window.px for window in covered) <= 64 * 96
-    assert grid.open_windows(mean, 0.1, 0.0, []) == []
-    assert grid.open_windows(torch.full((1, 1, 64, 96), 0.9), 0.1, 0.1, [Window(0, 64, 0, 96)]) == []
+    assert grid.open_windows(mean, 0.1, 0.0, among) == among
+    assert grid.open_windows(mean, 0.1, 0.001, among[:1]) == among[:1]
+    assert grid.open_windows(mean, 0.1, 0.001, []) == []
+    assert grid.open_windows(torch.full((1, 1, 64, 96), 0.9), 0.1, 0.001, [Window(0, 64, 0, 96)]) == []

@@ -1,3 +1,5 @@
+from itertools import combinations
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,53 +10,72 @@ from kit.deploy.adaptive import blocks as blocks_module
 from kit.deploy.adaptive.blocks import CALL_PX, Window, cover
 
 SIDE, MARGIN = 32, 16
+ALL = SIDE * SIDE
 
 
-@given(arrays(bool, st.tuples(st.integers(1, 5), st.integers(1, 5))), st.integers(0, 31), st.integers(0, 31))
-def test_all_chosen_blocks_are_covered_and_it_costs_no_more_than_one_by_one(blocks: np.ndarray, below: int, right: int):
-    height, width = blocks.shape[0] * SIDE - below, blocks.shape[1] * SIDE - right
-    windows = cover(blocks, SIDE, MARGIN, height, width)
-    covered = np.zeros((height, width), int)
+def worth(windows: list[Window], gains: np.ndarray, price: float, height: int, width: int) -> float:
+    """What windows gain, each block once, less what they cost."""
+    seen = sum(window.grown(MARGIN, SIDE, height, width).px + CALL_PX for window in windows)
+    return gains[covered(windows, gains.shape)].sum() - price * seen
+
+
+def covered(windows: list[Window], shape: tuple[int, ...]) -> np.ndarray:
+    found = np.zeros(shape, bool)
+    for window in windows:
+        assert window.top % SIDE == window.left % SIDE == 0
+        found[window.top // SIDE : -(-window.bottom // SIDE), window.left // SIDE : -(-window.right // SIDE)] = True
+    return found
+
+
+shares = arrays(float, st.tuples(st.integers(1, 5), st.integers(1, 5)), elements=st.floats(0, 1))
+
+
+@given(shares, st.floats(1e-4, 0.1), st.integers(0, 31), st.integers(0, 31))
+def test_each_window_is_worth_its_cost_and_no_two_are_worth_more_as_one(
+    found: np.ndarray, price: float, below: int, right: int
+):
+    gains = (found * ALL).astype(np.int64)
+    height, width = gains.shape[0] * SIDE - below, gains.shape[1] * SIDE - right
+    windows = cover(gains, price, SIDE, MARGIN, height, width)
     for window in windows:
         assert 0 <= window.top < window.bottom <= height
         assert 0 <= window.left < window.right <= width
-        covered[window.top : window.bottom, window.left : window.right] += 1
-    chosen = np.kron(blocks, np.ones((SIDE, SIDE), bool))[:height, :width]
-    assert covered[chosen].all()
-    single = [cover(one, SIDE, MARGIN, height, width) for one in ones_of(blocks)]
-    alone = [window for (window,) in single]
-    cost, cost_alone = (
-        sum(window.grown(MARGIN, SIDE, height, width).px + CALL_PX for window in each) for each in (windows, alone)
-    )
-    assert cost <= cost_alone
+        assert worth([window], gains, price, height, width) >= 0
+    for one, other in combinations(windows, 2):
+        both = worth([one.joined(other)], gains, price, height, width)
+        assert both <= worth([one, other], gains, price, height, width) + 1e-6
 
 
-def ones_of(blocks: np.ndarray) -> list[np.ndarray]:
-    ones = []
-    for row, column in np.argwhere(blocks):
-        one = np.zeros_like(blocks)
-        one[row, column] = True
-        ones.append(one)
-    return ones
+@given(shares)
+def test_where_looking_costs_next_to_nothing_all_that_gains_is_covered(found: np.ndarray):
+    gains = np.ceil(found * ALL).astype(np.int64)
+    windows = cover(gains, 1e-9, SIDE, MARGIN, gains.shape[0] * SIDE, gains.shape[1] * SIDE)
+    assert covered(windows, gains.shape)[gains > 0].all()
+
+
+LONE = Window(0, 32, 0, 32), Window(0, 32, 128, 160)
 
 
 @pytest.mark.parametrize(
-    ("blocks", "expected"),
+    ("shares", "price", "expected"),
     [
-        ([[0, 0], [0, 0]], []),
-        ([[1, 1], [1, 1]], [Window(0, 64, 0, 64)]),
-        ([[1, 1], [0, 0]], [Window(0, 32, 0, 64)]),
-        ([[1, 0], [0, 1]], [Window(0, 64, 0, 64)]),  # with their margins they would overlap
-        ([[1, 0, 0, 0, 1]], [Window(0, 32, 0, 32), Window(0, 32, 128, 160)]),
+        ([[0, 0], [0, 0]], 0.1, []),
+        ([[1, 1], [1, 1]], 0.1, [Window(0, 64, 0, 64)]),
+        ([[1, 1], [0, 0]], 0.1, [Window(0, 32, 0, 64)]),
+        ([[1, 0], [0, 1]], 0.1, [Window(0, 64, 0, 64)]),  # with their margins they would overlap
+        ([[1, 0, 0, 0, 1]], 0.1, list(LONE)),
+        ([[1, 0, 0, 0, 1]], 0.6, []),  # each is seen with as much again beside it
+        ([[1, 0, 0, 0, 0.9]], 0.48, list(LONE[:1])),
+        ([[1, 0.5, 0.5, 0.5, 1]], 0.48, [Window(0, 32, 0, 160)]),  # what lies between pays for itself
     ],
 )
-def test_windows_are_joined_where_it_pays(
-    blocks: list[list[int]], expected: list[Window], monkeypatch: pytest.MonkeyPatch
+def test_windows_are_taken_and_joined_where_it_pays(
+    shares: list[list[float]], price: float, expected: list[Window], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(blocks_module, "CALL_PX", 0)
-    chosen = np.array(blocks, bool)
-    height, width = chosen.shape[0] * SIDE, chosen.shape[1] * SIDE
-    assert sorted(cover(chosen, SIDE, MARGIN, height, width), key=str) == sorted(expected, key=str)
+    gains = (np.array(shares) * ALL).astype(np.int64)
+    height, width = gains.shape[0] * SIDE, gains.shape[1] * SIDE
+    assert sorted(cover(gains, price, SIDE, MARGIN, height, width), key=str) == sorted(expected, key=str)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +91,7 @@ def test_windows_grow_to_few_sizes(window: Window, expected: Window):
 
 
 def test_windows_are_joined_where_one_call_is_cheaper_than_two(monkeypatch: pytest.MonkeyPatch):
-    apart = np.array([[True, False, False, False, True]])
+    apart = np.array([[ALL, 0, 0, 0, ALL]])
     for call_px, count in ((0, 2), (SIDE * SIDE * 4, 1)):
         monkeypatch.setattr(blocks_module, "CALL_PX", call_px)
-        assert len(cover(apart, SIDE, MARGIN, SIDE, SIDE * 5)) == count
+        assert len(cover(apart, 0.05, SIDE, MARGIN, SIDE, SIDE * 5)) == count

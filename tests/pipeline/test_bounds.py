@@ -9,6 +9,7 @@ import pytest
 from deploy_fakes import noise, write_tiff
 
 from kit.deploy.weights import read_card
+from kit.pipeline.bounds import best_of_each
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -33,6 +34,10 @@ def test_bounds_are_learnt_and_used(cli: Cli, trained: Path, tmp_path: Path):
     write_tiff(tmp_path / "chips/a.tif", noise(100, 90))
     code, out, err = cli("submit", tmp_path / "chips", "--adaptive", "--no-tune", "--root", trained)
     assert (code, Path(out.strip()).name) == (0, "early-chips.tgz"), err
+
+
+def test_networks_of_one_recipe_take_as_long():
+    assert best_of_each([3.0, 2.0, 1.0], ["a", "b", "a"]) == [1.0, 2.0, 1.0]
 
 
 @pytest.mark.parametrize(("lost", "message"), [("oof.csv", "held nothing out"), ("data", "no data set")])

@@ -1,6 +1,7 @@
-"""Blocks of an image that are to be computed again, as few windows as pays."""
+"""Blocks of an image that are worth computing again, as windows."""
 
 from dataclasses import dataclass
+from functools import cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,12 @@ class Window:
             min(self.left, other.left), max(self.right, other.right),
         )  # fmt: skip
 
+    def shared(self, other: "Window") -> "Window | None":
+        """Returns what both hold, None where that is nothing."""
+        top, bottom = max(self.top, other.top), min(self.bottom, other.bottom)
+        left, right = max(self.left, other.left), min(self.right, other.right)
+        return Window(top, bottom, left, right) if top < bottom and left < right else None
+
     def grown(self, margin: int, multiple: int, height: int, width: int) -> "Window":
         """Returns the window with a margin, or more, on each side, within an image of that size.
 
@@ -45,37 +52,48 @@ def _grown(start: int, end: int, margin: int, multiple: int, size: int) -> tuple
     return end - length, end
 
 
-def cover(blocks: NDArray[np.bool_], block_px: int, margin: int, height: int, width: int) -> list[Window]:
-    """Returns windows, without their margins, that hold all chosen blocks; two become one where that costs no more.
+def cover(gains: NDArray[np.int64], price: float, block_px: int, margin: int, height: int, width: int) -> list[Window]:
+    """Returns windows, without their margins, in which more is gained than they cost.
 
-    Cost is the area that a network sees, windows grown by their margins to multiples of a block, and `CALL_PX` each.
+    Blocks that gain more than their own area costs start as windows. Two become one where that is worth more: a lone
+    block is dear by its margins, many together share theirs, and one call is cheaper than two.
 
     Args:
-        blocks: (rows, columns), which are chosen.
-        block_px: their side; those of the last row and column may be cut by the image.
+        gains: (rows, columns), px that each block gains when it is computed again.
+        price: of a px that a network sees, in gained ones, above 0; a window costs that of its area, grown by the
+            margins to a multiple of a block, and of `CALL_PX`.
+        block_px: the side of a block; those of the last row and column may be cut by the image.
         margin: px around a window.
         height: of the image.
         width: of it.
     """
+    sums = np.pad(gains.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0))).tolist()
 
-    def cost(window: Window) -> int:
-        return window.grown(margin, block_px, height, width).px + CALL_PX
+    def gain(window: Window | None) -> float:
+        if window is None:
+            return 0.0
+        top, bottom = window.top // block_px, -(-window.bottom // block_px)
+        left, right = window.left // block_px, -(-window.right // block_px)
+        gained: float = sums[bottom][right] - sums[top][right] - sums[bottom][left] + sums[top][left]
+        return gained
+
+    @cache
+    def worth(window: Window) -> float:
+        return gain(window) - price * (window.grown(margin, block_px, height, width).px + CALL_PX)
+
+    def more(one: Window, other: Window) -> float:
+        return worth(one.joined(other)) - worth(one) - worth(other) + gain(one.shared(other))
 
     windows = [
         Window(r * block_px, min((r + 1) * block_px, height), c * block_px, min((c + 1) * block_px, width))
-        for r, c in np.argwhere(blocks).tolist()
+        for r, c in np.argwhere(gains >= price * block_px**2).tolist()
     ]
-    joining = True
-    while joining:
-        joining = False
-        for number, one in enumerate(windows):
-            others = windows[:number] + windows[number + 1 :]
-            saved, best = max(
-                ((cost(one) + cost(other) - cost(one.joined(other)), other) for other in others),
-                key=lambda pair: pair[0], default=(-1, one),
-            )  # fmt: skip
-            if saved >= 0:
-                others.remove(best)
-                windows, joining = [*others, one.joined(best)], True
-                break
-    return windows
+    waiting = list(windows)
+    while waiting:
+        one = waiting.pop()
+        others = [other for other in windows if other != one]
+        if one in windows and others and more(one, best := max(others, key=partial(more, one))) >= 0:
+            both = one.joined(best)
+            windows = [*(other for other in others if other not in (best, both)), both]
+            waiting.append(both)
+    return [window for window in windows if worth(window) > 0]

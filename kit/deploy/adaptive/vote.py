@@ -1,9 +1,9 @@
 """A vote that ends where it is clear: cheap passes over the whole image, dear ones where they can change the mask.
 
-The ensemble's passes (a network, a view) are taken in stages. After each one every block of the image is asked for the
-share of its pixels that the passes to come may still turn; where that is below a bound the block keeps what it has.
-Where the bounds come from, see `kit.deploy.adaptive.bounds`. Source: early exits of cascades (Viola and Jones 2001) and
-of ensembles (Schwartz et al. 2020, arXiv:1907.10597), by block instead of by image.
+The ensemble's passes (a network, a view) are taken in stages. After each one the pixels are counted, block by block,
+that the passes to come may still turn; where they are few beside the pixels that a network would have to see for them,
+the block keeps what it has. Where the bounds come from, see `kit.deploy.adaptive.bounds`. Source: early exits of
+cascades (Viola and Jones 2001) and of ensembles (Schwartz et al. 2020, arXiv:1907.10597), by block instead of by image.
 """
 
 import math
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -50,16 +51,12 @@ def near(done: int, passes: int) -> float:
     return SPREAD * math.sqrt(1 / done - 1 / passes)
 
 
-def undecided(mean: NDArray[np.float32], within: float, block_px: int = BLOCK_PX) -> NDArray[np.float64]:
-    """Returns the share of pixels `within` so much of one half in each block of a probability map (H, W)."""
-    height, width = mean.shape
-    rows, columns = -(-height // block_px), -(-width // block_px)
-    turning, seen = np.zeros((2, rows * block_px, columns * block_px), np.float64)
-    turning[:height, :width] = np.abs(mean - 0.5) < within
-    seen[:height, :width] = 1
-    turning, seen = (part.reshape(rows, block_px, columns, block_px).sum(axis=(1, 3)) for part in (turning, seen))
-    shares: NDArray[np.float64] = turning / seen
-    return shares
+def undecided(mean: Tensor, within: float, block_px: int = BLOCK_PX) -> NDArray[np.int64]:
+    """Returns the number of pixels `within` so much of one half in each block of a probability map (1, 1, H, W)."""
+    turning = ((mean - 0.5).abs() < within).float()
+    blocks = F.pad(turning, [0, -mean.shape[3] % block_px, 0, -mean.shape[2] % block_px])
+    counts: NDArray[np.int64] = F.avg_pool2d(blocks, block_px, divisor_override=1)[0, 0].long().cpu().numpy()
+    return counts
 
 
 @dataclass(frozen=True)
@@ -88,14 +85,16 @@ class Grid:
         """Returns what a network sees of a window; of few sizes, since the first run on each takes the longest."""
         return window.grown(self.margin_px, self.block_px, self.height, self.width)
 
-    def open_windows(self, mean: Tensor, within: float, bound: float, among: Sequence[Window]) -> list[Window]:
-        """Returns windows over the blocks, among those of the last stage, whose undecided share reaches the bound."""
-        blocks = undecided(mean[0, 0].cpu().numpy(), within, self.block_px) >= bound
-        before = np.zeros_like(blocks)
+    def open_windows(self, mean: Tensor, within: float, price: float, among: Sequence[Window]) -> list[Window]:
+        """Returns windows, among those of the last stage, that hold more undecided pixels than they cost; all for 0."""
+        if not price:
+            return list(among)
+        turning = undecided(mean, within, self.block_px)
+        before = np.zeros(turning.shape, np.bool_)
         for window in among:
             rows = slice(window.top // self.block_px, -(-window.bottom // self.block_px))
             before[rows, window.left // self.block_px : -(-window.right // self.block_px)] = True
-        return cover(blocks & before, self.block_px, self.margin_px, self.height, self.width)
+        return cover(turning * before, price, self.block_px, self.margin_px, self.height, self.width)
 
 
 def vote(
