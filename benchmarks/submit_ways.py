@@ -1,6 +1,7 @@
 """The ways of `kit submit` beside each other on chips with truth: seconds, and the Jaccard index, also at seams.
 
-    python benchmarks/submit_ways.py --weights weights/NAME.pt [--test TEST --truth TRUTH] [--rounds 1] [--few]
+    python benchmarks/submit_ways.py --weights weights/NAME.pt [--test TEST --truth TRUTH] [--rounds 1]
+        [--few [--copies 1]]
 
 Ways: as it is; `--adaptive` (where the card knows when to end); `--mosaic`; `--scale`; and all of them. A call that
 tunes is not counted. Then each way is called once, `first s`: an adaptive one looks at some chips in full, and
@@ -8,12 +9,14 @@ remembers what they bear. Then come the rounds, their order turned from one to t
 ways decode, write and check alike; `--mosaic` and `--scale` find the mosaics with each call, `--scale` estimates
 their resolution. At seams are the pixels of a chip within SEAM_PX of a side that `kit mosaic` lays beside another
 chip. Without `--test` it is the sample. Where TRUTH has a chips.csv with `gsd_m` the true resolutions stand beside
-the estimated ones.
+the estimated ones. With `--copies` each chip comes so often, as in a larger test set: what a call costs beside its
+chips, and warming up, counts the less.
 """
 
 import argparse
 import csv
 import os
+import shutil
 import statistics
 import time
 from pathlib import Path
@@ -59,6 +62,15 @@ def seams(mosaics: list[Mosaic], out: Path, truth: Path) -> Counts:
     return pool(found)
 
 
+def copied(given: Path, out: Path, copies: int) -> Path:
+    """Returns a folder with as many copies of each .tif, beside each other by name."""
+    out.mkdir()
+    for path in sorted(given.glob("*.tif")):
+        for number in range(copies):
+            shutil.copyfile(path, out / f"{path.stem}_copy{number}.tif")
+    return out
+
+
 def scenes_of(truth: Path) -> dict[str, str]:
     """Returns the true resolution of each chip, where it is told."""
     table = truth / "chips.csv"
@@ -73,7 +85,10 @@ def main() -> None:
     parser.add_argument("--truth", type=Path, help="a folder of masks")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--few", action="store_true", help="full and --adaptive alone")
+    parser.add_argument("--copies", type=int, default=1, help="of each chip, with --few")
     options = parser.parse_args()
+    if options.copies > 1 and not options.few:
+        parser.error("--copies needs --few: chips that are there twice make no mosaics")
     card = read_card(options.weights)
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -82,8 +97,10 @@ def main() -> None:
         else:
             draw_sample(folder / "sample")
             test, truth = folder / "sample/test", folder / "sample/test_labels"
+        if options.copies > 1:
+            test, truth = (copied(given, folder / name, options.copies) for given, name in ((test, "x"), (truth, "y")))
         chips = find_chips(test)
-        mosaics = find_mosaics(chips)
+        mosaics = None if options.few else find_mosaics(chips)
         ways = dict(list(WAYS.items())[: 2 if options.few else None])
         if not card.adaptive:
             ways = {name: way for name, way in ways.items() if "--adaptive" not in name}
@@ -99,16 +116,24 @@ def main() -> None:
         print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {os.cpu_count()} cores")
         print(f"{len(chips)} chips, {len(card.members)} networks, views {card.views}, {card.gsd_m:.3f} m\n")
         scenes = list(score(folder / "tuned", truth).per_scene())
-        head = ["way", "first s", "s", *(scenes or []), "pooled", f"within {SEAM_PX} px of seams"]
+        head = [
+            "way",
+            "first s",
+            "s",
+            *(scenes or []),
+            "pooled",
+            *([f"within {SEAM_PX} px of seams"] if mosaics else []),
+        ]
         print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
         for name in ways:
             out = folder / f"0{name.replace(' ', '')}"
             scored = score(out, truth)
             per_scene = [f"{counts.jaccard:.4f}" for counts in scored.per_scene().values()]
             times = [f"{seconds[name][0]:.1f}", f"{statistics.median(seconds[name][1:]):.1f}"]
-            scores = [*per_scene, f"{scored.pooled:.4f}", f"{seams(mosaics, out, truth).jaccard:.4f}"]
+            at_seams = [f"{seams(mosaics, out, truth).jaccard:.4f}"] if mosaics else []
+            scores = [*per_scene, f"{scored.pooled:.4f}", *at_seams]
             print(f"| {' | '.join([f'`{name}`' if name != 'full' else name, *times, *scores])} |")
-        if options.few:
+        if not mosaics:
             return
         true = scenes_of(truth)
         print("\n| mosaic | chips | true m | estimated m | from | to |\n|---|---|---|---|---|---|")
