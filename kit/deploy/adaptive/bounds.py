@@ -31,7 +31,7 @@ from kit.models.ranks import agreed, rank
 # bounds to choose from, undecided pixels for each that a network sees: 0 settles none, 1 all
 STEPS = (0.0, 0.0025, 0.004, 0.005, 0.006, 0.0075, 0.0085, 0.01, 0.0115, 0.0125, 0.0135, 0.015, 0.02, 0.03, 1.0)
 LOSS = 0.002  # of the Jaccard index: the most that an early end may lose by labels
-CHANGE = 0.001  # of it: the most that it may change as expected; by labels changes were up to about twice as large
+CHANGE = 0.001  # of it: the most that it may change as expected; by labels changes were one to three times as large
 WORTH = 0.75  # of the passes: a vote that ends no earlier is taken in full
 LOOK_PX = 1024  # of the middle of an image that is looked at in full
 
