@@ -289,8 +289,8 @@ def verify(
     Example: kit verify lite0
     """
     from kit.deploy.compare import COLUMNS
-    from kit.deploy.verify import named_weights
     from kit.deploy.verify import verify as verify_weights
+    from kit.deploy.weights import named_weights
     from kit.models.devices import pick_device
 
     verified = verify_weights(named_weights(weights, Paths(root).weights), str(pick_device(device)))
@@ -311,7 +311,7 @@ def submit(
     test: Annotated[
         Path | None, typer.Argument(help="A STAC catalogue or a folder of chips; the sample's by default.")
     ] = None,
-    weights: Annotated[str, typer.Option(help="A file or an address; the newest weights by default.")] = "",
+    weights: Annotated[str, typer.Option(help="A name, a file or an address; the newest weights by default.")] = "",
     sha256: Annotated[str, typer.Option(help="What the weights must have: 64 hex digits.")] = "",
     name: Annotated[str, typer.Option(help="Of the submission; <weights>-<test> by default.")] = "",
     device: Device = "",
@@ -348,7 +348,7 @@ def submit(
 
     Weights at an address are fetched into ROOT/weights, and checked.
 
-    Example: kit submit test --weights weights/lite0.pt
+    Example: kit submit test --weights lite0
     """
     from kit.deploy.cleaning import AS_SHIPPED, chosen_cleaning
     from kit.deploy.fetch import find_weights
@@ -459,12 +459,10 @@ def map_(
     """
     from kit.deploy.fetch import find_weights
     from kit.deploy.mapping.map import Wanted, map_scene, name_of
-    from kit.deploy.verify import named_weights
     from kit.models.devices import pick_device
 
     paths = Paths(root)
-    named = weights if not weights or "://" in weights else str(named_weights(weights, paths.weights))
-    chosen = find_weights(named, sha256, paths.weights)
+    chosen = find_weights(weights, sha256, paths.weights)
     called = name or f"{chosen.stem}-{name_of(scene)}"
     say(f"weights {chosen}, scene {scene}")
     wanted = Wanted(

@@ -15,7 +15,7 @@ from kit.data.remote import web_address
 from kit.deploy.card import sha256_of
 from kit.deploy.listing import list_in_index, read_index
 from kit.deploy.operators import check_operators
-from kit.deploy.weights import newest_weights, read_card
+from kit.deploy.weights import named_weights, newest_weights, read_card
 from kit.errors import WeightsError
 from kit.paths import alone, replacing
 
@@ -32,7 +32,7 @@ def find_weights(given: str, sha256: str, weights_dir: Path) -> Path:
     """Returns the weights file that is meant: the newest here, a file, or one to be fetched first.
 
     Args:
-        given: a path or an address; empty for the newest.
+        given: a path, a name in the folder of weights, or an address; empty for the newest.
         sha256: that the file must have, in hex; empty for a file that is taken as it is.
         weights_dir: the folder of weights.
 
@@ -42,7 +42,7 @@ def find_weights(given: str, sha256: str, weights_dir: Path) -> Path:
     if "://" in given:
         return fetch(given, sha256, weights_dir)
     expected = _checked(sha256, given) if sha256 else ""
-    path = Path(given) if given else newest_weights(weights_dir)
+    path = named_weights(given, weights_dir) if given else newest_weights(weights_dir)
     if expected and path.is_file() and (found := sha256_of(path)) != expected:
         raise WeightsError(f"{path} has sha256 {found}, expected {expected}", "is it the file that was published?")
     return path

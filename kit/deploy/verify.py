@@ -92,14 +92,6 @@ class Verified:
             )
 
 
-def named_weights(named: str, weights_dir: Path) -> Path:
-    """Returns the weights file of a path, or of a name in the folder of weights; it need not exist."""
-    path = Path(named)
-    if path.suffix == ".pt":
-        return path
-    return (path if len(path.parts) > 1 else weights_dir / path).with_name(f"{path.name}.pt")
-
-
 def verify(path: Path, device: str = "cpu") -> Verified:
     """Returns what was found about a weights file and the other formats beside it.
 

@@ -47,7 +47,10 @@ def load_weights(path: Path, device: str = "cpu") -> Weights:
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise KitError(f"no device {device}: torch finds no GPU here", "leave --device out to use the CPU")
     if not path.is_file():
-        raise WeightsError(f"no weights {path}", nearest(path.stem, (p.stem for p in path.parent.glob("*.pt"))))
+        known = [other.stem for other in path.parent.glob("*.pt")]
+        raise WeightsError(
+            f"no weights {path}", nearest(path.stem, known) if known else "kit weights lists what is here"
+        )
     card = read_card(path)
     sha256 = sha256_of(path)
     _check_beside(path, sha256)
@@ -90,6 +93,14 @@ def _check_beside(path: Path, sha256: str) -> None:
             f"{path} has sha256 {sha256[:12]}..., but {beside.name} says {str(expected)[:12]}...: not the same export",
             "export or fetch the weights again, both files together",
         )
+
+
+def named_weights(named: str, weights_dir: Path) -> Path:
+    """Returns the weights file of a path, or of a name in the folder of weights; it need not exist."""
+    path = Path(named)
+    if path.suffix == ".pt" or path.is_file():
+        return path
+    return (path if len(path.parts) > 1 else weights_dir / path).with_name(f"{path.name}.pt")
 
 
 def newest_weights(weights_dir: Path) -> Path:

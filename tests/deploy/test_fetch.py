@@ -315,6 +315,16 @@ def test_files_and_the_newest_can_be_held_against_a_sum(tiny_weights: Exported, 
     assert find_weights(str(tmp_path / "none.pt"), "0" * 64, folder) == tmp_path / "none.pt"  # loading it tells
 
 
+def test_weights_are_named_by_their_path_or_by_their_name_in_the_folder(tmp_path: Path):
+    other = tmp_path / "frozen.torchscript"
+    other.touch()
+    for given, path in (
+        ("tiny", tmp_path / "tiny.pt"), ("tiny.v2", tmp_path / "tiny.v2.pt"), ("tiny.pt", Path("tiny.pt")),
+        ("a/tiny.v2", Path("a/tiny.v2.pt")), (str(other), other),
+    ):  # fmt: skip
+        assert find_weights(given, "", tmp_path) == path
+
+
 def test_submit_fetches(server: Server, chips: Path, tmp_path: Path, cli: Cli):
     options = ("--weights", f"{server.url}/best.pt", "--sha256", sha256(server.content), "--root", tmp_path)
     code, out, err = cli("submit", chips, *options)

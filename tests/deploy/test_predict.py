@@ -50,6 +50,9 @@ def test_missing_weights_offer_the_nearest(copied: Path):
     with pytest.raises(WeightsError, match=r"no weights .*tinny\.pt") as error:
         load_weights(copied.with_name("tinny.pt"))
     assert "'tiny'" in error.value.hint
+    with pytest.raises(WeightsError, match="no weights") as error:
+        load_weights(copied.parent / "elsewhere/tiny.pt")
+    assert error.value.hint == "kit weights lists what is here"
 
 
 def test_other_bytes(tmp_path: Path):

@@ -18,7 +18,7 @@ from kit.deploy.ensemble import Core, Ensemble
 from kit.deploy.export import METHODS, Exported, freeze
 from kit.deploy.operators import operators
 from kit.deploy.reference import REFERENCE
-from kit.deploy.verify import FORMATS, named_weights, verify
+from kit.deploy.verify import FORMATS, verify
 from kit.errors import WeightsError
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -287,12 +287,6 @@ def test_a_module_of_others_below_a_card_of_kit(copied: Path):
     signed(copied)
     with pytest.raises(WeightsError, match=r"tiny\.pt has no probability, mask, members, expected an ensemble"):
         verify(copied)
-
-
-def test_find_weights(tmp_path: Path):
-    assert named_weights("tiny", tmp_path) == tmp_path / "tiny.pt"
-    assert named_weights("tiny.pt", tmp_path) == Path("tiny.pt")
-    assert named_weights("a/tiny.v2", tmp_path) == Path("a/tiny.v2.pt")
 
 
 def test_the_command(cli: Cli, copied: Path):
