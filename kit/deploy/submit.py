@@ -27,7 +27,7 @@ from kit.deploy.predict import has_ground, predict_image
 from kit.deploy.rasters import decode_mask, encode_mask, read_image
 from kit.deploy.rle import TABLE as RLE
 from kit.deploy.rle import write_rle
-from kit.deploy.tuning import TILES, set_up
+from kit.deploy.tuning import TILES, in_half, set_up
 from kit.deploy.weights import Weights, load_weights
 from kit.errors import KitError, SubmissionError
 from kit.models.ranks import agreed, rank, ranks, wait_for_all
@@ -40,7 +40,7 @@ SHARES = ".progress.*.csv"  # of ranks beside the first
 TABLE = "submission.csv"
 MOST_ENLARGED = 4.0  # times: memory grows with its square
 TRIED = 30  # chips that are looked at for ground to be tuned on
-LOOKS = (5, 16)  # chips, fewest and most, that are looked at in full to fit an adaptive vote: 16 MB each
+LOOKS = (8, 24)  # chips, fewest and most, that are looked at in full to fit an adaptive vote: 16 MB each
 
 
 @dataclass(frozen=True)
@@ -134,17 +134,17 @@ def submit(
         SubmissionError: the folder holds masks of another test set, or what was written does not pass the check.
     """
     chips = find_chips(test)
-    weights = load_weights(weights_path, device)
+    shipped = load_weights(weights_path, device)
     if adaptive:
-        learnt_bounds(weights)  # before anything is measured or written
-    weights = set_up(weights, partial(_with_ground, chips), tuning, check_engine(engine))
+        learnt_bounds(shipped)  # before anything is measured or written
+    weights = set_up(shipped, partial(_with_ground, chips), tuning, check_engine(engine))
     if rank() == 0:
         _check_folder(out_dir, chips)
     mosaics = agreed(find_mosaics(chips) if (mosaic or scale is True) and rank() == 0 else [])
     factors = agreed(_factors(weights, chips, mosaics, scale, out_dir / RESOLUTIONS) if rank() == 0 else {})
     surroundings = Surroundings(mosaics, MARGIN_PX if mosaic else 0, factors)
     if adaptive:
-        weights = end_early(weights, partial(_as_seen, chips, surroundings))
+        weights = end_early(weights, partial(_as_seen, chips, surroundings), in_half(shipped, weights))
     job = Job(weights, cleaning, out_dir, surroundings)
     todo = set(agreed(_begin(job, chips) if rank() == 0 else []))
     share = len(todo) * rank() // ranks(), len(todo) * (rank() + 1) // ranks()

@@ -80,7 +80,8 @@ def mean_over_views(network: Network, padded: Tensor, codes: Sequence[int], at_o
     """Returns a network's mean probability over views, (N, 1, H, W); up to `at_once` of one orientation go together."""
     vote = torch.zeros_like(padded[:, :1])
     for group in _groups(codes, at_once):
-        logits = network(torch.cat([view(padded, code) for code in group]))
+        views = [view(padded, code) for code in group]
+        logits = network(torch.cat(views) if len(views) > 1 else views[0])
         for code, part in zip(group, torch.sigmoid(logits).chunk(len(group)), strict=True):
             vote = vote + unview(part, code)
     return vote / len(codes)
@@ -166,6 +167,31 @@ def tuned(weights: Weights, settings: Sequence[Setting], engine: Engine = "torch
     card = weights.card
     ensemble = TunedEnsemble(networks, [setting.views for setting in settings], card.views, card.pad_multiple)
     return replace(weights, module=ensemble, plan=f"{engine} {' '.join(map(str, settings))}")
+
+
+def in_half(shipped: Weights, weights: Weights) -> Weights | None:
+    """Returns the weights with all cores in half precision, also those of which single masks then differ; or None.
+
+    None where that changes nothing: no half precision that is fast, another engine than torch, untuned weights.
+    All ranks must call it.
+
+    Args:
+        shipped: as loaded.
+        weights: the same ones, tuned.
+    """
+    settings = agreed(_halves(weights) if rank() == 0 else [])
+    return tuned(shipped, settings) if settings else None
+
+
+def _halves(weights: Weights) -> list[Setting]:
+    engine, *told = weights.plan.split()
+    if engine != "torch" or not (halves := dtypes(weights.device)):
+        return []
+    kept = [Setting.parse(text) for text in told]
+    made = [
+        replace(each, layout="channels_last", dtype=halves[0]) if each.dtype == "float32" else each for each in kept
+    ]
+    return made if made != kept else []
 
 
 def choose(weights: Weights, core: int, images: Sequence[Tensor], engine: Engine) -> Setting:

@@ -1,6 +1,5 @@
 """When a vote may end, learnt on tiles that the network which looks first had not seen."""
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from kit.console import track
 from kit.data.dataset import read_tile
 from kit.data.index import read_index
 from kit.data.masks import BUILDING, IGNORE
-from kit.deploy.adaptive.bounds import Tile, learn, look
+from kit.deploy.adaptive.bounds import Tile, learn, look, seconds_a_pass
 from kit.deploy.adaptive.vote import stages
 from kit.deploy.card import Bounds
 from kit.deploy.ensemble import VIEWS, Core
@@ -46,7 +45,7 @@ def learn_bounds(models: Sequence[nn.Module], folders: Sequence[Path], views: st
     networks = [Core(portable(model)).eval() for model in models]
     with torch.inference_mode():
         recipes = [read_settings(folder)["recipe"] for folder in folders]
-        seconds = best_of_each([_seconds(network, pad) for network in networks], recipes)
+        seconds = best_of_each([seconds_a_pass(network, pad) for network in networks], recipes)
         order = np.argsort(seconds, kind="stable").tolist()
         alike = [member for member in order if recipes[member] == recipes[order[0]]]
         rows = [(first, row) for first in alike for row in _held_out(folders[first], TILES // len(alike), paths)]
@@ -77,15 +76,3 @@ def _held_out(folder: Path, count: int, paths: Paths) -> list[pd.Series]:
         raise RunError(f"the tiles that {folder} held out were cut again since", "train it again: --restart")
     places = np.unique(np.linspace(0, len(rows) - 1, max(1, count)).round().astype(int))
     return [rows.iloc[place] for place in places]
-
-
-def _seconds(network: nn.Module, pad: int) -> float:
-    """Returns the time of a pass over 512 x 512 px or a little more, the better of two."""
-    side_px = -(-512 // pad) * pad
-    image = torch.zeros(1, 3, side_px, side_px)
-    found = []
-    for _ in range(2):
-        start = time.perf_counter()
-        network(image)
-        found.append(time.perf_counter() - start)
-    return min(found)

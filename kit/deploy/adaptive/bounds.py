@@ -7,6 +7,7 @@ them must be heard, and this shows it. Source: the expected index as a ratio of 
 """
 
 import hashlib
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -29,10 +30,14 @@ from kit.errors import WeightsError
 from kit.models.ranks import agreed, rank
 
 # bounds to choose from, undecided pixels for each that a network sees: 0 settles none, 1 all
-STEPS = (0.0, 0.0025, 0.004, 0.005, 0.006, 0.0075, 0.0085, 0.01, 0.0115, 0.0125, 0.0135, 0.015, 0.02, 0.03, 1.0)
+STEPS = (
+    *(0.0, 0.0025, 0.003, 0.0035, 0.004, 0.0045, 0.005, 0.0055, 0.006, 0.0065, 0.0075, 0.0085),
+    *(0.01, 0.0115, 0.0125, 0.0135, 0.015, 0.02, 0.03, 1.0),
+)
 LOSS = 0.002  # of the Jaccard index: the most that an early end may lose by labels
 CHANGE = 0.001  # of it: the most that it may change as expected; by labels changes were one to three times as large
 WORTH = 0.75  # of the passes: a vote that ends no earlier is taken in full
+GAIN = 1.1  # half precision must be so many times faster, where it changes masks a little
 LOOK_PX = 1024  # of the middle of an image that is looked at in full
 
 
@@ -61,6 +66,20 @@ def look(
     padded = F.pad(batch, [0, -batch.shape[3] % pad, 0, -batch.shape[2] % pad], mode="replicate")
     with torch.inference_mode():
         return [run(networks, step, padded).cpu() for step in steps]
+
+
+def seconds_a_pass(network: Network, pad: int, device: str = "cpu") -> float:
+    """Returns how long a network takes for 512 x 512 px or a little more, a multiple of `pad`; the better of two."""
+    side_px = -(-512 // pad) * pad
+    image = torch.zeros(1, 3, side_px, side_px, device=device)
+    found = []
+    with torch.inference_mode():
+        network(image)  # the first run on a size is the slowest
+        for _ in range(2):
+            start = time.perf_counter()
+            network(image)[0, 0, 0, 0].item()  # waits for a GPU, too
+            found.append(time.perf_counter() - start)
+    return min(found)
 
 
 def learn(
@@ -107,30 +126,34 @@ class Fit:
         passes: share of the full vote's that are taken, 0..1.
         change: of the Jaccard index, at most, as expected.
         images: that were looked at in full.
+        half: whether all networks are to compute in half precision.
     """
 
     settled: tuple[float, ...]
     passes: float
     change: float
     images: int
+    half: bool = False
 
     def __str__(self) -> str:
         if not any(self.settled):
             return f"adaptive: nothing to gain, the full vote is taken ({self.images} images looked at)"
         return (
-            f"adaptive: {self.passes:.0%} of the passes, Jaccard expected to change by {self.change:.4f} at most "
-            f"({self.images} images looked at)"
+            f"adaptive: {self.passes:.0%} of the passes{', all in half precision' if self.half else ''}, "
+            f"Jaccard expected to change by {self.change:.4f} at most ({self.images} images looked at)"
         )
 
 
-def fit(weights: Weights, images: Iterable[NDArray[np.uint8]]) -> Fit:
+def fit(weights: Weights, images: Iterable[NDArray[np.uint8]], half: Weights | None = None) -> Fit:
     """Returns the learnt bounds, or stricter ones, of which images expect a change of no more than `CHANGE`.
 
-    Bounds that pass by what the passes give over whole images are tried in earnest: windows have edges.
+    Bounds that pass by what the passes give over whole images are tried in earnest: windows have edges. They are tried
+    with networks in half precision first, where that is faster: what it changes is part of what is allowed.
 
     Args:
         weights: tuned or as loaded.
         images: uint8 (H, W, 3 or 4), like those that are to be predicted; of each the middle is looked at in full.
+        half: the same weights in half precision, of which single masks may differ.
     """
     bounds, networks, pad = learnt_bounds(weights), cores(weights), weights.card.pad_multiple
     whole = (0.0,) * len(bounds.settled)
@@ -147,20 +170,23 @@ def fit(weights: Weights, images: Iterable[NDArray[np.uint8]]) -> Fit:
     costs = [float(len(step)) for step in steps]
     full, _ = _ended(tiles, steps, whole, costs, pad)
     stricter = [step for step in reversed(STEPS) if 0 < step < max(bounds.settled)]
-    for most in (max(bounds.settled), *stricter):
-        settled = tuple(min(kept, most) for kept in bounds.settled)
-        ended, passes = _ended(tiles, steps, settled, costs, pad)
-        if passes > WORTH:
-            break  # and stricter ones save less
-        if expected_change(full, ended, tiles) <= CHANGE:
-            early = _adaptive(weights, settled)
-            change = expected_change(full, [_probability(early, image, weights.device) for image in seen], tiles)
-            if change <= CHANGE:
-                return Fit(settled, passes, change, len(tiles))
+    for way in (half, weights) if half and _is_faster(half, weights) else (weights,):
+        for most in (max(bounds.settled), *stricter):
+            settled = tuple(min(kept, most) for kept in bounds.settled)
+            ended, passes = _ended(tiles, steps, settled, costs, pad)
+            if passes > WORTH:
+                break  # and stricter ones save less
+            if expected_change(full, ended, tiles) <= CHANGE:
+                early = _adaptive(way, settled)
+                change = expected_change(full, [_probability(early, image, way.device) for image in seen], tiles)
+                if change <= CHANGE:
+                    return Fit(settled, passes, change, len(tiles), way is half)
     return Fit(whole, 1.0, 0.0, len(tiles))
 
 
-def end_early(weights: Weights, images: Callable[[], Iterable[NDArray[np.uint8]]]) -> Weights:
+def end_early(
+    weights: Weights, images: Callable[[], Iterable[NDArray[np.uint8]]], half: Weights | None = None
+) -> Weights:
     """Returns weights whose vote ends where it is clear; the same ones where nothing is to be gained.
 
     What images bear is found once and remembered. All ranks must call it; the first one looks.
@@ -168,15 +194,24 @@ def end_early(weights: Weights, images: Callable[[], Iterable[NDArray[np.uint8]]
     Args:
         weights: tuned or as loaded, with learnt bounds.
         images: gives some like those that are to be predicted, see `fit`.
+        half: see `fit`.
 
     Raises:
         WeightsError: see `learnt_bounds`.
     """
-    found = agreed(_fitted(weights, images()) if rank() == 0 else None)
+    found = agreed(_fitted(weights, images(), half) if rank() == 0 else None)
     if found is None or not any(found.settled):
         return weights
-    plan = f"{weights.plan} adaptive {' '.join(map(str, found.settled))}"
-    return replace(weights, module=_adaptive(weights, found.settled), plan=plan)
+    way = half if half and found.half else weights
+    plan = f"{way.plan} adaptive {' '.join(map(str, found.settled))}"
+    return replace(way, module=_adaptive(way, found.settled), plan=plan)
+
+
+def _is_faster(half: Weights, weights: Weights) -> bool:
+    """Tells whether all networks together are faster in half precision, by more than noise."""
+    pad, device = weights.card.pad_multiple, weights.device
+    seconds = [sum(seconds_a_pass(network, pad, device) for network in cores(way)) for way in (half, weights)]
+    return seconds[0] * GAIN < seconds[1]
 
 
 def learnt_bounds(weights: Weights) -> Bounds:
@@ -210,7 +245,7 @@ def _batch(image: NDArray[np.uint8], device: str) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float().to(device)
 
 
-def _fitted(weights: Weights, images: Iterable[NDArray[np.uint8]]) -> Fit:
+def _fitted(weights: Weights, images: Iterable[NDArray[np.uint8]], half: Weights | None) -> Fit:
     """Returns what images bear, found before or now, and tells it."""
     middles = [_middle(image) for image in images]
     shown = hashlib.sha256()
@@ -219,9 +254,10 @@ def _fitted(weights: Weights, images: Iterable[NDArray[np.uint8]]) -> Fit:
     key = f"{weights.sha256} {weights.plan} {shown.hexdigest()}"
     try:
         kept = recall("adaptive", key)
-        found = Fit(tuple(map(float, kept["settled"])), kept["passes"], kept["change"], kept["images"])
+        settled = tuple(map(float, kept["settled"]))
+        found = Fit(settled, kept["passes"], kept["change"], kept["images"], kept["half"])
     except (TypeError, KeyError, ValueError):
-        found = fit(weights, track(middles, "look in full"))
+        found = fit(weights, track(middles, "look in full"), half)
         remember("adaptive", key, asdict(found))
     say(str(found))
     return found

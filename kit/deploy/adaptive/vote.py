@@ -87,7 +87,7 @@ class Grid:
 
     def open_windows(self, mean: Tensor, within: float, price: float, among: Sequence[Window]) -> list[Window]:
         """Returns windows, among those of the last stage, that hold more undecided pixels than they cost; all for 0."""
-        if not price:
+        if not price or not among:
             return list(among)
         turning = undecided(mean, within, self.block_px)
         before = np.zeros(turning.shape, np.bool_)

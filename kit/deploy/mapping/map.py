@@ -38,7 +38,7 @@ from kit.deploy.mapping.strips import Strips
 from kit.deploy.mapping.tracing import Tracer
 from kit.deploy.mapping.windows import Axis, along, check_window
 from kit.deploy.predict import has_ground, predict_image
-from kit.deploy.tuning import TILES, set_up
+from kit.deploy.tuning import TILES, in_half, set_up
 from kit.deploy.weights import Weights, load_weights
 from kit.errors import KitError
 from kit.paths import alone, replacing
@@ -156,15 +156,15 @@ def map_scene(
     engine_ = check_engine(engine)
     if name != Path(name).name or name.startswith("."):
         raise KitError(f"{name!r} cannot name files", "expected letters, digits, `.`, `_` and `-`")
-    weights = load_weights(weights_path, device)
+    shipped = load_weights(weights_path, device)
     if adaptive:
-        learnt_bounds(weights)  # before anything is measured
+        learnt_bounds(shipped)  # before anything is measured
     with rasterio.Env(**gdal_options(CACHE_BYTES, is_remote(href))), Reader(href) as reader:
-        reader.look_at(wanted.gsd_m or weights.card.gsd_m)
-        rows, columns = windows_of(reader.work, wanted, weights.card.pad_multiple)
-        ready = set_up(weights, partial(_some, reader, TILES, SAMPLE_PX), tuning, engine_)
+        reader.look_at(wanted.gsd_m or shipped.card.gsd_m)
+        rows, columns = windows_of(reader.work, wanted, shipped.card.pad_multiple)
+        ready = set_up(shipped, partial(_some, reader, TILES, SAMPLE_PX), tuning, engine_)
         if adaptive:
-            ready = end_early(ready, partial(_some, reader, LOOKS, LOOK_PX))
+            ready = end_early(ready, partial(_some, reader, LOOKS, LOOK_PX), in_half(shipped, ready))
         key = {"scene": href, "version": fingerprint(href), "weights": ready.sha256, "plan": ready.plan}
         with alone(out_dir / name):
             return draw_map(reader, rows, columns, lambda rgba: _predicted(ready, rgba), key, out_dir / name, wanted)
