@@ -10,7 +10,7 @@ from deploy_fakes import noise
 from torch import Tensor
 
 from kit.deploy.adaptive import blocks, bounds, vote
-from kit.deploy.adaptive.bounds import Tile, end_early, expected_change, fit, learn
+from kit.deploy.adaptive.bounds import Tile, end_early, expected_change, fit, learn, seconds_a_pass
 from kit.deploy.adaptive.vote import AdaptiveEnsemble
 from kit.deploy.card import Bounds, Card
 from kit.deploy.engines import Network
@@ -141,6 +141,36 @@ def test_what_happens_at_the_edges_of_windows_is_seen(tiny_weights: Exported, mo
 
     monkeypatch.setattr(bounds, "cores", lambda weights: [denying, denying])
     assert fit(weights, [image]).settled == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("logit", "seconds", "taken"), [(0.9, 0.5, True), (-0.9, 0.5, False), (0.9, 0.95, False)], ids=str
+)
+def test_half_precision_is_taken_where_it_is_faster_and_borne(
+    tiny_weights: Exported, monkeypatch: pytest.MonkeyPatch, logit: float, seconds: float, taken: bool
+):
+    exact = loaded(tiny_weights, settled(0.1, 0.1, 0.1))
+    half = replace(exact, plan="in half")
+    networks: dict[str, Network] = {exact.plan: lambda x: x[:, :1] * 0 + 1, half.plan: lambda x: x[:, :1] * 0 + logit}
+    monkeypatch.setattr(bounds, "cores", lambda weights: [networks[weights.plan]] * 2)
+    monkeypatch.setattr(
+        bounds, "seconds_a_pass", lambda network, pad, device: seconds if network is networks[half.plan] else 1.0
+    )
+    found = fit(exact, [BRIGHT], half)
+    assert (found.half, found.settled) == (taken, (0.1, 0.1, 0.1))
+    assert ("all in half precision" in str(found)) == taken
+    assert not fit(exact, [BRIGHT]).half
+    for _ in range(2):  # found, then remembered
+        early = end_early(exact, lambda: [BRIGHT], half)
+        assert early.plan == f"{'in half' if taken else exact.plan} adaptive 0.1 0.1 0.1"
+        expected = torch.sigmoid(torch.tensor(logit if taken else 1.0)).item()
+        np.testing.assert_allclose(predict_image(early, noise(64, 64)), expected, atol=1e-6)
+
+
+def test_a_pass_is_timed_on_an_image_that_is_padded():
+    seen = []
+    assert seconds_a_pass(lambda x: seen.append(x.shape) or x[:, :1], 96) > 0
+    assert set(seen) == {(1, 3, 576, 576)}
 
 
 def test_transparent_pixels_do_not_count(tiny_weights: Exported, monkeypatch: pytest.MonkeyPatch):

@@ -100,9 +100,9 @@ def test_pixels_beyond_the_image_do_not_count():
 
 def test_blocks_that_were_left_are_not_taken_up_again():
     grid = Grid(64, 96, 32, 16)
-    mean = torch.full((1, 1, 64, 96), 0.5)
+    unsure, sure, passes = (torch.full((1, 1, 64, 96), value) for value in (1.0, 1.8, 2.0))
     among = [Window(0, 32, 0, 32), Window(32, 64, 64, 96)]
-    assert grid.open_windows(mean, 0.1, 0.0, among) == among
-    assert grid.open_windows(mean, 0.1, 0.001, among[:1]) == among[:1]
-    assert grid.open_windows(mean, 0.1, 0.001, []) == []
-    assert grid.open_windows(torch.full((1, 1, 64, 96), 0.9), 0.1, 0.001, [Window(0, 64, 0, 96)]) == []
+    assert grid.open_windows(unsure, passes, 0.1, 0.0, among) == among
+    assert grid.open_windows(unsure, passes, 0.1, 0.001, among[:1]) == among[:1]
+    assert grid.open_windows(unsure, passes, 0.1, 0.001, []) == []
+    assert grid.open_windows(sure, passes, 0.1, 0.001, [Window(0, 64, 0, 96)]) == []

@@ -14,7 +14,7 @@ from kit.deploy import tuning
 from kit.deploy.engines import Setting, check_engine, network
 from kit.deploy.export import Exported
 from kit.deploy.predict import predict_image
-from kit.deploy.tuning import choose, predicts_alike, tune, tuned
+from kit.deploy.tuning import choose, in_half, predicts_alike, tune, tuned
 from kit.deploy.weights import Weights, load_weights
 from kit.errors import KitError, WeightsError
 
@@ -48,6 +48,22 @@ def test_half_precision_halves_the_weights_of_convolutions_alone(weights: Weight
     assert half.dtype == torch.float32
     assert 0 < (half - full).abs().max() < 0.2
     assert not torch.is_autocast_enabled("cpu")
+
+
+def test_all_cores_in_half_precision(weights: Weights, monkeypatch: pytest.MonkeyPatch):
+    exact, half = Setting("packed", "float32", 4), Setting("channels_last", "bfloat16")
+    mixed = tuned(weights, [exact, half])
+    monkeypatch.setattr(tuning, "dtypes", lambda device: ("bfloat16",))
+    found = in_half(weights, mixed)
+    assert found
+    assert found.plan == "torch channels_last-bfloat16-4 channels_last-bfloat16-1"
+    expected = predict_image(tuned(weights, [Setting("channels_last", "bfloat16", 4), half]), IMAGE)
+    np.testing.assert_array_equal(predict_image(found, IMAGE), expected)
+    assert in_half(weights, tuned(weights, [half, half])) is None
+    assert in_half(weights, weights) is None
+    assert in_half(weights, dataclasses.replace(mixed, plan=mixed.plan.replace("torch", "openvino"))) is None
+    monkeypatch.setattr(tuning, "dtypes", lambda device: ())
+    assert in_half(weights, mixed) is None
 
 
 def test_wrong_input_to_a_tuned_vote(weights: Weights):

@@ -23,6 +23,20 @@ class Window:
         """Its area."""
         return (self.bottom - self.top) * (self.right - self.left)
 
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Its rows and columns."""
+        return slice(self.top, self.bottom), slice(self.left, self.right)
+
+    def blocks(self, block_px: int) -> tuple[slice, slice]:
+        """Returns the rows and columns of the blocks that it covers, the last ones perhaps in part."""
+        rows = slice(self.top // block_px, -(-self.bottom // block_px))
+        return rows, slice(self.left // block_px, -(-self.right // block_px))
+
+    def moved(self, down: int, right: int) -> "Window":
+        """Returns the window so many px further down and right."""
+        return Window(self.top + down, self.bottom + down, self.left + right, self.right + right)
+
     def joined(self, other: "Window") -> "Window":
         """Returns the smallest window that holds both."""
         return Window(
@@ -72,9 +86,9 @@ def cover(gains: NDArray[np.int64], price: float, block_px: int, margin: int, he
     def gain(window: Window | None) -> float:
         if window is None:
             return 0.0
-        top, bottom = window.top // block_px, -(-window.bottom // block_px)
-        left, right = window.left // block_px, -(-window.right // block_px)
-        gained: float = sums[bottom][right] - sums[top][right] - sums[bottom][left] + sums[top][left]
+        rows, columns = window.blocks(block_px)
+        above, below = sums[rows.start], sums[rows.stop]
+        gained: float = below[columns.stop] - above[columns.stop] - below[columns.start] + above[columns.start]
         return gained
 
     @cache

@@ -279,7 +279,7 @@ def _ended(
         grid = Grid.of(height, width, pad)
 
         def summed(stage: int, seen: Window, tile: Tile = tile) -> Tensor:
-            return tile.summed[stage][:, :, seen.top : seen.bottom, seen.left : seen.right]
+            return tile.summed[stage][:, :, *seen.slices]
 
         probability, taken = vote(summed, steps, settled, grid, torch.zeros(1, 1, height, width))
         areas = [sum(grid.seen(window).px for window in windows) / (height * width) for windows in taken]

@@ -85,16 +85,17 @@ class Grid:
         """Returns what a network sees of a window; of few sizes, since the first run on each takes the longest."""
         return window.grown(self.margin_px, self.block_px, self.height, self.width)
 
-    def open_windows(self, mean: Tensor, within: float, price: float, among: Sequence[Window]) -> list[Window]:
+    def open_windows(
+        self, total: Tensor, passes: Tensor, within: float, price: float, among: Sequence[Window]
+    ) -> list[Window]:
         """Returns windows, among those of the last stage, that hold more undecided pixels than they cost; all for 0."""
-        if not price or not among:
+        if not price:
             return list(among)
-        turning = undecided(mean, within, self.block_px)
-        before = np.zeros(turning.shape, np.bool_)
+        turning = np.zeros([-(-side // self.block_px) for side in (self.height, self.width)], np.int64)
         for window in among:
-            rows = slice(window.top // self.block_px, -(-window.bottom // self.block_px))
-            before[rows, window.left // self.block_px : -(-window.right // self.block_px)] = True
-        return cover(turning * before, price, self.block_px, self.margin_px, self.height, self.width)
+            mean = total[:, :, *window.slices] / passes[:, :, *window.slices]
+            turning[window.blocks(self.block_px)] = undecided(mean, within, self.block_px)
+        return cover(turning, price, self.block_px, self.margin_px, self.height, self.width)
 
 
 def vote(
@@ -119,17 +120,13 @@ def vote(
     for number, stage in enumerate(stages):
         for window in taken[number]:
             seen = grid.seen(window)
-            rows, columns = (slice(window.top, window.bottom), slice(window.left, window.right))
-            inner = (
-                slice(window.top - seen.top, window.bottom - seen.top),
-                slice(window.left - seen.left, window.right - seen.left),
-            )
-            total[:, :, rows, columns] += summed(number, seen)[:, :, inner[0], inner[1]]
-            passes[:, :, rows, columns] += len(stage)
+            inner = window.moved(-seen.top, -seen.left)
+            total[:, :, *window.slices] += summed(number, seen)[:, :, *inner.slices]
+            passes[:, :, *window.slices] += len(stage)
         if number < len(settled):
             asked = [len(stage) for stage in stages]
             within = near(sum(asked[: number + 1]), sum(asked))
-            taken.append(grid.open_windows(total / passes, within, settled[number], taken[number]))
+            taken.append(grid.open_windows(total, passes, within, settled[number], taken[number]))
     return total / passes, taken
 
 
@@ -164,8 +161,7 @@ class AdaptiveEnsemble(Ensemble):
 
     def _vote(self, image: Tensor) -> Tensor:
         def summed(stage: int, seen: Window) -> Tensor:
-            crop = image[:, :, seen.top : seen.bottom, seen.left : seen.right]
-            return run(self.networks, self.stages[stage], crop)
+            return run(self.networks, self.stages[stage], image[:, :, *seen.slices])
 
         height, width = image.shape[2:]
         grid = Grid.of(height, width, self.pad_multiple)
