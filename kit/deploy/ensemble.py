@@ -12,6 +12,7 @@ from kit.models.targets import building_logits
 
 # A view's code: bit 0 flips left-right, bit 1 flips top-bottom, bit 2 transposes before the flips.
 VIEWS = {"none": [0], "flips": [0, 1, 2, 3], "d4": [0, 1, 2, 3, 4, 5, 6, 7]}
+TURN = 3  # a code with both flips more or less: the view turned by half
 
 
 def view_codes(views: str) -> list[int]:

@@ -126,10 +126,10 @@ class PixelNet(nn.Module):
         below, right = -height % self.pad_multiple, -width % self.pad_multiple
         if below or right:
             x = F.pad(x.float(), (0, right, 0, below), mode="replicate")
-        x = (x.float() - self.mean) / self.std
+        x = x.float()
         if self.reduce > 1:
             x = F.avg_pool2d(x, self.reduce)
-        logits = self.logits(x)
+        logits = self.logits((x - self.mean) / self.std)
         if not (below or right):
             return logits
         if isinstance(logits, tuple):
