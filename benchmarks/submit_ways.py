@@ -9,25 +9,26 @@ remembers what they bear. Then come the rounds, their order turned from one to t
 ways decode, write and check alike; `--mosaic` and `--scale` find the mosaics with each call, `--scale` estimates
 their resolution. At seams are the pixels of a chip within SEAM_PX of a side that `kit mosaic` lays beside another
 chip. Without `--test` it is the sample. Where TRUTH has a chips.csv with `gsd_m` the true resolutions stand beside
-the estimated ones. With `--copies` each chip comes so often, as in a larger test set: what a call costs beside its
-chips, and warming up, counts the less.
+the estimated ones. With `--copies`, up to 8, each chip comes so often, flipped and turned, as in a larger test set:
+what a call costs beside its chips, and warming up, counts the less.
 """
 
 import argparse
 import csv
 import os
-import shutil
 import statistics
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import rasterio
 import torch
 
 from kit.data.masks import Counts, count, pool
 from kit.data.sample import draw_sample
 from kit.deploy.chips import find_chips
+from kit.deploy.ensemble import view
 from kit.deploy.mosaics import resolutions
 from kit.deploy.mosaics.finding import Mosaic, find_mosaics
 from kit.deploy.rasters import decode_mask
@@ -63,11 +64,16 @@ def seams(mosaics: list[Mosaic], out: Path, truth: Path) -> Counts:
 
 
 def copied(given: Path, out: Path, copies: int) -> Path:
-    """Returns a folder with as many copies of each .tif, beside each other by name."""
+    """Returns a folder with as many copies of each .tif, each flipped and turned in its own way."""
     out.mkdir()
     for path in sorted(given.glob("*.tif")):
-        for number in range(copies):
-            shutil.copyfile(path, out / f"{path.stem}_copy{number}.tif")
+        with rasterio.open(path) as file:
+            image, profile = torch.from_numpy(file.read()[None]), file.profile
+        for code in range(copies):
+            turned = view(image, code)[0].numpy()
+            size = {"height": turned.shape[1], "width": turned.shape[2]}
+            with rasterio.open(out / f"{path.stem}_view{code}.tif", "w", **{**profile, **size}) as file:
+                file.write(turned)
     return out
 
 
@@ -89,6 +95,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.copies > 1 and not options.few:
         parser.error("--copies needs --few: chips that are there twice make no mosaics")
+    if not 1 <= options.copies <= 8:
+        parser.error("--copies: there are 8 ways to flip and turn a chip")
     card = read_card(options.weights)
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)

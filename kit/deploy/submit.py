@@ -144,7 +144,8 @@ def submit(
     factors = agreed(_factors(weights, chips, mosaics, scale, out_dir / RESOLUTIONS) if rank() == 0 else {})
     surroundings = Surroundings(mosaics, MARGIN_PX if mosaic else 0, factors)
     if adaptive:
-        weights = end_early(weights, partial(_as_seen, chips, surroundings), in_half(shipped, weights))
+        half = in_half(shipped, weights)
+        weights = end_early(weights, partial(_as_seen, chips, surroundings), half, len(chips))
     job = Job(weights, cleaning, out_dir, surroundings)
     todo = set(agreed(_begin(job, chips) if rank() == 0 else []))
     share = len(todo) * rank() // ranks(), len(todo) * (rank() + 1) // ranks()

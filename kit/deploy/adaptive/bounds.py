@@ -1,9 +1,8 @@
 """How early a vote may end: learnt at export on tiles with labels, held against the images that are to be predicted.
 
-Both ask by how much an early end may change the Jaccard index. The full vote tells for every pixel how likely it is
-building; hence, without labels, the index that its mask may expect, and what each pixel changes that an early end
-turns (`expected_change`). The networks know imagery that is like their tiles; on other imagery they disagree, more of
-them must be heard, and this shows it. Source: the expected index as a ratio of expectations is Nowozin's (CVPR 2014).
+Both ask by how much an early end may change the Jaccard index, also without labels (`kit.deploy.adaptive.change`). The
+networks know imagery that is like their tiles; on other imagery they disagree, more of them must be heard, and this
+shows it.
 """
 
 import hashlib
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from kit.console import say, track
 from kit.deploy.adaptive.blocks import Window
+from kit.deploy.adaptive.change import change_of, overlap
 from kit.deploy.adaptive.vote import AdaptiveEnsemble, Grid, Pass, run, stages, vote
 from kit.deploy.card import Bounds
 from kit.deploy.choices import recall, remember
@@ -31,11 +31,12 @@ from kit.models.ranks import agreed, rank
 
 # bounds to choose from, undecided pixels for each that a network sees: 0 settles none, 1 all
 STEPS = (
-    *(0.0, 0.0025, 0.003, 0.0035, 0.004, 0.0045, 0.005, 0.0055, 0.006, 0.0065, 0.0075, 0.0085),
-    *(0.01, 0.0115, 0.0125, 0.0135, 0.015, 0.02, 0.03, 1.0),
+    *(0.0, 0.002, 0.003, 0.004, 0.005, 0.006, 0.008, 0.01, 0.0125),
+    *(0.015, 0.0175, 0.02, 0.0225, 0.025, 0.03, 0.035, 0.04, 0.05, 0.07, 1.0),
 )
-LOSS = 0.002  # of the Jaccard index: the most that an early end may lose by labels
-CHANGE = 0.001  # of it: the most that it may change as expected; by labels changes were one to three times as large
+CHANGE = 0.002  # of the Jaccard index: the most that an early end may lose by labels, and change at most without
+SET = 100  # images of a test set that bounds are learnt for: on a smaller one chance weighs more, the look tells
+STRICTER = 0.85  # times: bounds that images do not bear, for the next try
 WORTH = 0.75  # of the passes: a vote that ends no earlier is taken in full
 GAIN = 1.1  # half precision must be so many times faster, where it changes masks a little
 LOOK_PX = 1024  # of the middle of an image that is looked at in full
@@ -86,7 +87,7 @@ def learn(
     tiles: Sequence[Tile], buildings: Sequence[NDArray[np.bool_]], order: Sequence[int], codes: Sequence[int],
     seconds: Sequence[float], pad: int,
 ) -> Bounds:  # fmt: skip
-    """Returns the bounds of least cost that lose no more than `LOSS` by labels, and change by no more than `CHANGE`.
+    """Returns the bounds of least cost that lose no more than `CHANGE` by labels, nor may change more without.
 
     Labels alone would not do: on a few tiles an early end makes as many pixels right as wrong, by luck.
 
@@ -102,7 +103,9 @@ def learn(
     costs = [sum(seconds[member] for member, _ in stage) for stage in steps]
     whole = (0.0,) * (len(steps) - 1)
     full, _ = _ended(tiles, steps, whole, costs, pad)
+    counts = [tile.counts for tile in tiles]
     score_full = _labelled(full, buildings, tiles)
+    share = min(1.0, len(tiles) / SET)
     best = Bounds(tuple(order), whole, score_full, score_full, 1.0)
     for first in STEPS:
         for later in reversed(STEPS):  # the cheapest comes first
@@ -111,7 +114,7 @@ def learn(
             if cost >= best.cost:
                 break
             score = _labelled(ended, buildings, tiles)
-            if score >= score_full - LOSS and expected_change(full, ended, tiles) <= CHANGE:
+            if score >= score_full - CHANGE and change_of(full, ended, counts).most(share) <= CHANGE:
                 best = replace(best, settled=settled, score=score, cost=cost)
                 break
     return best
@@ -124,7 +127,7 @@ class Fit:
     Args:
         settled: see `Bounds`; all 0 where the full vote is to be taken.
         passes: share of the full vote's that are taken, 0..1.
-        change: of the Jaccard index, at most, as expected.
+        change: of the Jaccard index, at most.
         images: that were looked at in full.
         half: whether all networks are to compute in half precision.
     """
@@ -140,12 +143,12 @@ class Fit:
             return f"adaptive: nothing to gain, the full vote is taken ({self.images} images looked at)"
         return (
             f"adaptive: {self.passes:.0%} of the passes{', all in half precision' if self.half else ''}, "
-            f"Jaccard expected to change by {self.change:.4f} at most ({self.images} images looked at)"
+            f"Jaccard within {self.change:.4f} of the full vote's ({self.images} images looked at)"
         )
 
 
-def fit(weights: Weights, images: Iterable[NDArray[np.uint8]], half: Weights | None = None) -> Fit:
-    """Returns the learnt bounds, or stricter ones, of which images expect a change of no more than `CHANGE`.
+def fit(weights: Weights, images: Iterable[NDArray[np.uint8]], half: Weights | None = None, number: int = 0) -> Fit:
+    """Returns the learnt bounds, or stricter ones, with which images change by no more than `CHANGE`.
 
     Bounds that pass by what the passes give over whole images are tried in earnest: windows have edges. They are tried
     with networks in half precision first, where that is faster: what it changes is part of what is allowed.
@@ -154,6 +157,7 @@ def fit(weights: Weights, images: Iterable[NDArray[np.uint8]], half: Weights | N
         weights: tuned or as loaded.
         images: uint8 (H, W, 3 or 4), like those that are to be predicted; of each the middle is looked at in full.
         half: the same weights in half precision, of which single masks may differ.
+        number: of the images that are to be predicted, so many as `images` are or more: among many chance evens out.
     """
     bounds, networks, pad = learnt_bounds(weights), cores(weights), weights.card.pad_multiple
     whole = (0.0,) * len(bounds.settled)
@@ -167,25 +171,29 @@ def fit(weights: Weights, images: Iterable[NDArray[np.uint8]], half: Weights | N
         tiles.append(Tile(look(networks, steps, seen[-1], pad, weights.device), shown))
     if not tiles:
         return Fit(bounds.settled, bounds.cost, 0.0, 0)
-    costs = [float(len(step)) for step in steps]
+    costs, counts = [float(len(step)) for step in steps], [tile.counts for tile in tiles]
     full, _ = _ended(tiles, steps, whole, costs, pad)
-    stricter = [step for step in reversed(STEPS) if 0 < step < max(bounds.settled)]
+    share = min(1.0, len(tiles) / max(number, 1))
+
+    def change(ended: Sequence[NDArray[np.float32]]) -> float:
+        return change_of(full, ended, counts).most(share)
+
     for way in (half, weights) if half and _is_faster(half, weights) else (weights,):
-        for most in (max(bounds.settled), *stricter):
-            settled = tuple(min(kept, most) for kept in bounds.settled)
-            ended, passes = _ended(tiles, steps, settled, costs, pad)
-            if passes > WORTH:
-                break  # and stricter ones save less
-            if expected_change(full, ended, tiles) <= CHANGE:
+        settled = bounds.settled
+        ended, passes = _ended(tiles, steps, settled, costs, pad)
+        while passes <= WORTH and max(settled) >= STEPS[1]:
+            if change(ended) <= CHANGE:
                 early = _adaptive(way, settled)
-                change = expected_change(full, [_probability(early, image, way.device) for image in seen], tiles)
-                if change <= CHANGE:
-                    return Fit(settled, passes, change, len(tiles), way is half)
+                found = change([_probability(early, image, way.device) for image in seen])
+                if found <= CHANGE:
+                    return Fit(settled, passes, found, len(tiles), way is half)
+            settled = tuple(round(kept * STRICTER, 6) for kept in settled)
+            ended, passes = _ended(tiles, steps, settled, costs, pad)
     return Fit(whole, 1.0, 0.0, len(tiles))
 
 
 def end_early(
-    weights: Weights, images: Callable[[], Iterable[NDArray[np.uint8]]], half: Weights | None = None
+    weights: Weights, images: Callable[[], Iterable[NDArray[np.uint8]]], half: Weights | None = None, number: int = 0
 ) -> Weights:
     """Returns weights whose vote ends where it is clear; the same ones where nothing is to be gained.
 
@@ -195,11 +203,12 @@ def end_early(
         weights: tuned or as loaded, with learnt bounds.
         images: gives some like those that are to be predicted, see `fit`.
         half: see `fit`.
+        number: see `fit`.
 
     Raises:
         WeightsError: see `learnt_bounds`.
     """
-    found = agreed(_fitted(weights, images(), half) if rank() == 0 else None)
+    found = agreed(_fitted(weights, images(), half, number) if rank() == 0 else None)
     if found is None or not any(found.settled):
         return weights
     way = half if half and found.half else weights
@@ -245,19 +254,19 @@ def _batch(image: NDArray[np.uint8], device: str) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float().to(device)
 
 
-def _fitted(weights: Weights, images: Iterable[NDArray[np.uint8]], half: Weights | None) -> Fit:
+def _fitted(weights: Weights, images: Iterable[NDArray[np.uint8]], half: Weights | None, number: int) -> Fit:
     """Returns what images bear, found before or now, and tells it."""
     middles = [_middle(image) for image in images]
     shown = hashlib.sha256()
     for middle in middles:
         shown.update(f"{middle.shape}".encode() + middle.tobytes())
-    key = f"{weights.sha256} {weights.plan} {shown.hexdigest()}"
+    key = f"{weights.sha256} {weights.plan} {number} {shown.hexdigest()}"
     try:
         kept = recall("adaptive", key)
         settled = tuple(map(float, kept["settled"]))
         found = Fit(settled, kept["passes"], kept["change"], kept["images"], kept["half"])
     except (TypeError, KeyError, ValueError):
-        found = fit(weights, track(middles, "look in full"), half)
+        found = fit(weights, track(middles, "look in full"), half, number)
         remember("adaptive", key, asdict(found))
     say(str(found))
     return found
@@ -289,48 +298,10 @@ def _ended(
     return found, float(np.mean(spent))
 
 
-def expected_change(
-    full: Sequence[NDArray[np.float32]], ended: Sequence[NDArray[np.float32]], tiles: Sequence[Tile]
-) -> float:
-    """Returns by how much the Jaccard index of all tiles may change, at most, where votes end early.
-
-    A pixel that is building with a probability p and that a mask gains or loses changes an index J of I / U by about
-    (p - J (1 - p)) / U. What some pixels gain does not make up for what others lose: the full vote may be mistaken.
-
-    Args:
-        full: probabilities of the full vote, (h, w), one a tile.
-        ended: likewise, of the vote that ended early.
-        tiles: which pixels count.
-    """
-    overlaps = [_overlap(vote > 0.5, vote, tile.counts) for vote, tile in zip(full, tiles, strict=True)]
-    shared, union = np.sum(overlaps, axis=0)
-    if not union:
-        return 0.0
-    votes = zip(full, ended, tiles, strict=True)
-    turned = np.concatenate([vote[((vote > 0.5) != (early > 0.5)) & tile.counts] for vote, early, tile in votes])
-    jaccard = shared / union
-    return float(np.abs(turned - jaccard * (1 - turned)).sum(dtype=np.float64) / union)
-
-
 def _labelled(
     probabilities: Sequence[NDArray[np.float32]], buildings: Sequence[NDArray[np.bool_]], tiles: Sequence[Tile]
 ) -> float:
     """Returns the pooled Jaccard index by labels; 1 where there are no buildings anywhere."""
     votes = zip(probabilities, buildings, tiles, strict=True)
-    shared, union = np.sum([_overlap(vote > 0.5, truth, tile.counts) for vote, truth, tile in votes], axis=0)
+    shared, union = np.sum([overlap(vote > 0.5, truth, tile.counts) for vote, truth, tile in votes], axis=0)
     return float(shared / union) if union else 1.0
-
-
-def _overlap(
-    mask: NDArray[np.bool_], truth: NDArray[np.bool_] | NDArray[np.float32], counts: NDArray[np.bool_]
-) -> tuple[float, float]:
-    """Returns the pixels that a mask and the truth share, and those of their union, as expected.
-
-    Args:
-        mask: (h, w).
-        truth: likewise, how likely each pixel is building: 0 and 1 where that is known.
-        counts: likewise, which pixels do.
-    """
-    shared = float(truth[mask & counts].sum(dtype=np.float64))
-    missed = float(truth[~mask & counts].sum(dtype=np.float64))
-    return shared, np.count_nonzero(mask & counts) + missed
