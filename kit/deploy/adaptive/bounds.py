@@ -30,10 +30,8 @@ from kit.errors import WeightsError
 from kit.models.ranks import agreed, rank
 
 # bounds to choose from, undecided pixels for each that a network sees: 0 settles none, 1 all
-STEPS = (
-    *(0.0, 0.002, 0.003, 0.004, 0.005, 0.006, 0.008, 0.01, 0.0125),
-    *(0.015, 0.0175, 0.02, 0.0225, 0.025, 0.03, 0.035, 0.04, 0.05, 0.07, 1.0),
-)
+STEPS = (0.0, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.07, 1.0)
+LEAST = 0.002  # stricter ones settle next to nothing
 CHANGE = 0.002  # of the Jaccard index: the most that an early end may lose by labels, and change at most without
 SET = 100  # images of a test set that bounds are learnt for: on a smaller one chance weighs more, the look tells
 STRICTER = 0.85  # times: bounds that images do not bear, for the next try
@@ -181,7 +179,7 @@ def fit(weights: Weights, images: Iterable[NDArray[np.uint8]], half: Weights | N
     for way in (half, weights) if half and _is_faster(half, weights) else (weights,):
         settled = bounds.settled
         ended, passes = _ended(tiles, steps, settled, costs, pad)
-        while passes <= WORTH and max(settled) >= STEPS[1]:
+        while passes <= WORTH and max(settled) >= LEAST:
             if change(ended) <= CHANGE:
                 early = _adaptive(way, settled)
                 found = change([_probability(early, image, way.device) for image in seen])
