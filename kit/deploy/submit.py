@@ -144,8 +144,8 @@ def submit(
     factors = agreed(_factors(weights, chips, mosaics, scale, out_dir / RESOLUTIONS) if rank() == 0 else {})
     surroundings = Surroundings(mosaics, MARGIN_PX if mosaic else 0, factors)
     if adaptive:
-        half = in_half(shipped, weights)
-        weights = end_early(weights, partial(_as_seen, chips, surroundings), half, len(chips))
+        some, half = _some(chips), in_half(shipped, weights)
+        weights = end_early(weights, partial(_as_seen, some, surroundings), half, len(some) / len(chips))
     job = Job(weights, cleaning, out_dir, surroundings)
     todo = set(agreed(_begin(job, chips) if rank() == 0 else []))
     share = len(todo) * rank() // ranks(), len(todo) * (rank() + 1) // ranks()
@@ -160,13 +160,15 @@ def _with_ground(chips: Sequence[Chip]) -> list[NDArray[np.uint8]]:
     return list(islice((image for image in images if has_ground(image)), TILES))
 
 
+def _some(chips: Sequence[Chip]) -> list[Chip]:
+    """Returns chips to be looked at in full, evenly spread: as many as the root of their number."""
+    count = min(len(chips), int(np.clip(round(len(chips) ** 0.5), *LOOKS)))
+    return [chips[place] for place in np.linspace(0, len(chips) - 1, count).round().astype(int).tolist()]
+
+
 def _as_seen(chips: Sequence[Chip], surroundings: Surroundings) -> Iterator[NDArray[np.uint8]]:
-    """Yields what is seen of some chips that show something, evenly spread: as many as the root of their number."""
-    count = np.clip(round(len(chips) ** 0.5), *LOOKS)
-    for place in np.linspace(0, len(chips) - 1, min(len(chips), count)).round().astype(int).tolist():
-        wide = surroundings.read(chips[place]).wide
-        if has_ground(wide):
-            yield wide
+    """Returns what is seen of chips that show something, one after the other."""
+    return filter(has_ground, (surroundings.read(chip).wide for chip in chips))
 
 
 def _factors(

@@ -113,8 +113,8 @@ def test_among_many_images_chance_evens_out(tiny_weights: Exported, monkeypatch:
     saying(monkeypatch, 2.0, 2.0)
     monkeypatch.setattr(bounds, "change_of", lambda *given: Change(0.001, 0.002))
     weights = loaded(tiny_weights, settled(0.1, 0.1, 0.1))
-    assert fit(weights, [BRIGHT]).settled == fit(weights, [BRIGHT], number=10).settled == (0.0, 0.0, 0.0)
-    assert fit(weights, [BRIGHT], number=100).settled == (0.1, 0.1, 0.1)
+    assert fit(weights, [BRIGHT]).settled == fit(weights, [BRIGHT], share=0.1).settled == (0.0, 0.0, 0.0)
+    assert fit(weights, [BRIGHT], share=0.01).settled == (0.1, 0.1, 0.1)
 
 
 def test_what_happens_at_the_edges_of_windows_is_seen(tiny_weights: Exported, monkeypatch: pytest.MonkeyPatch):

@@ -145,7 +145,7 @@ class Fit:
         )
 
 
-def fit(weights: Weights, images: Iterable[NDArray[np.uint8]], half: Weights | None = None, number: int = 0) -> Fit:
+def fit(weights: Weights, images: Iterable[NDArray[np.uint8]], half: Weights | None = None, share: float = 1.0) -> Fit:
     """Returns the learnt bounds, or stricter ones, with which images change by no more than `CHANGE`.
 
     Bounds that pass by what the passes give over whole images are tried in earnest: windows have edges. They are tried
@@ -155,7 +155,7 @@ def fit(weights: Weights, images: Iterable[NDArray[np.uint8]], half: Weights | N
         weights: tuned or as loaded.
         images: uint8 (H, W, 3 or 4), like those that are to be predicted; of each the middle is looked at in full.
         half: the same weights in half precision, of which single masks may differ.
-        number: of the images that are to be predicted, so many as `images` are or more: among many chance evens out.
+        share: of all that are to be predicted that `images` stand for, 0..1: among many chance evens out.
     """
     bounds, networks, pad = learnt_bounds(weights), cores(weights), weights.card.pad_multiple
     whole = (0.0,) * len(bounds.settled)
@@ -171,7 +171,6 @@ def fit(weights: Weights, images: Iterable[NDArray[np.uint8]], half: Weights | N
         return Fit(bounds.settled, bounds.cost, 0.0, 0)
     costs, counts = [float(len(step)) for step in steps], [tile.counts for tile in tiles]
     full, _ = _ended(tiles, steps, whole, costs, pad)
-    share = min(1.0, len(tiles) / max(number, 1))
 
     def change(ended: Sequence[NDArray[np.float32]]) -> float:
         return change_of(full, ended, counts).most(share)
@@ -191,7 +190,7 @@ def fit(weights: Weights, images: Iterable[NDArray[np.uint8]], half: Weights | N
 
 
 def end_early(
-    weights: Weights, images: Callable[[], Iterable[NDArray[np.uint8]]], half: Weights | None = None, number: int = 0
+    weights: Weights, images: Callable[[], Iterable[NDArray[np.uint8]]], half: Weights | None = None, share: float = 1.0
 ) -> Weights:
     """Returns weights whose vote ends where it is clear; the same ones where nothing is to be gained.
 
@@ -201,12 +200,12 @@ def end_early(
         weights: tuned or as loaded, with learnt bounds.
         images: gives some like those that are to be predicted, see `fit`.
         half: see `fit`.
-        number: see `fit`.
+        share: see `fit`.
 
     Raises:
         WeightsError: see `learnt_bounds`.
     """
-    found = agreed(_fitted(weights, images(), half, number) if rank() == 0 else None)
+    found = agreed(_fitted(weights, images(), half, share) if rank() == 0 else None)
     if found is None or not any(found.settled):
         return weights
     way = half if half and found.half else weights
@@ -252,19 +251,19 @@ def _batch(image: NDArray[np.uint8], device: str) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float().to(device)
 
 
-def _fitted(weights: Weights, images: Iterable[NDArray[np.uint8]], half: Weights | None, number: int) -> Fit:
+def _fitted(weights: Weights, images: Iterable[NDArray[np.uint8]], half: Weights | None, share: float) -> Fit:
     """Returns what images bear, found before or now, and tells it."""
     middles = [_middle(image) for image in images]
     shown = hashlib.sha256()
     for middle in middles:
         shown.update(f"{middle.shape}".encode() + middle.tobytes())
-    key = f"{weights.sha256} {weights.plan} {number} {shown.hexdigest()}"
+    key = f"{weights.sha256} {weights.plan} {share:.6f} {shown.hexdigest()}"
     try:
         kept = recall("adaptive", key)
         settled = tuple(map(float, kept["settled"]))
         found = Fit(settled, kept["passes"], kept["change"], kept["images"], kept["half"])
     except (TypeError, KeyError, ValueError):
-        found = fit(weights, track(middles, "look in full"), half, number)
+        found = fit(weights, track(middles, "look in full"), half, share)
         remember("adaptive", key, asdict(found))
     say(str(found))
     return found

@@ -164,8 +164,7 @@ def map_scene(
         rows, columns = windows_of(reader.work, wanted, shipped.card.pad_multiple)
         ready = set_up(shipped, partial(_some, reader, TILES, SAMPLE_PX), tuning, engine_)
         if adaptive:
-            half, windows = in_half(shipped, ready), len(rows) * len(columns)
-            ready = end_early(ready, partial(_some, reader, LOOKS, LOOK_PX), half, windows)
+            ready = end_early(ready, partial(_some, reader, LOOKS, LOOK_PX), in_half(shipped, ready))
         key = {"scene": href, "version": fingerprint(href), "weights": ready.sha256, "plan": ready.plan}
         with alone(out_dir / name):
             return draw_map(reader, rows, columns, lambda rgba: _predicted(ready, rgba), key, out_dir / name, wanted)
