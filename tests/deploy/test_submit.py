@@ -442,3 +442,11 @@ def test_two_processes_hand_over_what_one_does(chips: Path, tiny_weights: Export
         made.append(outputs(root / "submissions" / "tiny-chips"))
     assert made[0] == made[1]
     assert len(made[0]) == 6  # four masks, the table, the archive
+
+
+@pytest.mark.parametrize(("number", "looked"), [(3, 3), (20, 8), (100, 10), (11_481, 24)])
+def test_chips_that_are_looked_at_are_evenly_spread(number: int, looked: int):
+    chips = [room.Chip(str(place), Path(f"{place}.tif")) for place in range(number)]
+    places = [int(chip.id) for chip in room._some(chips)]
+    assert (len(places), places[0], places[-1]) == (looked, 0, number - 1)
+    assert max(np.diff(places)) - min(np.diff(places)) <= 1
