@@ -176,15 +176,15 @@ def fit(weights: Weights, images: Iterable[NDArray[np.uint8]], half: Weights | N
         return change_of(full, ended, counts).most(share)
 
     for way in (half, weights) if half and _is_faster(half, weights) else (weights,):
-        settled = bounds.settled
+        settled, tried = bounds.settled, 0.0
         ended, passes = _ended(tiles, steps, settled, costs, pad)
         while passes <= WORTH and max(settled) >= LEAST:
-            if change(ended) <= CHANGE:
+            if passes != tried and change(ended) <= CHANGE:
                 early = _adaptive(way, settled)
                 found = change([_probability(early, image, way.device) for image in seen])
                 if found <= CHANGE:
                     return Fit(settled, passes, found, len(tiles), way is half)
-            settled = tuple(round(kept * STRICTER, 6) for kept in settled)
+            settled, tried = tuple(round(kept * STRICTER, 6) for kept in settled), passes
             ended, passes = _ended(tiles, steps, settled, costs, pad)
     return Fit(whole, 1.0, 0.0, len(tiles))
 
