@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -90,13 +91,14 @@ def test_rewritten_unchanged_it_loads(changed: Callable[..., Path]):
     assert run(image).shape == (1, 1, 20, 20)
 
 
-def test_pickled_inputs_are_not_read(changed: Callable[..., Path], tmp_path: Path):
+def test_pickled_inputs_are_not_read(changed: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture):
     """The danger is real: torch falls back to a full unpickling."""
     canary = tmp_path / "canary"
     path = changed(lambda records: records.update({"data/sample_inputs/model.pt": pickled(canary)}))
     with pytest.raises(WeightsError, match=r"bad\.pt2 holds pickled example inputs"):
         formats.runner(path)
     assert not canary.exists()
+    caplog.set_level(logging.ERROR, "torch._export.serde.serialize")  # torch 2.14 warns with too few arguments
     torch.export.load(path)
     assert canary.exists()
 
