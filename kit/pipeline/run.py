@@ -18,8 +18,8 @@ from kit.data.prepare import prepare
 from kit.data.sample import draw_sample
 from kit.deploy.card import Member, sha256_of
 from kit.deploy.export import Exported, export_ensemble
-from kit.deploy.weights import load_weights
-from kit.errors import DataError, RunError
+from kit.deploy.weights import load_weights, read_card
+from kit.errors import DataError, RunError, WeightsError
 from kit.models.pretrained import Source
 from kit.models.processes import joined
 from kit.models.ranks import rank, wait_for_all
@@ -247,6 +247,7 @@ def export(
         RunError: a run is missing or unfinished.
         WeightsError: the frozen file differs from the networks, or another format from it.
     """
+    before = _runs_in(paths.weights / f"{name}.pt")
     models, records, results, settings = [], [], [], []
     for run_name in runs:
         folder = _run_folder(run_name, paths)
@@ -285,6 +286,12 @@ def export(
         f"members {len(models)}, views {views}: the frozen file and the eager networks differ by at most "
         f"{card.parity_max_abs:.1e} in probability, {card.parity_equal_masks:.4%} of mask pixels are equal"
     )
+    wanted = [f"{record.recipe}/fold{record.fold}" for record in records]
+    if gone := [run_name for run_name in before if run_name not in wanted]:
+        say(
+            f"{name}.pt was made of {', '.join(gone)}, too, and no longer is; of all of them: "
+            f"kit export {' '.join(dict.fromkeys([*before, *wanted]))} --name {name}"
+        )
     for file, difference in exported.others.items():
         say(f"{file}: read back, {difference:.1e} from the frozen file at most")
     if choice:
@@ -295,6 +302,14 @@ def export(
             "on held-out tiles (kit submit --adaptive)"
         )
     return exported
+
+
+def _runs_in(weights: Path) -> list[str]:
+    """Returns the runs that a weights file is made of; none where there is no file, or an unreadable one."""
+    try:
+        return [f"{member.recipe}/fold{member.fold}" for member in read_card(weights).members]
+    except (OSError, WeightsError):
+        return []
 
 
 def _choice(runs: Sequence[str], paths: Paths) -> Choice | None:
