@@ -12,6 +12,7 @@ import typer
 from kit import __version__
 from kit.console import failure, result, say, table
 from kit.errors import CutError, KitError, RankError
+from kit.outputs import as_name, check_name
 from kit.paths import Paths
 
 app = typer.Typer(
@@ -372,7 +373,7 @@ def submit(
             cleaning = chosen_cleaning(read_card(chosen), chosen.name, clean, threshold, smallest, holes)
             say(f"masks: {cleaning}")
         where = chips.parent if chips.suffix == ".json" else chips
-        folder = paths.submission(name or f"{chosen.stem}-{where.resolve().name}")
+        folder = paths.submission(name or as_name(f"{chosen.stem}-{where.resolve().name}"))
         made = submit_chips(
             chips, chosen, folder, str(picked), tune, engine, rle, cleaning, adaptive, mosaic, gsd or scale
         )
@@ -463,7 +464,7 @@ def map_(
 
     paths = Paths(root)
     chosen = find_weights(weights, sha256, paths.weights)
-    called = name or f"{chosen.stem}-{name_of(scene)}"
+    called = check_name(name) if name else as_name(f"{chosen.stem}-{name_of(scene)}")
     say(f"weights {chosen}, scene {scene}")
     wanted = Wanted(
         threshold=threshold, gsd_m=gsd, grid=grid, window_px=window, overlap_px=overlap, format=format_,
@@ -493,7 +494,7 @@ def mosaic(
     from kit.deploy.mosaics.report import COLUMNS, as_rows, to_json, write_mosaics
 
     where = test.parent if test.suffix == ".json" else test
-    folder = out or Paths(root).mosaics(where.resolve().name)
+    folder = out or Paths(root).mosaics(as_name(where.resolve().name, "test"))
     found = write_mosaics(test, folder, workers)
     if as_json:
         result(to_json(found))

@@ -19,6 +19,10 @@ class KitError(Exception):
         self.hint = hint
 
 
+class OutputError(KitError):
+    """An output has an impossible name, or would replace or remove what kit did not write."""
+
+
 class CatalogError(KitError):
     """A STAC catalogue is missing or does not have the challenge's layout."""
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kit.errors import KitError
+from kit.outputs import check_name
 
 
 @dataclass(frozen=True)
@@ -35,17 +36,22 @@ class Paths:
         """Exported weights, their cards and `index.csv`."""
         return self.root / "weights"
 
+    @property
+    def data_folder(self) -> Path:
+        """The prepared data sets."""
+        return self.root / "data"
+
     def data(self, name: str) -> Path:
         """A prepared data set."""
-        return self.root / "data" / name
+        return self.data_folder / check_name(name, "data set")
 
     def data_names(self) -> list[str]:
         """Names of the data sets that are prepared here, sorted."""
-        return sorted(p.parent.name for p in (self.root / "data").glob("*/index.csv"))
+        return sorted(p.parent.name for p in self.data_folder.glob("*/index.csv"))
 
     def run(self, recipe: str, fold: int | str) -> Path:
         """The folder of one fold of one recipe; `fold` is a number or `all`."""
-        return self.root / "runs" / recipe / f"fold{fold}"
+        return self.root / "runs" / check_name(recipe, "recipe") / check_name(f"fold{fold}", "fold")
 
     def run_folders(self) -> list[Path]:
         """Folders of all runs here, by recipe, then fold: numbers first, `all` behind them."""
@@ -66,15 +72,15 @@ class Paths:
 
     def mosaics(self, name: str) -> Path:
         """The folder of the mosaics that a test set's chips make."""
-        return self.root / "mosaics" / name
+        return self.root / "mosaics" / check_name(name)
 
     def submission(self, name: str) -> Path:
         """The folder of one submission."""
-        return self.root / "submissions" / name
+        return self.root / "submissions" / check_name(name)
 
     def map(self, name: str) -> Path:
         """The folder of one map."""
-        return self.root / "maps" / name
+        return self.root / "maps" / check_name(name)
 
 
 def cache_folder() -> Path:

@@ -18,7 +18,7 @@ ROOMS = {
     "pipeline": {"base", "data", "models", "training", "deploy"},
     "cli": {"base", "data", "models", "training", "deploy", "pipeline"},
 }
-BASE = {"errors", "paths", "console"}
+BASE = {"errors", "outputs", "paths", "console"}
 FILES = sorted(ROOT.rglob("*.py"))
 RECIPES = sorted((ROOT.parent / "recipes").glob("*.py"))
 

@@ -24,9 +24,7 @@ def read_index(paths: Paths, name: str = "") -> tuple[str, pd.DataFrame]:
     """
     known = paths.data_names()
     if name and name not in known:
-        raise DataError(
-            f"no data set {name!r} below {paths.data('').parent}", f"{nearest(name, known)}; or kit prepare"
-        )
+        raise DataError(f"no data set {name!r} below {paths.data_folder}", f"{nearest(name, known)}; or kit prepare")
     if not name and len(known) != 1:
         if not known:
             raise DataError("no data set is prepared here", "kit prepare CATALOG; or kit run quickstart for the sample")

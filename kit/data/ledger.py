@@ -9,6 +9,7 @@ from typing import Any
 
 from kit.data.cutting import Cut, Failed
 from kit.data.tiles import Skipped, Tile, put
+from kit.outputs import check_unclaimed
 
 Json = dict[str, Any]
 
@@ -61,6 +62,15 @@ class Ledger:
         """Returns area and scene of all records, sorted."""
         return sorted((file.parent.name, file.stem) for file in (self.folder / "scenes").glob("*/*.json"))
 
+    def check_owned(self) -> None:
+        """Checks that the folder is a data set of kit's, or missing or empty.
+
+        Raises:
+            OutputError: it holds files, and no record that can be read.
+        """
+        if not any(self.read(*names) for names in self.known()):
+            check_unclaimed(self.folder, "kit prepare", "--name or --root")
+
     def read(self, area: str, scene: str) -> Record | None:
         """Returns a scene's record, or None where there is none that can be read."""
         try:
@@ -79,8 +89,15 @@ class Ledger:
         return record is not None and record.key == key and record.done and not record.cut.failed
 
     def begin(self, area: str, scene: str, key: str) -> None:
-        """Makes room for a scene's tiles: those cut with the same inputs stay, all others are removed."""
+        """Makes room for a scene's tiles: those cut with the same inputs stay, all others are removed.
+
+        Raises:
+            OutputError: files lie where the tiles belong, and no record says that kit wrote them.
+        """
         record = self.read(area, scene)
+        if not self._file(area, scene).exists():
+            for folder in self._folders(area, scene):
+                check_unclaimed(folder, "kit prepare", "--name")
         if record is None or record.key != key:
             self.remove(area, scene)
         self._sheet(area, scene).unlink(missing_ok=True)  # it may show a part of the tiles
@@ -96,10 +113,14 @@ class Ledger:
         First its record forgets them, last it goes: a command that is killed in between leaves nothing unknown.
         """
         self.write(Record(area, scene, ""))
-        for part in ("images", "masks"):
-            shutil.rmtree(self.folder / part / area / scene, ignore_errors=True)
+        for folder in self._folders(area, scene):
+            shutil.rmtree(folder, ignore_errors=True)
         self._sheet(area, scene).unlink(missing_ok=True)
         self._file(area, scene).unlink()
+
+    def _folders(self, area: str, scene: str) -> list[Path]:
+        """Returns where a scene's images and masks lie."""
+        return [self.folder / part / area / scene for part in ("images", "masks")]
 
     def _sheet(self, area: str, scene: str) -> Path:
         return self.folder / "sheets" / area / f"{scene}.png"

@@ -1,7 +1,7 @@
 """Imagery with labels to a data set on disk, and a data set to its index."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -16,7 +16,7 @@ from kit.data.cutting import Failed, Style
 from kit.data.folds import assign_folds, check_way
 from kit.data.grids import check_grid
 from kit.data.index import read_table
-from kit.data.ledger import Json, Record
+from kit.data.ledger import Json, Ledger, Record
 from kit.data.remote import is_remote, local_path
 from kit.data.scenes import Part, Scenes
 from kit.data.sheets import Sheet, draw_sheet
@@ -24,6 +24,7 @@ from kit.data.sources import read_source
 from kit.data.tiles import IMAGE_FORMATS, SCENE, Skipped
 from kit.data.workers import available
 from kit.errors import CutError, DataError, KitError, nearest
+from kit.outputs import check_apart
 from kit.paths import Paths, alone, replacing
 
 SMALL_BYTES = 1 << 20  # imagery that is cut sooner than processes start
@@ -97,8 +98,10 @@ def prepare(
     folder = paths.data(name)
     parts: list[Part] = [*source.scenes]
     parts += [tuple(pairs) for _, pairs in groupby(source.pairs, key=lambda pair: (pair.area, pair.scene))]
+    check_apart(folder, _inputs(str(place), parts), "--name or --root")
     settings = {"style": asdict(wanted), "by": by, "k": k}
     with alone(folder):
+        Ledger(folder).check_owned()
         work = Scenes(folder, wanted, gsd_m, parts, only)
         with meter("cut tiles", 0) as progress:
             work.cut_all(progress, workers or (1 if _small(parts) else available()))
@@ -125,6 +128,23 @@ def _check(style: Style) -> None:
         raise DataError(f"no images of the kind {style.images!r}", nearest(style.images, formats))
     if not 0 <= style.min_valid <= 1:
         raise DataError(f"a least share of imagery of {style.min_valid:g}", "expected 0 to 1")
+
+
+def _inputs(place: str, parts: Sequence[Part]) -> Iterator[Path]:
+    """Yields the local files and folders that a data set is made of: of a catalogue or a table, the files alone."""
+    source = local_path(place)
+    if is_remote(place):
+        yield from ()
+    elif source.is_dir() and (catalog := source / "catalog.json").is_file():
+        yield catalog
+    else:
+        yield source
+    for part in parts:
+        if isinstance(part, Scene):
+            hrefs = [part.image, *part.labels]
+        else:
+            hrefs = [href for pair in part for href in (pair.image, pair.mask)]
+        yield from (local_path(href) for href in hrefs if not is_remote(href))
 
 
 def _small(parts: Sequence[Part]) -> bool:

@@ -1,7 +1,6 @@
 """All scenes of a data set: planned as blocks of tiles, cut by processes, kept in the ledger."""
 
 import re
-import shutil
 from collections.abc import Collection, Iterator
 from dataclasses import asdict
 from functools import cached_property
@@ -78,9 +77,8 @@ class Scenes:
 
     def cut_all(self, progress: Meter, workers: int) -> None:
         """Cuts what is not cut yet, removes what belongs to the data set no more."""
-        if not (self.folder / "scenes").is_dir():
+        if not self.ledger.known():
             self._change()
-            self._clear()
         for area, scene in self.ledger.known():
             if f"{area}/{scene}" not in self.parts:
                 self._change()
@@ -96,11 +94,6 @@ class Scenes:
         """Returns what came of all scenes, in order."""
         found = (self.ledger.read(*names) for names in self.ledger.known())
         return [record for record in found if record is not None and record.done]
-
-    def _clear(self) -> None:
-        """Removes a data set that was cut before there was a ledger."""
-        for part in ("images", "masks"):
-            shutil.rmtree(self.folder / part, ignore_errors=True)
 
     def _change(self) -> None:
         """Takes the index away while the tiles are not what it says."""

@@ -19,11 +19,13 @@ from kit.deploy import drawn, formats, torchscript
 from kit.deploy.card import CLASSES, INPUT, OUTPUT, Bounds, Card, Member, Postprocess, sha256_of
 from kit.deploy.compare import compare, report, report_of, runner_of
 from kit.deploy.ensemble import Core, Ensemble
-from kit.deploy.listing import list_in_index
+from kit.deploy.listing import list_in_index, read_index
 from kit.deploy.operators import check_operators
 from kit.deploy.parity import measure_parity
 from kit.deploy.reference import REFERENCE, make_reference
-from kit.errors import WeightsError
+from kit.deploy.weights import read_card
+from kit.errors import OutputError, WeightsError
+from kit.outputs import check_name
 from kit.paths import replacing
 
 METHODS = ("probability", "mask", "members")
@@ -107,6 +109,7 @@ def export_ensemble(
             format differs from it or cannot be written; a network is tied to a device, or has operators that weights
             may not have.
     """
+    check_free(weights_dir, name)
     if not members or len(members) != len(records):
         raise WeightsError(f"{len(members)} networks and {len(records)} records: expected one record a network")
     eager = [portable(member) for member in members]
@@ -155,6 +158,30 @@ def export_ensemble(
         file.unlink(missing_ok=True)  # of an earlier export: it would be taken for this one
     list_in_index(weights_dir, name, card, file_sha256)
     return Exported(path, card, differences)
+
+
+def check_free(weights_dir: Path, name: str) -> None:
+    """Checks that weights of this name may be written: there are none, or they are kit's.
+
+    Raises:
+        OutputError: the name is no name, or a file of that name is neither listed in `index.csv` nor carries a card.
+    """
+    path = weights_dir / f"{check_name(name)}.pt"
+    if any(row["name"] == name for row in read_index(weights_dir)):
+        return
+    for file in (path, path.with_suffix(".json"), *(path.with_suffix(suffix) for suffix in formats.SUFFIXES.values())):
+        if file.exists() and not _is_ours(path):
+            raise OutputError(
+                f"{file} exists, and kit export did not write it", "choose another --name, or move that file away"
+            )
+
+
+def _is_ours(weights: Path) -> bool:
+    try:
+        read_card(weights)
+    except (OSError, WeightsError):
+        return False
+    return True
 
 
 def _channels(members: Sequence[nn.Module], attribute: str) -> tuple[tuple[float, ...], ...]:

@@ -29,8 +29,9 @@ from kit.deploy.rle import TABLE as RLE
 from kit.deploy.rle import write_rle
 from kit.deploy.tuning import TILES, in_half, set_up
 from kit.deploy.weights import Weights, load_weights
-from kit.errors import KitError, SubmissionError
+from kit.errors import KitError, OutputError, SubmissionError
 from kit.models.ranks import agreed, rank, ranks, wait_for_all
+from kit.outputs import check_apart, check_unclaimed
 from kit.paths import replacing
 
 __all__ = ["Chip", "Summary", "check_submission", "find_chips", "submit"]
@@ -134,12 +135,15 @@ def submit(
         SubmissionError: the folder holds masks of another test set, or what was written does not pass the check.
     """
     chips = find_chips(test)
+    check_apart(out_dir, [test, *(chip.path for chip in chips)], "--name or --root")
+    if rank() == 0:
+        _check_folder(out_dir, chips)
     shipped = load_weights(weights_path, device)
     if adaptive:
         learnt_bounds(shipped)  # before anything is measured or written
     weights = set_up(shipped, partial(_with_ground, chips), tuning, check_engine(engine))
     if rank() == 0:
-        _check_folder(out_dir, chips)
+        _make_folder(out_dir)
     mosaics = agreed(find_mosaics(chips) if (mosaic or scale is True) and rank() == 0 else [])
     factors = agreed(_factors(weights, chips, mosaics, scale, out_dir / RESOLUTIONS) if rank() == 0 else {})
     surroundings = Surroundings(mosaics, MARGIN_PX if mosaic else 0, factors)
@@ -232,7 +236,7 @@ def _finish(job: Job, chips: Sequence[Chip], rle: bool) -> Summary:
     """Writes the tables and the archive of what all ranks made, and checks them."""
     done = _read_progress(job)
     _write_table([done[chip.id] for chip in chips], job.folder / TABLE)
-    archive = job.folder.with_name(f"{job.folder.name}.tgz")
+    archive = archive_of(job.folder)
     write_tgz([job.mask_path(chip) for chip in chips], archive)
     if rle:
         masks = ((chip.id, decode_mask(job.mask_path(chip).read_bytes(), chip.id)) for chip in chips)
@@ -241,22 +245,49 @@ def _finish(job: Job, chips: Sequence[Chip], rle: bool) -> Summary:
     return check_submission(archive, chips)
 
 
+def archive_of(folder: Path) -> Path:
+    """Returns the archive of a submission's folder."""
+    return folder.with_name(f"{folder.name}.tgz")
+
+
 def _is_done(job: Job, chip: Chip, done: dict[str, Done]) -> bool:
     known = done.get(chip.id)
     return known is not None and known.image == job.surroundings.version(chip) and job.mask_path(chip).is_file()
 
 
 def _check_folder(out_dir: Path, chips: Sequence[Chip]) -> None:
-    """Makes the folder, and clears what a killed run left; refuses a folder with another test set's masks."""
-    out_dir.mkdir(parents=True, exist_ok=True)
-    for leftover in out_dir.glob(".*.part.*"):
-        leftover.unlink()
-    strangers = {path.stem for path in out_dir.glob("*.tif")} - {chip.id for chip in chips}
+    """Checks that the folder and its archive are kit's to write.
+
+    Raises:
+        OutputError: the folder or the archive beside it was not written by kit submit.
+        SubmissionError: the folder holds another test set's masks.
+    """
+    archive = archive_of(out_dir)
+    if not any(out_dir.glob(".progress*.csv")):
+        check_unclaimed(out_dir, "kit submit", "--name")
+        if archive.exists():
+            raise OutputError(
+                f"{archive} exists, and no folder {out_dir.name} of kit submit beside it",
+                "choose another --name, or move that archive away",
+            )
+    strangers = {path.stem for path in out_dir.glob("*.tif") if not path.name.startswith(".")} - {
+        chip.id for chip in chips
+    }
     if strangers:
         raise SubmissionError(
             f"{out_dir} holds {len(strangers)} masks of another test set, first {min(strangers)}.tif",
             "choose another --name, or remove that folder",
         )
+
+
+def _make_folder(out_dir: Path) -> None:
+    """Makes the folder, marks it as kit's with an empty progress file, and clears what a killed run left."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    for leftover in out_dir.glob(".*.part.*"):
+        leftover.unlink()
+    if not (progress := out_dir / PROGRESS).is_file():
+        with replacing(progress) as temporary:
+            temporary.write_text(",".join(COLUMNS) + "\n")
 
 
 def _read_progress(job: Job) -> dict[str, Done]:

@@ -17,7 +17,7 @@ from kit.data.masks import Counts, pool
 from kit.data.prepare import prepare
 from kit.data.sample import draw_sample
 from kit.deploy.card import Member, sha256_of
-from kit.deploy.export import Exported, export_ensemble
+from kit.deploy.export import Exported, check_free, export_ensemble
 from kit.deploy.weights import load_weights, read_card
 from kit.errors import DataError, RunError, WeightsError
 from kit.models.pretrained import Source
@@ -247,6 +247,7 @@ def export(
         RunError: a run is missing or unfinished.
         WeightsError: the frozen file differs from the networks, or another format from it.
     """
+    check_free(paths.weights, name)
     before = _runs_in(paths.weights / f"{name}.pt")
     models, records, results, settings = [], [], [], []
     for run_name in runs:

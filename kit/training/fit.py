@@ -26,6 +26,7 @@ from kit.models.devices import keep_freed_memory
 from kit.models.metrics import PooledLoss
 from kit.models.pretrained import Source, encoder_source, weights_used
 from kit.models.ranks import agreed, as_first, gathered, rank, ranks
+from kit.outputs import check_unclaimed
 from kit.paths import alone
 from kit.training.checkpoint import Checkpoint, Resume, read_checkpoint, seed_everything
 from kit.training.curves import draw_curves
@@ -194,7 +195,13 @@ def _stop_watching(learn: Any) -> None:
 
 
 def _clear(folder: Path, restart: bool) -> None:
-    """Makes the run's folder; removes what a killed process left half-written, or with `restart` all there is."""
+    """Makes the run's folder; removes what a killed process left half-written, or with `restart` all there is.
+
+    Raises:
+        OutputError: the folder holds files, and no settings of a run.
+    """
+    if not (folder / SETTINGS).is_file():
+        check_unclaimed(folder, "kit run", "recipe name or --root")
     if restart and folder.is_dir():
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from kit.deploy.mosaics.pictures import draw_mosaic as draw_picture
 from kit.deploy.mosaics.reading import CACHE_BYTES, ChipCache, read_wide
 from kit.deploy.mosaics.report import CHIP_COLUMNS, read_table, write_mosaics
 from kit.deploy.rasters import read_image
-from kit.errors import DataError
+from kit.errors import DataError, OutputError
 
 SIDE_PX = 128
 PAGE = Path(__file__).parents[2] / "docs" / "mosaics.md"
@@ -96,10 +96,28 @@ def test_a_catalogue_names_the_folder(city, tmp_path: Path, cli):
 
 
 def test_what_is_another_s_is_left_alone(city, tmp_path: Path):
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(DataError, match=r"holds no mosaics\.csv"):
-        write_mosaics(city[0], tmp_path, 1)
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    (folder := tmp_path / "m").mkdir()
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"was not written by kit mosaic: it holds notes\.txt"):
+        write_mosaics(city[0], folder, 1)
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+
+
+def test_files_beside_the_table_stay(city, tmp_path: Path):
+    folder = tmp_path / "m"
+    write_mosaics(city[0], folder, 1)
+    first = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert "m000.png" in first
+    (folder / "notes.txt").write_text("mine")
+    (folder / "m001.png").write_text("mine")  # m001 is one chip: kit draws no picture of it
+    write_mosaics(city[0], folder, 1)
+    again = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert again == first | {"notes.txt": b"mine", "m001.png": b"mine"}
+    (folder / "mosaics.csv").write_text(",".join(CHIP_COLUMNS) + "\n" + "a,../x,0,0,1,1,0,0,0,1\n" * 2)
+    (tmp_path / "x.png").write_text("mine")
+    with pytest.raises(OutputError, match="cannot name a file"):
+        write_mosaics(city[0], folder, 1)
+    assert (tmp_path / "x.png").read_text() == "mine"
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path, cli):

@@ -26,7 +26,7 @@ from kit.deploy.predict import predict_image
 from kit.deploy.rasters import decode_mask, read_image
 from kit.deploy.submit import Summary, check_submission, find_chips
 from kit.deploy.weights import load_weights
-from kit.errors import CatalogError, KitError, RasterError, SubmissionError, WeightsError
+from kit.errors import CatalogError, KitError, OutputError, RasterError, SubmissionError, WeightsError
 
 
 def submit(test: Path, weights: Path, out: Path, tuning: bool = False) -> Summary:
@@ -450,3 +450,23 @@ def test_chips_that_are_looked_at_are_evenly_spread(number: int, looked: int):
     places = [int(chip.id) for chip in room._some(chips)]
     assert (len(places), places[0], places[-1]) == (looked, 0, number - 1)
     assert max(np.diff(places)) - min(np.diff(places)) <= 1
+
+
+def test_chips_are_never_replaced_by_masks(chips: Path, tiny_weights: Exported):
+    before = {path.name: path.read_bytes() for path in chips.iterdir()}
+    for out in (chips, chips / "masks", chips.parent):
+        with pytest.raises(OutputError, match=r"would replace the input|lies inside the input"):
+            submit(chips, tiny_weights.path, out)
+    assert {path.name: path.read_bytes() for path in chips.iterdir()} == before
+
+
+def test_a_folder_or_an_archive_of_somebody_else(chips: Path, tiny_weights: Exported, tmp_path: Path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.tif").write_text("mine")
+    with pytest.raises(OutputError, match=r"was not written by kit submit: it holds a\.tif"):
+        submit(chips, tiny_weights.path, tmp_path / "out")
+    assert (tmp_path / "out" / "a.tif").read_text() == "mine"
+    (tmp_path / "packed.tgz").write_text("mine")
+    with pytest.raises(OutputError, match=r"packed\.tgz exists"):
+        submit(chips, tiny_weights.path, tmp_path / "packed")
+    assert (tmp_path / "packed.tgz").read_text() == "mine"

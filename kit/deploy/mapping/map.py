@@ -1,7 +1,6 @@
 """A scene to a map: probability and mask as rasters, buildings as polygons, on the scene's own grid."""
 
 import json
-import re
 import shutil
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -40,12 +39,14 @@ from kit.deploy.mapping.windows import Axis, along, check_window
 from kit.deploy.predict import has_ground, predict_image
 from kit.deploy.tuning import TILES, in_half, set_up
 from kit.deploy.weights import Weights, load_weights
-from kit.errors import KitError
+from kit.errors import KitError, OutputError
+from kit.outputs import as_name, check_apart, check_name
 from kit.paths import alone, replacing
 
 VERSION = 1  # of the strips and of what they are made by
 CACHE_BYTES = 256 << 20  # decoded imagery: the row of a scene's blocks that two rows of windows share
 GRIDS = ("scene", "training")
+RASTERS = {"probability": "_probability.tif", "mask": "_mask.tif", "overlay": "_overlay.png"}
 SAMPLE_PX, SAMPLES = 512, 4  # of what is measured on: side, and places along each direction that are looked at
 LOOKS = 8  # pieces that are looked at in full to fit an adaptive vote
 SIMPLIFIED_PX = 2.0  # by default, of the coarser of map and weights: the steps of a slanted outline are one high
@@ -124,7 +125,51 @@ class Mapped:
 def name_of(href: str) -> str:
     """Returns what a scene is called: its file's name without suffix, as a name for files."""
     path = PurePosixPath(unquote(urlsplit(href).path)) if is_remote(href) else local_path(href)
-    return re.sub(r"^\.|[^\w.-]", "-", path.stem) or "scene"
+    return as_name(path.stem, "scene")
+
+
+def files_of(stem: Path) -> dict[str, Path]:
+    """Returns the files that a map may have: `probability`, `mask`, `overlay`, and one a format of `FORMATS`."""
+    suffixes = RASTERS | {name: format_.suffix for name, format_ in FORMATS.items()}
+    return {kind: stem.with_name(stem.name + suffix) for kind, suffix in suffixes.items()}
+
+
+def check_files(stem: Path, href: str) -> None:
+    """Checks that a map replaces no file but those that its record says kit wrote.
+
+    Args:
+        stem: of the files: folder and name.
+        href: of the scene.
+
+    Raises:
+        OutputError: a file is there already, or is the scene itself.
+    """
+    record = record_of(stem)
+    targets = [record, *files_of(stem).values()]
+    if not is_remote(href):
+        for target in targets:
+            check_apart(target, [local_path(href)], "--name or --out")
+    written = _written(record)
+    for target in targets:
+        if (target.exists() or target.is_symlink()) and target.name not in written:
+            raise OutputError(
+                f"{target} exists, and kit map did not write it", "choose another --name or --out, or move it away"
+            )
+
+
+def record_of(stem: Path) -> Path:
+    """Returns the file that tells what a map was made of, and which files kit wrote."""
+    return stem.with_name(f"{stem.name}.json")
+
+
+def _written(record: Path) -> set[str]:
+    """Returns the names of the files that a map's record says kit wrote, itself among them; none without a record."""
+    told = _read(record)
+    if isinstance(names := told.get("files"), list):
+        return {record.name, *map(str, names)}
+    if "prediction" not in told:
+        return set()
+    return {record.name, *(file.name for file in files_of(record.with_suffix("")).values())}  # of kit 0.1.0
 
 
 def map_scene(
@@ -154,8 +199,8 @@ def map_scene(
     """
     wanted.check()
     engine_ = check_engine(engine)
-    if name != Path(name).name or name.startswith("."):
-        raise KitError(f"{name!r} cannot name files", "expected letters, digits, `.`, `_` and `-`")
+    check_name(name)
+    check_files(out_dir / name, href)
     shipped = load_weights(weights_path, device)
     if adaptive:
         learnt_bounds(shipped)  # before anything is measured
@@ -193,33 +238,37 @@ def draw_map(
     frame = reader.scene if wanted.grid == "scene" else reader.work
     key = {"kit": VERSION, **key, "windows": [asdict(rows), asdict(columns)], "size": [frame.width, frame.height]}
     key = json.loads(json.dumps(key))
-    probability, record = (stem.with_name(stem.name + end) for end in ("_probability.tif", ".json"))
-    predicted = 0
+    files, record = files_of(stem), record_of(stem)
+    probability, predicted = files["probability"], 0
+    written = _written(record) - {record.name}
+    ours = {"files": sorted({*written, *(files[kind].name for kind in (*RASTERS, wanted.format))})}
     if not (_read(record).get("prediction") == key and probability.is_file()):
-        record.unlink(missing_ok=True)
+        _write(record, ours)
         edges = edges_on(rows, reader.work.height, frame.height)
         strips = Strips(stem.with_name(f".{stem.name}.strips"), key, rows.edges, edges)
         predicted = predict_strips(reader, rows, columns, frame, predict, strips)
         write_probability(probability, frame, reader.work, strips)
-        _write(record, {"prediction": key})
+        _write(record, {**ours, "prediction": key})
         shutil.rmtree(strips.folder)
-    _write(record, {"prediction": key})  # what else it told is no longer so
-    made = _vectorise(reader, frame, probability, stem, wanted, predicted)
+    _write(record, {**ours, "prediction": key})  # the counts of another mask no longer hold
+    for kind in FORMATS:
+        if kind != wanted.format and files[kind].name in written:
+            files[kind].unlink(missing_ok=True)  # of another mask, perhaps
+    made = _vectorise(reader, frame, stem, wanted, predicted)
     told = {"buildings": made.buildings, "area_m2": round(made.area_m2, 2), "gsd_m": round(made.gsd_m, 6)}
-    _write(record, {**told, "wanted": asdict(wanted), "prediction": key})
+    ours["files"] = sorted(files[kind].name for kind in (*RASTERS, wanted.format))
+    _write(record, {**told, **ours, "wanted": asdict(wanted), "prediction": key})
     return made
 
 
-def _vectorise(reader: Reader, frame: Frame, probability: Path, stem: Path, wanted: Wanted, predicted: int) -> Mapped:
+def _vectorise(reader: Reader, frame: Frame, stem: Path, wanted: Wanted, predicted: int) -> Mapped:
     """Writes mask, polygons and picture of a probability that is written."""
     simplify_m = wanted.simplify_m or SIMPLIFIED_PX * max(frame.gsd_m, reader.work.gsd_m)
     rules = Rules(simplify_m, wanted.square, wanted.min_area_m2, wanted.min_hole_m2)
     tracer = Tracer(wanted.min_area_m2 / (frame.x_m * frame.y_m) / 2)  # half: holes may be filled
-    mask_path, picture = (stem.with_name(stem.name + end) for end in ("_mask.tif", "_overlay.png"))
+    probability, mask_path, picture = (files_of(stem)[kind] for kind in RASTERS)
     overlay = Overlay(reader.source, frame)
     layer = Layer(stem, FORMATS[wanted.format], frame)
-    for other in {kind.suffix for kind in FORMATS.values()} - {layer.format.suffix}:
-        stem.with_name(stem.name + other).unlink(missing_ok=True)  # of another mask, perhaps
     with layer, writing(mask_path, frame, "mode", NO_DATA) as target, meter("trace rows", frame.height) as running:
         for top, level, valid in read_bands(probability):
             mask = is_building(level, valid, wanted.threshold)

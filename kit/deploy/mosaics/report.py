@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +14,8 @@ from kit.console import track
 from kit.deploy.chips import find_chips
 from kit.deploy.mosaics.finding import Mosaic, find_mosaics
 from kit.deploy.mosaics.pictures import draw_mosaic
-from kit.errors import DataError
+from kit.errors import DataError, OutputError
+from kit.outputs import check_apart, check_name, check_unclaimed
 from kit.paths import alone, replacing
 
 TABLE = "mosaics.csv"
@@ -26,26 +28,46 @@ def write_mosaics(test: Path, folder: Path, processes: int = 0) -> list[Mosaic]:
 
     Args:
         test: a STAC catalogue or a folder of .tif chips.
-        folder: to make; one that was made before is replaced.
+        folder: to write into; the table and pictures of an earlier call are replaced, other files stay.
         processes: that read; by default one a core.
 
     Raises:
         CatalogError: the test set is missing or empty.
         RasterError: a chip cannot be read.
-        DataError: the folder holds something else.
+        OutputError: the folder was not written by kit mosaic, or lies among the chips.
     """
     chips = find_chips(test)
-    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / TABLE).is_file())):
-        raise DataError(f"{folder} exists, and holds no {TABLE}", "remove it, or choose another folder: --out")
+    check_apart(folder, [test, *(chip.path for chip in chips)], "--out or --root")
     with alone(folder):
+        earlier = _pictures(folder)
         mosaics = find_mosaics(chips, processes)
-        with replacing(folder) as made:
-            made.mkdir(parents=True)
-            write_table(mosaics, made / TABLE)
-            for mosaic in track([mosaic for mosaic in mosaics if len(mosaic.placed) > 1], "draw mosaics"):
-                picture = cv2.cvtColor(draw_mosaic(mosaic), cv2.COLOR_RGB2BGR)
-                (made / f"{mosaic.name}.png").write_bytes(cv2.imencode(".png", picture)[1].tobytes())
+        drawn = [mosaic for mosaic in mosaics if len(mosaic.placed) > 1]
+        for name in {f"{mosaic.name}.png" for mosaic in drawn} - earlier:
+            if (folder / name).exists():
+                raise OutputError(f"{folder / name} exists, and kit mosaic did not write it", "move it away")
+        for name in earlier:
+            (folder / name).unlink(missing_ok=True)
+        with replacing(folder / TABLE) as table:  # first: it names the pictures that are kit's
+            write_table(mosaics, table)
+        for mosaic in track(drawn, "draw mosaics"):
+            picture = cv2.cvtColor(draw_mosaic(mosaic), cv2.COLOR_RGB2BGR)
+            with replacing(folder / f"{mosaic.name}.png") as file:
+                file.write_bytes(cv2.imencode(".png", picture)[1].tobytes())
     return mosaics
+
+
+def _pictures(folder: Path) -> set[str]:
+    """Returns the names of the pictures in a folder that kit mosaic wrote: those of the mosaics in its table.
+
+    Raises:
+        OutputError: the folder holds files, and no table.
+        DataError: the table is not kit's.
+    """
+    if not (folder / TABLE).is_file():
+        check_unclaimed(folder, "kit mosaic", "--out")
+        return set()
+    chips = Counter(row["mosaic"] for row in read_table(folder / TABLE))
+    return {f"{check_name(name, 'mosaic')}.png" for name, count in chips.items() if count > 1}
 
 
 def write_table(mosaics: Sequence[Mosaic], path: Path) -> None:

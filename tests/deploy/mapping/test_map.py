@@ -19,7 +19,7 @@ import rasterio
 import shapely
 from affine import Affine
 from deploy_fakes import noise
-from factories import LATITUDE, LONGITUDE, MERCATOR, UTM, at_kampala, write_bands
+from factories import LATITUDE, LONGITUDE, MERCATOR, UTM, at_kampala, write_bands, write_scene
 from map_fakes import SMALL, band, brightness, faint_at_edges, imagery, map_with
 from web import Web
 
@@ -245,7 +245,7 @@ def test_a_stopped_map_goes_on(tmp_path: Path):
     whole = map_with(faint_at_edges, scene, tmp_path / "whole", threshold=0.3, format="geojson")
     with pytest.raises(KeyboardInterrupt):
         map_with(stopping, scene, tmp_path / "cut", threshold=0.3, format="geojson")
-    assert [path.name for path in (tmp_path / "cut").iterdir()] == [".m.strips"]
+    assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == [".m.strips", "m.json"]
     made = map_with(stopping, scene, tmp_path / "cut", threshold=0.3, format="geojson")
     assert 0 < made.windows < whole.windows - 8
     assert calls == 14 + made.windows
@@ -373,7 +373,7 @@ def test_an_address(tmp_path: Path, web: Web, tiny_weights: Exported):
         ("a/b c.tif", "b-c"),
         ("https://example.org/x/y.tif?sig=a/b.c", "y"),
         ("s3://bucket/z.cog.tif", "z.cog"),
-        (".tif", "-tif"),
+        (".tif", "tif"),
     ],
 )
 def test_names(href: str, name: str):
@@ -394,7 +394,7 @@ def test_impossible_maps(tmp_path: Path, wanted: dict[str, object], message: str
 
 
 def test_a_name_that_leaves_the_folder(tmp_path: Path):
-    with pytest.raises(KitError, match=r"'\.\./m' cannot name files"):
+    with pytest.raises(KitError, match=r"'\.\./m' cannot name a file"):
         map_scene("s.tif", tmp_path / "w.pt", tmp_path, "../m")
 
 
@@ -445,3 +445,16 @@ def test_a_broken_scene_keeps_what_was_done(tmp_path: Path):
     assert len(list((tmp_path / "cut/.m.strips").glob("strip*.npz"))) > 1
     scene.write_bytes(whole)
     assert map_with(brightness, scene, tmp_path / "cut").windows < 64
+
+
+def test_a_map_in_another_format_removes_its_own_polygons_alone(tmp_path: Path):
+    write_scene(tmp_path / "scene.tif")
+    (folder := tmp_path / "m").mkdir()
+    (folder / "other.geojson").write_text("mine")
+    for format_, gone in (("gpkg", "geojson"), ("geojson", "gpkg"), ("gpkg", "geojson")):
+        map_with(brightness, tmp_path / "scene.tif", folder, format=format_)
+        told = json.loads((folder / "m.json").read_text())["files"]
+        assert told == [f"m.{format_}", "m_mask.tif", "m_overlay.png", "m_probability.tif"]
+        assert all((folder / name).is_file() for name in told)
+        assert not (folder / f"m.{gone}").exists()
+    assert (folder / "other.geojson").read_text() == "mine"
