@@ -47,8 +47,8 @@ def median_seconds(step) -> float:
 def kit_side(recipe: str):
     from fastai.vision import all as fv
 
-    from kit.models.devices import autocast_dtype, keep_freed_memory
     from kit.paths import Paths
+    from kit.system.devices import autocast_dtype, keep_freed_memory
     from kit.training.fit import rebuild
     from kit.training.recipe import load_recipe
 
@@ -106,7 +106,7 @@ def main() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
     from kit.paths import Paths
-    from kit.pipeline.recipes import cost_of
+    from kit.pipeline.cost import cost_of
     from kit.training.recipe import known_recipes, load_recipe
 
     chosen = sys.argv[1:] or sorted(set(known_recipes(Paths(Path()))) - {"quickstart"})  # which is lite0 again

@@ -8,7 +8,7 @@ a first for warming up. OpenVINO gets the same frozen graph, the same number of 
 tuning chose among.
 
 shipped: the frozen file, called as any program calls it.
-tuned:   what `kit.deploy.tuning.choose` found within its 20 seconds.
+tuned:   what `kit.deploy.engine.tuning.choose` found within its 20 seconds.
 int8:    OpenVINO, whole numbers of 8 bits. Random weights serve for the time alone: whether the masks hold is measured
          on trained ones, by `kit submit --engine openvino-int8`.
 share:   OpenVINO's seconds over the tuned ones: 1 is as fast, below 0.8 `kit submit --engine openvino` is worth it.
@@ -23,14 +23,16 @@ from pathlib import Path
 
 import torch
 
-from kit.deploy import drawn, openvino, torchscript
-from kit.deploy.card import Member
-from kit.deploy.engines import Setting, int8_path, network
-from kit.deploy.export import export_ensemble
-from kit.deploy.tuning import SECONDS_A_CORE, choose
-from kit.deploy.weights import load_weights
-from kit.models.devices import keep_freed_memory
+from kit.deploy.engine import openvino
+from kit.deploy.engine.backends import Setting, int8_path, network
+from kit.deploy.engine.tuning import SECONDS_A_CORE, choose
+from kit.deploy.proof import images
+from kit.deploy.weights import torchscript
+from kit.deploy.weights.card import Member
+from kit.deploy.weights.load import load_weights
 from kit.paths import Paths
+from kit.pipeline.export import export_ensemble
+from kit.system.devices import keep_freed_memory
 from kit.training.fit import rebuild
 from kit.training.recipe import load_recipe
 
@@ -54,7 +56,7 @@ def row(recipe: str) -> str:
         model = rebuild(load_recipe(recipe, Paths(Path()))).model
         member = Member(recipe, 0, 0, "0" * 64, None)
         exported = export_ensemble(
-            Path(folder), recipe, [model], [member], "flips", recipe, None, 0.1, [], drawn.SMALL_CASES
+            Path(folder), recipe, [model], [member], "flips", recipe, None, 0.1, [], images.SMALL_CASES
         )
         del model
         weights = load_weights(exported.path)

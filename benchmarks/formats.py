@@ -15,7 +15,7 @@ from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform_bounds
 from rasterio.windows import Window, from_bounds
 
-from kit.data.tiles import IMAGE_FORMATS, MASK_FORMAT
+from kit.data.tiles.tile import IMAGE_FORMATS, MASK_FORMAT
 
 SIDE_PX = 1024
 

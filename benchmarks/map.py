@@ -26,7 +26,7 @@ from rasterio.windows import Window
 
 from kit.data.rasters import gdal_options
 from kit.deploy.mapping.map import CACHE_BYTES, Wanted, draw_map, windows_of
-from kit.deploy.mapping.reading import Reader
+from kit.deploy.mapping.reader import Reader
 
 GSD_M = 0.1
 BAND_PX = 512

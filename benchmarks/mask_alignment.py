@@ -19,7 +19,7 @@ import pandas as pd
 
 from kit.data.alignment import Pair, agreements, best_shift, read_pair, ring
 from kit.data.index import read_index
-from kit.data.prepare import prepare
+from kit.data.tiles.prepare import prepare
 from kit.paths import Paths
 
 LENGTHS_PX = (3, 4, 6, 8, 12)

@@ -25,11 +25,11 @@ import pandas as pd
 import rasterio
 from watching import watched
 
-from kit.data.drawing import draw_scene
-from kit.data.sites import AREAS
-from kit.data.workers import available
-from kit.deploy.chips import find_chips
-from kit.deploy.mosaics.finding import assemble, read_all
+from kit.data.sources.chips import find_chips
+from kit.deploy.mosaics.find import assemble, read_all
+from kit.sample.drawing import draw_scene
+from kit.sample.sites import AREAS
+from kit.system.workers import available
 
 GRID = 5  # rows and columns of a mosaic
 PATCH_PX = 1536

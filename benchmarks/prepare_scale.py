@@ -19,9 +19,9 @@ import pandas as pd
 import rasterio
 from watching import watched
 
-from kit.data.largecity import draw_large_city
-from kit.data.prepare import prepare
+from kit.data.tiles.prepare import prepare
 from kit.paths import Paths
+from kit.sample.large_city import draw_large_city
 
 
 def drawn(home: Path, side_px: int) -> Path:

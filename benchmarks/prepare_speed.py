@@ -41,10 +41,10 @@ from rasterio.windows import Window
 from seed_prepare import SIDE_PX, XYZ, ZOOM, Place, write_tiff
 from watching import watched
 
-from kit.data.largecity import draw_large_city
-from kit.data.prepare import prepare
-from kit.data.tiles import IMAGE_FORMATS, MASK_FORMAT
+from kit.data.tiles.prepare import prepare
+from kit.data.tiles.tile import IMAGE_FORMATS, MASK_FORMAT
 from kit.paths import Paths
+from kit.sample.large_city import draw_large_city
 
 DRAWN_PX = 25_600  # side of the drawn scene: 20,000 footprints
 SIDES = ("seed", "seed, kit's formats", "kit, all layers", "kit, all layers, windows", "rasterio", "kit")

@@ -32,7 +32,7 @@ from rasterio.warp import transform_bounds
 from rio_tiler.io import Reader
 from shapely import Geometry
 
-from kit.data.tiles import IMAGE_FORMATS, MASK_FORMAT
+from kit.data.tiles.tile import IMAGE_FORMATS, MASK_FORMAT
 
 ZOOM, SIDE_PX = 19, 1024
 BOUNDARY_PX, CONTACT_M = 5, 5.0

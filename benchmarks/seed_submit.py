@@ -73,20 +73,22 @@ def seed_side(chips: list[Path], out: Path) -> dict[str, float]:
 
 def kit_side(first: Path, chips: Path, weights: Path, engine: str, dtype: str = "") -> dict[str, float | str]:
     """Returns seconds a chip of `kit submit` over a folder of chips, warmed up with the one in `first`."""
-    from kit.deploy import engines, openvino, submit, torchscript, tuning
-    from kit.deploy.rasters import read_image
+    from kit.deploy.engine import backends, openvino, tuning
+    from kit.deploy.submission import submit
+    from kit.deploy.submission.mask_tiff import read_image
+    from kit.deploy.weights import torchscript
 
     warm = read_image(next(first.glob("*.tif")))
     if engine == "openvino-int8":
         tile = torch.from_numpy(warm[:256, :256].copy()).permute(2, 0, 1)[None].float()
 
         def choose(loaded, core, *_: object):
-            openvino.quantise(torchscript.core(loaded.module, core), [tile], engines.int8_path(loaded, core))
-            return engines.Setting(dtype="int8")
+            openvino.quantise(torchscript.core(loaded.module, core), [tile], backends.int8_path(loaded, core))
+            return backends.Setting(dtype="int8")
 
         tuning.choose = choose
     if dtype:
-        tuning.choose = lambda *_: engines.Setting(layout="channels_last", dtype=dtype)
+        tuning.choose = lambda *_: backends.Setting(layout="channels_last", dtype=dtype)
     start = time.perf_counter()
     predict, begun = submit._predict, []
 
@@ -129,12 +131,12 @@ def prepare(folder: Path, n_chips: int, side_px: int, recipes: Iterable[str] = S
     """Draws the chips, one to warm up in `first`, and exports recipes' networks with random weights, four flips."""
     import rasterio
 
-    from kit.data.drawing import draw_scene
-    from kit.data.sites import AREAS
-    from kit.deploy import drawn
-    from kit.deploy.card import Member
-    from kit.deploy.export import export_ensemble
+    from kit.deploy.proof import images as drawn
+    from kit.deploy.weights.card import Member
     from kit.paths import Paths
+    from kit.pipeline.export import export_ensemble
+    from kit.sample.drawing import draw_scene
+    from kit.sample.sites import AREAS
     from kit.training.fit import rebuild
     from kit.training.recipe import load_recipe
 
@@ -160,7 +162,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.run:
         return one_side(options.run[0], Path(options.run[1]))
-    from kit.deploy.engines import dtypes
+    from kit.deploy.engine.backends import dtypes
 
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(

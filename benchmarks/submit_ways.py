@@ -26,15 +26,15 @@ import rasterio
 import torch
 
 from kit.data.masks import Counts, count, pool
-from kit.data.sample import draw_sample
-from kit.deploy.chips import find_chips
-from kit.deploy.ensemble import view
+from kit.data.sources.chips import find_chips
+from kit.deploy.freeze.ensemble import view
 from kit.deploy.mosaics import resolutions
-from kit.deploy.mosaics.finding import Mosaic, find_mosaics
-from kit.deploy.rasters import decode_mask
-from kit.deploy.score import score
-from kit.deploy.submit import submit
-from kit.deploy.weights import read_card
+from kit.deploy.mosaics.find import Mosaic, find_mosaics
+from kit.deploy.submission.mask_tiff import decode_mask
+from kit.deploy.submission.score import score
+from kit.deploy.submission.submit import submit
+from kit.deploy.weights.load import read_card
+from kit.sample.sample import draw_sample
 
 SEAM_PX = 64
 WAYS = {

@@ -36,7 +36,7 @@ from rasterio.windows import Window
 
 from kit.data.burning import draw_layers, draw_mask, margin_px
 from kit.data.footprints import read_footprints
-from kit.data.sample import draw_sample
+from kit.sample.sample import draw_sample
 
 WINDOW_PX = 512
 EARTH_M = 6378137.0  # radius of EPSG:3857's sphere

@@ -7,11 +7,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from kit.data.dataset import Fold, split_fold
-from kit.data.folds import fold_numbers
+from kit.data.folds.assign import fold_numbers
 from kit.data.index import read_index
-from kit.data.prepare import prepare
-from kit.data.sample import draw_sample
+from kit.data.tiles.prepare import prepare
 from kit.paths import Paths
+from kit.sample.sample import draw_sample
 
 
 @contextmanager

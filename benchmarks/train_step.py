@@ -18,9 +18,9 @@ import segmentation_models_pytorch as smp
 import torch
 from fastai.vision import all as fv
 
-from kit.models.devices import has_fast_bf16, keep_freed_memory
 from kit.models.losses import CrossEntropy
 from kit.paths import Paths
+from kit.system.devices import has_fast_bf16, keep_freed_memory
 from kit.training.fit import rebuild
 from kit.training.recipe import load_recipe
 

@@ -27,8 +27,8 @@ from fastai.callback.core import Callback, CancelFitException
 from plain_loop import PlainTiles, PlainTraining, PlainUnet, start_of
 from tiles import data_root, fold_of
 
-from kit.models.devices import autocast_dtype
 from kit.paths import Paths
+from kit.system.devices import autocast_dtype
 from kit.training.fit import Setup, build, rebuild
 from kit.training.recipe import load_recipe
 

@@ -42,7 +42,7 @@ def sample(
 
     Example: kit sample --scale 4
     """
-    from kit.data.sample import draw_sample
+    from kit.sample.sample import draw_sample
 
     result(str(draw_sample(out or Paths(root).sample, seed, scale)))
 
@@ -79,8 +79,8 @@ def prepare(
 
     Example: kit prepare train_tier_1 --name tier1
     """
-    from kit.data.prepare import prepare as prepare_tiles
     from kit.data.report import show_prepared
+    from kit.data.tiles.prepare import prepare as prepare_tiles
 
     paths = Paths(root)
     style = {
@@ -119,9 +119,9 @@ def folds(
 
     Example: kit folds tier1 --by block -k 5
     """
-    from kit.data.folds import fold_numbers
+    from kit.data.folds.assign import fold_numbers
+    from kit.data.folds.leaks import NO_FOLD
     from kit.data.index import refold
-    from kit.data.leaks import NO_FOLD
 
     index, notice = refold(Paths(root), name, by, k, block_m, gap_m)
     if notice:
@@ -144,7 +144,7 @@ def recipes(as_json: Json = False, root: Root = HERE, debug: Debug = False) -> N
     """
     import json
 
-    from kit.pipeline.recipes import describe_recipes
+    from kit.pipeline.cost import describe_recipes
 
     rows = describe_recipes(Paths(root))
     if as_json:
@@ -214,9 +214,9 @@ def run(
     Example: kit run lite0 --data tier1 --fold 0,1 --minutes 12
     """
     from kit.models.pretrained import Source
-    from kit.models.processes import launch, launched, launched_by_kit
     from kit.pipeline.run import Plan, run_side_by_side
     from kit.pipeline.run import run as run_recipe
+    from kit.system.processes import launch, launched, launched_by_kit
 
     if resume and restart:
         raise typer.BadParameter("goes on, and --restart begins anew: one of them", param_hint="--resume")
@@ -268,7 +268,7 @@ def export(
 
     Example: kit export lite0/fold0 lite0/fold1 --name duo --views d4 --format onnx
     """
-    from kit.deploy.formats import chosen
+    from kit.deploy.freeze.formats import chosen
     from kit.pipeline.run import export as export_runs
 
     others = chosen(formats)
@@ -289,10 +289,10 @@ def verify(
 
     Example: kit verify lite0
     """
-    from kit.deploy.compare import COLUMNS
-    from kit.deploy.verify import verify as verify_weights
-    from kit.deploy.weights import named_weights
-    from kit.models.devices import pick_device
+    from kit.deploy.proof.comparing import COLUMNS
+    from kit.deploy.proof.verify import verify as verify_weights
+    from kit.deploy.weights.load import named_weights
+    from kit.system.devices import pick_device
 
     verified = verify_weights(named_weights(weights, Paths(root).weights), str(pick_device(device)))
     if as_json:
@@ -351,12 +351,12 @@ def submit(
 
     Example: kit submit test --weights lite0
     """
-    from kit.deploy.cleaning import AS_SHIPPED, chosen_cleaning
-    from kit.deploy.fetch import find_weights
-    from kit.deploy.submit import submit as submit_chips
-    from kit.deploy.weights import read_card
-    from kit.models.processes import joined, launch, launched
-    from kit.models.ranks import agreed, rank
+    from kit.deploy.submission.submit import submit as submit_chips
+    from kit.deploy.weights.cleaning import AS_SHIPPED, chosen_cleaning
+    from kit.deploy.weights.fetch import find_weights
+    from kit.deploy.weights.load import read_card
+    from kit.system.processes import joined, launch, launched
+    from kit.system.ranks import agreed, rank
 
     _refuse_nproc_in_a_launched_process(nproc)
     if gsd and scale:
@@ -385,7 +385,7 @@ def submit(
 
 
 def _refuse_nproc_in_a_launched_process(nproc: int) -> None:
-    from kit.models.processes import launched, launched_by_kit
+    from kit.system.processes import launched, launched_by_kit
 
     if nproc > 1 and launched() and not launched_by_kit():
         raise typer.BadParameter("several processes were started already: leave it out", param_hint="--nproc")
@@ -406,8 +406,8 @@ def check_submission(
     Example: kit check-submission submissions/lite0-test.tgz --test test
     """
     from kit.data.index import building_share
-    from kit.deploy.chips import find_chips
-    from kit.deploy.doctor import COLUMNS, DIFFERENCE_COLUMNS, check
+    from kit.data.sources.chips import find_chips
+    from kit.deploy.submission.checks import COLUMNS, DIFFERENCE_COLUMNS, check
 
     chips = find_chips(test) if test else None
     checked = check(submission, chips, against, building_share(Paths(root), data))
@@ -458,9 +458,9 @@ def map_(
 
     Example: kit map city.tif --weights lite0 --square
     """
-    from kit.deploy.fetch import find_weights
     from kit.deploy.mapping.map import Wanted, map_scene, name_of
-    from kit.models.devices import pick_device
+    from kit.deploy.weights.fetch import find_weights
+    from kit.system.devices import pick_device
 
     paths = Paths(root)
     chosen = find_weights(weights, sha256, paths.weights)
@@ -514,7 +514,7 @@ def weights(as_json: Json = False, root: Root = HERE, debug: Debug = False) -> N
     import json
     from dataclasses import asdict
 
-    from kit.deploy.listing import COLUMNS, list_weights
+    from kit.deploy.weights.store import COLUMNS, list_weights
 
     listed = list_weights(Paths(root).weights)
     if not listed:
@@ -540,7 +540,7 @@ def score(
 
     Example: kit score submissions/quickstart-test sample/test_labels
     """
-    from kit.deploy.score import score as score_masks
+    from kit.deploy.submission.score import score as score_masks
 
     scored = score_masks(predictions, truth)
     if as_json:
@@ -592,7 +592,7 @@ def compare(
     import json
     from dataclasses import asdict
 
-    from kit.pipeline.compare import compare as compare_runs
+    from kit.pipeline.compare_runs import compare as compare_runs
 
     compared = compare_runs(first, second, Paths(root))
     for notice in compared.notices():
@@ -645,7 +645,7 @@ def _common(
 def _fail(message: str, hint: str) -> None:
     """Shows an error; of several processes that train together, the first to fail does."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from kit.models.processes import first_to_fail
+        from kit.system.processes import first_to_fail
 
         if not first_to_fail():
             return

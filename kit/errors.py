@@ -43,7 +43,7 @@ class CutError(DataError):
     """Some tiles or scenes could not be cut; the others are.
 
     Args:
-        made: what `kit.data.prepare.prepare` would have returned, if there is anything.
+        made: what `kit.data.tiles.prepare.prepare` would have returned, if there is anything.
     """
 
     def __init__(self, message: str, hint: str = "", made: Any = None) -> None:

@@ -24,10 +24,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 @pytest.fixture(scope="session", autouse=True)
 def small_images() -> Iterator[None]:
     """Exports are compared on small images, but where a test asks for others: all take seconds of a tiny network."""
-    from kit.deploy import drawn
+    from kit.deploy.proof import images
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(drawn, "CASES", drawn.SMALL_CASES)
+        patch.setattr(images, "CASES", images.SMALL_CASES)
         yield
 
 
@@ -44,7 +44,7 @@ def catalog(tmp_path: Path) -> Path:
 @pytest.fixture
 def workplace(tmp_path: Path, catalog: Path) -> Path:
     """A root folder with a prepared data set of native 64 px tiles, two folds, and the recipe `tiny`."""
-    from kit.data.prepare import prepare
+    from kit.data.tiles.prepare import prepare
     from kit.paths import Paths
 
     root = tmp_path / "root"

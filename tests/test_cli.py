@@ -116,7 +116,7 @@ def test_a_fault_of_kit_is_told_without_a_traceback(cli: Cli, tmp_path: Path, mo
     def broken(*_: object) -> None:
         raise ZeroDivisionError("1 / 0")
 
-    monkeypatch.setattr("kit.data.sample.draw_sample", broken)
+    monkeypatch.setattr("kit.sample.sample.draw_sample", broken)
     err = failed(cli, "sample", "--root", tmp_path)
     assert "ZeroDivisionError" in err
     assert "--debug" in err
@@ -126,7 +126,7 @@ def test_interrupted(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kit.data.sample.draw_sample", interrupted)
+    monkeypatch.setattr("kit.sample.sample.draw_sample", interrupted)
     assert "error: interrupted" in failed(cli, "sample", "--root", tmp_path)
 
 

@@ -17,7 +17,7 @@ from test_docs import COMMANDS, DATA, inline, rows_below, shell
 import kit
 from kit.data import report
 from kit.data.grids import grid_of, ground_m
-from kit.data.tiles import Skipped
+from kit.data.tiles.tile import Skipped
 
 CODE = inline(DATA)
 Cli = Callable[..., tuple[int, str, str]]
@@ -134,7 +134,7 @@ def test_every_option_is_told():
 
 
 def test_variables_and_ways_are_those_of_the_code():
-    code = "".join(file.read_text() for file in Path(kit.__file__).parent.glob("data/*.py"))
+    code = "".join(file.read_text() for file in Path(kit.__file__).parent.glob("data/**/*.py"))
     for name in re.findall(r"`(AWS_\w+)", DATA):
         assert f'"{name}"' in code, name
     options = {parameter.name: parameter.default for parameter in COMMANDS["prepare"].params}

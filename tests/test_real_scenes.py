@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from kit.data.alignment import Pair, agreements, best_shift, read_pair, ring
-from kit.data.catalog import read_scenes
-from kit.data.prepare import Prepared, prepare
-from kit.deploy.submit import find_chips
+from kit.data.sources.stac import read_scenes
+from kit.data.tiles.prepare import Prepared, prepare
+from kit.deploy.submission.submit import find_chips
 from kit.paths import Paths
 
 MINI = Path(__file__).parents[2] / "shared" / "open_cities_mini"

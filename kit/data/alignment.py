@@ -19,7 +19,7 @@ import rasterio
 from numpy.typing import NDArray
 
 from kit.data.masks import BUILDING, IGNORE
-from kit.data.tiles import read_mask
+from kit.data.tiles.tile import read_mask
 from kit.errors import DataError
 
 SMOOTH_PX = 1.0  # sigma before the image is differentiated: a pixel's noise is no edge

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rasterio.errors import RasterioIOError
 from torch import Tensor
 
-from kit.data.folds import fold_numbers
+from kit.data.folds.assign import fold_numbers
 from kit.data.masks import IGNORE, LAYERS
 from kit.errors import DataError
 

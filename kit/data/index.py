@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from kit.data.folds import assign_folds
+from kit.data.folds.assign import assign_folds
 from kit.errors import DataError, nearest
 from kit.paths import Paths, replacing
 

@@ -13,7 +13,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
 from kit.data.grids import corners
-from kit.data.remote import GDAL_WEB, gdal_path
+from kit.data.sources.remote import GDAL_WEB, gdal_path
 from kit.errors import RasterError
 
 ALPHA = 4  # the band, also where the file does not call it so

@@ -4,9 +4,9 @@ import json
 from collections import Counter
 
 from kit.console import result, say, table
-from kit.data.folds import fold_numbers
-from kit.data.ledger import Json, Record
-from kit.data.prepare import Prepared
+from kit.data.folds.assign import fold_numbers
+from kit.data.tiles.ledger import Json, Record
+from kit.data.tiles.prepare import Prepared
 
 COLUMNS = (
     *("scene", "tiles", "skipped", "failed", "km2", "footprints", "crossing", "beyond", "repaired", "dropped"),

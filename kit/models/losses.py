@@ -10,7 +10,7 @@ Logits are any float, targets int64: 0, 1, and `ignore` (255, no data) for pixel
 gradient. The loss is a scalar in the logits' precision, at least float32; 0 when no pixel counts.
 
 Where several processes train one model, sums and counts are taken over the batches of all of them
-(`kit.models.ranks.over_ranks`): the loss, and its gradient, are those of one process with the whole batch. Lovasz sorts
+(`kit.system.ranks.over_ranks`): the loss, and its gradient, are those of one process with the whole batch. Lovasz sorts
 pixels, which stay where they are: each process has a pool of its own, and the mean is taken.
 """
 
@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from kit.data.masks import BUILDING, IGNORE
 from kit.errors import RecipeError
-from kit.models.ranks import over_ranks
 from kit.models.targets import at_least_float32, building_logits
+from kit.system.ranks import over_ranks
 
 EPS = 1e-7  # keeps the overlap of nothing with nothing finite
 SURE = 1e-6  # a teacher is never surer than this: its logits stay within 13.8

@@ -6,8 +6,8 @@ from fastai.metrics import Metric
 from torch import Tensor
 
 from kit.data.masks import IGNORE, Counts, count, pool
-from kit.models.ranks import gathered
 from kit.models.targets import building_logits
+from kit.system.ranks import gathered
 
 
 class PooledJaccard(Metric):

@@ -19,21 +19,21 @@ from fastai.callback.core import Callback, CancelFitException, CancelValidExcept
 
 from kit.console import say
 from kit.data.dataset import Fold, split_fold
-from kit.data.folds import fold_numbers
+from kit.data.folds.assign import fold_numbers
 from kit.data.index import read_index
 from kit.data.masks import IGNORE
-from kit.data.prepare import prepare
-from kit.data.sample import draw_sample
-from kit.deploy.card import Card, Member
-from kit.deploy.drawn import SMALL_CASES
-from kit.deploy.export import export_ensemble
+from kit.data.tiles.prepare import prepare
+from kit.deploy.proof.images import SMALL_CASES
+from kit.deploy.weights.card import Card, Member
 from kit.errors import RecipeError
-from kit.models.devices import pick_device
 from kit.models.pretrained import Source
 from kit.paths import Paths
-from kit.pipeline.recipes import SIDE_PX, Cost, cost_of
+from kit.pipeline.cost import SIDE_PX, Cost, cost_of
+from kit.pipeline.export import export_ensemble
+from kit.sample.sample import draw_sample
+from kit.system.devices import pick_device
 from kit.training.fit import Setup, build, count_epochs, rebuild, train
-from kit.training.pictures import crop_sheet, save_png
+from kit.training.overlays import crop_sheet, save_png
 from kit.training.recipe import Recipe, load_recipe, strict_augmentation
 
 STEPS, ENOUGH_S = 4, 30.0  # the first step is a warm-up; a slow one after it is enough

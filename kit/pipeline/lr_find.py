@@ -14,9 +14,9 @@ from kit.console import Meter, meter, say
 from kit.data.dataset import split_fold
 from kit.data.index import read_index
 from kit.errors import KitError, RecipeError
-from kit.models.devices import pick_device
 from kit.models.pretrained import Source, weights_used
 from kit.paths import Paths
+from kit.system.devices import pick_device
 from kit.training.callbacks import LossSwitch
 from kit.training.curves import draw_rates
 from kit.training.distillation import Distillation

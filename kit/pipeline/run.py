@@ -11,26 +11,26 @@ import pandas as pd
 
 from kit.console import say, table
 from kit.data.dataset import read_tile, split_fold
-from kit.data.folds import fold_numbers
+from kit.data.folds.assign import fold_numbers
 from kit.data.index import read_index
 from kit.data.masks import Counts, pool
-from kit.data.prepare import prepare
-from kit.data.sample import draw_sample
-from kit.deploy.card import Member, sha256_of
-from kit.deploy.export import Exported, check_free, export_ensemble
-from kit.deploy.weights import load_weights, read_card
+from kit.data.tiles.prepare import prepare
+from kit.deploy.weights.card import Member, sha256_of
+from kit.deploy.weights.load import load_weights, read_card
 from kit.errors import DataError, RunError, WeightsError
 from kit.models.pretrained import Source
-from kit.models.processes import joined
-from kit.models.ranks import rank, wait_for_all
 from kit.paths import Paths
-from kit.pipeline.bounds import learn_bounds
+from kit.pipeline.export import Exported, check_free, export_ensemble
+from kit.pipeline.learn_bounds import learn_bounds
 from kit.pipeline.parallel import side_by_side
 from kit.pipeline.postprocess import Choice, choose
+from kit.sample.sample import draw_sample
+from kit.system.processes import joined
+from kit.system.ranks import rank, wait_for_all
 from kit.training.fit import Setup, fit_fold, load_best, rebuild
 from kit.training.oof import best_threshold, read_levels
 from kit.training.recipe import Recipe, load_recipe
-from kit.training.records import BEST, Result, read_result, read_settings
+from kit.training.result import BEST, Result, read_result, read_settings
 
 PARITY_TILES = 2  # each is predicted twice by every member and view
 
@@ -240,7 +240,7 @@ def export(
         name: of the weights.
         paths: of the working root.
         views: `none`, `flips` or `d4`.
-        others: formats to write beside TorchScript, see `kit.deploy.formats.chosen`.
+        others: formats to write beside TorchScript, see `kit.deploy.freeze.formats.chosen`.
         adaptive: learns when a vote may end, see `kit.deploy.adaptive`.
 
     Raises:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from kit.data.dataset import Key
 from kit.errors import RecipeError
 from kit.models.losses import Lovasz
-from kit.models.ranks import as_first, ranks
+from kit.system.ranks import as_first, ranks
 
 
 class BalancedSampler(Callback):

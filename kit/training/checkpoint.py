@@ -14,8 +14,8 @@ from fastcore.foundation import L
 
 from kit.console import say
 from kit.errors import RunError
-from kit.models.ranks import agreed, gathered, rank, ranks
 from kit.paths import replacing
+from kit.system.ranks import agreed, gathered, rank, ranks
 
 CHECKPOINT = "checkpoint.pt"
 TIMED_STEPS = 5  # from which a step's time is known

@@ -5,7 +5,7 @@ from fastai.callback.core import Callback
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from kit.models.ranks import as_first
+from kit.system.ranks import as_first
 
 
 class Distributed(Callback):

@@ -22,19 +22,19 @@ from kit.console import say
 from kit.data.dataset import Fold
 from kit.data.masks import pool
 from kit.errors import RunError
-from kit.models.devices import keep_freed_memory
 from kit.models.metrics import PooledLoss
 from kit.models.pretrained import Source, encoder_source, weights_used
-from kit.models.ranks import agreed, as_first, gathered, rank, ranks
 from kit.outputs import check_unclaimed
 from kit.paths import alone
+from kit.system.devices import keep_freed_memory
+from kit.system.ranks import agreed, as_first, gathered, rank, ranks
 from kit.training.checkpoint import Checkpoint, Resume, read_checkpoint, seed_everything
 from kit.training.curves import draw_curves
 from kit.training.distributed import Distributed
 from kit.training.harness import Budget, Deal, Draw, LossScale, Precision
 from kit.training.oof import predict_fold
 from kit.training.recipe import Recipe
-from kit.training.records import BEST, RESULT, SETTINGS, Result, read_result, read_settings, write_json
+from kit.training.result import BEST, RESULT, SETTINGS, Result, read_result, read_settings, write_json
 from kit.training.runlog import Board, RunLog
 
 # what makes two runs the same

@@ -9,9 +9,9 @@ import torch
 from fastai.callback.core import Callback, CancelStepException
 
 from kit.console import say
-from kit.models.devices import autocast_dtype
-from kit.models.ranks import as_first, gathered, rank, ranks
 from kit.models.targets import at_least_float32
+from kit.system.devices import autocast_dtype
+from kit.system.ranks import as_first, gathered, rank, ranks
 
 
 class Draw(Callback):

@@ -7,7 +7,7 @@ import torch
 from fastai.callback.core import Callback
 from torch import Tensor
 
-from kit.models.ranks import rank
+from kit.system.ranks import rank
 
 
 class _Mixing(Callback):

@@ -14,10 +14,10 @@ from torch import nn
 from kit.console import track
 from kit.data.dataset import Fold, read_tile
 from kit.data.masks import BACKGROUND, BUILDING, IGNORE, Counts, count
-from kit.models.ranks import gathered, rank
 from kit.models.targets import building_logits
 from kit.paths import replacing
-from kit.training.pictures import overlay, save_png
+from kit.system.ranks import gathered, rank
+from kit.training.overlays import overlay, save_png
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kit.data.alignment import REACH_PX, Pair, agreement, agreements, best_shift, read_pair, ring
 from kit.data.masks import IGNORE
-from kit.data.prepare import prepare
+from kit.data.tiles.prepare import prepare
 from kit.errors import DataError
 from kit.paths import Paths
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from deploy_fakes import export_tiny, noise, write_tiff
 
-from kit.deploy.export import Exported
+from kit.pipeline.export import Exported
 
 
 @pytest.fixture(scope="session")

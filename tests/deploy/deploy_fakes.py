@@ -9,9 +9,9 @@ import rasterio
 import torch
 from torch import Tensor, nn
 
-from kit.deploy.card import Member
-from kit.deploy.drawn import SMALL_CASES, Case
-from kit.deploy.export import Exported, export_ensemble
+from kit.deploy.proof.images import SMALL_CASES, Case
+from kit.deploy.weights.card import Member
+from kit.pipeline.export import Exported, export_ensemble
 
 ODD = (*SMALL_CASES, Case(190, 257, channels=4))
 

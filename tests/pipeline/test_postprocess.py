@@ -12,8 +12,8 @@ import rasterio
 from factories import write_run
 
 from kit.data.masks import Counts, count, pool
-from kit.deploy.cleaning import Cleaning, clean
-from kit.deploy.weights import read_card
+from kit.deploy.weights.cleaning import Cleaning, clean
+from kit.deploy.weights.load import read_card
 from kit.errors import DataError, RunError
 from kit.paths import Paths
 from kit.pipeline import postprocess

@@ -13,7 +13,7 @@ import torch
 from factories import TINY_RECIPE, write_catalog, write_run
 from safetensors.torch import load_file, save_file
 
-from kit.data.prepare import prepare
+from kit.data.tiles.prepare import prepare
 from kit.errors import KitError, RunError, WeightsError
 from kit.paths import Paths
 from kit.pipeline import run as pipeline

@@ -21,7 +21,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 # float64, SGD, batch norms in eval, five steps, and uneven ignored pixels: nothing may differ but the last digits
 EXACT = TINY_RECIPE.replace(
-    "import albumentations as A\n", "import albumentations as A\nimport torch\n\nfrom kit.models.ranks import rank\n"
+    "import albumentations as A\n", "import albumentations as A\nimport torch\n\nfrom kit.system.ranks import rank\n"
 ).replace(
     "dataloaders(fold, AUGMENT, 2)", "dataloaders(fold, AUGMENT, BATCH)"
 ).replace(
@@ -130,7 +130,7 @@ def test_every_launcher_gives_the_same_weights(workplace: Path):
 DYING = TINY_RECIPE.replace("EMA(0.9)]", "EMA(0.9), Dying()]") + '''
 
 import os, signal
-from kit.models.ranks import rank
+from kit.system.ranks import rank
 
 
 class Dying(fv.Callback):

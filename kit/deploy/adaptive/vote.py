@@ -2,7 +2,7 @@
 
 The ensemble's passes (a network, a view) are taken in stages. After each one the pixels are counted, block by block,
 that the passes to come may still turn; where they are few beside the pixels that a network would have to see for them,
-the block keeps what it has. Where the bounds come from, see `kit.deploy.adaptive.bounds`. Source: early exits of
+the block keeps what it has. Where the bounds come from, see `kit.deploy.adaptive.calibrate`. Source: early exits of
 cascades (Viola and Jones 2001) and of ensembles (Schwartz et al. 2020, arXiv:1907.10597), by block instead of by image.
 """
 
@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kit.deploy.adaptive.blocks import Window, cover
-from kit.deploy.card import Bounds
-from kit.deploy.engines import Network
-from kit.deploy.ensemble import TURN, Ensemble
-from kit.deploy.tuning import mean_over_views
+from kit.deploy.adaptive.cover import Window, cover
+from kit.deploy.engine.backends import Network
+from kit.deploy.engine.tuning import mean_over_views
+from kit.deploy.freeze.ensemble import TURN, Ensemble
+from kit.deploy.weights.card import Bounds
 
 BLOCK_PX = 128
 MARGIN_PX = 192  # what a network sees around a window: with 128 masks changed at its edges

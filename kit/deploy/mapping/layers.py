@@ -13,8 +13,8 @@ import shapely
 from numpy.typing import NDArray
 from pyogrio.errors import DataLayerError, DataSourceError, GeometryError
 
-from kit.deploy.mapping.frames import Frame
 from kit.deploy.mapping.polygons import Buildings, areas_m2, placed
+from kit.deploy.mapping.scene import Frame
 from kit.errors import KitError, nearest
 
 FIELDS = ("area_m2", "confidence")

@@ -16,15 +16,12 @@ from numpy.typing import NDArray
 
 from kit.console import meter
 from kit.data.rasters import gdal_options
-from kit.data.remote import fingerprint, is_remote, local_path
-from kit.deploy.adaptive.bounds import LOOK_PX, end_early, learnt_bounds
-from kit.deploy.engines import check_engine
-from kit.deploy.mapping.frames import Frame
-from kit.deploy.mapping.layers import FORMATS, Layer, check_format
-from kit.deploy.mapping.overlay import Overlay
-from kit.deploy.mapping.polygons import Rules, clean
-from kit.deploy.mapping.predicting import Predictor, edges_on, predict_strips
-from kit.deploy.mapping.rasters import (
+from kit.data.sources.remote import fingerprint, is_remote, local_path
+from kit.deploy.adaptive.calibrate import LOOK_PX, end_early, learnt_bounds
+from kit.deploy.engine.backends import check_engine
+from kit.deploy.engine.predict import has_ground, predict_image
+from kit.deploy.engine.tuning import TILES, in_half, set_up
+from kit.deploy.mapping.cogs import (
     NO_DATA,
     is_building,
     read_bands,
@@ -32,13 +29,16 @@ from kit.deploy.mapping.rasters import (
     write_probability,
     writing,
 )
-from kit.deploy.mapping.reading import Reader
+from kit.deploy.mapping.layers import FORMATS, Layer, check_format
+from kit.deploy.mapping.overlay import Overlay
+from kit.deploy.mapping.polygons import Rules, clean
+from kit.deploy.mapping.predicting import Predictor, edges_on, predict_strips
+from kit.deploy.mapping.reader import Reader
+from kit.deploy.mapping.scene import Frame
 from kit.deploy.mapping.strips import Strips
 from kit.deploy.mapping.tracing import Tracer
 from kit.deploy.mapping.windows import Axis, along, check_window
-from kit.deploy.predict import has_ground, predict_image
-from kit.deploy.tuning import TILES, in_half, set_up
-from kit.deploy.weights import Weights, load_weights
+from kit.deploy.weights.load import Weights, load_weights
 from kit.errors import KitError, OutputError
 from kit.outputs import as_name, check_apart, check_name
 from kit.paths import alone, replacing
@@ -188,8 +188,8 @@ def map_scene(
         name: that the files begin with.
         wanted: what the map shall be.
         device: as torch names it.
-        tuning: measures how this machine predicts fastest, see `kit.deploy.tuning`.
-        engine: see `kit.deploy.engines`.
+        tuning: measures how this machine predicts fastest, see `kit.deploy.engine.tuning`.
+        engine: see `kit.deploy.engine.backends`.
         adaptive: ends the vote where it is clear, as far as a few pieces bear it, see `kit.deploy.adaptive`.
 
     Raises:

@@ -9,7 +9,7 @@ import shapely
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 
-from kit.deploy.mapping.frames import Frame
+from kit.deploy.mapping.scene import Frame
 from kit.errors import RasterError
 from kit.paths import replacing
 

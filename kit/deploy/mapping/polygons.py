@@ -9,7 +9,7 @@ import shapely
 from numpy.typing import NDArray
 
 from kit.deploy.mapping.blending import LEVELS
-from kit.deploy.mapping.frames import DEGREES, Frame
+from kit.deploy.mapping.scene import DEGREES, Frame
 from kit.deploy.mapping.squares import square
 from kit.deploy.mapping.tracing import Piece
 

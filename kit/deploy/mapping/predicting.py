@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from kit.console import meter
 from kit.deploy.mapping.blending import Band
-from kit.deploy.mapping.frames import Frame
-from kit.deploy.mapping.reading import Reader, Seen
+from kit.deploy.mapping.reader import Reader, Seen
+from kit.deploy.mapping.scene import Frame
 from kit.deploy.mapping.strips import Strips
 from kit.deploy.mapping.windows import Axis
 

@@ -12,8 +12,8 @@ from math import sqrt
 
 import numpy as np
 
-from kit.deploy.mosaics.borders import BOTTOM, RIGHT
-from kit.deploy.mosaics.joining import Joiner, Matches
+from kit.deploy.mosaics.matching import Joiner, Matches
+from kit.deploy.mosaics.sides import BOTTOM, RIGHT
 
 SURE = 1.0  # margin of a pair that is joined for its own sake
 VOUCHED = (

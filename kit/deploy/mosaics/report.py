@@ -11,8 +11,8 @@ from typing import Any
 import cv2
 
 from kit.console import track
-from kit.deploy.chips import find_chips
-from kit.deploy.mosaics.finding import Mosaic, find_mosaics
+from kit.data.sources.chips import find_chips
+from kit.deploy.mosaics.find import Mosaic, find_mosaics
 from kit.deploy.mosaics.pictures import draw_mosaic
 from kit.errors import DataError, OutputError
 from kit.outputs import check_apart, check_name, check_unclaimed

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kit.console import meter, say
-from kit.deploy.mosaics.finding import Mosaic
-from kit.deploy.mosaics.scale import estimate_gsd
-from kit.deploy.rasters import image_version
-from kit.deploy.weights import Weights
+from kit.deploy.mosaics.find import Mosaic
+from kit.deploy.mosaics.resolution import estimate_gsd
+from kit.deploy.submission.mask_tiff import image_version
+from kit.deploy.weights.load import Weights
 from kit.errors import DataError
 from kit.paths import replacing
 

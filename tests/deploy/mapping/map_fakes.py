@@ -8,7 +8,7 @@ import numpy as np
 import rasterio
 
 from kit.deploy.mapping.map import Mapped, Wanted, draw_map, windows_of
-from kit.deploy.mapping.reading import Reader
+from kit.deploy.mapping.reader import Reader
 
 SMALL = {"window_px": 64, "overlap_px": 16}
 

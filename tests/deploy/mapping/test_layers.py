@@ -9,9 +9,9 @@ import shapely
 from factories import UTM, at_kampala
 
 from kit.deploy.mapping import layers
-from kit.deploy.mapping.frames import Frame
 from kit.deploy.mapping.layers import FORMATS, Layer, check_format
 from kit.deploy.mapping.polygons import Buildings
+from kit.deploy.mapping.scene import Frame
 from kit.errors import KitError
 
 FRAME = Frame(200, 150, at_kampala(UTM, 0.5), pyproj.CRS(UTM).to_wkt(), 0.5, 0.5)

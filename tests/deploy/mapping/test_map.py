@@ -23,15 +23,15 @@ from factories import LATITUDE, LONGITUDE, MERCATOR, UTM, at_kampala, write_band
 from map_fakes import SMALL, band, brightness, faint_at_edges, imagery, map_with
 from web import Web
 
-from kit.deploy.export import Exported
+from kit.deploy.engine.predict import predict_image
+from kit.deploy.mapping import cogs
 from kit.deploy.mapping import map as room
-from kit.deploy.mapping import rasters
 from kit.deploy.mapping.blending import as_levels
 from kit.deploy.mapping.map import Mapped, Wanted, map_scene, name_of
 from kit.deploy.mapping.overlay import COLOUR
-from kit.deploy.predict import predict_image
-from kit.deploy.weights import load_weights
+from kit.deploy.weights.load import load_weights
 from kit.errors import KitError, RasterError
+from kit.pipeline.export import Exported
 
 Cli = Callable[..., tuple[int, str, str]]
 HOUSES = ((20, 30, 60, 70), (85, 15, 125, 55), (70, 90, 150, 130))  # left, top, right, bottom, px
@@ -184,10 +184,10 @@ def test_no_data_are_kept_and_cost_nothing(tmp_path: Path, gsd_m: float):
 
 
 def test_buildings_across_windows_and_bands_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(rasters, "BLOCK_PX", 32)
+    monkeypatch.setattr(cogs, "BLOCK_PX", 32)
     scene = write_bands(tmp_path / "s.tif", town(), at_kampala())
     made = map_with(brightness, scene, tmp_path / "out")
-    monkeypatch.setattr(rasters, "BLOCK_PX", 512)
+    monkeypatch.setattr(cogs, "BLOCK_PX", 512)
     whole = map_with(brightness, scene, tmp_path / "whole")
     assert made.buildings == whole.buildings == 3
     _, _, geometry, fields = pyogrio.raw.read(made.polygons)

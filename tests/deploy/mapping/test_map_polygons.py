@@ -5,8 +5,8 @@ import shapely
 from affine import Affine
 from factories import MERCATOR, UTM, at_kampala
 
-from kit.deploy.mapping.frames import Frame
 from kit.deploy.mapping.polygons import Rules, areas_m2, clean, placed
+from kit.deploy.mapping.scene import Frame
 from kit.deploy.mapping.tracing import Tracer
 
 RULES = Rules(0.4, min_area_m2=2, min_hole_m2=2)

@@ -7,8 +7,8 @@ from affine import Affine
 from rasterio.features import rasterize
 from shapely import affinity
 
-from kit.deploy.mapping.frames import Frame
 from kit.deploy.mapping.polygons import Rules, clean
+from kit.deploy.mapping.scene import Frame
 from kit.deploy.mapping.squares import main_direction, square
 from kit.deploy.mapping.tracing import Tracer
 

@@ -1,0 +1,1 @@
+"""Which tiles are held out together: folds, leaks, the ground they share."""

@@ -1,0 +1,1 @@
+"""Where scenes come from: STAC catalogues, folders, stores afar, chips."""

@@ -1,0 +1,1 @@
+"""Scenes cut to tiles: jobs, warping, cutting, the ledger of what is done."""

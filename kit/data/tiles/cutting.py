@@ -1,0 +1,191 @@
+"""Blocks of tiles cut from scenes: what one process does at a time."""
+
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.errors import RasterioError
+
+from kit.data.burning import BOUNDARY, CONTACT, draw_layers, draw_mask, margin_px, read_width
+from kit.data.collars import Collar
+from kit.data.footprints import Footprints
+from kit.data.grids import Grid
+from kit.data.rasters import gdal_options
+from kit.data.sources.remote import is_remote
+from kit.data.sources.stac import Scene
+from kit.data.tiles.tile import SCENE, Skipped, Spot, Tile, encode_image, encode_mask, put, read_mask, row_of
+from kit.data.tiles.warping import Imagery
+from kit.errors import RasterError
+
+BLOCK = 4  # tiles a side of a block: most decoded parts of the scene are used by several of its tiles
+CACHE_BYTES = 128 << 20  # decoded imagery per process: the row of a block's tiles above is still there
+
+
+@dataclass(frozen=True)
+class Style:
+    """How tiles are made.
+
+    Args:
+        grid: see `kit.data.grids.grid_of`.
+        side_px: side of a tile.
+        overlap_px: what neighbours share.
+        min_valid: tiles with a smaller share of imagery are skipped, and listed.
+        layers: masks get the bands footprint, boundary and contact.
+        boundary: width of the window that makes boundaries, `5px` or `0.4m`.
+        contact: how near two footprints are in contact, `5m` or `60px`.
+        images: a key of `IMAGE_FORMATS`, or `scene` for windows into the scenes.
+    """
+
+    grid: str = "z19"
+    side_px: int = 1024
+    overlap_px: int = 0
+    min_valid: float = 0.01
+    layers: bool = False
+    boundary: str = BOUNDARY
+    contact: str = CONTACT
+    images: str = "lossless"
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A tile that could not be cut.
+
+    Args:
+        tile: id, as of `Tile`; of a scene that could not be opened, `area/scene`.
+        reason: the error.
+    """
+
+    tile: str
+    reason: str
+
+
+@dataclass
+class Cut:
+    """What came of some tiles; adds up."""
+
+    tiles: list[Tile] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    failed: list[Failed] = field(default_factory=list)
+
+    def add(self, more: "Cut") -> None:
+        """Takes over what came of others."""
+        self.tiles += more.tiles
+        self.skipped += more.skipped
+        self.failed += more.failed
+
+    def __len__(self) -> int:
+        return len(self.tiles) + len(self.skipped) + len(self.failed)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Neighbouring tiles of a scene, with all that is needed to cut them.
+
+    Args:
+        scene: to cut from.
+        grid: of its tiles.
+        rows: of the block.
+        columns: of the block.
+        polygons: footprints that touch the block or its margin, in the grid's CRS.
+        collar: black without imagery, if the scene has any.
+        style: of the tiles.
+        folder: of the data set.
+    """
+
+    scene: Scene
+    grid: Grid
+    rows: range
+    columns: range
+    polygons: NDArray[np.object_]
+    collar: Collar | None
+    style: Style
+    folder: Path
+
+
+def at_work(href: str) -> rasterio.Env:
+    """Returns GDAL's settings for one of several processes, to be used as a context."""
+    return rasterio.Env(**gdal_options(CACHE_BYTES, is_remote(href)))
+
+
+def cut_block(block: Block) -> Cut:
+    """Returns what came of a block's tiles: each is a row, skipped or failed. What is cut already is not cut again.
+
+    Raises:
+        KitError: the disk is full.
+    """
+    made = Cut()
+    scene, grid = block.scene, block.grid
+    suffix = ".vrt" if block.style.images == SCENE else ".tif"
+    footprints = Footprints(block.polygons, grid.crs)
+    spots = [
+        Spot(scene.area, scene.scene, scene.tier, f"r{row}_c{column}", grid, row, column, suffix)
+        for row, column in product(block.rows, block.columns)
+    ]
+    with at_work(scene.image):
+        try:
+            with Imagery(scene.image, grid, block.rows, block.columns, block.collar) as imagery:
+                for spot in spots:
+                    _cut_tile(spot, imagery, footprints, block, made)
+        except RasterError as error:  # the scene cannot be opened any more
+            made.failed += [Failed(spot.tile, error.message) for spot in spots[len(made) :]]
+    return made
+
+
+def _cut_tile(spot: Spot, imagery: Imagery, footprints: Footprints, block: Block, made: Cut) -> None:
+    n_footprints = len(footprints.touching(spot.grid.bounds(spot.row, spot.column)))
+    truth = cut_before(spot, block.folder)
+    if truth is None:
+        try:
+            rgb, valid = imagery.read(spot.row, spot.column)
+        except RasterError as error:
+            made.failed.append(Failed(spot.tile, error.message))
+            return
+        if too_little(spot, valid, block.style, made):
+            return
+        mask = _draw(footprints, spot, valid, block.style)
+        if block.style.images == SCENE:
+            put(block.folder / spot.image, imagery.window(spot.row, spot.column))
+        else:
+            put(block.folder / spot.image, encode_image(rgb, spot, block.style.images))
+        put(block.folder / spot.mask, encode_mask(mask, spot))
+        truth = mask[0]
+    made.tiles.append(row_of(spot, truth, n_footprints, spot.gsd_m))
+
+
+def margin_of(style: Style, gsd_m: float) -> int:
+    """Returns how far beyond a tile footprints still shape its mask, px."""
+    if not style.layers:
+        return 0
+    return margin_px(gsd_m, read_width(style.boundary).odd_px(gsd_m), read_width(style.contact).m(gsd_m))
+
+
+def cut_before(spot: Spot, folder: Path) -> NDArray[np.uint8] | None:
+    """Returns the mask of a tile that an interrupted command has cut, or None. The mask is written last."""
+    file = folder / spot.mask
+    try:
+        return read_mask(file) if file.exists() and (folder / spot.image).exists() else None
+    except RasterioError:  # a machine that lost power may leave a name without content
+        return None
+
+
+def too_little(spot: Spot, valid: NDArray[np.bool_], style: Style, made: Cut) -> bool:
+    """Returns whether a tile is to be skipped, and lists it if so."""
+    share = float(valid.mean())
+    if share >= style.min_valid and share > 0:
+        return False
+    reason = f"imagery below {style.min_valid:g}" if share else "no imagery"
+    made.skipped.append(Skipped(spot.tile, spot.area, spot.scene, reason, round(share, 6)))
+    return True
+
+
+def _draw(footprints: Footprints, spot: Spot, valid: NDArray[np.bool_], style: Style) -> NDArray[np.uint8]:
+    """Returns a tile's mask, (1 or 3, side, side) uint8."""
+    grid, gsd_m = spot.grid, spot.gsd_m
+    around = footprints.touching(grid.bounds(spot.row, spot.column, margin_of(style, gsd_m)))
+    if not style.layers:
+        return draw_mask(around, spot.transform, valid.shape, valid)[None]
+    boundary_px, contact_m = read_width(style.boundary).odd_px(gsd_m), read_width(style.contact).m(gsd_m)
+    return draw_layers(around, spot.transform, valid.shape, valid, gsd_m, boundary_px, contact_m)

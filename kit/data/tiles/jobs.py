@@ -1,0 +1,227 @@
+"""All scenes of a data set: planned as blocks of tiles, cut by processes, kept in the ledger."""
+
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+
+import rasterio
+
+from kit.console import Meter
+from kit.data.collars import find_collar
+from kit.data.footprints import read_footprints
+from kit.data.grids import grid_of, ground_m
+from kit.data.rasters import gdal_options, open_scene, outline
+from kit.data.sources.remote import fingerprint, is_remote
+from kit.data.sources.stac import Pair, Scene
+from kit.data.tiles.cutting import BLOCK, CACHE_BYTES, Block, Cut, Failed, Style, cut_block, margin_of
+from kit.data.tiles.ledger import Ledger, Record, key_of
+from kit.data.tiles.pairs import BATCH, Batch, building_value, side_of, take_over
+from kit.data.tiles.tile import SCENE
+from kit.errors import DataError, FootprintError, KitError, nearest
+from kit.system.workers import spread
+
+VERSION = 1  # of what is cut: another number, and everything is cut again
+
+Job = Block | Batch
+Part = Scene | tuple[Pair, ...]  # of a data set: a scene, or all pairs of one
+
+
+def _names(part: Part) -> tuple[str, str]:
+    """Returns area and scene."""
+    first = part if isinstance(part, Scene) else part[0]
+    return first.area, first.scene
+
+
+class Scenes:
+    """All scenes of a data set, cut by processes, kept in the ledger as they end.
+
+    Args:
+        folder: of the data set.
+        style: of its tiles.
+        gsd_m: of images that lie nowhere.
+        parts: scenes, or pairs of one scene.
+        only: see `prepare`.
+    """
+
+    def __init__(self, folder: Path, style: Style, gsd_m: float, parts: list[Part], only: Collection[str]) -> None:
+        self.folder, self.style, self.gsd_m = folder, style, gsd_m
+        self.ledger = Ledger(folder)
+        self.parts = {"/".join(_names(part)): part for part in parts}
+        for unknown in sorted(set(only) - set(self.parts)):
+            raise DataError(f"no scene {unknown!r} to cut again", nearest(unknown, self.parts))
+        self._check_names()
+        self._check_pairs()
+        self.only = set(only)
+        self.changed, self.kept = False, 0
+        self.open: dict[str, Record] = {}
+        self.left: dict[str, int] = {}
+
+    def _check_names(self) -> None:
+        """Checks that no two scenes give their tiles the same ids."""
+        first: dict[str, str] = {}
+        for name in self.parts:
+            other = first.setdefault(name.replace("/", "_"), name)
+            if other != name:
+                raise DataError(f"the tiles of {other} and {name} would have the same names", "rename an area or scene")
+
+    def _check_pairs(self) -> None:
+        """Checks that nothing is asked for that ready-made masks do not tell."""
+        if not self._pairs:
+            return
+        if self.style.images == SCENE:
+            raise DataError("ready-made images have no scene to read windows from", "use --images lossless or jpeg")
+        if self.style.layers:
+            raise DataError("ready-made masks have no footprints to draw layers of", "leave --layers out")
+
+    def cut_all(self, progress: Meter, workers: int) -> None:
+        """Cuts what is not cut yet, removes what belongs to the data set no more."""
+        if not self.ledger.known():
+            self._change()
+        for area, scene in self.ledger.known():
+            if f"{area}/{scene}" not in self.parts:
+                self._change()
+                self.ledger.remove(area, scene)
+        for (name, _), made in spread(_perform, self._jobs(progress), workers):
+            self.open[name].cut.add(made)
+            progress.advance(len(made))
+            self.left[name] -= 1
+            if not self.left[name]:
+                self._end(self.open.pop(name))
+
+    def records(self) -> list[Record]:
+        """Returns what came of all scenes, in order."""
+        found = (self.ledger.read(*names) for names in self.ledger.known())
+        return [record for record in found if record is not None and record.done]
+
+    def _change(self) -> None:
+        """Takes the index away while the tiles are not what it says."""
+        self.changed = True
+        (self.folder / "index.csv").unlink(missing_ok=True)
+
+    def _end(self, record: Record) -> None:
+        record.cut.tiles.sort(key=lambda tile: natural(tile.tile))
+        record.cut.skipped.sort(key=lambda tile: natural(tile.tile))
+        record.cut.failed.sort(key=lambda tile: natural(tile.tile))
+        record.done = True
+        self.ledger.write(record)
+
+    def _fail(self, record: Record, error: KitError) -> None:
+        """Keeps that a scene cannot be cut."""
+        self._change()
+        record.cut.failed = [Failed(record.name, error.message)]
+        self._end(record)
+
+    def _jobs(self, progress: Meter) -> Iterator[tuple[str, Job]]:
+        """Yields the jobs of all scenes that are not done, scene by scene."""
+        for name, part in self.parts.items():
+            if self.only and name not in self.only:
+                continue
+            area, scene = _names(part)
+            try:
+                key = self._key(part)
+            except KitError as error:  # out of reach, perhaps for the moment: what is cut of it stays
+                self._fail(self.ledger.read(area, scene) or Record(area, scene, ""), error)
+                continue
+            if name not in self.only and self.ledger.done(area, scene, key):
+                self.kept += 1
+                continue
+            self._change()
+            if name in self.only:
+                self.ledger.remove(area, scene)
+            self.ledger.begin(area, scene, key)
+            record = Record(area, scene, key)
+            try:
+                record.counts, jobs, total = self._plan(part)
+            except KitError as error:
+                self._fail(record, error)
+                continue
+            progress.total += total
+            self.open[name], self.left[name] = record, len(jobs)
+            for job in jobs:
+                yield name, job
+
+    def _plan(self, part: Part) -> tuple[dict[str, int], "list[Job]", int]:
+        """Returns counts of footprints, the jobs that cut a part, and how many tiles they make."""
+        if isinstance(part, Scene):
+            return plan(part, self.style, self.folder)
+        return {}, self._batches(part), len(part)
+
+    def _key(self, part: Part) -> str:
+        style = asdict(self.style)
+        if isinstance(part, Scene):
+            where = [part.image] if self.style.images == SCENE else []
+            return key_of(VERSION, style, part.tier, where, [fingerprint(href) for href in (part.image, *part.labels)])
+        return key_of(VERSION, style, self.gsd_m, part[0].tier, self._files_of_pairs)
+
+    @cached_property
+    def _pairs(self) -> list[Pair]:
+        return [pair for part in self.parts.values() if not isinstance(part, Scene) for pair in part]
+
+    @cached_property
+    def _files_of_pairs(self) -> str:
+        """A text that differs where any pair does: what the largest is, and what the masks hold, counts for all."""
+        return key_of(
+            [
+                (pair.area, pair.scene, pair.name, fingerprint(pair.image), fingerprint(pair.mask))
+                for pair in self._pairs
+            ]
+        )
+
+    @cached_property
+    def _of_all_pairs(self) -> tuple[int, int]:
+        """The side of the tiles, and the masks' value of buildings."""
+        return side_of(self._pairs, self.style.side_px), building_value(self._pairs)
+
+    def _batches(self, pairs: tuple[Pair, ...]) -> list[Job]:
+        side_px, building = self._of_all_pairs
+        return [
+            Batch(pairs[start : start + BATCH], side_px, building, self.gsd_m, self.style, self.folder)
+            for start in range(0, len(pairs), BATCH)
+        ]
+
+
+def plan(scene: Scene, style: Style, folder: Path) -> tuple[dict[str, int], "list[Job]", int]:
+    """Returns the counts of a scene's footprints, the blocks that cover it, and how many tiles they hold.
+
+    Raises:
+        RasterError: the scene cannot be opened.
+        FootprintError: no footprint lies on it.
+    """
+    options = gdal_options(CACHE_BYTES, is_remote(scene.image))
+    with rasterio.Env(**options), open_scene(scene.image) as source:
+        grid = grid_of(style.grid, style.side_px, source, style.overlap_px)
+        frame = outline(source, grid.crs)
+        collar = find_collar(source)
+    footprints = read_footprints(scene.labels, grid.crs)
+    here, crossing = footprints.on(frame)
+    if not len(here.polygons):
+        raise FootprintError(
+            f"none of the {len(footprints.polygons)} footprints of {scene.area}/{scene.scene} lies on the scene",
+            f"check the coordinates in {scene.labels[0]}: GeoJSON is longitude, latitude",
+        )
+    rows, columns = grid.span(frame.bounds)
+    margin = margin_of(style, ground_m(grid, rows[len(rows) // 2], columns[len(columns) // 2])) + 1
+    blocks: list[Job] = []
+    for top in range(0, len(rows), BLOCK):
+        for left in range(0, len(columns), BLOCK):
+            down, across = rows[top : top + BLOCK], columns[left : left + BLOCK]
+            first, last = grid.bounds(down[0], across[0], margin), grid.bounds(down[-1], across[-1], margin)
+            near = here.touching((first[0], last[1], last[2], first[3]))
+            blocks.append(Block(scene, grid, down, across, near, collar, style, folder))
+    counts = {
+        "used": len(here.polygons), "repaired": footprints.repaired, "dropped": footprints.dropped,
+        "beyond": len(footprints.polygons) - len(here.polygons), "crossing": crossing,
+    }  # fmt: skip
+    return counts, blocks, len(rows) * len(columns)
+
+
+def _perform(task: tuple[str, Job]) -> Cut:
+    _, job = task
+    return cut_block(job) if isinstance(job, Block) else take_over(job)
+
+
+def natural(text: str) -> list[tuple[str, int]]:
+    """Returns a key that sorts `r9` before `r10`."""
+    return [(word, int(number or -1)) for word, number in re.findall(r"(\D*)(\d*)", text)]

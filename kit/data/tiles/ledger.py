@@ -1,0 +1,126 @@
+"""What has been cut of each scene, kept beside the tiles: a stopped command goes on, a changed input is cut again."""
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from kit.data.tiles.cutting import Cut, Failed
+from kit.data.tiles.tile import Skipped, Tile, put
+from kit.outputs import check_unclaimed
+
+Json = dict[str, Any]
+
+
+@dataclass
+class Record:
+    """One scene of a data set.
+
+    Args:
+        area: of the scene.
+        scene: its id.
+        key: of its inputs and of how it is cut.
+        cut: what came of its tiles.
+        counts: footprints `used`, `repaired`, `dropped`, `beyond` (off the scene) and `crossing` (its edge).
+        done: whether all tiles have been tried.
+    """
+
+    area: str
+    scene: str
+    key: str
+    cut: Cut = field(default_factory=Cut)
+    counts: dict[str, int] = field(default_factory=dict)
+    done: bool = False
+
+    @property
+    def name(self) -> str:
+        """Area and scene."""
+        return f"{self.area}/{self.scene}"
+
+
+def key_of(*parts: object) -> str:
+    """Returns a short text that differs where one of the parts does."""
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:16]
+
+
+class Ledger:
+    """The records of a data set, a JSON file each.
+
+    Args:
+        folder: of the data set.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def _file(self, area: str, scene: str) -> Path:
+        return self.folder / "scenes" / area / f"{scene}.json"
+
+    def known(self) -> list[tuple[str, str]]:
+        """Returns area and scene of all records, sorted."""
+        return sorted((file.parent.name, file.stem) for file in (self.folder / "scenes").glob("*/*.json"))
+
+    def check_owned(self) -> None:
+        """Checks that the folder is a data set of kit's, or missing or empty.
+
+        Raises:
+            OutputError: it holds files, and no record that can be read.
+        """
+        if not any(self.read(*names) for names in self.known()):
+            check_unclaimed(self.folder, "kit prepare", "--name or --root")
+
+    def read(self, area: str, scene: str) -> Record | None:
+        """Returns a scene's record, or None where there is none that can be read."""
+        try:
+            content = json.loads(self._file(area, scene).read_text())
+            cut = Cut(
+                *([kind(**row) for row in content["cut"][part.name]]
+                  for part, kind in zip(fields(Cut), (Tile, Skipped, Failed), strict=True))
+            )  # fmt: skip
+            return Record(**{**content, "cut": cut})
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def done(self, area: str, scene: str, key: str) -> bool:
+        """Returns whether all of a scene's tiles are cut, with these inputs, and none has failed."""
+        record = self.read(area, scene)
+        return record is not None and record.key == key and record.done and not record.cut.failed
+
+    def begin(self, area: str, scene: str, key: str) -> None:
+        """Makes room for a scene's tiles: those cut with the same inputs stay, all others are removed.
+
+        Raises:
+            OutputError: files lie where the tiles belong, and no record says that kit wrote them.
+        """
+        record = self.read(area, scene)
+        if not self._file(area, scene).exists():
+            for folder in self._folders(area, scene):
+                check_unclaimed(folder, "kit prepare", "--name")
+        if record is None or record.key != key:
+            self.remove(area, scene)
+        self._sheet(area, scene).unlink(missing_ok=True)  # it may show a part of the tiles
+        self.write(Record(area, scene, key))
+
+    def write(self, record: Record) -> None:
+        """Keeps a record."""
+        put(self._file(record.area, record.scene), (json.dumps(asdict(record), indent=1) + "\n").encode())
+
+    def remove(self, area: str, scene: str) -> None:
+        """Removes a scene's record, tiles and contact sheet.
+
+        First its record forgets them, last it goes: a command that is killed in between leaves nothing unknown.
+        """
+        self.write(Record(area, scene, ""))
+        for folder in self._folders(area, scene):
+            shutil.rmtree(folder, ignore_errors=True)
+        self._sheet(area, scene).unlink(missing_ok=True)
+        self._file(area, scene).unlink()
+
+    def _folders(self, area: str, scene: str) -> list[Path]:
+        """Returns where a scene's images and masks lie."""
+        return [self.folder / part / area / scene for part in ("images", "masks")]
+
+    def _sheet(self, area: str, scene: str) -> Path:
+        return self.folder / "sheets" / area / f"{scene}.png"

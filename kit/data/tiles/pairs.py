@@ -1,0 +1,181 @@
+"""Ready-made images with masks, as on Kaggle, taken over as tiles."""
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import cv2
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+
+from kit.data.collars import BLACK, black_frame
+from kit.data.grids import Grid
+from kit.data.masks import BUILDING, IGNORE
+from kit.data.rasters import open_image, validity
+from kit.data.sources.remote import gdal_path
+from kit.data.sources.stac import Pair
+from kit.data.tiles.cutting import Cut, Failed, Style, at_work, cut_before, too_little
+from kit.data.tiles.tile import Spot, encode_image, encode_mask, put, row_of
+from kit.errors import KitError, RasterError
+
+BATCH = 32  # pairs at a time
+MULTIPLE_PX = 32  # what encoders halve away
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some pairs, with all that is needed to take them over.
+
+    Args:
+        pairs: of one scene.
+        side_px: of the tiles.
+        building: the masks' value of buildings: 1, or 255.
+        gsd_m: metres on the ground per pixel, of images that lie nowhere.
+        style: of the tiles.
+        folder: of the data set.
+    """
+
+    pairs: tuple[Pair, ...]
+    side_px: int
+    building: int
+    gsd_m: float
+    style: Style
+    folder: Path
+
+
+def take_over(batch: Batch) -> Cut:
+    """Returns what came of a batch: each pair becomes one tile, or several where it is larger than a tile.
+
+    All are filled up with no data to one side, so that they make batches.
+
+    Raises:
+        KitError: the disk is full.
+    """
+    made = Cut()
+    with at_work(batch.pairs[0].image):
+        for pair in batch.pairs:
+            try:
+                rgb, mask, grid = _read_pair(pair, batch)
+            except KitError as error:
+                made.failed.append(Failed(f"{pair.area}_{pair.scene}_{pair.name}", error.message))
+            else:
+                _write_tiles(pair, rgb, mask, grid, batch, made)
+    return made
+
+
+def side_of(pairs: Iterable[Pair], most_px: int) -> int:
+    """Returns the tiles' side: that of the largest image, a multiple of 32 px, and `most_px` at most.
+
+    Raises:
+        RasterError: an image cannot be read.
+    """
+    longest = 0
+    for pair in pairs:
+        with open_image(pair.image) as source:
+            longest = max(longest, source.width, source.height)
+        if longest >= most_px:
+            return most_px
+    return min(most_px, -(-longest // MULTIPLE_PX) * MULTIPLE_PX)
+
+
+def building_value(pairs: Iterable[Pair]) -> int:
+    """Returns which value of the masks is building: 1 (and 255 no data) where some hold a 1, else 255.
+
+    Raises:
+        RasterError: see `_read_truth`.
+    """
+    for pair in pairs:
+        if (_read_truth(pair.mask) == BUILDING).any():
+            return BUILDING
+    return IGNORE
+
+
+def _write_tiles(
+    pair: Pair, rgb: NDArray[np.uint8], mask: NDArray[np.uint8], grid: Grid, batch: Batch, made: Cut
+) -> None:
+    height, width = mask.shape
+    side = batch.side_px
+    rows, columns = grid.span((grid.left, grid.top - height * grid.y_pixel, grid.left + width * grid.x_pixel, grid.top))
+    alone = len(rows) == len(columns) == 1
+    for row, column in product(rows, columns):
+        place = pair.name if alone else f"{pair.name}_r{row}_c{column}"
+        spot = Spot(pair.area, pair.scene, pair.tier, place, grid, row, column)
+        at = np.s_[..., row * grid.step_px :, column * grid.step_px :]
+        truth = _filled(mask[None][at], side, IGNORE)
+        if cut_before(spot, batch.folder) is None:
+            if too_little(spot, truth[0] != IGNORE, batch.style, made):
+                continue
+            put(batch.folder / spot.image, encode_image(_filled(rgb[at], side, 0), spot, batch.style.images))
+            put(batch.folder / spot.mask, encode_mask(truth, spot))
+        made.tiles.append(row_of(spot, truth[0], 0, spot.gsd_m if grid.crs else batch.gsd_m))
+
+
+def _filled(bands: NDArray[np.uint8], side_px: int, value: int) -> NDArray[np.uint8]:
+    """Returns (C, h, w), cut off or filled up to (C, side, side) on the right and below."""
+    bands = bands[:, :side_px, :side_px]
+    _, height, width = bands.shape
+    return np.pad(bands, ((0, 0), (0, side_px - height), (0, side_px - width)), constant_values=value)
+
+
+def _read_pair(pair: Pair, batch: Batch) -> tuple[NDArray[np.uint8], NDArray[np.uint8], Grid]:
+    """Returns a pair's image (3, H, W) and mask (H, W), both uint8, and the grid that its own pixels make.
+
+    Raises:
+        RasterError: one of them cannot be read, or their sizes differ.
+    """
+    try:
+        with open_image(pair.image) as source:
+            rgb = source.read((1, 2, 3))  # (3, H, W)
+            valid = validity(source)  # (H, W)
+            near = black_frame(source)
+            grid = _grid_of(source, batch)
+    except RasterioError as cause:
+        raise RasterError(f"{pair.image} is broken: {cause.__cause__ or cause}", "fetch it again") from cause
+    if near is not None:
+        coarse = cv2.resize(near.astype(np.uint8), valid.shape[::-1], interpolation=cv2.INTER_NEAREST)
+        valid &= (rgb > BLACK).any(axis=0) | (coarse == 0)
+    raw = _read_truth(pair.mask)
+    if raw.shape != valid.shape:
+        (height, width), (h, w) = valid.shape, raw.shape
+        raise RasterError(f"{pair.image} has {width} x {height} px, its mask {pair.mask} {w} x {h}", "pair them anew")
+    mask = np.where(raw == batch.building, BUILDING, 0).astype(np.uint8)
+    mask[~valid | ((raw == IGNORE) & (batch.building != IGNORE))] = IGNORE
+    rgb[:, ~valid] = 0
+    return rgb, mask, grid
+
+
+def _grid_of(source: rasterio.DatasetReader, batch: Batch) -> Grid:
+    """Returns the grid of an image's own pixels; one that lies nowhere, or is turned, has no CRS."""
+    a, b, _, d, e, _ = source.transform[:6]
+    side, overlap = batch.side_px, batch.style.overlap_px
+    if source.crs is None or b or d or a < 0 or e > 0:
+        return Grid("", 1.0, 1.0, 0.0, 0.0, side, overlap)
+    return Grid(source.crs.to_string(), a, -e, source.transform.c, source.transform.f, side, overlap)
+
+
+def _read_truth(href: str) -> NDArray[np.uint8]:
+    """Returns a mask's first band, (H, W) uint8.
+
+    Raises:
+        RasterError: it cannot be read, or holds other values than 0, 1 and 255.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with rasterio.open(gdal_path(href)) as source:
+                band: NDArray[np.uint8] = source.read(1)
+    except RasterioError as cause:
+        raise RasterError(f"mask {href} cannot be read: {cause.__cause__ or cause}", "fetch it again") from cause
+    if band.dtype != np.uint8:
+        raise RasterError(f"mask {href} holds {band.dtype}, expected uint8", "convert it: gdal_translate -ot Byte")
+    other = np.setdiff1d(np.flatnonzero(np.bincount(band.ravel())), (0, BUILDING, IGNORE))
+    if other.size:
+        raise RasterError(
+            f"mask {href} holds the value {other[0]}, expected 0 and 1 (255 is no data), or 0 and 255",
+            "masks with more classes, or of JPEG, must be made into masks of buildings first",
+        )
+    return band

@@ -1,0 +1,212 @@
+"""Imagery with labels to a data set on disk, and a data set to its index."""
+
+import json
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from kit.console import meter
+from kit.data.burning import read_width
+from kit.data.folds.assign import assign_folds, check_way
+from kit.data.grids import check_grid
+from kit.data.index import read_table
+from kit.data.sources.remote import is_remote, local_path
+from kit.data.sources.source import read_source
+from kit.data.sources.stac import Scene
+from kit.data.tiles.cutting import Failed, Style
+from kit.data.tiles.jobs import Part, Scenes
+from kit.data.tiles.ledger import Json, Ledger, Record
+from kit.data.tiles.sheets import Sheet, draw_sheet
+from kit.data.tiles.tile import IMAGE_FORMATS, SCENE, Skipped
+from kit.errors import CutError, DataError, KitError, nearest
+from kit.outputs import check_apart
+from kit.paths import Paths, alone, replacing
+from kit.system.workers import available
+
+SMALL_BYTES = 1 << 20  # imagery that is cut sooner than processes start
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `prepare` made.
+
+    Args:
+        name: of the data set.
+        index: one row a tile, with its fold.
+        scenes: what came of each scene, by area and scene.
+        notice: something to tell about the folds, or nothing.
+        kept: how many scenes were cut before, and are as they were.
+    """
+
+    name: str
+    index: pd.DataFrame
+    scenes: list[Record]
+    notice: str
+    kept: int
+
+    @property
+    def skipped(self) -> dict[tuple[str, str], int]:
+        """Tiles that were not kept, per (area, scene)."""
+        return {(record.area, record.scene): len(record.cut.skipped) for record in self.scenes}
+
+
+def prepare(
+    place: str | Path,
+    paths: Paths,
+    name: str = "",
+    *,
+    by: str = "auto",
+    k: int = 5,
+    pattern: str = "",
+    tier: int = 0,
+    gsd_m: float = 0.0,
+    only: Collection[str] = (),
+    workers: int = 0,
+    **style: Any,
+) -> Prepared:
+    """Cuts scenes into `data/NAME`: images, masks, contact sheets, `index.csv` with folds, `skipped.csv`.
+
+    The index appears when all is cut, and not before. Stopped and called again, it goes on; called once more, it does
+    nothing. A scene whose image, labels or style has changed is cut again.
+
+    Args:
+        place: what to cut, see `kit.data.sources.source.read_source`.
+        paths: of the working root.
+        name: of the data set; by default the catalogue's id, or the folder's name.
+        by: how tiles are put into folds, see `kit.data.folds.assign`.
+        k: number of folds.
+        pattern: where area and scene stand in the paths of a folder, see `read_source`.
+        tier: of the labels; 0: as the catalogue's id says.
+        gsd_m: metres on the ground per pixel, for ready-made images that lie nowhere.
+        only: scenes, as `area/scene`, to cut again; the others stay as they are, cut or not.
+        workers: processes; 0: one a core, and one in all for a little imagery.
+        style: of the tiles, see `kit.data.tiles.cutting.Style`.
+
+    Raises:
+        CutError: some scenes or tiles could not be cut; the others are, with an index.
+        CatalogError, DataError, KitError: what is asked for makes no sense, or the disk is full.
+    """
+    wanted = Style(**style)
+    _check(wanted)
+    check_way(by, k)
+    source = read_source(place, pattern, tier)
+    name = name or source.name
+    folder = paths.data(name)
+    parts: list[Part] = [*source.scenes]
+    parts += [tuple(pairs) for _, pairs in groupby(source.pairs, key=lambda pair: (pair.area, pair.scene))]
+    check_apart(folder, _inputs(str(place), parts), "--name or --root")
+    settings = {"style": asdict(wanted), "by": by, "k": k}
+    with alone(folder):
+        Ledger(folder).check_owned()
+        work = Scenes(folder, wanted, gsd_m, parts, only)
+        with meter("cut tiles", 0) as progress:
+            work.cut_all(progress, workers or (1 if _small(parts) else available()))
+        records = work.records()
+        tiles = [tile for record in records for tile in record.cut.tiles]
+        failed = [failure for record in records for failure in record.cut.failed]
+        if not tiles:
+            raise _nothing(records, failed)
+        _draw_sheets(folder, records)
+        index, notice = _write_index(folder, records, settings, changed=work.changed)
+    made = Prepared(name, index, records, notice, work.kept)
+    if failed:
+        raise _failure(made, failed)
+    return made
+
+
+def _check(style: Style) -> None:
+    """Checks what was asked for before anything is read."""
+    check_grid(style.grid, style.side_px, style.overlap_px)
+    read_width(style.boundary)
+    read_width(style.contact)
+    formats = [*IMAGE_FORMATS, SCENE]
+    if style.images not in formats:
+        raise DataError(f"no images of the kind {style.images!r}", nearest(style.images, formats))
+    if not 0 <= style.min_valid <= 1:
+        raise DataError(f"a least share of imagery of {style.min_valid:g}", "expected 0 to 1")
+
+
+def _inputs(place: str, parts: Sequence[Part]) -> Iterator[Path]:
+    """Yields the local files and folders that a data set is made of: of a catalogue or a table, the files alone."""
+    source = local_path(place)
+    if is_remote(place):
+        yield from ()
+    elif source.is_dir() and (catalog := source / "catalog.json").is_file():
+        yield catalog
+    else:
+        yield source
+    for part in parts:
+        if isinstance(part, Scene):
+            hrefs = [part.image, *part.labels]
+        else:
+            hrefs = [href for pair in part for href in (pair.image, pair.mask)]
+        yield from (local_path(href) for href in hrefs if not is_remote(href))
+
+
+def _small(parts: Sequence[Part]) -> bool:
+    images = [part.image if isinstance(part, Scene) else part[0].image for part in parts]
+    return not any(map(is_remote, images)) and sum(_bytes(image) for image in images) < SMALL_BYTES
+
+
+def _bytes(href: str) -> int:
+    file = local_path(href)
+    return file.stat().st_size if file.is_file() else 0
+
+
+def _draw_sheets(folder: Path, records: Sequence[Record]) -> None:
+    """Draws the contact sheets that are not there yet."""
+    for record in records:
+        sheet = Sheet(folder, record.area, record.scene)
+        if record.cut.tiles and not sheet.file.exists():
+            draw_sheet(sheet, record.cut.tiles)
+
+
+def _write_index(folder: Path, records: Sequence[Record], settings: Json, changed: bool) -> tuple[pd.DataFrame, str]:
+    """Writes the index and what belongs to it; folds that were made anew since are kept if nothing else has changed."""
+    file, told = folder / "index.csv", folder / "settings.json"
+    if not changed and file.exists() and told.exists() and json.loads(told.read_text()) == settings:
+        return read_table(file), ""
+    index = pd.DataFrame([asdict(tile) for record in records for tile in record.cut.tiles])
+    if not index["tile"].is_unique:
+        twice = index["tile"][index["tile"].duplicated()].iloc[0]
+        raise DataError(f"two tiles are named {twice}", "rename an area or a scene: areas and scenes are joined by _")
+    index.insert(4, "fold", 0)
+    index["fold"], notice = assign_folds(index, settings["by"], settings["k"])
+    skipped = [asdict(tile) for record in records for tile in record.cut.skipped]
+    _write_table(folder / "skipped.csv", pd.DataFrame(skipped, columns=list(Skipped.__dataclass_fields__)))
+    failed = [asdict(tile) for record in records for tile in record.cut.failed]
+    (folder / "failed.csv").unlink(missing_ok=True)
+    if failed:
+        _write_table(folder / "failed.csv", pd.DataFrame(failed))
+    with replacing(told) as temporary:
+        temporary.write_text(json.dumps(settings, indent=2) + "\n")
+    _write_table(file, index)
+    return index, notice
+
+
+def _write_table(file: Path, table: pd.DataFrame) -> None:
+    with replacing(file) as temporary:
+        table.to_csv(temporary, index=False)
+
+
+def _nothing(records: Sequence[Record], failed: Sequence[Failed]) -> KitError:
+    if failed:
+        return CutError(f"no scene could be cut, first {failed[0].tile}: {failed[0].reason}", "mend it and try again")
+    named = ", ".join(record.name for record in records[:3])
+    return DataError(f"no tile of {named} holds imagery", "check the alpha band, or lower --min-valid")
+
+
+def _failure(made: Prepared, failed: Sequence[Failed]) -> CutError:
+    scenes = sum("/" in failure.tile for failure in failed)
+    tiles = len(failed) - scenes
+    parts = [f"{scenes} of {len(made.scenes)} scenes"] if scenes else []
+    parts += [f"{tiles} of {len(made.index) + tiles} tiles"] if tiles else []
+    return CutError(
+        f"{' and '.join(parts)} could not be cut, first {failed[0].tile}: {failed[0].reason}",
+        f"all are in data/{made.name}/failed.csv; the others are cut: mend it, and give the same command again",
+        made,
+    )

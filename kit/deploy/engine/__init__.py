@@ -1,0 +1,1 @@
+"""What runs a frozen file: backends, their tuning, prediction of one image."""

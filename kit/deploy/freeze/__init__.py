@@ -1,0 +1,1 @@
+"""Networks frozen to one file: the ensemble and the file formats."""

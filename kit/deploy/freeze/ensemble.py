@@ -1,0 +1,207 @@
+"""The soft vote: several networks, several views of the image, one probability. Scriptable, so it ships whole."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kit.deploy.weights.torchscript import exported
+from kit.errors import WeightsError, nearest
+from kit.models.targets import building_logits
+
+# A view's code: bit 0 flips left-right, bit 1 flips top-bottom, bit 2 transposes before the flips.
+VIEWS = {"none": [0], "flips": [0, 1, 2, 3], "d4": [0, 1, 2, 3, 4, 5, 6, 7]}
+TURN = 3  # a code with both flips more or less: the view turned by half
+
+
+def view_codes(views: str) -> list[int]:
+    """Returns the codes of `none`, `flips` or `d4`.
+
+    Raises:
+        WeightsError: no such views.
+    """
+    if views not in VIEWS:
+        raise WeightsError(f"no views {views!r}, expected none, flips or d4", nearest(views, VIEWS))
+    return VIEWS[views]
+
+
+def view(x: Tensor, code: int) -> Tensor:
+    """Returns one of the 8 flips and turns of x.
+
+    Shape:
+        x: (N, C, H, W), any dtype. Output: (N, C, H, W), or (N, C, W, H) for codes 4 to 7.
+    """
+    if code & 4:
+        x = x.transpose(2, 3)
+    if code & 1:
+        x = x.flip(3)
+    if code & 2:
+        x = x.flip(2)
+    return x
+
+
+def unview(x: Tensor, code: int) -> Tensor:
+    """Returns x as it was before `view(x, code)`: the same steps in reverse order.
+
+    Shape:
+        x: (N, C, H, W), any dtype. Output: (N, C, H, W), or (N, C, W, H) for codes 4 to 7.
+    """
+    if code & 2:
+        x = x.flip(2)
+    if code & 1:
+        x = x.flip(3)
+    if code & 4:
+        x = x.transpose(2, 3)
+    return x
+
+
+class Core(nn.Module):
+    """A network as the ensemble takes it: pixels to the logit of building, whatever targets it was trained on.
+
+    Args:
+        network: normalises inside; float32 (N, 3, H, W) in 0..255 -> logits (N, 1 to 3, H, W), see `building_logits`.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns (N, 1, H, W) float32."""
+        return building_logits(self.network(x).float())
+
+
+class Ensemble(nn.Module):
+    """The mean over networks of the mean over views of the probability of building.
+
+    Args:
+        cores: each a `Core`, or what was traced of it; H and W are multiples of `pad_multiple`.
+        views: `none`, `flips` (4) or `d4` (8).
+        pad_multiple: px; a multiple of every core's.
+
+    Shape:
+        Input of every method: uint8 or float, 0..255, (N, 3 or 4, H, W), RGB or RGBA; any N, H, W.
+        Where alpha is 0 the probability is 0.
+    """
+
+    codes: list[int]  # in the class body, as TorchScript wants it
+
+    def __init__(self, cores: Sequence[nn.Module], views: str, pad_multiple: int) -> None:
+        super().__init__()
+        self.cores = nn.ModuleList(cores)
+        self.codes = view_codes(views)
+        self.pad_multiple = pad_multiple
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns `probability`."""
+        return self.probability(x)
+
+    @exported
+    def probability(self, x: Tensor) -> Tensor:
+        """Returns the probability of building: float32 (N, 1, H, W), 0..1."""
+        return self.members(x).mean(dim=1, keepdim=True)
+
+    @exported
+    def mask(self, x: Tensor) -> Tensor:
+        """Returns where the probability is above one half: uint8 (N, 1, H, W), 0 or 1."""
+        return (self.probability(x) > 0.5).to(torch.uint8)
+
+    @exported
+    def members(self, x: Tensor) -> Tensor:
+        """Returns each network's probability of building: float32 (N, M, H, W), 0..1."""
+        self.check(x)
+        padded = self.padded(x[:, :3].float())
+        # freezing writes a loop of known length out: each network as often as there are views, in every method
+        views = len(self.codes) + 0 * x.size(0)
+        votes: list[Tensor] = []
+        for core in self.cores:
+            vote = torch.zeros_like(padded[:, :1])
+            for place in range(views):  # one view at a time: memory stays that of one view
+                code = self.codes[place]
+                vote = vote + unview(torch.sigmoid(core(view(padded, code))), code)
+            votes.append(vote / len(self.codes))
+        return self.cropped(torch.cat(votes, dim=1), x)
+
+    def cropped(self, probs: Tensor, x: Tensor) -> Tensor:
+        """Returns padded probabilities at the size of x, 0 where alpha is."""
+        probs = probs[:, :, : x.size(2), : x.size(3)]
+        if x.size(1) == 4:
+            probs = probs.masked_fill(x[:, 3:4] == 0, 0.0)
+        return probs.contiguous()
+
+    def padded(self, x: Tensor) -> Tensor:
+        """Returns float x with its last row and column repeated to the next multiples of `pad_multiple`."""
+        below = (self.pad_multiple - x.size(2) % self.pad_multiple) % self.pad_multiple
+        right = (self.pad_multiple - x.size(3) % self.pad_multiple) % self.pad_multiple
+        return F.pad(x, [0, right, 0, below], mode="replicate")
+
+    def check(self, x: Tensor) -> None:
+        """Raises ValueError (torch.jit.Error in the exported file) when x is not an image batch."""
+        if x.dim() != 4:
+            raise ValueError(f"expected an image batch (N, 3 or 4, H, W), got {x.dim()} dimensions")
+        if x.size(1) != 3 and x.size(1) != 4:
+            raise ValueError(f"expected 3 (RGB) or 4 (RGBA) channels in (N, C, H, W), got {x.size(1)}")
+        if x.size(2) == 0 or x.size(3) == 0:
+            raise ValueError(f"expected an image of at least 1 x 1 px, got {x.size(3)} x {x.size(2)}")
+        if x.dtype != torch.uint8 and not x.is_floating_point():
+            raise ValueError(f"expected uint8 or float in 0..255, got {x.dtype}")
+
+
+class OneGraph(Ensemble):
+    """The ensemble for exporters that follow it with symbols in place of sizes: one graph serves all sizes.
+
+    It branches on no size and takes no slice, which would ask how two sizes compare: padding, cropping and alpha are
+    indexed. A core sees the views that share a shape as one batch, and needs their memory at once: one view after the
+    other would make a graph four times as long, and as long to load.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns `probability`."""
+        return self.members(x).mean(dim=1, keepdim=True)
+
+    def members(self, x: Tensor) -> Tensor:
+        """Returns each network's probability of building: float32 (N, M, H, W), 0..1."""
+        padded = self.padded(x.index_select(1, numbers(x, 3)).float())
+        votes: list[Tensor] = []
+        for core in self.cores:
+            vote = torch.zeros_like(padded[:, :1])
+            for codes in ([c for c in self.codes if not c & 4], [c for c in self.codes if c & 4]):
+                if codes:
+                    batch = torch.cat([view(padded, code) for code in codes])
+                    seen = torch.sigmoid(core(batch)).unflatten(0, (len(codes), x.size(0)))  # (views, N, 1, H, W)
+                    for place, code in enumerate(codes):
+                        vote = vote + unview(seen[place], code)
+            votes.append(vote / len(self.codes))
+        return self.cropped(torch.cat(votes, dim=1), x)
+
+    def cropped(self, probs: Tensor, x: Tensor) -> Tensor:
+        """Returns padded probabilities at the size of x, 0 where alpha is."""
+        for axis in (2, 3):
+            probs = probs.index_select(axis, numbers(x, x.size(axis)))
+        channels = x.new_full([1], x.size(1), dtype=torch.int64)
+        alpha = x.index_select(1, channels - 1).float()  # few engines compare bytes; (N, 1, H, W)
+        return probs.masked_fill((alpha == 0) & (channels == 4), 0.0)
+
+    def padded(self, x: Tensor) -> Tensor:
+        """Returns float x with its last row and column repeated to the next multiples of `pad_multiple`."""
+        for axis in (2, 3):
+            places = numbers(x, self.units(x, axis) * self.pad_multiple)
+            x = x.index_select(axis, places.clamp(max=x.size(axis) - 1))
+        return x
+
+    def units(self, x: Tensor, axis: int) -> int:
+        """Returns how many times `pad_multiple` covers a side of x: a symbol of its own, as if read from a tensor.
+
+        Derived from the side, it would be one formula more in every size of the graph; and where a network asks for a
+        memory format, the exporter would hold that there is more than one unit, which fails for small images.
+        """
+        ceiling = x.new_full([], x.size(axis), dtype=torch.int64) + (self.pad_multiple - 1)
+        units: int = (ceiling // self.pad_multiple).item()  # type: ignore[assignment] # int() would ask for its value
+        torch._check(units >= 1)
+        return units
+
+
+def numbers(like: Tensor, n: int) -> Tensor:
+    """Returns 0 to n - 1, int64, on the device of `like`: a device by name would end up in the file."""
+    return like.new_ones([n], dtype=torch.int64).cumsum(0) - 1

@@ -1,0 +1,1 @@
+"""Whether a frozen file says what its networks said."""

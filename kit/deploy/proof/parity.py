@@ -1,0 +1,126 @@
+"""How far a weights file is from the networks it was frozen from."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from kit.deploy.freeze.ensemble import view_codes
+
+# Folding batch norms, other kernels and another order of sums move a probability by about 1e-6; a wrong trace, weight,
+# view or pad by far more.
+PARITY_LIMIT = 1e-3
+EQUAL_LIMIT = 0.999  # of mask pixels: what such moves may turn around lies near one half, a few in a million
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How a file compares with the networks, or with what they gave.
+
+    Args:
+        max_abs: the largest difference in probability; NaN where either is NaN.
+        equal_px: pixels with the same mask.
+        pixels: that were compared.
+    """
+
+    max_abs: float = 0.0
+    equal_px: int = 0
+    pixels: int = 0
+
+    @property
+    def equal_masks(self) -> float:
+        """The share of pixels with the same mask, 0..1; 1 of none."""
+        return self.equal_px / self.pixels if self.pixels else 1.0
+
+    @property
+    def holds(self) -> bool:
+        """Whether the two are the same as far as arithmetic allows."""
+        return self.max_abs <= PARITY_LIMIT and self.equal_masks >= EQUAL_LIMIT  # so written, NaN fails too
+
+    def __str__(self) -> str:
+        return (
+            f"{self.max_abs:.2g} in probability, {self.equal_masks:.2%} of mask pixels are equal; expected at most "
+            f"{PARITY_LIMIT} and at least {EQUAL_LIMIT:.1%}"
+        )
+
+    def __add__(self, other: "Parity") -> "Parity":
+        largest = float(np.maximum(self.max_abs, other.max_abs))  # np.maximum keeps a NaN
+        return Parity(largest, self.equal_px + other.equal_px, self.pixels + other.pixels)
+
+
+def measure_parity(
+    module: Any, members: Sequence[nn.Module], views: str, pad_multiple: int, tiles: Iterable[NDArray[np.uint8]]
+) -> Parity:
+    """Returns how far an exported module is from its eager members on `tiles` and on a random image of odd size.
+
+    Args:
+        module: as `kit.pipeline.export.freeze` returns it, or loaded from disk.
+        members: the networks it was made of, in eval mode on the CPU.
+        views: `none`, `flips` or `d4`.
+        pad_multiple: px.
+        tiles: uint8 (H, W, 3).
+    """
+    noise = np.random.default_rng(0).integers(0, 256, (3 * pad_multiple + 1, pad_multiple - 1, 3), dtype=np.uint8)
+    parity = Parity()
+    for image in [*tiles, noise]:
+        expected = eager_probability(members, image, views, pad_multiple)
+        with torch.inference_mode():
+            batch = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+            probability = module.probability(batch)[0, 0].numpy()
+            mask = module.mask(batch)[0, 0].numpy()
+        largest = float(np.abs(probability - expected).max())
+        parity += Parity(largest, int((mask == (expected > 0.5)).sum()), mask.size)
+    return parity
+
+
+def eager_probability(
+    members: Sequence[nn.Module], image: NDArray[np.uint8], views: str, pad_multiple: int
+) -> NDArray[np.float32]:
+    """Returns the soft vote, float32 (H, W), 0..1: the mean of `eager_members`, which see."""
+    vote: NDArray[np.float32] = eager_members(members, image, views, pad_multiple).mean(axis=0)
+    return vote
+
+
+def eager_members(
+    members: Sequence[nn.Module], image: NDArray[np.uint8], views: str, pad_multiple: int
+) -> NDArray[np.float32]:
+    """Returns each network's vote computed the plain way, sharing no code with `Ensemble`: numpy pads, flips, averages.
+
+    Args:
+        members: networks in eval mode on the CPU.
+        image: uint8 (H, W, 3 or 4).
+        views: `none`, `flips` or `d4`.
+        pad_multiple: px.
+
+    Returns:
+        float32 (M, H, W), 0..1; 0 where alpha is 0.
+    """
+    height, width = image.shape[:2]
+    padded = np.pad(image[..., :3], ((0, -height % pad_multiple), (0, -width % pad_multiple), (0, 0)), mode="edge")
+    probabilities = []
+    for member in members:
+        votes = []
+        for code in view_codes(views):
+            turned = padded.swapaxes(0, 1) if code & 4 else padded
+            step = (slice(None, None, -1 if code & 2 else 1), slice(None, None, -1 if code & 1 else 1))
+            probability = _probability_of(member, turned[step])[step]
+            votes.append(probability.swapaxes(0, 1) if code & 4 else probability)
+        probabilities.append(np.mean(votes, axis=0)[:height, :width])
+    found: NDArray[np.float32] = np.stack(probabilities)
+    if image.shape[2] == 4:
+        found[:, image[..., 3] == 0] = 0
+    return found
+
+
+def _probability_of(member: nn.Module, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Returns the probability of building, float32 (H, W), of one uint8 image (H, W, 3)."""
+    with torch.inference_mode():
+        logits: Tensor = member(torch.from_numpy(image.transpose(2, 0, 1)[None].astype(np.float32)))
+        # two channels are classes; the first of one or three is the footprint
+        chances = logits.softmax(dim=1)[0, 1] if logits.shape[1] == 2 else logits[0, 0].sigmoid()
+        probability: NDArray[np.float32] = chances.numpy()
+    return probability

@@ -1,0 +1,1 @@
+"""A folder of chips to an archive: checks, masks, score."""

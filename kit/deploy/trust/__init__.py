@@ -1,0 +1,1 @@
+"""What a weights file may hold, judged before it is loaded."""

@@ -1,0 +1,1 @@
+"""Weights files: the card, the store, fetching, loading."""

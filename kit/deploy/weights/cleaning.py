@@ -1,0 +1,131 @@
+"""Probabilities to tidy masks: a threshold, no objects and no holes below a size. By flag: a weights file says 0.5."""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from kit.deploy.weights.card import Card
+from kit.errors import WeightsError
+
+OBJECTS, HOLES = 8, 4  # neighbours: two buildings that touch at a corner are one, and no hole leaks out at a corner
+
+
+@dataclass(frozen=True)
+class Cleaning:
+    """How masks are cut; by default as `NAME.pt` itself does.
+
+    Args:
+        threshold: building is where the probability is above it, 0..1.
+        smallest_m2: smaller objects are removed.
+        hole_m2: smaller holes are filled.
+    """
+
+    threshold: float = 0.5
+    smallest_m2: float = 0.0
+    hole_m2: float = 0.0
+
+    def __str__(self) -> str:
+        return f"threshold {self.threshold:g}, smallest {self.smallest_m2:g} m2, holes {self.hole_m2:g} m2"
+
+
+AS_SHIPPED = Cleaning()
+
+
+def clean(
+    probability: NDArray[np.floating], threshold: float = 0.5, smallest_px: float = 0, hole_px: float = 0
+) -> NDArray[np.uint8]:
+    """Returns the mask of building, uint8 (H, W) of 0 and 1; the probability is not changed.
+
+    Small objects are removed, then small holes are filled. What touches the border stays: it may go on in the
+    neighbouring image. Objects are of 8 neighbours, holes of 4. Cleaned again, a mask stays as it is.
+
+    Args:
+        probability: (H, W), 0..1.
+        threshold: building is where the probability is above it.
+        smallest_px: objects of fewer pixels are removed.
+        hole_px: holes of fewer pixels are filled.
+    """
+    mask: NDArray[np.uint8] = (probability > threshold).astype(np.uint8)
+    if smallest_px > 1:
+        labels, areas = inner_parts(mask, OBJECTS)
+        mask &= ~(areas < smallest_px)[labels]
+    if hole_px > 1:
+        labels, areas = inner_parts(1 - mask, HOLES)
+        mask |= (areas < hole_px)[labels]
+    return mask
+
+
+def inner_parts(mask: NDArray[np.uint8], neighbours: int) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+    """Returns the part that each pixel belongs to, (H, W), and the area of each part, (parts,), px.
+
+    Part 0 is where the mask is 0. Its area, and that of parts which touch the border, is infinite: they are never
+    small.
+
+    Args:
+        mask: uint8 (H, W) of 0 and 1.
+        neighbours: of a pixel, 4 or 8.
+    """
+    height, width = mask.shape
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=neighbours, ltype=cv2.CV_32S)
+    left, top = stats[:, cv2.CC_STAT_LEFT], stats[:, cv2.CC_STAT_TOP]
+    right, bottom = left + stats[:, cv2.CC_STAT_WIDTH], top + stats[:, cv2.CC_STAT_HEIGHT]
+    areas = stats[:, cv2.CC_STAT_AREA].astype(np.float64)
+    areas[(left == 0) | (top == 0) | (right == width) | (bottom == height)] = np.inf
+    areas[0] = np.inf
+    return np.asarray(labels, np.int32), areas
+
+
+def clean_image(
+    probability: NDArray[np.floating], image: NDArray[np.uint8], cleaning: Cleaning, gsd_m: float
+) -> NDArray[np.uint8]:
+    """Returns the mask of an image, uint8 (H, W) of 0 and 1; 0 where alpha is 0, also in a hole that was filled.
+
+    Args:
+        probability: (H, W), 0..1.
+        image: uint8 (H, W, 3 or 4) that it was predicted from.
+        cleaning: see `Cleaning`.
+        gsd_m: metres per pixel.
+    """
+    pixel_m2 = gsd_m**2
+    mask = clean(probability, cleaning.threshold, cleaning.smallest_m2 / pixel_m2, cleaning.hole_m2 / pixel_m2)
+    if image.shape[2] == 4:
+        mask[image[..., 3] == 0] = 0
+    return mask
+
+
+def chosen_cleaning(
+    card: Card,
+    name: str,
+    clean: bool,
+    threshold: float | None = None,
+    smallest_m2: float | None = None,
+    hole_m2: float | None = None,
+) -> Cleaning:
+    """Returns how masks shall be cut.
+
+    Args:
+        card: of the weights.
+        name: of the weights, for the error.
+        clean: takes what was chosen out of fold at export, from the card.
+        threshold: by hand, instead of the card's or 0.5; likewise the others.
+        smallest_m2: of objects.
+        hole_m2: of holes.
+
+    Raises:
+        WeightsError: the card's choice is wanted, and there is none.
+    """
+    base = AS_SHIPPED
+    if clean:
+        if card.postprocess is None:
+            raise WeightsError(
+                f"{name} has no postprocess in its card: nothing was held out, or an older kit exported it",
+                "give --threshold, --smallest and --holes instead of --clean; or export its runs again",
+            )
+        base = Cleaning(card.postprocess.threshold, card.postprocess.smallest_m2, card.postprocess.hole_m2)
+    return Cleaning(
+        base.threshold if threshold is None else threshold,
+        base.smallest_m2 if smallest_m2 is None else smallest_m2,
+        base.hole_m2 if hole_m2 is None else hole_m2,
+    )

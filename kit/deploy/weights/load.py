@@ -1,0 +1,117 @@
+"""Weights files, checked before anything of them runs."""
+
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kit.deploy.trust.allowlist import check_operators
+from kit.deploy.weights import torchscript
+from kit.deploy.weights.card import Card, sha256_of
+from kit.deploy.weights.store import INDEX, read_index
+from kit.errors import KitError, WeightsError, nearest
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A loaded weights file.
+
+    Args:
+        module: the TorchScript ensemble, on `device`.
+        card: what the file tells about itself.
+        path: where it was read.
+        sha256: of the file, in hex.
+        device: as torch names it.
+        plan: how the cores compute, where they were tuned to this machine (`kit.deploy.engine.tuning`).
+    """
+
+    module: Any
+    card: Card
+    path: Path
+    sha256: str
+    device: str
+    plan: str = "shipped"
+
+
+def load_weights(path: Path, device: str = "cpu") -> Weights:
+    """Returns the weights in a file that `kit export` wrote, checked before anything of it runs.
+
+    Raises:
+        WeightsError: it is missing, not kit's, damaged, not the file that `NAME.json` beside it describes, or would do
+            more than compute.
+        KitError: there is no such device.
+    """
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise KitError(f"no device {device}: torch finds no GPU here", "leave --device out to use the CPU")
+    if not path.is_file():
+        known = [other.stem for other in path.parent.glob("*.pt")]
+        raise WeightsError(
+            f"no weights {path}", nearest(path.stem, known) if known else "kit weights lists what is here"
+        )
+    card = read_card(path)
+    sha256 = sha256_of(path)
+    _check_beside(path, sha256)
+    check_operators(path)
+    try:
+        module = torchscript.load(path, device)
+    except RuntimeError as cause:
+        reason = str(cause).strip().splitlines()[0]
+        raise WeightsError(f"{path} does not load as TorchScript: {reason}", "export or fetch it again") from cause
+    return Weights(module, card, path, sha256, device)
+
+
+def read_card(path: Path) -> Card:
+    """Returns the card inside a weights file, read from the archive alone.
+
+    Raises:
+        WeightsError: it is no archive, or has no card of kit's.
+    """
+    hint = "weights are made by kit export"
+    try:
+        text = torchscript.read_extra(path, "card.json")
+    except (zipfile.BadZipFile, UnicodeDecodeError) as cause:
+        raise WeightsError(f"{path} is not a weights file: {cause}", hint) from cause
+    if text is None:
+        raise WeightsError(f"{path} is not kit's: it has no card.json inside", hint)
+    return Card.from_json(text, str(path))
+
+
+def _check_beside(path: Path, sha256: str) -> None:
+    """Raises WeightsError when `NAME.json` beside the weights describes another file."""
+    beside = path.with_suffix(".json")
+    if not beside.is_file():
+        return
+    try:
+        expected = json.loads(beside.read_text())["file_sha256"]
+    except (ValueError, KeyError, TypeError) as cause:
+        raise WeightsError(f"{beside} is not a card with file_sha256", "export or fetch the weights again") from cause
+    if expected != sha256:
+        raise WeightsError(
+            f"{path} has sha256 {sha256[:12]}..., but {beside.name} says {str(expected)[:12]}...: not the same export",
+            "export or fetch the weights again, both files together",
+        )
+
+
+def named_weights(named: str, weights_dir: Path) -> Path:
+    """Returns the weights file of a path, or of a name in the folder of weights; it need not exist."""
+    path = Path(named)
+    if path.suffix == ".pt" or path.is_file():
+        return path
+    return (path if len(path.parts) > 1 else weights_dir / path).with_name(f"{path.name}.pt")
+
+
+def newest_weights(weights_dir: Path) -> Path:
+    """Returns the weights exported last: the last row of `index.csv`.
+
+    Raises:
+        WeightsError: nothing was exported yet.
+    """
+    rows = read_index(weights_dir)
+    if not rows:
+        raise WeightsError(
+            f"no weights are listed in {weights_dir / INDEX}", "train and export some: kit run quickstart"
+        )
+    return weights_dir / f"{rows[-1]['name']}.pt"

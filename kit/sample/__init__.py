@@ -1,0 +1,1 @@
+"""The embedded sample city: planned, painted, and filed as a challenge's."""

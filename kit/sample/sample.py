@@ -1,0 +1,135 @@
+"""The embedded sample city: a small data set in the challenge's layout, drawn by code; same seed, same bytes.
+
+Three areas with two training scenes each (RGB + alpha GeoTIFFs in UTM, EPSG:4326 footprints), and two test mosaics of
+0.075 and 0.12 m per pixel, cut into shuffled chips without georeference, whose truth lies aside. At a scale above 1 the
+training scenes are larger.
+"""
+
+import csv
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+
+from kit.console import meter
+from kit.errors import DataError
+from kit.paths import replacing
+from kit.sample.city_files import (
+    Json,
+    item,
+    link,
+    tif_asset,
+    write_catalog,
+    write_image,
+    write_json,
+    write_mask,
+    write_scene,
+    write_train_catalog,
+)
+from kit.sample.drawing import Bytes, draw_at, draw_scene
+from kit.sample.large_city import PATCH_PX, count_patches, draw_large_scene
+from kit.sample.sites import AREAS, CHIP_PX, TEST, TRAIN, Site
+
+VERSION = 2  # of the drawing: another number, other bytes
+MOST_SCALE = 1000  # sides of 70,000 px
+
+Place = tuple[str, str, int, int, float]  # a chip's id, its mosaic, its row and column there, metres per pixel
+
+
+def draw_sample(out: Path, seed: int = 0, scale: float = 1, *, shrink: int = 1) -> Path:
+    """Returns the folder of the sample city, drawn if it is not there yet.
+
+    Args:
+        out: the folder to make.
+        seed: the same seed gives the same bytes.
+        scale: each training scene covers so many times the ground, at the same resolution; above 1 it is a mosaic,
+            see `kit.sample.large_city`. The test chips stay as they are.
+        shrink: divides the sides of scenes, patches and chips; for tests.
+
+    Raises:
+        DataError: `out` exists and holds something else, or the scale is out of range.
+    """
+    if not 1 <= scale <= MOST_SCALE:
+        raise DataError(f"scale {scale} is out of range", f"expected 1 to {MOST_SCALE}: times the area of each scene")
+    stamp: Json = {"seed": seed, "version": VERSION, "shrink": shrink}
+    if scale > 1:
+        stamp["scale"] = float(scale)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if _stamp(out) == stamp:
+            return out
+        raise _another(out, seed, scale)
+    train = [site.sized(shrink, scale) for site in TRAIN]
+    test = [site.sized(shrink) for site in TEST]
+    patch_px = PATCH_PX // shrink
+    n_parts = sum(count_patches(site, patch_px) for site in train) if scale > 1 else len(train)
+    places: list[Place] = []
+    with (
+        replacing(out) as folder,
+        meter("drew patches" if scale > 1 else "drew scenes", n_parts + len(test)) as progress,
+    ):
+        for number, site in enumerate((*train, *test)):
+            rng = np.random.default_rng([seed, number])
+            area_folder = folder / "train_tier_1" / site.area
+            if site in train and scale > 1:
+                draw_large_scene(area_folder, site, rng, progress.advance, patch_px=patch_px)
+                continue
+            size = site.height_px, site.width_px
+            if site in train:
+                write_scene(area_folder, site, draw_scene(rng, AREAS[site.area].look, *size))
+            else:
+                drawn = draw_at(rng, AREAS[site.area].look, *size, site.gsd_m)
+                places += _write_chips(folder, site, *drawn, CHIP_PX // shrink, seed)
+            progress.advance()
+        write_train_catalog(
+            folder / "train_tier_1", "train_tier_1", "sample city, drawn: scenes with footprints", AREAS
+        )
+        _write_test_catalog(folder, sorted(places))
+        write_json(folder / "sample.json", stamp)
+    return out
+
+
+def _stamp(out: Path) -> Json | None:
+    """Returns what `sample.json` says, or None where there is none."""
+    try:
+        stamp: Json = json.loads((out / "sample.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return stamp
+
+
+def _another(out: Path, seed: int, scale: float) -> DataError:
+    """Returns the error that the folder is there and holds something else."""
+    large = scale > 1
+    return DataError(
+        f"{out} exists, and is not the sample city of seed {seed}"
+        f"{f' and scale {scale:g}' if large else ''} (version {VERSION})",
+        f"remove it, or choose another folder: kit sample --seed {seed}{f' --scale {scale:g}' if large else ''} "
+        f"--out {out.name}-{seed}{f'-x{scale:g}' if large else ''}",
+    )
+
+
+def _write_chips(folder: Path, site: Site, image: Bytes, truth: Bytes, side_px: int, seed: int) -> list[Place]:
+    """Cuts a mosaic into chips named by a hash, puts the truth aside in `test_labels`; returns where each chip lies."""
+    geometry = {"type": "Polygon", "coordinates": [[[0.0, 0.0]] * 4]}
+    home = [link("root", "../catalog.json"), link("parent", "../catalog.json")]
+    height, width = truth.shape
+    places = []
+    for row, col in np.ndindex(height // side_px, width // side_px):
+        chip = hashlib.sha256(f"{seed}/{site.scene}/{row}/{col}".encode()).hexdigest()[:6]
+        cut = np.s_[row * side_px : (row + 1) * side_px, col * side_px : (col + 1) * side_px]
+        write_image(folder / "test" / chip / f"{chip}.tif", image[cut], blocksize=256, overviews="NONE")
+        write_json(folder / "test" / chip / f"{chip}.json", item(chip, geometry, home, {"image": tif_asset(chip)}))
+        write_mask(folder / "test_labels" / f"{chip}.tif", truth[cut])
+        places.append((chip, site.scene, row, col, site.gsd_m))
+    return places
+
+
+def _write_test_catalog(folder: Path, places: list[Place]) -> None:
+    """Writes the catalogue of the chips, in the order of their ids, and aside the table of their places."""
+    links = [link("item", f"./{chip}/{chip}.json", "application/geo+json") for chip, *_ in places]
+    write_catalog(folder / "test", "test", "sample city, drawn: test chips without labels or georeference", links)
+    with (folder / "test_labels" / "chips.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("chip", "scene", "row", "col", "gsd_m"))
+        writer.writerows(places)

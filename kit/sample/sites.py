@@ -1,0 +1,94 @@
+"""The scenes of the drawn city: their areas, how those look, where on earth they lie, how large they are."""
+
+from dataclasses import dataclass, replace
+from math import sqrt
+
+from affine import Affine
+from rasterio.warp import transform
+
+from kit.sample.plan import GSD_M, Look
+
+CHIP_PX = 1024
+
+
+@dataclass(frozen=True)
+class Area:
+    """A city, its UTM zone, where its first scene lies (degrees) and how it looks."""
+
+    epsg: int
+    longitude: float
+    latitude: float
+    look: Look
+
+
+AREAS = {
+    "kum": Area(32630, -1.6244, 6.6885, Look(  # Kumasi: red earth, rusty sheets, dense
+        earth=((152, 92, 62), (172, 112, 78), (186, 134, 100)), grass=((86, 104, 56), (112, 122, 70)),
+        materials={"rust": 4, "dull zinc": 2, "zinc": 2, "maroon": 2, "concrete": 1.5, "tile": 1},
+        green=0.30, gap_m=(1.3, 3.5), open_blocks=0.22, trees=70, asphalt=0.3,
+    )),
+    "nbo": Area(32737, 36.8219, -1.2921, Look(  # Nairobi: green, tiles and blue paint
+        earth=((122, 98, 80), (146, 124, 104), (164, 148, 130)), grass=((74, 96, 52), (98, 118, 62), (122, 132, 78)),
+        materials={"zinc": 3, "blue": 2, "tile": 3, "concrete": 2, "dull zinc": 2, "maroon": 1},
+        green=0.45, gap_m=(1.5, 6), open_blocks=0.25, trees=100, asphalt=0.6,
+    )),
+    "lus": Area(32735, 28.2826, -15.4167, Look(  # Lusaka: dry sand, grey sheets, sparse
+        earth=((164, 140, 112), (182, 162, 136), (198, 182, 160)), grass=((118, 118, 72), (142, 136, 88)),
+        materials={"zinc": 4, "dull zinc": 3, "concrete": 2, "rust": 2, "blue": 1},
+        green=0.25, gap_m=(1.5, 5), open_blocks=0.25, trees=45, asphalt=0.3,
+    )),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Site:
+    """One scene to draw.
+
+    Args:
+        scene: its id.
+        area: a key of `AREAS`.
+        height_px: of the image.
+        width_px: of the image.
+        gsd_m: the ground size of a pixel.
+        east_m: how far its upper left corner lies east of its area's place.
+        south_m: how far it lies south of it.
+    """
+
+    scene: str
+    area: str
+    height_px: int
+    width_px: int
+    gsd_m: float = GSD_M
+    east_m: float = 0
+    south_m: float = 0
+
+    def sized(self, shrink: int = 1, scale: float = 1) -> "Site":
+        """Returns the site with its sides divided by `shrink`, and its area and what lies between grown by `scale`."""
+        side = sqrt(scale)
+        height, width = (round(px // shrink * side) for px in (self.height_px, self.width_px))
+        return replace(
+            self, height_px=height, width_px=width, east_m=self.east_m * side, south_m=self.south_m * side
+        )  # fmt: skip
+
+
+TRAIN = (  # an area's scenes lie 400 m apart: none is wider than 180 m
+    Site("kum_a", "kum", 1811, 1687, 0.0752),
+    Site("kum_b", "kum", 1549, 2043, 0.0741, 400, 60),
+    Site("nbo_a", "nbo", 1903, 1777, 0.0765),
+    Site("nbo_b", "nbo", 2111, 1597, 0.0750, 400, 60),
+    Site("lus_a", "lus", 1733, 1893, 0.0733),
+    Site("lus_b", "lus", 1501, 2287, 0.0758, 400, 60),
+)
+TEST = (  # of two ground resolutions, as the challenge's chips are of several
+    Site("kum_t", "kum", 2 * CHIP_PX, 3 * CHIP_PX),
+    Site("lus_t", "lus", 2 * CHIP_PX, 3 * CHIP_PX, 0.12),
+)
+
+
+def georeference(site: Site) -> tuple[str, Affine]:
+    """Returns a training scene's CRS (UTM) and its pixel -> metre transform."""
+    area = AREAS[site.area]
+    crs = f"EPSG:{area.epsg}"
+    (east,), (north,) = transform("EPSG:4326", crs, [area.longitude], [area.latitude])
+    left, top = round(east) + site.east_m + 0.25, round(north) - site.south_m + 0.5
+    return crs, Affine(site.gsd_m, 0, left, 0, -site.gsd_m, top)

@@ -1,0 +1,163 @@
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from deploy_fakes import noise, write_tiff
+
+import kit
+from kit.deploy.engine import predict as room
+from kit.deploy.engine.predict import predict_image
+from kit.deploy.submission.mask_tiff import read_image
+from kit.deploy.weights.load import Weights, load_weights, newest_weights
+from kit.errors import KitError, RasterError, WeightsError
+from kit.pipeline.export import Exported
+
+
+@pytest.fixture
+def copied(tiny_weights: Exported, tmp_path: Path) -> Path:
+    """A copy of the weights folder that may be broken."""
+    shutil.copytree(tiny_weights.path.parent, tmp_path / "weights")
+    return tmp_path / "weights" / "tiny.pt"
+
+
+def test_prediction(tiny_weights: Exported):
+    weights = load_weights(tiny_weights.path)
+    image = noise(33, 47, 4)
+    image[5:9, :, 3] = 0
+    probability = predict_image(weights, image)
+    assert (probability.shape, probability.dtype) == ((33, 47), np.float32)
+    assert probability[5:9].max() == 0 < probability.min(where=image[..., 3] > 0, initial=1)
+    assert probability.max() <= 1
+
+
+def test_newest_weights(tiny_weights: Exported, tmp_path: Path):
+    assert newest_weights(tiny_weights.path.parent) == tiny_weights.path
+    with pytest.raises(WeightsError, match="no weights are listed") as error:
+        newest_weights(tmp_path)
+    assert "kit run quickstart" in error.value.hint
+
+
+def test_weights_without_the_json_beside_load(copied: Path):
+    copied.with_suffix(".json").unlink()
+    assert load_weights(copied).card.recipe == "tiny"
+
+
+def test_missing_weights_offer_the_nearest(copied: Path):
+    with pytest.raises(WeightsError, match=r"no weights .*tinny\.pt") as error:
+        load_weights(copied.with_name("tinny.pt"))
+    assert "'tiny'" in error.value.hint
+    with pytest.raises(WeightsError, match="no weights") as error:
+        load_weights(copied.parent / "elsewhere/tiny.pt")
+    assert error.value.hint == "kit weights lists what is here"
+
+
+def test_other_bytes(tmp_path: Path):
+    (tmp_path / "a.pt").write_bytes(b"not weights")
+    with pytest.raises(WeightsError, match=r"a\.pt is not a weights file"):
+        load_weights(tmp_path / "a.pt")
+
+
+def test_weights_of_others(tmp_path: Path):
+    torch.save({"a": torch.zeros(1)}, tmp_path / "pickled.pt")
+    torch.jit.save(torch.jit.trace(torch.nn.ReLU(), torch.zeros(1)), tmp_path / "foreign.pt")
+    for name in ("pickled", "foreign"):
+        with pytest.raises(WeightsError, match=rf"{name}\.pt is not kit's") as error:
+            load_weights(tmp_path / f"{name}.pt")
+        assert "kit export" in error.value.hint
+
+
+def test_a_broken_card(tmp_path: Path):
+    with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+        archive.writestr("archive/extra/card.json", "{}")
+    with pytest.raises(WeightsError, match=r"a\.pt has no kit_version"):
+        load_weights(tmp_path / "a.pt")
+
+
+def test_an_archive_with_a_card_and_no_module(tiny_weights: Exported, tmp_path: Path):
+    with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+        archive.writestr("archive/extra/card.json", tiny_weights.card.to_json())
+    with pytest.raises(WeightsError, match="does not load as TorchScript"):
+        load_weights(tmp_path / "a.pt")
+
+
+def test_a_truncated_file(copied: Path):
+    copied.write_bytes(copied.read_bytes()[:-2000])
+    with pytest.raises(WeightsError, match="not a weights file"):
+        load_weights(copied)
+
+
+def test_weights_that_do_not_match_the_card_beside(copied: Path):
+    beside = copied.with_suffix(".json")
+    beside.write_text(json.dumps(json.loads(beside.read_text()) | {"file_sha256": "0" * 64}))
+    with pytest.raises(WeightsError, match=r"tiny\.json says 000000000000\.\.\.: not the same export"):
+        load_weights(copied)
+    beside.write_text("[]")
+    with pytest.raises(WeightsError, match="not a card with file_sha256"):
+        load_weights(copied)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_no_gpu(tiny_weights: Exported):
+    with pytest.raises(KitError, match="no device cuda"):
+        load_weights(tiny_weights.path, "cuda")
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_read_image(tmp_path: Path, channels: int):
+    image = noise(20, 33, channels)
+    assert np.array_equal(read_image(write_tiff(tmp_path / "a.tif", image)), image)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (noise(9, 9, 1), "has 1 band of uint8, expected 3"),
+        (noise(9, 9, 5), "has 5 bands of uint8, expected 3"),
+        (noise(9, 9).astype(np.uint16), r"bands\.tif has 3 bands of uint16"),
+    ],
+)
+def test_wrong_bands(tmp_path: Path, image: np.ndarray, message: str):
+    with pytest.raises(RasterError, match=message):
+        read_image(write_tiff(tmp_path / "bands.tif", image))
+
+
+@pytest.mark.parametrize("kept", [0.05, 0.5, 0.9])
+@pytest.mark.parametrize("compress", ["jpeg", "deflate", "none"])
+def test_a_truncated_tiff(tmp_path: Path, kept: float, compress: str):
+    path = write_tiff(
+        tmp_path / "cut.tif", noise(200, 200), compress=compress, tiled=True, blockxsize=64, blockysize=64
+    )
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * kept)])
+    with pytest.raises(RasterError, match=r"cannot read .*cut\.tif"):
+        read_image(path)
+
+
+def test_a_missing_image(tmp_path: Path):
+    with pytest.raises(RasterError, match="no image"):
+        read_image(tmp_path / "a.tif")
+
+
+def test_one_call_predicts(tiny_weights: Exported, monkeypatch: pytest.MonkeyPatch):
+    loaded: list[Path] = []
+
+    def loading(path: Path, device: str) -> Weights:
+        loaded.append(path)
+        return load_weights(path, device)
+
+    monkeypatch.setattr(room, "load_weights", loading)
+    monkeypatch.setattr(room, "_READY", {})
+    image = noise(40, 50)
+    expected = predict_image(load_weights(tiny_weights.path), image)
+    for _ in range(2):
+        np.testing.assert_allclose(kit.predict(tiny_weights.path, image, device="cpu"), expected, atol=1e-5)
+    np.testing.assert_array_equal(kit.predict(str(tiny_weights.path), image, tuning=False, device="cpu"), expected)
+    assert len(loaded) == 2  # tuned, and as shipped
+    with pytest.raises(WeightsError, match="no weights"):
+        kit.predict("nowhere.pt", image)
+    with pytest.raises(AttributeError, match="no attribute 'predikt'"):
+        _ = kit.predikt

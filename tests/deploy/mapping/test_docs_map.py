@@ -1,0 +1,72 @@
+"""docs/map.md: its commands, options, files, fields and messages are those of the code."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from deploy_fakes import noise
+from factories import at_kampala, write_bands
+from test_docs import COMMANDS, DOCS, inline, kit_arguments, rows_below, shell
+
+import kit
+from kit.deploy.mapping.layers import FIELDS, FORMATS, LAYER
+from kit.deploy.mapping.map import SIMPLIFIED_PX, Wanted, map_scene
+from kit.deploy.mapping.overlay import LONGEST_PX
+from kit.deploy.mapping.scene import AS_IT_IS, COARSEST
+from kit.deploy.mapping.squares import SLANTED
+from kit.pipeline.export import Exported
+
+PAGE = (DOCS / "map.md").read_text()
+OPTIONS = {text for p in COMMANDS["map"].params for text in [*p.opts, *p.secondary_opts] if text.startswith("--")}
+
+
+@pytest.mark.parametrize("line", shell(PAGE))
+def test_commands_parse(line: str):
+    words = kit_arguments(line)
+    COMMANDS[words[0]].make_context(words[0], words[1:])
+
+
+def test_every_option_is_told_and_no_other():
+    told = re.findall(r"`(--[\w-]+)", " ".join(row[0] + row[1] for row in rows_below("Options", PAGE)))
+    assert set(told) == OPTIONS - {"--root", "--debug", "--help"}
+    for code in inline(PAGE):
+        if code.startswith("--"):
+            assert code.split()[0] in OPTIONS, code
+
+
+def test_files_and_fields_are_as_told(tmp_path: Path, tiny_weights: Exported):
+    scene = write_bands(tmp_path / "s.tif", noise(70, 80).transpose(2, 0, 1), at_kampala(pixel=0.15))
+    made = set()
+    for kind in FORMATS:
+        map_scene(str(scene), tiny_weights.path, tmp_path / kind, "NAME", Wanted(format=kind), tuning=False)
+        made |= {path.name for path in (tmp_path / kind).iterdir() if not path.name.startswith(".")}
+    assert {row[0].strip("`") for row in rows_below("Its files", PAGE)} == made
+    assert [row[0].strip("`") for row in rows_below("Fields", PAGE)] == list(FIELDS)
+    assert f"layer `{LAYER}`" in PAGE
+
+
+def test_numbers_are_those_of_the_code():
+    assert "by more than a tenth" in PAGE
+    assert AS_IT_IS == 1.1
+    assert f"more than {COARSEST:g}\ntimes coarser" in PAGE
+    assert f"{LONGEST_PX} px at most" in PAGE
+    assert f"than {round(SLANTED * 57.2958)} degrees off" in PAGE
+    assert "by default two pixels" in PAGE
+    assert SIMPLIFIED_PX == 2
+    defaults = {p.name: p.default for p in COMMANDS["map"].params}
+    assert f"up to {defaults['window']} px (`--window`) that share at least {defaults['overlap']} px" in PAGE
+    for name, field in (("window", "window_px"), ("overlap", "overlap_px"), ("min_area", "min_area_m2")):
+        assert defaults[name] == getattr(Wanted(), field)
+
+
+def test_the_messages_are_kit_s():
+    texts = {
+        node.value
+        for file in Path(kit.__file__).parent.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    for message, _ in rows_below("When something goes wrong", PAGE):
+        for part in message.strip("`").split("..."):
+            assert any(part.strip() in text for text in texts), message
