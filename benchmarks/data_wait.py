@@ -25,8 +25,8 @@ from fastai.learner import Learner
 from tiles import data_root, fold_of
 from torch import Tensor, nn
 
-from kit.data.dataset import default_workers
 from kit.paths import Paths
+from kit.system.cpu import default_workers
 from kit.training.callbacks import BalancedSampler
 from kit.training.fit import Setup, build
 from kit.training.recipe import Recipe, load_recipe

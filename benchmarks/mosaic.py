@@ -29,7 +29,7 @@ from kit.data.sources.chips import find_chips
 from kit.deploy.mosaics.find import assemble, read_all
 from kit.sample.drawing import draw_scene
 from kit.sample.sites import AREAS
-from kit.system.workers import available
+from kit.system.cpu import cpu_count
 
 GRID = 5  # rows and columns of a mosaic
 PATCH_PX = 1536
@@ -89,7 +89,7 @@ def find(folder: Path) -> None:
     """Finds the mosaics in this process, and prints seconds of reading and joining, recall and false joins."""
     chips = find_chips(folder)
     start = time.perf_counter()
-    borders = read_all(chips, available())
+    borders = read_all(chips, cpu_count())
     read = time.perf_counter()
     mosaics = assemble(chips, borders)
     done = time.perf_counter()

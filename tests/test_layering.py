@@ -27,7 +27,6 @@ SUBROOMS = {
 }
 # imports against the order that are still to go: (file, module)
 KNOWN = {
-    ("system/processes.py", "kit.data.dataset"),
     ("data/alignment.py", "kit.data.tiles.tile"),
     ("data/report.py", "kit.data.tiles.ledger"),
     ("data/report.py", "kit.data.tiles.prepare"),
@@ -35,7 +34,6 @@ KNOWN = {
     ("deploy/mosaics/assembled.py", "kit.deploy.submission.mask_tiff"),
     ("deploy/mosaics/pictures.py", "kit.deploy.submission.mask_tiff"),
     ("deploy/mosaics/resolution.py", "kit.deploy.submission.mask_tiff"),
-    ("deploy/mosaics/resolutions.py", "kit.deploy.submission.mask_tiff"),
     ("deploy/mosaics/sides.py", "kit.deploy.submission.mask_tiff"),
     ("deploy/mosaics/wide.py", "kit.deploy.submission.mask_tiff"),
 }

@@ -1,6 +1,5 @@
 """Tiles to batches: a fold, its crops and its fastai DataLoaders."""
 
-import os
 import random
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -21,6 +20,7 @@ from torch import Tensor
 from kit.data.folds.assign import fold_numbers
 from kit.data.masks import IGNORE, LAYERS
 from kit.errors import DataError
+from kit.system.cpu import default_workers
 
 MEMORY_BYTES = 2 << 30  # tiles of a fold up to this size are read once and kept, shared by the loader's workers
 
@@ -223,16 +223,3 @@ def _as_trained(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Returns a batch with masks as losses want them, int64: eight times the bytes, so not before the device has it."""
     images, masks = batch
     return images, masks.long()
-
-
-def cores() -> int:
-    """Returns how many CPU cores this process may use: its share, where a launcher started several on this machine."""
-    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, found // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
-
-def default_workers(device: torch.device) -> int:
-    """Returns how many processes augment: none where the network itself wants the two or four cores there are."""
-    if device.type == "cpu":
-        return 0 if cores() <= 4 else 2
-    return min(8, cores())

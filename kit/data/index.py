@@ -6,7 +6,8 @@ import pandas as pd
 
 from kit.data.folds.assign import assign_folds
 from kit.errors import DataError, nearest
-from kit.paths import Paths, replacing
+from kit.paths import Paths
+from kit.system.files import replacing
 
 
 def read_table(file: Path) -> pd.DataFrame:

@@ -23,12 +23,12 @@ from kit.deploy.proof.parity import measure_parity
 from kit.deploy.proof.reference import REFERENCE, make_reference
 from kit.deploy.trust.allowlist import check_operators
 from kit.deploy.weights import torchscript
-from kit.deploy.weights.card import CLASSES, INPUT, OUTPUT, Bounds, Card, Member, Postprocess, sha256_of
+from kit.deploy.weights.card import CLASSES, INPUT, OUTPUT, Bounds, Card, Member, Postprocess
 from kit.deploy.weights.load import read_card
 from kit.deploy.weights.store import list_in_index, read_index
 from kit.errors import OutputError, WeightsError
 from kit.outputs import check_name
-from kit.paths import replacing
+from kit.system.files import replacing, sha256_of
 
 METHODS = ("probability", "mask", "members")
 HINT = "a network must not branch on the size or the values of its input"

@@ -10,8 +10,8 @@ from queue import Queue
 import torch
 
 from kit.console import say
-from kit.data.dataset import cores
 from kit.errors import RunError
+from kit.system.cpu import cpu_count
 
 
 def side_by_side(arguments: Sequence[str], folds: Sequence[int | str], at_once: int, nproc: int = 1) -> None:
@@ -69,4 +69,4 @@ def share_of(slot: int, at_once: int, nproc: int) -> dict[str, str]:
     if gpus:
         own = [gpus[(slot * nproc + k) % len(gpus)] for k in range(nproc)]
         return {"CUDA_VISIBLE_DEVICES": ",".join(dict.fromkeys(own))}  # named twice, torch would see none
-    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // (at_once * nproc))))}
+    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cpu_count() // (at_once * nproc))))}

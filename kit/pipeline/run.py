@@ -15,7 +15,7 @@ from kit.data.folds.assign import fold_numbers
 from kit.data.index import read_index
 from kit.data.masks import Counts, pool
 from kit.data.tiles.prepare import prepare
-from kit.deploy.weights.card import Member, sha256_of
+from kit.deploy.weights.card import Member
 from kit.deploy.weights.load import load_weights, read_card
 from kit.errors import DataError, RunError, WeightsError
 from kit.models.pretrained import Source
@@ -25,6 +25,7 @@ from kit.pipeline.learn_bounds import learn_bounds
 from kit.pipeline.parallel import side_by_side
 from kit.pipeline.postprocess import Choice, choose
 from kit.sample.sample import draw_sample
+from kit.system.files import sha256_of
 from kit.system.processes import joined
 from kit.system.ranks import rank, wait_for_all
 from kit.training.fit import Setup, fit_fold, load_best, rebuild

@@ -20,7 +20,6 @@ from affine import Affine
 
 from kit.console import meter
 from kit.errors import DataError
-from kit.paths import replacing
 from kit.sample.city_files import (
     BUILDING,
     COLOURS,
@@ -33,6 +32,7 @@ from kit.sample.city_files import (
 from kit.sample.drawing import BORDER_STEP_PX, border_steps, draw_scene
 from kit.sample.plan import GSD_M, Look
 from kit.sample.sites import AREAS, Site, georeference
+from kit.system.files import replacing
 
 PATCH_PX = 2048  # as large as a scene of the sample at scale 1; a multiple of the border's steps and of the blocks
 PATCHES = 32  # drawn for a scene, 8 views of each; at 2,048 px they take 400 MB

@@ -14,7 +14,6 @@ import numpy as np
 
 from kit.console import meter
 from kit.errors import DataError
-from kit.paths import replacing
 from kit.sample.city_files import (
     Json,
     item,
@@ -30,6 +29,7 @@ from kit.sample.city_files import (
 from kit.sample.drawing import Bytes, draw_at, draw_scene
 from kit.sample.large_city import PATCH_PX, count_patches, draw_large_scene
 from kit.sample.sites import AREAS, CHIP_PX, TEST, TRAIN, Site
+from kit.system.files import replacing
 
 VERSION = 2  # of the drawing: another number, other bytes
 MOST_SCALE = 1000  # sides of 70,000 px

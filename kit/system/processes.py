@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from kit.data.dataset import cores
 from kit.errors import RankError
+from kit.system.cpu import cpu_count
 from kit.system.devices import pick_device
 
 TIMEOUT = timedelta(minutes=30)  # of one collective: rank 0 may prepare data while the others wait
@@ -47,7 +47,7 @@ def launch(nproc: int, arguments: Sequence[str]) -> None:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # kit tells what happened, in its own words
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // nproc)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // nproc)))
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=nproc, run_id=OURS, max_restarts=0, shutdown_timeout=SHUTDOWN_S,
         rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0", local_addr="127.0.0.1",

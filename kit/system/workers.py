@@ -20,11 +20,6 @@ R = TypeVar("R")
 AHEAD = 2  # jobs waiting per process: enough to keep it busy, few enough to keep memory flat
 
 
-def available() -> int:
-    """Returns how many CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def spread(work: Callable[[J], R], jobs: Iterable[J], processes: int) -> Iterator[tuple[J, R]]:
     """Yields each job with its result, in the order in which they end; one process does them here, in turn.
 

@@ -14,7 +14,7 @@ from fastcore.foundation import L
 
 from kit.console import say
 from kit.errors import RunError
-from kit.paths import replacing
+from kit.system.files import replacing
 from kit.system.ranks import agreed, gathered, rank, ranks
 
 CHECKPOINT = "checkpoint.pt"

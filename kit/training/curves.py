@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kit.paths import replacing
+from kit.system.files import replacing
 
 
 def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:

@@ -1,6 +1,5 @@
 """One fit: recipe x fold x seed, from data loaders to a finished run folder."""
 
-import hashlib
 import shutil
 import sys
 from collections.abc import Callable
@@ -25,8 +24,8 @@ from kit.errors import RunError
 from kit.models.metrics import PooledLoss
 from kit.models.pretrained import Source, encoder_source, weights_used
 from kit.outputs import check_unclaimed
-from kit.paths import alone
 from kit.system.devices import keep_freed_memory
+from kit.system.files import locked, sha256_of, write_json
 from kit.system.ranks import agreed, as_first, gathered, rank, ranks
 from kit.training.checkpoint import Checkpoint, Resume, read_checkpoint, seed_everything
 from kit.training.curves import draw_curves
@@ -34,7 +33,7 @@ from kit.training.distributed import Distributed
 from kit.training.harness import Budget, Deal, Draw, LossScale, Precision
 from kit.training.oof import predict_fold
 from kit.training.recipe import Recipe
-from kit.training.result import BEST, RESULT, SETTINGS, Result, read_result, read_settings, write_json
+from kit.training.result import BEST, RESULT, SETTINGS, Result, read_result, read_settings
 from kit.training.runlog import Board, RunLog
 
 # what makes two runs the same
@@ -103,7 +102,7 @@ def fit_fold(recipe: Recipe, fold: Fold, folder: Path, data: str, data_sha256: s
         "minutes": setup.minutes,
         "encoder_source": _in_words(setup.source),
         "start_from": str(setup.start_from or ""),
-        "start_sha256": file_sha256(setup.start_from) if setup.start_from else "",
+        "start_sha256": sha256_of(setup.start_from) if setup.start_from else "",
         "teacher_sha256": setup.teacher_sha256,
         "compiled": setup.compiled,
         "threads": torch.get_num_threads(),
@@ -111,7 +110,7 @@ def fit_fold(recipe: Recipe, fold: Fold, folder: Path, data: str, data_sha256: s
         "gsd_m": round(float(fold.train["gsd_m"].median()), 6),
     }
     _agree({key: settings[key] for key in IDENTITY})
-    with alone(folder) if rank() == 0 else nullcontext():
+    with locked(folder) if rank() == 0 else nullcontext():
         # rank 0 looks, and tells the others: a folder may look otherwise from another machine
         earlier, finished, saved = agreed(_standing(fold, folder, settings, setup) if rank() == 0 else ({}, None, None))
         if finished:
@@ -313,8 +312,3 @@ def rebuild(recipe: Recipe) -> Any:
     none = DataLoaders([], [])
     with encoder_source(Source(pretrained=False)):
         return recipe.learner(none)
-
-
-def file_sha256(path: Path) -> str:
-    """Returns the checksum of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -15,7 +15,7 @@ from kit.console import track
 from kit.data.dataset import Fold, read_tile
 from kit.data.masks import BACKGROUND, BUILDING, IGNORE, Counts, count
 from kit.models.targets import building_logits
-from kit.paths import replacing
+from kit.system.files import replacing
 from kit.system.ranks import gathered, rank
 from kit.training.overlays import overlay, save_png
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kit.data.masks import BUILDING, IGNORE
-from kit.paths import replacing
+from kit.system.files import replacing
 
 FOUND, INVENTED, MISSED = (60, 200, 90), (230, 60, 50), (60, 110, 240)  # RGB of tp, fp, fn
 LAYER_COLOURS = ((255, 220, 0), (230, 60, 50), (0, 230, 255))  # RGB of footprint, boundary, contact

@@ -7,7 +7,6 @@ from typing import Any
 
 from kit.data.masks import Counts
 from kit.errors import RunError
-from kit.paths import replacing
 
 SETTINGS, LOG, BEST, RESULT = "settings.json", "log.csv", "best.safetensors", "result.json"
 
@@ -54,9 +53,3 @@ def read_settings(folder: Path) -> dict[str, Any]:
         raise RunError(f"no run at {folder}", "train it first: kit run RECIPE")
     settings: dict[str, Any] = json.loads(file.read_text())
     return settings
-
-
-def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Writes a JSON file whole or not at all."""
-    with replacing(path) as file:
-        file.write_text(json.dumps(record, indent=1) + "\n")

@@ -12,9 +12,9 @@ from safetensors.torch import save
 from kit.console import Meter
 from kit.errors import RunError
 from kit.models.metrics import PooledJaccard
-from kit.paths import replacing
+from kit.system.files import replacing, write_json
 from kit.system.ranks import gathered, rank
-from kit.training.result import BEST, LOG, SETTINGS, write_json
+from kit.training.result import BEST, LOG, SETTINGS
 
 BOARD_EVERY = 10  # steps between two points of TensorBoard's training loss
 

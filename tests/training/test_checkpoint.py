@@ -261,9 +261,9 @@ def test_a_full_disk_keeps_the_last_checkpoint(unfinished: Path, cli: Cli, monke
 
 
 def test_two_processes_do_not_share_a_run(unfinished: Path, cli: Cli):
-    from kit.paths import alone
+    from kit.system.files import locked
 
-    with alone(unfinished / "runs/rich/fold0"):
+    with locked(unfinished / "runs/rich/fold0"):
         code, _, err = cli(*command(unfinished))
     assert code == 1
     assert "another process writes" in err

@@ -15,6 +15,7 @@ from urllib.request import Request, urlopen
 from kit import __version__
 from kit.data.sources.signing import signed
 from kit.errors import KitError
+from kit.system.files import file_version
 
 GDAL_PREFIXES = {
     "http": "/vsicurl/http://",
@@ -84,11 +85,7 @@ def fingerprint(href: str) -> str:
         KitError: it is missing, or its server tells neither tag, time nor length.
     """
     if not is_remote(href):
-        try:
-            found = local_path(href).stat()
-        except OSError as cause:
-            raise KitError(f"{href} cannot be read: {cause.strerror}", "is the path right?") from cause
-        return f"{found.st_size} {found.st_mtime_ns}"
+        return file_version(local_path(href))
     _, headers = _ask(href, "HEAD")
     told = [headers.get("ETag"), headers.get("Last-Modified"), headers.get("Content-Range", headers["Content-Length"])]
     if not any(told):

@@ -16,9 +16,10 @@ from kit.data.grids import Grid
 from kit.data.rasters import gdal_options
 from kit.data.sources.remote import is_remote
 from kit.data.sources.stac import Scene
-from kit.data.tiles.tile import SCENE, Skipped, Spot, Tile, encode_image, encode_mask, put, read_mask, row_of
+from kit.data.tiles.tile import SCENE, Skipped, Spot, Tile, encode_image, encode_mask, read_mask, row_of
 from kit.data.tiles.warping import Imagery
 from kit.errors import RasterError
+from kit.system.files import write_bytes
 
 BLOCK = 4  # tiles a side of a block: most decoded parts of the scene are used by several of its tiles
 CACHE_BYTES = 128 << 20  # decoded imagery per process: the row of a block's tiles above is still there
@@ -147,10 +148,10 @@ def _cut_tile(spot: Spot, imagery: Imagery, footprints: Footprints, block: Block
             return
         mask = _draw(footprints, spot, valid, block.style)
         if block.style.images == SCENE:
-            put(block.folder / spot.image, imagery.window(spot.row, spot.column))
+            write_bytes(block.folder / spot.image, imagery.window(spot.row, spot.column))
         else:
-            put(block.folder / spot.image, encode_image(rgb, spot, block.style.images))
-        put(block.folder / spot.mask, encode_mask(mask, spot))
+            write_bytes(block.folder / spot.image, encode_image(rgb, spot, block.style.images))
+        write_bytes(block.folder / spot.mask, encode_mask(mask, spot))
         truth = mask[0]
     made.tiles.append(row_of(spot, truth, n_footprints, spot.gsd_m))
 

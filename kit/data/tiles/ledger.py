@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from kit.data.tiles.cutting import Cut, Failed
-from kit.data.tiles.tile import Skipped, Tile, put
+from kit.data.tiles.tile import Skipped, Tile
 from kit.outputs import check_unclaimed
+from kit.system.files import write_bytes
 
 Json = dict[str, Any]
 
@@ -105,7 +106,7 @@ class Ledger:
 
     def write(self, record: Record) -> None:
         """Keeps a record."""
-        put(self._file(record.area, record.scene), (json.dumps(asdict(record), indent=1) + "\n").encode())
+        write_bytes(self._file(record.area, record.scene), (json.dumps(asdict(record), indent=1) + "\n").encode())
 
     def remove(self, area: str, scene: str) -> None:
         """Removes a scene's record, tiles and contact sheet.

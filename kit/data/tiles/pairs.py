@@ -19,8 +19,9 @@ from kit.data.rasters import open_image, validity
 from kit.data.sources.remote import gdal_path
 from kit.data.sources.stac import Pair
 from kit.data.tiles.cutting import Cut, Failed, Style, at_work, cut_before, too_little
-from kit.data.tiles.tile import Spot, encode_image, encode_mask, put, row_of
+from kit.data.tiles.tile import Spot, encode_image, encode_mask, row_of
 from kit.errors import KitError, RasterError
+from kit.system.files import write_bytes
 
 BATCH = 32  # pairs at a time
 MULTIPLE_PX = 32  # what encoders halve away
@@ -109,8 +110,8 @@ def _write_tiles(
         if cut_before(spot, batch.folder) is None:
             if too_little(spot, truth[0] != IGNORE, batch.style, made):
                 continue
-            put(batch.folder / spot.image, encode_image(_filled(rgb[at], side, 0), spot, batch.style.images))
-            put(batch.folder / spot.mask, encode_mask(truth, spot))
+            write_bytes(batch.folder / spot.image, encode_image(_filled(rgb[at], side, 0), spot, batch.style.images))
+            write_bytes(batch.folder / spot.mask, encode_mask(truth, spot))
         made.tiles.append(row_of(spot, truth[0], 0, spot.gsd_m if grid.crs else batch.gsd_m))
 
 

@@ -24,8 +24,9 @@ from kit.data.tiles.sheets import Sheet, draw_sheet
 from kit.data.tiles.tile import IMAGE_FORMATS, SCENE, Skipped
 from kit.errors import CutError, DataError, KitError, nearest
 from kit.outputs import check_apart
-from kit.paths import Paths, alone, replacing
-from kit.system.workers import available
+from kit.paths import Paths
+from kit.system.cpu import cpu_count
+from kit.system.files import locked, replacing
 
 SMALL_BYTES = 1 << 20  # imagery that is cut sooner than processes start
 
@@ -100,11 +101,11 @@ def prepare(
     parts += [tuple(pairs) for _, pairs in groupby(source.pairs, key=lambda pair: (pair.area, pair.scene))]
     check_apart(folder, _inputs(str(place), parts), "--name or --root")
     settings = {"style": asdict(wanted), "by": by, "k": k}
-    with alone(folder):
+    with locked(folder):
         Ledger(folder).check_owned()
         work = Scenes(folder, wanted, gsd_m, parts, only)
         with meter("cut tiles", 0) as progress:
-            work.cut_all(progress, workers or (1 if _small(parts) else available()))
+            work.cut_all(progress, workers or (1 if _small(parts) else cpu_count()))
         records = work.records()
         tiles = [tile for record in records for tile in record.cut.tiles]
         failed = [failure for record in records for failure in record.cut.failed]

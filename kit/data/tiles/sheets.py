@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 
 from kit.data.masks import BUILDING, IGNORE
-from kit.data.tiles.tile import Tile, put, read_mask
+from kit.data.tiles.tile import Tile, read_mask
 from kit.errors import RasterError
+from kit.system.files import write_bytes
 
 COLUMNS, ROWS = 4, 3
 VIEW_PX = 360  # of a place: a shift of 3 px shows, and a sheet fits on a screen
@@ -60,7 +61,7 @@ def draw_sheet(sheet: Sheet, tiles: Sequence[Tile]) -> Path:
         canvas[top + TITLE_PX : top + TITLE_PX + height, left : left + width] = view
     _, png = cv2.imencode(".png", canvas[..., ::-1])
     sheet.file.parent.mkdir(parents=True, exist_ok=True)
-    put(sheet.file, png.tobytes())
+    write_bytes(sheet.file, png.tobytes())
     return sheet.file
 
 

@@ -12,7 +12,6 @@ from rasterio.io import MemoryFile
 
 from kit.data.grids import Grid, ground_m
 from kit.data.masks import BUILDING, IGNORE, LAYERS
-from kit.errors import KitError
 
 # written in a quarter of the time of deflate, read as fast, and each block alone: see benchmarks/tile_formats.py
 ZSTD = {"compress": "zstd", "zstd_level": 1, "tiled": True, "blockxsize": 256, "blockysize": 256}
@@ -180,23 +179,6 @@ def encode_image(rgb: NDArray[np.uint8], spot: Spot, style: str) -> bytes:
 def encode_mask(layers: NDArray[np.uint8], spot: Spot) -> bytes:
     """Returns the bytes of a mask, (1 or 3, H, W) uint8."""
     return encode(layers, spot, IGNORE, **MASK_FORMAT)
-
-
-def put(file: Path, content: bytes) -> None:
-    """Writes a file in one step: under its name it is whole or not there. An unfinished one is named `.*.part`.
-
-    Raises:
-        KitError: the disk is full, or the folder cannot be written.
-    """
-    unfinished = file.with_name(f".{file.name}.part")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_bytes(content)
-        unfinished.replace(file)
-    except OSError as cause:
-        raise KitError(
-            f"cannot write {file}: {cause.strerror}", "free some space, and give the same command again: it goes on"
-        ) from cause
 
 
 def read_mask(file: Path) -> NDArray[np.uint8]:

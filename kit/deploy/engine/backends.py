@@ -13,8 +13,8 @@ from kit.deploy.engine import openvino
 from kit.deploy.weights import torchscript
 from kit.deploy.weights.load import Weights
 from kit.errors import KitError, nearest
-from kit.paths import cache_folder
 from kit.system.devices import autocast_dtype
+from kit.system.files import cache_folder
 
 Engine = Literal["torch", "openvino", "openvino-int8"]
 ENGINES = ("torch", "openvino", "openvino-int8")

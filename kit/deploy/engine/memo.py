@@ -7,7 +7,7 @@ from typing import Any
 
 from kit.console import say
 from kit.errors import KitError
-from kit.paths import cache_folder, replacing
+from kit.system.files import cache_folder, replacing
 
 
 def recall(kind: str, key: str) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kit.console import muted
 from kit.errors import KitError, WeightsError
-from kit.paths import replacing
+from kit.system.files import replacing
 
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}  # as OpenVINO names them; int8 stands in the model itself
 

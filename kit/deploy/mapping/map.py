@@ -41,7 +41,7 @@ from kit.deploy.mapping.windows import Axis, along, check_window
 from kit.deploy.weights.load import Weights, load_weights
 from kit.errors import KitError, OutputError
 from kit.outputs import as_name, check_apart, check_name
-from kit.paths import alone, replacing
+from kit.system.files import locked, replacing
 
 VERSION = 1  # of the strips and of what they are made by
 CACHE_BYTES = 256 << 20  # decoded imagery: the row of a scene's blocks that two rows of windows share
@@ -211,7 +211,7 @@ def map_scene(
         if adaptive:
             ready = end_early(ready, partial(_some, reader, LOOKS, LOOK_PX), in_half(shipped, ready))
         key = {"scene": href, "version": fingerprint(href), "weights": ready.sha256, "plan": ready.plan}
-        with alone(out_dir / name):
+        with locked(out_dir / name):
             return draw_map(reader, rows, columns, lambda rgba: _predicted(ready, rgba), key, out_dir / name, wanted)
 
 

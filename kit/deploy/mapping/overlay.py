@@ -11,7 +11,7 @@ from rasterio.errors import RasterioError
 
 from kit.deploy.mapping.scene import Frame
 from kit.errors import RasterError
-from kit.paths import replacing
+from kit.system.files import replacing
 
 LONGEST_PX = 2000
 COLOUR = (0, 80, 255)  # BGR: stands out against roofs, soil and trees

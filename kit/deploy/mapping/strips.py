@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kit.paths import replacing
+from kit.system.files import replacing
 
 KEY = "key.json"
 AT_HAND = 2  # strips in memory, for reading across their border

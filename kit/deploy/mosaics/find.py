@@ -11,7 +11,8 @@ from kit.data.sources.chips import Chip
 from kit.deploy.mosaics.layout import STEP, Cell, Layout, Pair, lay_out
 from kit.deploy.mosaics.matching import Joiner, Matches
 from kit.deploy.mosaics.sides import BOTTOM, RIGHT, Borders, read_borders
-from kit.system.workers import available, spread
+from kit.system.cpu import cpu_count
+from kit.system.workers import spread
 
 DECAY = 3.0  # the best of some hundred normal deviates stands out by x with a chance of exp(-3 x)
 
@@ -121,7 +122,7 @@ def find_mosaics(chips: Sequence[Chip], processes: int = 0) -> list[Mosaic]:
     Raises:
         RasterError: a chip is missing or broken.
     """
-    return assemble(chips, read_all(chips, processes or available()))
+    return assemble(chips, read_all(chips, processes or cpu_count()))
 
 
 def assemble(chips: Sequence[Chip], borders: Sequence[Borders]) -> list[Mosaic]:

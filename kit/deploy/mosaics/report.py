@@ -16,7 +16,7 @@ from kit.deploy.mosaics.find import Mosaic, find_mosaics
 from kit.deploy.mosaics.pictures import draw_mosaic
 from kit.errors import DataError, OutputError
 from kit.outputs import check_apart, check_name, check_unclaimed
-from kit.paths import alone, replacing
+from kit.system.files import locked, replacing
 
 TABLE = "mosaics.csv"
 COLUMNS = ("mosaic", "chips", "rows x cols", "joins", "lowest confidence")
@@ -38,7 +38,7 @@ def write_mosaics(test: Path, folder: Path, processes: int = 0) -> list[Mosaic]:
     """
     chips = find_chips(test)
     check_apart(folder, [test, *(chip.path for chip in chips)], "--out or --root")
-    with alone(folder):
+    with locked(folder):
         earlier = _pictures(folder)
         mosaics = find_mosaics(chips, processes)
         drawn = [mosaic for mosaic in mosaics if len(mosaic.placed) > 1]

@@ -9,10 +9,9 @@ from pathlib import Path
 from kit.console import meter, say
 from kit.deploy.mosaics.find import Mosaic
 from kit.deploy.mosaics.resolution import estimate_gsd
-from kit.deploy.submission.mask_tiff import image_version
 from kit.deploy.weights.load import Weights
 from kit.errors import DataError
-from kit.paths import replacing
+from kit.system.files import file_version, replacing
 
 TABLE = "resolutions.csv"
 COLUMNS = ("mosaic", "chips", "gsd_m", "low_m", "high_m", "made_from")
@@ -97,7 +96,7 @@ def _tell(found: Found, trained_gsd_m: float) -> None:
 
 
 def _made_from(weights: Weights, mosaic: Mosaic) -> str:
-    chips = " ".join(f"{placed.chip.id} {image_version(placed.chip.path)}" for placed in mosaic.placed)
+    chips = " ".join(f"{placed.chip.id} {file_version(placed.chip.path)}" for placed in mosaic.placed)
     return hashlib.sha256(f"{weights.sha256} {mosaic.name} {chips}".encode()).hexdigest()
 
 

@@ -11,7 +11,8 @@ from kit.data.sources.chips import Chip
 from kit.deploy.mosaics.assembled import ChipCache, read_wide
 from kit.deploy.mosaics.find import Mosaic, Placed
 from kit.deploy.mosaics.resolution import resized
-from kit.deploy.submission.mask_tiff import image_version, read_image
+from kit.deploy.submission.mask_tiff import read_image
+from kit.system.files import file_version
 
 MARGIN_PX = 128  # four steps of the deepest features, which are 32 px each
 
@@ -68,9 +69,9 @@ class Surroundings:
 
     def version(self, chip: Chip) -> str:
         """Returns what changes when the chip, or one around it, is written again or seen at another size."""
-        version = image_version(chip.path)
+        version = file_version(chip.path)
         if around := [placed for placed in self._around(chip) if placed.chip != chip]:
-            versions = " ".join(f"{placed.chip.id} {image_version(placed.chip.path)}" for placed in around)
+            versions = " ".join(f"{placed.chip.id} {file_version(placed.chip.path)}" for placed in around)
             version += f"-{hashlib.sha256(versions.encode()).hexdigest()[:16]}"
         factor = self.factors.get(chip.id, 1.0)
         return version if factor == 1 else f"{version}*{factor:.5f}"

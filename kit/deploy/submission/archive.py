@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 from kit.errors import SubmissionError
-from kit.paths import replacing
+from kit.system.files import replacing
 
 Entry: TypeAlias = tuple[str, Callable[[], bytes]]
 

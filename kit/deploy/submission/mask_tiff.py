@@ -72,18 +72,6 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     return np.ascontiguousarray(bands_first.transpose(1, 2, 0))
 
 
-def image_version(path: Path) -> str:
-    """Returns what changes when an image is written again: its size in bytes and its time.
-
-    Raises:
-        RasterError: it is missing.
-    """
-    if not path.is_file():
-        raise RasterError(f"no image {path}", "is the test set complete?")
-    status = path.stat()
-    return f"{status.st_size}-{status.st_mtime_ns}"
-
-
 def image_size(path: Path) -> tuple[int, int]:
     """Returns height and width of an image in px, from its header.
 

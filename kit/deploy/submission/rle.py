@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kit.errors import SubmissionError
-from kit.paths import replacing
+from kit.system.files import replacing
 
 HEADER = ["ImageId", "EncodedPixels"]
 TABLE = "rle.csv"  # in the folder of a submission

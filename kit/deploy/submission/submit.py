@@ -31,7 +31,7 @@ from kit.deploy.weights.cleaning import AS_SHIPPED, Cleaning, clean_image
 from kit.deploy.weights.load import Weights, load_weights
 from kit.errors import KitError, OutputError, SubmissionError
 from kit.outputs import check_apart, check_unclaimed
-from kit.paths import replacing
+from kit.system.files import replacing
 from kit.system.ranks import agreed, rank, ranks, wait_for_all
 
 __all__ = ["Chip", "Summary", "check_submission", "find_chips", "submit"]

@@ -1,9 +1,7 @@
 """The card: what a weights file is, where it came from and how it scored. Kept inside the file and beside it."""
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 from kit.errors import WeightsError
@@ -186,9 +184,3 @@ def _rows(found: list[Any], source: str) -> tuple[tuple[float, ...], ...]:
                 f"the card in {source} has {row!r}, expected three numbers a member", "export the weights again"
             )
     return tuple(tuple(float(value) for value in row) for row in found)
-
-
-def sha256_of(path: Path) -> str:
-    """Returns the SHA-256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,11 +13,10 @@ from kit import __version__
 from kit.console import meter
 from kit.data.sources.remote import web_address
 from kit.deploy.trust.allowlist import check_operators
-from kit.deploy.weights.card import sha256_of
 from kit.deploy.weights.load import named_weights, newest_weights, read_card
 from kit.deploy.weights.store import list_in_index, read_index
 from kit.errors import WeightsError
-from kit.paths import alone, replacing
+from kit.system.files import locked, replacing, sha256_of
 
 TIMEOUT_S = 30.0  # for an answer, and between two blocks
 BLOCK = 2**20
@@ -65,7 +64,7 @@ def fetch(url: str, sha256: str, weights_dir: Path) -> Path:
     """
     expected = _checked(sha256, url)
     path = weights_dir / f"{_name_in(url)}.pt"
-    with alone(path):
+    with locked(path):
         if not path.is_file():
             part = path.with_name(f".{path.name}.{expected[:12]}.part")  # two sums never share a part
             _download(url, expected, part)

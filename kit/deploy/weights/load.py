@@ -10,9 +10,10 @@ import torch
 
 from kit.deploy.trust.allowlist import check_operators
 from kit.deploy.weights import torchscript
-from kit.deploy.weights.card import Card, sha256_of
+from kit.deploy.weights.card import Card
 from kit.deploy.weights.store import INDEX, read_index
 from kit.errors import KitError, WeightsError, nearest
+from kit.system.files import sha256_of
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from kit.deploy.weights.card import Card, sha256_of
+from kit.deploy.weights.card import Card
 from kit.errors import WeightsError
-from kit.paths import replacing
+from kit.system.files import replacing, sha256_of
 
 INDEX = "index.csv"
 INDEX_COLUMNS = ("name", "recipe", "members", "views", "score", "gsd_m", "created", "file_sha256")

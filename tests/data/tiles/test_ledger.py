@@ -19,11 +19,11 @@ import kit
 from kit.data.index import refold
 from kit.data.tiles import jobs
 from kit.data.tiles import ledger as records
-from kit.data.tiles import tile as tiles
 from kit.data.tiles.cutting import Block, Cut
 from kit.data.tiles.prepare import prepare
 from kit.errors import CutError, DataError, KitError, OutputError
 from kit.paths import Paths
+from kit.system.files import write_bytes
 
 Cli = Callable[..., tuple[int, str, str]]
 STYLE = {"grid": "native", "side_px": 32}
@@ -339,9 +339,9 @@ def test_a_full_disk_is_told_with_its_remedy(
 
 
 def test_two_commands_do_not_share_a_data_set(tmp_path: Path, small: Path, cli: Cli):
-    from kit.paths import alone
+    from kit.system.files import locked
 
-    with alone(Paths(tmp_path).data("train_tier_1")):
+    with locked(Paths(tmp_path).data("train_tier_1")):
         process = subprocess.run(
             command(small, tmp_path), env=environment(), capture_output=True, text=True, timeout=100, check=False
         )
@@ -451,10 +451,10 @@ def test_labels_may_lie_in_several_files(tmp_path: Path, small: Path):
     assert set(pd.read_csv(folder / "index.csv")["scene"]) == {"a", "b"}
 
 
-def test_tiles_module_writes_whole_files_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    tiles.put(tmp_path / "deep/er/x.tif", b"whole")
+def test_a_killed_write_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_bytes(tmp_path / "deep/er/x.tif", b"whole")
     assert (tmp_path / "deep/er/x.tif").read_bytes() == b"whole"
     kill_at(monkeypatch, 0)
     with pytest.raises(Killed):
-        tiles.put(tmp_path / "deep/er/x.tif", b"another")
+        write_bytes(tmp_path / "deep/er/x.tif", b"another")
     assert (tmp_path / "deep/er/x.tif").read_bytes() == b"whole"

@@ -10,9 +10,10 @@ from deploy_fakes import TinyNet, export_tiny, noise, record
 from torch import Tensor, nn
 
 from kit.deploy.weights import torchscript
-from kit.deploy.weights.card import Card, sha256_of
+from kit.deploy.weights.card import Card
 from kit.errors import WeightsError
 from kit.pipeline.export import Exported, export_ensemble
+from kit.system.files import sha256_of
 
 ALONE = """
 import sys, torch

@@ -17,9 +17,9 @@ from kit.deploy.proof.reference import REFERENCE
 from kit.deploy.proof.verify import FORMATS, verify
 from kit.deploy.trust.allowlist import operators
 from kit.deploy.weights import torchscript
-from kit.deploy.weights.card import sha256_of
 from kit.errors import WeightsError
 from kit.pipeline.export import METHODS, Exported, freeze
+from kit.system.files import sha256_of
 
 Cli = Callable[..., tuple[int, str, str]]
 

@@ -1,10 +1,9 @@
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from kit.deploy.weights.card import Card, sha256_of
+from kit.deploy.weights.card import Card
 from kit.errors import WeightsError
 from kit.pipeline.export import Exported
 
@@ -51,8 +50,3 @@ def test_a_wrong_card_is_refused(tiny_weights: Exported, change, message: str):
 def test_a_card_is_a_json_object(text: str):
     with pytest.raises(WeightsError, match=r"the card in here\.json"):
         Card.from_json(text, "here.json")
-
-
-def test_sha256(tmp_path: Path):
-    (tmp_path / "a").write_bytes(b"")
-    assert sha256_of(tmp_path / "a").startswith("e3b0c44298fc1c14")

@@ -15,12 +15,11 @@ from archives import with_line
 from deploy_fakes import export_tiny
 
 from kit.deploy.weights import fetch as fetching
-from kit.deploy.weights.card import sha256_of
 from kit.deploy.weights.fetch import fetch, find_weights
 from kit.deploy.weights.load import load_weights, newest_weights
 from kit.errors import KitError, WeightsError
-from kit.paths import alone
 from kit.pipeline.export import Exported
+from kit.system.files import locked, sha256_of
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -259,7 +258,7 @@ def test_a_full_disk(server: Server, tmp_path: Path):
 
 
 def test_two_at_once(server: Server, tmp_path: Path):
-    with alone(tmp_path / "best.pt"), pytest.raises(KitError, match="another process"):
+    with locked(tmp_path / "best.pt"), pytest.raises(KitError, match="another process"):
         fetch(f"{server.url}/best.pt", sha256(server.content), tmp_path)
     assert server.asked == []
 

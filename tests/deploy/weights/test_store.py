@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from deploy_fakes import export_tiny
 
-from kit.deploy.weights.card import sha256_of
 from kit.deploy.weights.store import COLUMNS, INDEX_COLUMNS, list_in_index, list_weights, read_index
+from kit.system.files import sha256_of
 
 Cli = Callable[..., tuple[int, str, str]]
 
