@@ -31,7 +31,7 @@ from kit.deploy.weights import torchscript
 from kit.deploy.weights.card import Member
 from kit.deploy.weights.load import load_weights
 from kit.paths import Paths
-from kit.pipeline.export import export_ensemble
+from kit.pipeline.export import ExportRequest, export_ensemble
 from kit.system.devices import keep_freed_memory
 from kit.training.fit import rebuild
 from kit.training.recipe import load_recipe
@@ -56,7 +56,7 @@ def row(recipe: str) -> str:
         model = rebuild(load_recipe(recipe, Paths(Path()))).model
         member = Member(recipe, 0, 0, "0" * 64, None)
         exported = export_ensemble(
-            Path(folder), recipe, [model], [member], "flips", recipe, None, 0.1, [], images.SMALL_CASES
+            Path(folder), [model], [member], ExportRequest(recipe, recipe, "flips", None, 0.1, [], images.SMALL_CASES)
         )
         del model
         weights = load_weights(exported.path)

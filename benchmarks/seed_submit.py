@@ -134,7 +134,7 @@ def prepare(folder: Path, n_chips: int, side_px: int, recipes: Iterable[str] = S
     from kit.deploy.proof import images as drawn
     from kit.deploy.weights.card import Member
     from kit.paths import Paths
-    from kit.pipeline.export import export_ensemble
+    from kit.pipeline.export import ExportRequest, export_ensemble
     from kit.sample.drawing import draw_scene
     from kit.sample.sites import AREAS
     from kit.training.fit import rebuild
@@ -150,7 +150,9 @@ def prepare(folder: Path, n_chips: int, side_px: int, recipes: Iterable[str] = S
             file.write(image)
     models = [rebuild(load_recipe(recipe, Paths(Path()))).model for recipe in recipes]
     members = [Member(recipe, 0, 0, "0" * 64, None) for recipe in recipes]
-    export_ensemble(folder, "weights", models, members, "flips", "random", None, 0.1, [], drawn.SMALL_CASES)
+    export_ensemble(
+        folder, models, members, ExportRequest("weights", "random", "flips", None, 0.1, [], drawn.SMALL_CASES)
+    )
 
 
 def main() -> None:

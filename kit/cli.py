@@ -269,7 +269,7 @@ def export(
     Example: kit export lite0/fold0 lite0/fold1 --name duo --views d4 --format onnx
     """
     from kit.deploy.freeze.formats import chosen
-    from kit.pipeline.run import export as export_runs
+    from kit.pipeline.export_runs import export_runs
 
     others = chosen(formats)
     result(str(export_runs(runs, name, Paths(root), views, others, adaptive).path))

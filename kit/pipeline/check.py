@@ -29,7 +29,7 @@ from kit.errors import RecipeError
 from kit.models.pretrained import Source
 from kit.paths import Paths
 from kit.pipeline.cost import SIDE_PX, Cost, cost_of
-from kit.pipeline.export import export_ensemble
+from kit.pipeline.export import ExportRequest, export_ensemble
 from kit.sample.sample import draw_sample
 from kit.system.devices import pick_device
 from kit.training.fit import Setup, build, count_epochs, rebuild, train
@@ -257,9 +257,8 @@ def _export_row(recipe: Recipe, learn: Any, fold: Fold) -> str:
     with TemporaryDirectory() as folder:
         gsd_m = float(fold.train["gsd_m"].median())
         tiles = [np.ascontiguousarray(image[:side, : side - 7])]
-        made = export_ensemble(
-            Path(folder), "check", [model], [record], "none", recipe.name, None, gsd_m, tiles, SMALL_CASES
-        )
+        request = ExportRequest("check", recipe.name, "none", None, gsd_m, tiles, SMALL_CASES)
+        made = export_ensemble(Path(folder), [model], [record], request)
         size_mb, card = made.path.stat().st_size / 1e6, made.card
     return f"{size_mb:.0f} MB of TorchScript, {_parity(card)}"
 

@@ -1,13 +1,11 @@
-"""Trained networks to one TorchScript file that any program can load, measured against the networks it came from."""
+"""Trained networks to one TorchScript file that any program can load, compared with the networks it came from."""
 
-import copy
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,27 +14,55 @@ from torch import nn
 
 from kit import __version__
 from kit.deploy.freeze import formats
-from kit.deploy.freeze.ensemble import Core, Ensemble
+from kit.deploy.freeze.ensemble import freeze, portable
 from kit.deploy.proof import images
 from kit.deploy.proof.comparing import compare, report, report_of, runner_of
 from kit.deploy.proof.parity import measure_parity
 from kit.deploy.proof.reference import REFERENCE, make_reference
 from kit.deploy.trust.allowlist import check_operators
 from kit.deploy.weights import torchscript
-from kit.deploy.weights.card import CLASSES, INPUT, OUTPUT, Bounds, Card, Member, Postprocess
+from kit.deploy.weights.card import CLASSES, INPUT, OUTPUT, Bounds, Card, Channels, Member, Postprocess
 from kit.deploy.weights.load import read_card
 from kit.deploy.weights.store import list_in_index, read_index
 from kit.errors import OutputError, WeightsError
 from kit.outputs import check_name
 from kit.system.files import replacing, sha256_of
 
-METHODS = ("probability", "mask", "members")
 HINT = "a network must not branch on the size or the values of its input"
 
 
 @dataclass(frozen=True)
+class ExportRequest:
+    """What to export beside the networks themselves.
+
+    Args:
+        name: of the weights.
+        recipe: the recipe; of several, their names joined by `+`.
+        views: `none`, `flips` or `d4`.
+        score: pooled Jaccard out of fold, 0..1, or None.
+        gsd_m: metres per pixel of the training tiles.
+        tiles: real images to compare on, uint8 (H, W, 3).
+        cases: drawn images to compare on; by default `kit.deploy.proof.images.CASES`.
+        formats: to write beside TorchScript, see `kit.deploy.freeze.formats.chosen`.
+        postprocess: for the card; the file itself does not apply it.
+        adaptive: for the card; the file itself does not apply it.
+    """
+
+    name: str
+    recipe: str
+    views: str
+    score: float | None
+    gsd_m: float
+    tiles: Sequence[NDArray[np.uint8]] = ()
+    cases: Sequence[images.Case] = ()
+    formats: Sequence[str] = ()
+    postprocess: Postprocess | None = None
+    adaptive: Bounds | None = None
+
+
+@dataclass(frozen=True)
 class Exported:
-    """What an export made.
+    """Exported weights.
 
     Args:
         path: the weights file.
@@ -49,43 +75,8 @@ class Exported:
     others: Mapping[Path, float] = field(default_factory=dict)
 
 
-def portable(member: nn.Module) -> nn.Module:
-    """Returns a copy for any machine: CPU, float32, plain memory format, eval mode, no gradients."""
-    for layer in member.modules():
-        for name, value in vars(layer).items():  # a weight that spectral_norm computed in training cannot be copied
-            if isinstance(value, torch.Tensor) and not value.is_leaf:
-                vars(layer)[name] = value.detach()
-    return copy.deepcopy(member).eval().cpu().float().to(memory_format=torch.contiguous_format).requires_grad_(False)
-
-
-def freeze(members: Sequence[nn.Module], views: str, pad_multiple: int) -> Any:
-    """Returns the ensemble of `members` as one frozen ScriptModule with the methods of `Ensemble`.
-
-    Args:
-        members: networks as `Core` takes them, and as `portable` makes them.
-        views: `none`, `flips` or `d4`.
-        pad_multiple: px; a multiple of every member's.
-    """
-    side_px = 2 * pad_multiple  # at 1 x pad_multiple the deepest map is 1 px: a size that hides broadcasting
-    example = torch.full((2, 3, side_px, side_px), 127.0)
-    cores = [torchscript.trace(Core(member), example) for member in members]
-    return torchscript.frozen(Ensemble(cores, views, pad_multiple), METHODS, len(cores))
-
-
 def export_ensemble(
-    weights_dir: Path,
-    name: str,
-    members: Sequence[nn.Module],
-    records: Sequence[Member],
-    views: str,
-    recipe: str,
-    score: float | None,
-    gsd_m: float,
-    tiles: Iterable[NDArray[np.uint8]],
-    cases: Sequence[images.Case] = (),
-    others: Sequence[str] = (),
-    postprocess: Postprocess | None = None,
-    adaptive: Bounds | None = None,
+    weights_dir: Path, networks: Sequence[nn.Module], members: Sequence[Member], request: ExportRequest
 ) -> Exported:
     """Writes `NAME.pt`, its card and parity report and the last row of `index.csv`, once the file was compared.
 
@@ -93,42 +84,28 @@ def export_ensemble(
 
     Args:
         weights_dir: the folder of weights.
-        name: of the weights.
-        members: trained networks, each with `pad_multiple` (px), `mean` and `std` (3 values in units of 0..255).
-        records: one a member, in the same order.
-        views: `none`, `flips` or `d4`.
-        recipe: the recipe, or a name for the mixture.
-        score: pooled Jaccard out of fold, 0..1, or None.
-        gsd_m: metres per pixel of the training tiles.
-        tiles: real images to compare on, uint8 (H, W, 3).
-        cases: drawn images to compare on, too, `drawn.CASES` by default; what the networks give is kept in the file.
-        others: formats to write beside TorchScript, see `kit.deploy.freeze.formats.chosen`.
-        postprocess: what the card tells of cleaning masks; the file itself knows nothing of it.
-        adaptive: likewise, of ending a vote where it is clear.
+        networks: trained, each with `pad_multiple` (px), `mean` and `std` (3 values in units of 0..255).
+        members: one a network, in the same order.
+        request: the rest.
 
     Raises:
-        WeightsError: the file and the eager networks differ by more than arithmetic explains, see `Parity`; another
+        WeightsError: the file and the trained networks differ by more than arithmetic explains, see `Parity`; another
             format differs from it or cannot be written; a network is tied to a device, or has operators that weights
             may not have.
+        OutputError: the weights cannot be written, or would replace what kit did not write.
     """
+    name, views = request.name, request.views
     check_free(weights_dir, name)
-    if not members or len(members) != len(records):
-        raise WeightsError(f"{len(members)} networks and {len(records)} records: expected one record a network")
-    eager = [portable(member) for member in members]
-    pad_multiple = math.lcm(*(int(member.pad_multiple) for member in eager))  # type: ignore[arg-type]
+    if not networks or len(networks) != len(members):
+        raise WeightsError(f"{len(networks)} networks and {len(members)} members: expected one member a network")
+    eager = [portable(network) for network in networks]
+    pad_multiple = math.lcm(*(int(network.pad_multiple) for network in eager))  # type: ignore[arg-type]
     module = freeze(eager, views, pad_multiple)
     if devices := torchscript.named_devices(module):
         raise WeightsError(
             f"{name}: a network makes tensors on {devices[0]!r} by name, which would tie the file to that device",
             "make them from the input: x.new_zeros(...), torch.zeros_like(x)",
         )
-    card = Card(
-        kit_version=__version__, recipe=recipe, members=tuple(records), score=None if score is None else float(score),
-        classes=CLASSES, gsd_m=float(gsd_m), mean=_channels(eager, "mean"), std=_channels(eager, "std"), views=views,
-        pad_multiple=pad_multiple, input=INPUT, output=OUTPUT, torch_version=str(torch.__version__),
-        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), parity_max_abs=0.0, parity_equal_masks=1.0,
-        postprocess=postprocess, adaptive=adaptive,
-    )  # fmt: skip
     path = weights_dir / f"{name}.pt"
     targets = {kind: path.with_suffix(suffix) for kind, suffix in formats.SUFFIXES.items() if kind != "torchscript"}
     with ExitStack() as stack:
@@ -137,14 +114,15 @@ def export_ensemble(
         torchscript.save(module, weights)
         check_operators(weights)  # what would not load later is told now
         saved = torchscript.load(weights, "cpu")
-        on_tiles = measure_parity(saved, eager, views, pad_multiple, tiles)
+        on_tiles = measure_parity(saved, eager, views, pad_multiple, request.tiles)
         if not on_tiles.holds:
             raise WeightsError(f"{name}: the exported file differs from its networks by {on_tiles}", HINT)
-        reference = make_reference(eager, views, pad_multiple, cases or images.CASES)
+        reference = make_reference(eager, views, pad_multiple, request.cases or images.CASES)
         rows = compare(runner_of(saved, path.name, pad_multiple), reference.expected)
         if faults := [row.fault for row in rows if row.fault]:
             raise WeightsError(faults[0], HINT)
         parity = sum((row.parity for row in rows if row.parity), on_tiles)
+        card = _card(eager, members, request, pad_multiple)
         card = replace(card, parity_max_abs=parity.max_abs, parity_equal_masks=parity.equal_masks)
         torchscript.add_extra(weights, "card.json", card.to_json())
         torchscript.add_extra(weights, REFERENCE, reference.to_json())
@@ -152,7 +130,7 @@ def export_ensemble(
         beside.write_text(card.to_json(file_sha256=file_sha256))
         told.write_text(report(path.name, file_sha256, reference, on_tiles, rows))
         differences = {}
-        for kind in others:
+        for kind in request.formats:
             other = stack.enter_context(replacing(targets[kind]))
             formats.write(kind, other, eager, views, pad_multiple, card.to_json())
             differences[targets[kind]] = formats.checked_difference(other, weights, pad_multiple)
@@ -160,6 +138,30 @@ def export_ensemble(
         file.unlink(missing_ok=True)  # of an earlier export: it would be taken for this one
     list_in_index(weights_dir, name, card, file_sha256)
     return Exported(path, card, differences)
+
+
+def _card(eager: Sequence[nn.Module], members: Sequence[Member], request: ExportRequest, pad_multiple: int) -> Card:
+    """Returns the card of an export whose parity is not measured yet."""
+    return Card(
+        kit_version=__version__,
+        recipe=request.recipe,
+        members=tuple(members),
+        score=None if request.score is None else float(request.score),
+        classes=CLASSES,
+        gsd_m=float(request.gsd_m),
+        mean=_channels(eager, "mean"),
+        std=_channels(eager, "std"),
+        views=request.views,  # type: ignore[arg-type] # checked by `freeze`
+        pad_multiple=pad_multiple,
+        input=INPUT,
+        output=OUTPUT,
+        torch_version=str(torch.__version__),
+        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        parity_max_abs=0.0,
+        parity_equal_masks=1.0,
+        postprocess=request.postprocess,
+        adaptive=request.adaptive,
+    )
 
 
 def check_free(weights_dir: Path, name: str) -> None:
@@ -186,6 +188,6 @@ def _is_ours(weights: Path) -> bool:
     return True
 
 
-def _channels(members: Sequence[nn.Module], attribute: str) -> tuple[tuple[float, ...], ...]:
-    """Returns three values a member of `mean` or `std`, in units of 0..255."""
-    return tuple(tuple(round(float(v), 4) for v in getattr(member, attribute).flatten()) for member in members)
+def _channels(networks: Sequence[nn.Module], attribute: str) -> tuple[Channels, ...]:
+    """Returns `mean` or `std` of each network: three values in units of 0..255."""
+    return tuple(tuple(round(float(v), 4) for v in getattr(each, attribute).flatten()) for each in networks)  # type: ignore[misc]

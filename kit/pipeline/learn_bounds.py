@@ -14,11 +14,10 @@ from kit.data.index import read_index
 from kit.data.masks import BUILDING, IGNORE
 from kit.deploy.adaptive.calibrate import Tile, learn, look, seconds_a_pass
 from kit.deploy.adaptive.vote import stages
-from kit.deploy.freeze.ensemble import VIEWS, Core
+from kit.deploy.freeze.ensemble import VIEWS, Core, portable
 from kit.deploy.weights.card import Bounds
 from kit.errors import RunError
 from kit.paths import Paths
-from kit.pipeline.export import portable
 from kit.training.result import read_settings
 
 TILES = 24  # evenly spread, of all networks that look first; every one is seen by all networks in all views

@@ -149,3 +149,15 @@ def _pooled(recipe: str, runs: Sequence[Run]) -> Run:
     same = {key: getattr(runs[0], key) for key in ("data", "encoder", "seed")}
     shared = {key: value for key, value in same.items() if all(getattr(run, key) == value for run in runs)}
     return Run(recipe, "pooled", counts.jaccard, counts, minutes=minutes, folds=len(runs), **shared)
+
+
+def run_folder(name: str, paths: Paths) -> Path:
+    """Returns the folder of a run `<recipe>/fold<k>`; it need not exist.
+
+    Raises:
+        RunError: the name is of another form.
+    """
+    recipe, _, fold = name.strip("/").partition("/")
+    if not fold.startswith("fold"):
+        raise RunError(f"{name!r} names no run", "expected <recipe>/fold<k>, for example lite0/fold0")
+    return paths.run(recipe, fold.removeprefix("fold"))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kit.deploy.proof.images import SMALL_CASES, Case
 from kit.deploy.weights.card import Member
-from kit.pipeline.export import Exported, export_ensemble
+from kit.pipeline.export import Exported, ExportRequest, export_ensemble
 
 ODD = (*SMALL_CASES, Case(190, 257, channels=4))
 
@@ -68,4 +68,6 @@ def export_tiny(
 ) -> Exported:
     members = [TinyNet(seed) for seed in seeds]
     records = [record(fold) for fold in range(len(seeds))]
-    return export_ensemble(folder, name, members, records, views, "tiny", 0.5, 0.15, [noise(40, 48)], cases, others)
+    return export_ensemble(
+        folder, members, records, ExportRequest(name, "tiny", views, 0.5, 0.15, [noise(40, 48)], cases, others)
+    )

@@ -81,7 +81,7 @@ def scored(tiles: Sequence[tuple[np.ndarray, np.ndarray, float]], cleaning: Clea
     counts: list[Counts] = []
     for truth, found, gsd_m in tiles:
         probability = np.asarray(found / 255, np.float32)
-        sizes = cleaning.smallest_m2 / gsd_m**2, cleaning.hole_m2 / gsd_m**2
+        sizes = cleaning.smallest_m2 / gsd_m**2, cleaning.holes_m2 / gsd_m**2
         counts.append(count(clean(probability, cleaning.threshold, *sizes) == 1, truth))
     return pool(counts).jaccard
 
@@ -102,7 +102,7 @@ def test_the_choice_is_the_best_of_all(tmp_path: Path):
     assert choice.best.score_after == pytest.approx(scored(tiles, chosen), abs=1e-6)
     assert choice.best.score_after > choice.best.score_before + 0.02
     assert chosen.smallest_m2 > 0
-    assert chosen.hole_m2 > 0
+    assert chosen.holes_m2 > 0
 
     levels = np.sum([pd.read_csv(f / "levels.csv")[["background", "building"]].to_numpy().T for f in folders], axis=0)
     thresholds = {0.5, *(round(best_threshold(levels)[0] + step, 2) for step in postprocess.AROUND)}

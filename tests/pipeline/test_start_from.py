@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from kit.data.tiles.prepare import prepare
 from kit.errors import KitError, RunError, WeightsError
 from kit.paths import Paths
-from kit.pipeline import run as pipeline
-from kit.pipeline.run import start_file
+from kit.pipeline import start_from
+from kit.pipeline.export_runs import export_runs
+from kit.pipeline.start_from import start_file
 from kit.training.fit import rebuild
 from kit.training.recipe import load_recipe
 
@@ -66,7 +67,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
         result = root / f"runs/tiny/fold{fold}/result.json"
         result.write_text(json.dumps(json.loads(result.read_text()) | {"fold": fold}))
         write_best(root, fold, seed=10 + fold)
-    pipeline.export(["tiny/fold0", "tiny/fold1"], "tiny", Paths(root), "none")
+    export_runs(["tiny/fold0", "tiny/fold1"], "tiny", Paths(root), "none")
     return root
 
 
@@ -179,10 +180,10 @@ def test_what_cannot_be_a_start_is_told(
 
 
 def test_two_members_of_a_fold_are_told(exported: Path, monkeypatch: pytest.MonkeyPatch):
-    weights = pipeline.load_weights(exported / "weights/tiny.pt")
+    weights = start_from.load_weights(exported / "weights/tiny.pt")
     twice = tuple(replace(member, fold=1) for member in weights.card.members)
     changed = SimpleNamespace(card=replace(weights.card, members=twice))
-    monkeypatch.setattr(pipeline, "load_weights", lambda _: changed)
+    monkeypatch.setattr(start_from, "load_weights", lambda _: changed)
     with pytest.raises(RunError, match="has 2 members of fold 1, expected one"):
         start_file("tiny.pt", 1, Paths(exported))
 

@@ -1,17 +1,21 @@
 """The soft vote: several networks, several views of the image, one probability. Scriptable, so it ships whole."""
 
+import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kit.deploy.weights import torchscript
 from kit.deploy.weights.torchscript import exported
 from kit.errors import WeightsError, nearest
 from kit.models.targets import building_logits
 
 # A view's code: bit 0 flips left-right, bit 1 flips top-bottom, bit 2 transposes before the flips.
 VIEWS = {"none": [0], "flips": [0, 1, 2, 3], "d4": [0, 1, 2, 3, 4, 5, 6, 7]}
+METHODS = ("probability", "mask", "members")  # of an exported file, beside `forward`
 TURN = 3  # a code with both flips more or less: the view turned by half
 
 
@@ -205,3 +209,26 @@ class OneGraph(Ensemble):
 def numbers(like: Tensor, n: int) -> Tensor:
     """Returns 0 to n - 1, int64, on the device of `like`: a device by name would end up in the file."""
     return like.new_ones([n], dtype=torch.int64).cumsum(0) - 1
+
+
+def portable(network: nn.Module) -> nn.Module:
+    """Returns a copy for any machine: CPU, float32, plain memory format, eval mode, no gradients."""
+    for layer in network.modules():
+        for name, value in vars(layer).items():  # a weight that spectral_norm computed in training cannot be copied
+            if isinstance(value, Tensor) and not value.is_leaf:
+                vars(layer)[name] = value.detach()
+    return copy.deepcopy(network).eval().cpu().float().to(memory_format=torch.contiguous_format).requires_grad_(False)
+
+
+def freeze(networks: Sequence[nn.Module], views: str, pad_multiple: int) -> Any:
+    """Returns the ensemble of networks as one frozen ScriptModule with the methods of `Ensemble`.
+
+    Args:
+        networks: as `Core` takes them, and as `portable` makes them.
+        views: `none`, `flips` or `d4`.
+        pad_multiple: px; a multiple of every network's.
+    """
+    side_px = 2 * pad_multiple  # at 1 x pad_multiple the deepest map is 1 px: a size that hides broadcasting
+    example = torch.full((2, 3, side_px, side_px), 127.0)
+    cores = [torchscript.trace(Core(network), example) for network in networks]
+    return torchscript.frozen(Ensemble(cores, views, pad_multiple), METHODS, len(cores))

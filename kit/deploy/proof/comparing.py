@@ -27,7 +27,7 @@ Batch = Callable[[Tensor], Tensor]  # uint8 (N, 3 or 4, H, W) -> float32 (N, 1, 
 
 
 @dataclass(frozen=True)
-class Runner:
+class Candidate:
     """A file, ready to run.
 
     Args:
@@ -76,7 +76,7 @@ class Row:
         return known | measured | {"seconds": round(self.seconds, 3)}
 
 
-def runner_of(module: Any, file: str, pad_multiple: int, device: str = "cpu") -> Runner:
+def runner_of(module: Any, file: str, pad_multiple: int, device: str = "cpu") -> Candidate:
     """Returns the runner of a TorchScript ensemble that was loaded on `device`.
 
     Args:
@@ -103,16 +103,16 @@ def runner_of(module: Any, file: str, pad_multiple: int, device: str = "cpu") ->
         logits: Tensor = module.core_0(F.pad(x[:, :3].float(), pad, mode="replicate").to(device))
         return logits.sigmoid()[:, :, :height, :width].cpu()
 
-    return Runner(file, ensemble, core if hasattr(module, "core_0") else None)
+    return Candidate(file, ensemble, core if hasattr(module, "core_0") else None)
 
 
-def compare(runner: Runner, expected: Sequence[Expected]) -> list[Row]:
+def compare(runner: Candidate, expected: Sequence[Expected]) -> list[Row]:
     """Returns how a file does on each image that it can run; what it cannot do is a fault of that row."""
     able = [one for one in expected if runner.core or not one.case.core]
     return [_row(runner, one) for one in track(able, f"compare {runner.file}")]
 
 
-def run_alone(runner: Runner) -> tuple[list[Expected], list[Row]]:
+def run_alone(runner: Candidate) -> tuple[list[Expected], list[Row]]:
     """Returns what a file itself gives, for others to be compared with, and its rows."""
     expected, rows = [], []
     for case in track([case for case in images.CASES if not case.core], f"run {runner.file}"):
@@ -163,7 +163,7 @@ def last_line(cause: Exception) -> str:
     return str(cause).strip().splitlines()[-1]
 
 
-def _row(runner: Runner, one: Expected) -> Row:
+def _row(runner: Candidate, one: Expected) -> Row:
     """Returns how a file does on one image."""
     image, label = one.image(), str(one.case)
     start = time.perf_counter()
@@ -175,7 +175,7 @@ def _row(runner: Runner, one: Expected) -> Row:
     return Row(runner.file, label, one.building, parity, time.perf_counter() - start, fault)
 
 
-def _run(runner: Runner, case: images.Case, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+def _run(runner: Candidate, case: images.Case, image: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Returns the probability, float32 (H, W); WeightsError where the file fails."""
     asked = runner.core if case.core and runner.core else runner.ensemble
     try:

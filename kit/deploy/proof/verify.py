@@ -12,8 +12,8 @@ from kit.deploy.freeze.formats import runner
 from kit.deploy.proof import images
 from kit.deploy.proof.comparing import (
     Batch,
+    Candidate,
     Row,
-    Runner,
     batch_of,
     compare,
     exact,
@@ -42,7 +42,7 @@ FORMATS: dict[str, Callable[[Path], Batch]] = {".pt2": _opened, ".onnx": _opened
 
 
 @dataclass(frozen=True)
-class Check:
+class Finding:
     """One thing that was looked at.
 
     Args:
@@ -71,7 +71,7 @@ class Verified:
     path: Path
     sha256: str
     compared: bool
-    checks: tuple[Check, ...]
+    checks: tuple[Finding, ...]
     rows: tuple[Row, ...]
 
     def faults(self) -> list[str]:
@@ -127,61 +127,61 @@ def verify(path: Path, device: str = "cpu") -> Verified:
         if not (beside := path.with_suffix(suffix)).is_file():
             continue
         try:
-            rows += compare(Runner(beside.name, opened(beside)), expected)
+            rows += compare(Candidate(beside.name, opened(beside)), expected)
         except KitError as cause:  # damaged, or nothing installed that runs it
-            checks.append(Check(beside.name, "", f"{cause.message} ({cause.hint})"))
+            checks.append(Finding(beside.name, "", f"{cause.message} ({cause.hint})"))
     return Verified(path, weights.sha256, reference is not None, tuple(checks), tuple(rows))
 
 
-def _check_card(weights: Weights) -> Check:
+def _check_card(weights: Weights) -> Finding:
     """Compares the card inside with the one beside."""
     card, beside = weights.card, weights.path.with_suffix(".json")
     score = "no score" if card.score is None else f"Jaccard {card.score:.4f} out of fold"
     said = f"{card.recipe}, views {card.views}, {card.gsd_m:.2f} m per pixel, {score}, exported {card.created}"
     if not beside.is_file():
-        return Check("card", f"{said}; no {beside.name} beside")
+        return Finding("card", f"{said}; no {beside.name} beside")
     try:
         other = Card.from_json(beside.read_text(), beside.name)
     except WeightsError as cause:
-        return Check("card", said, cause.message)
+        return Finding("card", said, cause.message)
     differing = [field.name for field in fields(Card) if getattr(card, field.name) != getattr(other, field.name)]
     if differing:
-        return Check("card", said, f"{beside.name} differs from the card inside in {', '.join(differing)}")
-    return Check("card", f"{said}; the same inside and in {beside.name}")
+        return Finding("card", said, f"{beside.name} differs from the card inside in {', '.join(differing)}")
+    return Finding("card", f"{said}; the same inside and in {beside.name}")
 
 
-def _check_sum(weights: Weights) -> Check:
+def _check_sum(weights: Weights) -> Finding:
     """Compares the checksum with the report's; the card's was compared when the weights were loaded."""
     card, told = weights.path.with_suffix(".json"), report_of(weights.path)
     sources = [path.name for path in (card, told) if path.is_file()]
     said = f"sha256 {weights.sha256[:12]}..., " + (f"as in {' and '.join(sources)}" if sources else "none beside it")
     if not told.is_file():
-        return Check("checksum", said)
+        return Finding("checksum", said)
     try:
         expected = str(json.loads(told.read_text())["file_sha256"])
     except (ValueError, KeyError, TypeError):
-        return Check("checksum", said, f"{told.name} is not a report with file_sha256")
+        return Finding("checksum", said, f"{told.name} is not a report with file_sha256")
     if expected != weights.sha256:
-        return Check("checksum", said, f"{told.name} is the report of another file, sha256 {expected[:12]}...")
-    return Check("checksum", said)
+        return Finding("checksum", said, f"{told.name} is the report of another file, sha256 {expected[:12]}...")
+    return Finding("checksum", said)
 
 
-def _check_operators(weights: Weights) -> Check:
+def _check_operators(weights: Weights) -> Finding:
     """Tells what the file may do: `load_weights` refuses a file that may do more."""
-    return Check("operators", f"{len(operators(weights.path))}, all on tensors alone; listed before it was loaded")
+    return Finding("operators", f"{len(operators(weights.path))}, all on tensors alone; listed before it was loaded")
 
 
-def _check_reference(reference: Reference | None, runner: Runner) -> Check:
+def _check_reference(reference: Reference | None, runner: Candidate) -> Finding:
     """Tells what the files are compared with."""
     if reference is None:
         said = f"none in {runner.file}, of an older kit: other formats are compared with {runner.file} itself"
-        return Check("reference", said)
+        return Finding("reference", said)
     said = f"from the networks, {reference.cpu}, torch {reference.torch_version}"
     left_out = [str(one.case) for one in reference.expected if one.case.core and not runner.core]
-    return Check("reference", said + "".join(f"; {case}: left out, the file has no core_0" for case in left_out))
+    return Finding("reference", said + "".join(f"; {case}: left out, the file has no core_0" for case in left_out))
 
 
-def _check_members(weights: Weights, reference: Reference | None) -> Check:
+def _check_members(weights: Weights, reference: Reference | None) -> Finding:
     """Compares what each network says, their number, and what the file's methods say, on the first image."""
     case = reference.expected[0].case if reference else images.CASES[0]
     x = batch_of(case.image()).to(weights.device)
@@ -192,20 +192,20 @@ def _check_members(weights: Weights, reference: Reference | None) -> Check:
                 for run in (weights.module.members, weights.module.probability, weights.module, weights.module.mask)
             )
     except (AttributeError, RuntimeError) as cause:
-        return Check("members", "", f"{weights.path.name} fails on {case}: {last_line(cause)}")
+        return Finding("members", "", f"{weights.path.name} fails on {case}: {last_line(cause)}")
     said, listed = f"{len(votes)} networks", len(weights.card.members)
     if len(votes) != listed or (reference and len(reference.votes) != listed):
-        return Check("members", said, f"{weights.path.name} has {len(votes)} networks, its card lists {listed}")
+        return Finding("members", said, f"{weights.path.name} has {len(votes)} networks, its card lists {listed}")
     own = Expected.of(case, case.image(), vote[0])
     others = {"forward": forward[0], "mask": mask[0], "the mean of members": votes.mean(axis=0)}
     if odd := [name for name, found in others.items() if own.compared(found).equal_masks < 1]:
-        return Check("members", said, f"{weights.path.name}: {odd[0]} is not what probability gives on {case}")
+        return Finding("members", said, f"{weights.path.name}: {odd[0]} is not what probability gives on {case}")
     if reference is None:
-        return Check("members", said)
+        return Finding("members", said)
     largest = float(np.abs(votes - reference.votes).max())
     said += f", each at most {largest:.1e} from the one that was trained"
     if largest <= PARITY_LIMIT:
-        return Check("members", said)
+        return Finding("members", said)
     far = int(np.abs(votes - reference.votes).max(axis=(1, 2)).argmax())
     fault = f"network {far} of {weights.path.name} differs by {largest:.2g} in probability from the one trained"
-    return Check("members", said, fault)
+    return Finding("members", said, fault)

@@ -1,30 +1,23 @@
-"""The card: what a weights file is, where it came from and how it scored. Kept inside the file and beside it."""
+"""The card of a weights file: what it is, where it came from and how it scored. Kept inside the file and beside it."""
 
 import json
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from kit.errors import WeightsError
+from kit.system.files import parse_json
 
 CLASSES = ("background", "building")
 INPUT = "uint8 or float, 0..255, (N, 3 or 4, H, W), RGB or RGBA; any N, H, W; normalisation and padding are inside"
 OUTPUT = "probability of building: float32 (N, 1, H, W), 0..1; 0 where alpha is 0"
 
-NUMBER = (int, float)
-KEY_TYPES: dict[str, type | tuple[type, ...]] = {
-    "kit_version": str, "recipe": str, "members": list, "score": (*NUMBER, type(None)), "classes": list,
-    "gsd_m": NUMBER, "mean": list, "std": list, "views": str, "pad_multiple": int, "input": str, "output": str,
-    "torch_version": str, "created": str, "parity_max_abs": NUMBER, "parity_equal_masks": NUMBER,
-}  # fmt: skip
-ADAPTIVE_TYPES: dict[str, type | tuple[type, ...]] = {
-    "order": list, "settled": list, "score_full": NUMBER, "score": NUMBER, "cost": NUMBER,
-}  # fmt: skip
-MEMBER_TYPES: dict[str, type | tuple[type, ...]] = {
-    "recipe": str, "fold": (int, str), "seed": int, "sha256": str, "score": (*NUMBER, type(None)),
-}  # fmt: skip
-POSTPROCESS_TYPES: dict[str, type | tuple[type, ...]] = {
-    "threshold": NUMBER, "smallest_m2": NUMBER, "hole_m2": NUMBER, "score_before": NUMBER, "score_after": NUMBER,
-}  # fmt: skip
+# checked where a card is read
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Size = Annotated[float, Field(ge=0)]
+Channels = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -34,7 +27,7 @@ class Member:
     Args:
         recipe: the recipe that trained it.
         fold: the fold held out of its training, or `all` when none was.
-        seed: the seed of its training.
+        seed: the random seed of its training.
         sha256: of the run's safetensors file, in hex.
         score: pooled Jaccard on its held-out fold, 0..1; None without one.
     """
@@ -43,59 +36,59 @@ class Member:
     fold: int | str
     seed: int
     sha256: str
-    score: float | None
+    score: Share | None
 
 
 @dataclass(frozen=True)
 class Postprocess:
-    """How masks are best cut, as `kit.deploy.weights.cleaning` does, chosen on out-of-fold predictions.
+    """The threshold and cleaning of masks that scored best on validation tiles, see `kit.deploy.weights.cleaning`.
 
     Args:
         threshold: building is where the probability is above it, 0..1.
         smallest_m2: smaller objects are removed.
         hole_m2: smaller holes are filled.
-        score_before: pooled Jaccard out of fold with 0.5 alone, 0..1.
-        score_after: likewise, with all three.
+        score_before: pooled Jaccard out of fold at a threshold of 0.5 without cleaning, 0..1.
+        score_after: the same with this threshold and cleaning.
     """
 
-    threshold: float
-    smallest_m2: float
-    hole_m2: float
-    score_before: float
-    score_after: float
+    threshold: Share
+    smallest_m2: Size
+    hole_m2: Size
+    score_before: Share
+    score_after: Share
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """When an adaptive vote ends, see `kit.deploy.adaptive`, learnt on tiles with labels.
+    """When an adaptive vote ends, see `kit.deploy.adaptive`; learnt on tiles with labels.
 
     Args:
         order: the networks, cheapest first.
-        settled: after each stage but the last, how many undecided pixels a window must hold for each pixel that a
-            network sees of it, or else is settled; 0 settles none.
+        settled: one a stage but the last: a window ends with fewer undecided pixels for each pixel that a network
+            reads of it; 0 ends none.
         score_full: pooled Jaccard of the full vote on those tiles, 0..1.
-        score: of the adaptive one.
-        cost: its seconds as a share of the full vote's, as counted from areas and the time of a pass.
+        score: of the adaptive vote.
+        cost: its time as a share of the full vote's, computed from areas and the time of a pass.
     """
 
     order: tuple[int, ...]
     settled: tuple[float, ...]
-    score_full: float
-    score: float
-    cost: float
+    score_full: Share
+    score: Share
+    cost: Size
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a weights file tells about itself.
+    """The metadata of a weights file.
 
     Args:
         kit_version: of the kit that exported it.
-        recipe: the recipe, or a name for the mixture.
+        recipe: the recipe; of several, their names joined by `+`.
         members: the networks, in the order of the file's `members` output.
         score: pooled Jaccard of the out-of-fold predictions, 0..1; None when no fold was held out.
         classes: names of the two logits.
-        gsd_m: the ground sampling distance of the training tiles, metres per pixel.
+        gsd_m: ground sampling distance of the training tiles, metres per pixel.
         mean: of each member's normalisation, (M, 3): R, G, B in units of 0..255. Already applied inside the file.
         std: as `mean`.
         views: `none`, `flips` or `d4`.
@@ -104,28 +97,28 @@ class Card:
         output: shape, dtype and range of `forward`, in words.
         torch_version: of the torch that wrote the file.
         created: UTC, ISO 8601.
-        parity_max_abs: the largest difference in probability between the file and the eager networks.
+        parity_max_abs: the largest difference in probability between the file and the trained networks.
         parity_equal_masks: the share of pixels whose mask is the same in both, 0..1.
-        postprocess: the cleaning that `kit submit --clean` takes; None when no fold was held out, and for older files.
-        adaptive: what `kit submit --adaptive` takes; None where the export did not learn it.
+        postprocess: what `kit submit --clean` applies; None when no fold was held out, and in older files.
+        adaptive: what `kit submit --adaptive` applies; None unless the export learnt it.
     """
 
     kit_version: str
     recipe: str
     members: tuple[Member, ...]
-    score: float | None
+    score: Share | None
     classes: tuple[str, ...]
-    gsd_m: float
-    mean: tuple[tuple[float, ...], ...]
-    std: tuple[tuple[float, ...], ...]
-    views: str
-    pad_multiple: int
+    gsd_m: Positive
+    mean: tuple[Channels, ...]
+    std: tuple[Channels, ...]
+    views: Literal["none", "flips", "d4"]
+    pad_multiple: Annotated[int, Field(ge=1)]
     input: str
     output: str
     torch_version: str
     created: str
-    parity_max_abs: float
-    parity_equal_masks: float
+    parity_max_abs: Size
+    parity_equal_masks: Share
     postprocess: Postprocess | None = None
     adaptive: Bounds | None = None
 
@@ -134,53 +127,14 @@ class Card:
         return json.dumps(asdict(self) | added, indent=2, allow_nan=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, source: str = "card.json") -> "Card":
-        """Returns the card in JSON text; keys that a later kit added are passed over.
+    def from_json(cls, text: str | bytes, source: str = "card.json") -> "Card":
+        """Returns the card in JSON text; keys that a later kit added are ignored.
 
         Args:
             text: the JSON.
-            source: where the text was found, for the error.
+            source: where the text was read, for the error.
 
         Raises:
-            WeightsError: it is not JSON, or a key is missing or of the wrong type.
+            WeightsError: it is not JSON, or a key is missing or has a wrong value.
         """
-        try:
-            found = json.loads(text)
-        except ValueError as cause:
-            raise WeightsError(f"the card in {source} is not JSON: {cause}", "export the weights again") from cause
-        known = _checked(found, KEY_TYPES, source)
-        known["members"] = tuple(Member(**_checked(m, MEMBER_TYPES, f"{source}, members")) for m in known["members"])
-        known["classes"] = tuple(known["classes"])
-        known["mean"], known["std"] = (_rows(known[key], f"{source}, {key}") for key in ("mean", "std"))
-        if (chosen := found.get("postprocess")) is not None:  # not in KEY_TYPES: older cards have no such key
-            chosen = Postprocess(**_checked(chosen, POSTPROCESS_TYPES, f"{source}, postprocess"))
-        known["postprocess"] = chosen
-        if (bounds := found.get("adaptive")) is not None:
-            bounds = Bounds(**_checked(bounds, ADAPTIVE_TYPES, f"{source}, adaptive"))
-            bounds = replace(bounds, order=tuple(bounds.order), settled=tuple(bounds.settled))
-        known["adaptive"] = bounds
-        return cls(**{field.name: known[field.name] for field in fields(cls)})
-
-
-def _checked(found: Any, types: dict[str, type | tuple[type, ...]], source: str) -> dict[str, Any]:
-    """Returns the known keys of a JSON object whose values have the right types."""
-    if not isinstance(found, dict):
-        raise WeightsError(
-            f"the card in {source} holds {type(found).__name__}, expected an object", "export the weights again"
-        )
-    if missing := [key for key in types if key not in found]:
-        raise WeightsError(f"the card in {source} has no {', '.join(missing)}", "export the weights again")
-    for key, expected in types.items():
-        if not isinstance(found[key], expected) or isinstance(found[key], bool):
-            raise WeightsError(f"the card in {source} has {key} = {found[key]!r}", "export the weights again")
-    return {key: found[key] for key in types}
-
-
-def _rows(found: list[Any], source: str) -> tuple[tuple[float, ...], ...]:
-    """Returns a JSON list of number lists as tuples."""
-    for row in found:
-        if not isinstance(row, list) or not all(isinstance(value, NUMBER) for value in row):
-            raise WeightsError(
-                f"the card in {source} has {row!r}, expected three numbers a member", "export the weights again"
-            )
-    return tuple(tuple(float(value) for value in row) for row in found)
+        return parse_json(text, cls, f"the card in {source}", WeightsError, "export the weights again")

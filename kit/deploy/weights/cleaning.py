@@ -19,22 +19,22 @@ class Cleaning:
     Args:
         threshold: building is where the probability is above it, 0..1.
         smallest_m2: smaller objects are removed.
-        hole_m2: smaller holes are filled.
+        holes_m2: smaller holes are filled.
     """
 
     threshold: float = 0.5
     smallest_m2: float = 0.0
-    hole_m2: float = 0.0
+    holes_m2: float = 0.0
 
     def __str__(self) -> str:
-        return f"threshold {self.threshold:g}, smallest {self.smallest_m2:g} m2, holes {self.hole_m2:g} m2"
+        return f"threshold {self.threshold:g}, smallest {self.smallest_m2:g} m2, holes {self.holes_m2:g} m2"
 
 
 AS_SHIPPED = Cleaning()
 
 
 def clean(
-    probability: NDArray[np.floating], threshold: float = 0.5, smallest_px: float = 0, hole_px: float = 0
+    probability: NDArray[np.floating], threshold: float = 0.5, smallest_px: float = 0, holes_px: float = 0
 ) -> NDArray[np.uint8]:
     """Returns the mask of building, uint8 (H, W) of 0 and 1; the probability is not changed.
 
@@ -45,15 +45,15 @@ def clean(
         probability: (H, W), 0..1.
         threshold: building is where the probability is above it.
         smallest_px: objects of fewer pixels are removed.
-        hole_px: holes of fewer pixels are filled.
+        holes_px: holes of fewer pixels are filled.
     """
     mask: NDArray[np.uint8] = (probability > threshold).astype(np.uint8)
     if smallest_px > 1:
         labels, areas = inner_parts(mask, OBJECTS)
         mask &= ~(areas < smallest_px)[labels]
-    if hole_px > 1:
+    if holes_px > 1:
         labels, areas = inner_parts(1 - mask, HOLES)
-        mask |= (areas < hole_px)[labels]
+        mask |= (areas < holes_px)[labels]
     return mask
 
 
@@ -89,7 +89,7 @@ def clean_image(
         gsd_m: metres per pixel.
     """
     pixel_m2 = gsd_m**2
-    mask = clean(probability, cleaning.threshold, cleaning.smallest_m2 / pixel_m2, cleaning.hole_m2 / pixel_m2)
+    mask = clean(probability, cleaning.threshold, cleaning.smallest_m2 / pixel_m2, cleaning.holes_m2 / pixel_m2)
     if image.shape[2] == 4:
         mask[image[..., 3] == 0] = 0
     return mask
@@ -101,7 +101,7 @@ def chosen_cleaning(
     clean: bool,
     threshold: float | None = None,
     smallest_m2: float | None = None,
-    hole_m2: float | None = None,
+    holes_m2: float | None = None,
 ) -> Cleaning:
     """Returns how masks shall be cut.
 
@@ -111,7 +111,7 @@ def chosen_cleaning(
         clean: takes what was chosen out of fold at export, from the card.
         threshold: by hand, instead of the card's or 0.5; likewise the others.
         smallest_m2: of objects.
-        hole_m2: of holes.
+        holes_m2: of holes.
 
     Raises:
         WeightsError: the card's choice is wanted, and there is none.
@@ -127,5 +127,5 @@ def chosen_cleaning(
     return Cleaning(
         base.threshold if threshold is None else threshold,
         base.smallest_m2 if smallest_m2 is None else smallest_m2,
-        base.hole_m2 if hole_m2 is None else hole_m2,
+        base.holes_m2 if holes_m2 is None else holes_m2,
     )

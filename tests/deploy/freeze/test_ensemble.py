@@ -5,9 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from kit.deploy.freeze.ensemble import VIEWS, Core, Ensemble, unview, view
+from kit.deploy.freeze.ensemble import VIEWS, Core, Ensemble, freeze, portable, unview, view
 from kit.errors import WeightsError
-from kit.pipeline.export import freeze, portable
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kit.deploy.weights import torchscript
 from kit.deploy.weights.card import Card
 from kit.errors import WeightsError
-from kit.pipeline.export import Exported, export_ensemble
+from kit.pipeline.export import Exported, ExportRequest, export_ensemble
 from kit.system.files import sha256_of
 
 ALONE = """
@@ -76,7 +76,9 @@ def test_parity_is_measured(tiny_weights: Exported):
 @pytest.mark.parametrize("channels", [1, 2, 3])
 def test_members_of_any_targets_vote_together(tmp_path: Path, channels: int):
     nets = [TinyNet(1, channels=channels), TinyNet(2)]
-    made = export_ensemble(tmp_path, "w", nets, [record(0), record(1)], "none", "tiny", None, 0.15, [noise(40, 48)])
+    made = export_ensemble(
+        tmp_path, nets, [record(0), record(1)], ExportRequest("w", "tiny", "none", None, 0.15, [noise(40, 48)])
+    )
     image = torch.from_numpy(noise(32, 48)).permute(2, 0, 1)[None]
     with torch.inference_mode():
         probs = torchscript.load(made.path, "cpu").members(image)
@@ -87,7 +89,7 @@ def test_members_of_any_targets_vote_together(tmp_path: Path, channels: int):
 
 def test_members_keep_their_state(tmp_path: Path):
     net = TinyNet(1).to(memory_format=torch.channels_last)
-    export_ensemble(tmp_path, "one", [net.train()], [record()], "none", "tiny", 0.5, 0.1, [])
+    export_ensemble(tmp_path, [net.train()], [record()], ExportRequest("one", "tiny", "none", 0.5, 0.1))
     assert net.training
     assert net.head.weight.is_contiguous(memory_format=torch.channels_last)
 
@@ -96,14 +98,17 @@ def test_a_network_with_spectral_norm_is_exported_after_training(tmp_path: Path)
     net = TinyNet(1)
     net.head = nn.utils.spectral_norm(net.head)
     net.train()(torch.rand(1, 3, 32, 32) * 255).sum().backward()
-    made = export_ensemble(tmp_path, "one", [net], [record()], "none", "tiny", 0.5, 0.1, [noise(40, 48)])
+    made = export_ensemble(tmp_path, [net], [record()], ExportRequest("one", "tiny", "none", 0.5, 0.1, [noise(40, 48)]))
     assert made.card.parity_max_abs < 1e-5
     net(torch.rand(1, 3, 32, 32)).sum().backward()
 
 
 def test_members_with_different_multiples_share_the_least_common(tmp_path: Path):
     made = export_ensemble(
-        tmp_path, "two", [TinyNet(1, 16), TinyNet(2, 24)], [record()] * 2, "none", "tiny", None, 0.1, [noise(50, 49)]
+        tmp_path,
+        [TinyNet(1, 16), TinyNet(2, 24)],
+        [record()] * 2,
+        ExportRequest("two", "tiny", "none", None, 0.1, [noise(50, 49)]),
     )
     assert made.card.pad_multiple == 48
     assert made.card.score is None
@@ -131,14 +136,16 @@ def test_map_location_moves_the_file(tiny_weights: Exported, method: str):
 
 def test_a_network_tied_to_a_device_is_caught(tmp_path: Path):
     with pytest.raises(WeightsError, match="makes tensors on 'cpu' by name") as error:
-        export_ensemble(tmp_path, "bad", [OnItsDevice(1)], [record()], "none", "tiny", 0.5, 0.1, [])
+        export_ensemble(tmp_path, [OnItsDevice(1)], [record()], ExportRequest("bad", "tiny", "none", 0.5, 0.1))
     assert "x.new_zeros" in error.value.hint
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_baked_size_branch_is_caught_and_nothing_is_left(tmp_path: Path):
     with pytest.raises(WeightsError, match=r"differs from its networks by 0\.\d+ in probability") as error:
-        export_ensemble(tmp_path, "bad", [Branching(1)], [record()], "none", "tiny", 0.5, 0.1, [noise(32, 32)])
+        export_ensemble(
+            tmp_path, [Branching(1)], [record()], ExportRequest("bad", "tiny", "none", 0.5, 0.1, [noise(32, 32)])
+        )
     assert "branch" in error.value.hint
     assert list(tmp_path.iterdir()) == []
 
@@ -147,12 +154,12 @@ def test_a_network_of_nan_is_caught(tmp_path: Path):
     net = TinyNet(1)
     nn.init.constant_(net.head.bias, float("nan"))
     with pytest.raises(WeightsError, match="by nan"):
-        export_ensemble(tmp_path, "bad", [net], [record()], "none", "tiny", 0.5, 0.1, [])
+        export_ensemble(tmp_path, [net], [record()], ExportRequest("bad", "tiny", "none", 0.5, 0.1))
 
 
 def test_every_member_has_a_record(tmp_path: Path):
     with pytest.raises(WeightsError, match="1 networks and 0 records"):
-        export_ensemble(tmp_path, "bad", [TinyNet()], [], "none", "tiny", 0.5, 0.1, [])
+        export_ensemble(tmp_path, [TinyNet()], [], ExportRequest("bad", "tiny", "none", 0.5, 0.1))
 
 
 def test_the_index_lists_each_name_once_newest_last(tmp_path: Path):

@@ -16,7 +16,7 @@ from kit.deploy.freeze import formats, pt2
 from kit.deploy.weights import torchscript
 from kit.deploy.weights.card import Card
 from kit.errors import KitError, WeightsError
-from kit.pipeline.export import Exported, export_ensemble
+from kit.pipeline.export import Exported, ExportRequest, export_ensemble
 
 ENGINES = [(".pt2", ""), (".onnx", ""), (".onnx", "openvino")]
 SHAPES = [
@@ -191,7 +191,9 @@ def test_other_formats_go_with_the_export_they_were_made_of(tmp_path: Path):
 @pytest.mark.parametrize("kind", ["pt2", "onnx"])
 def test_a_network_that_branches_leaves_nothing_behind(tmp_path: Path, kind: str):
     with pytest.raises(WeightsError, match=rf"\.{kind} cannot be made of these networks with torch \d") as error:
-        export_ensemble(tmp_path, "bad", [OnTheValues(1)], [record()], "none", "tiny", 0.5, 0.1, [], others=(kind,))
+        export_ensemble(
+            tmp_path, [OnTheValues(1)], [record()], ExportRequest("bad", "tiny", "none", 0.5, 0.1, formats=(kind,))
+        )
     assert "branch" in error.value.hint
     assert list(tmp_path.iterdir()) == []
 
@@ -285,7 +287,9 @@ def test_real_networks(tmp_path: Path, encoder: str, options: dict[str, object],
         if isinstance(layer, nn.BatchNorm2d):
             nn.init.uniform_(layer.running_mean, -0.1, 0.1)
     tiles = [noise(64, 64)]
-    made = export_ensemble(tmp_path, "w", [net], [record()], views, "tiny", 0.5, 0.1, tiles, others=("pt2", "onnx"))
+    made = export_ensemble(
+        tmp_path, [net], [record()], ExportRequest("w", "tiny", views, 0.5, 0.1, tiles, formats=("pt2", "onnx"))
+    )
     for suffix, engine in ENGINES:
         if not engine or find_spec(engine):
             assert gap(made.path.with_suffix(suffix), engine, *SHAPES) < 1e-5

@@ -10,15 +10,15 @@ import torch
 from deploy_fakes import ODD, TinyNet, export_tiny
 from torch import Tensor
 
-from kit.deploy.freeze.ensemble import Core, Ensemble
-from kit.deploy.proof.comparing import Runner, runner_of
+from kit.deploy.freeze.ensemble import METHODS, Core, Ensemble, freeze
+from kit.deploy.proof.comparing import Candidate, runner_of
 from kit.deploy.proof.images import CASES, SMALL_CASES, Case
 from kit.deploy.proof.reference import REFERENCE
 from kit.deploy.proof.verify import FORMATS, verify
 from kit.deploy.trust.allowlist import operators
 from kit.deploy.weights import torchscript
 from kit.errors import WeightsError
-from kit.pipeline.export import METHODS, Exported, freeze
+from kit.pipeline.export import Exported
 from kit.system.files import sha256_of
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -184,8 +184,8 @@ def test_one_network_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_a_file_without_single_networks_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def older(module: Any, file: str, pad_multiple: int, device: str) -> Runner:
-        return Runner(file, runner_of(module, file, pad_multiple, device).ensemble)
+    def older(module: Any, file: str, pad_multiple: int, device: str) -> Candidate:
+        return Candidate(file, runner_of(module, file, pad_multiple, device).ensemble)
 
     monkeypatch.setattr("kit.deploy.proof.verify.runner_of", older)
     verified = verify(export_tiny(tmp_path, cases=(*ODD, Case(64, 64, core=True))).path)

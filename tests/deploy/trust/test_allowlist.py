@@ -17,7 +17,7 @@ from kit.deploy.trust.allowlist import ALLOWED, check_operators, operators
 from kit.deploy.weights import torchscript
 from kit.deploy.weights.load import load_weights
 from kit.errors import WeightsError
-from kit.pipeline.export import Exported, export_ensemble
+from kit.pipeline.export import Exported, ExportRequest, export_ensemble
 
 USES = {  # a line of code, and what it is refused for
     'y = torch.from_file("/etc/hostname", False, 4)': "torch.from_file",
@@ -195,7 +195,7 @@ def test_a_network_with_other_operators_is_told_at_its_export(tmp_path: Path):
             return super().forward(x) + torch.as_strided(x, (1,), (1,)) * 0
 
     with pytest.raises(WeightsError, match=r"uses torch\.as_strided") as error:
-        export_ensemble(tmp_path, "odd", [Odd()], [record()], "none", "tiny", None, 0.1, [])
+        export_ensemble(tmp_path, [Odd()], [record()], ExportRequest("odd", "tiny", "none", None, 0.1))
     assert "kit/deploy/trust/allowlist.py" in error.value.hint
     assert list(tmp_path.iterdir()) == []
 

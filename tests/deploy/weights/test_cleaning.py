@@ -57,18 +57,18 @@ def test_small_objects_go_but_not_at_the_border():
 
 def test_small_holes_are_filled_but_not_open_ones():
     """The left hole is closed; the right notch is open by a straight way, so it is none."""
-    found = clean(BEFORE * 0.9, hole_px=2)
+    found = clean(BEFORE * 0.9, holes_px=2)
     expected = BEFORE.copy()
     expected[6, 2] = 1
     np.testing.assert_array_equal(found, expected)
-    np.testing.assert_array_equal(clean(BEFORE * 0.9, hole_px=1), BEFORE)
+    np.testing.assert_array_equal(clean(BEFORE * 0.9, holes_px=1), BEFORE)
 
 
 def test_a_hole_does_not_leak_out_at_a_corner():
     ring = drawn(".....", ".###.", ".#.#.", ".##..", ".....")  # closed for 4 neighbours alone
-    assert clean(ring * 1.0, hole_px=2)[2, 2] == 1
+    assert clean(ring * 1.0, holes_px=2)[2, 2] == 1
     cut = drawn("####", "#..#", "#..#", "#.##")  # the gap at the border may go on in the neighbour
-    np.testing.assert_array_equal(clean(cut * 1.0, hole_px=100), cut)
+    np.testing.assert_array_equal(clean(cut * 1.0, holes_px=100), cut)
 
 
 def test_the_threshold_is_exclusive():
@@ -98,20 +98,20 @@ def parts(mask: np.ndarray, neighbours: int) -> list[set[tuple[int, int]]]:
 
 @settings(deadline=None)
 @given(MASKS, SIZES, SIZES)
-def test_any_mask(mask: np.ndarray, smallest_px: float, hole_px: float):
+def test_any_mask(mask: np.ndarray, smallest_px: float, holes_px: float):
     expected = mask.copy()
     for part in parts(expected, 8):
         if len(part) < smallest_px:
             expected[tuple(zip(*part, strict=True))] = 0
     for part in parts(1 - expected, 4):
-        if len(part) < hole_px:
+        if len(part) < holes_px:
             expected[tuple(zip(*part, strict=True))] = 1
     probability = mask * 0.8
-    found = clean(probability, 0.5, smallest_px, hole_px)
+    found = clean(probability, 0.5, smallest_px, holes_px)
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(probability, mask * 0.8)
-    np.testing.assert_array_equal(clean(found * 1.0, 0.5, smallest_px, hole_px), found)  # clean once, clean for good
-    if smallest_px <= 1 and hole_px <= 1:
+    np.testing.assert_array_equal(clean(found * 1.0, 0.5, smallest_px, holes_px), found)  # clean once, clean for good
+    if smallest_px <= 1 and holes_px <= 1:
         np.testing.assert_array_equal(found, mask)
 
 
@@ -123,8 +123,8 @@ def test_sizes_are_of_the_ground():
     for gsd_m, area_m2 in ((1.0, 4.0), (0.5, 1.0), (0.25, 0.25)):
         assert clean_image(probability, image, Cleaning(smallest_m2=area_m2), gsd_m).sum() == 4
         assert clean_image(probability, image, Cleaning(smallest_m2=area_m2 * 1.01), gsd_m).sum() == 0
-        assert clean_image(1 - probability, image, Cleaning(hole_m2=area_m2), gsd_m).sum() == 77
-        assert clean_image(1 - probability, image, Cleaning(hole_m2=area_m2 * 1.01), gsd_m).sum() == 81
+        assert clean_image(1 - probability, image, Cleaning(holes_m2=area_m2), gsd_m).sum() == 77
+        assert clean_image(1 - probability, image, Cleaning(holes_m2=area_m2 * 1.01), gsd_m).sum() == 81
 
 
 def test_nothing_is_built_where_alpha_is_0():
@@ -133,7 +133,7 @@ def test_nothing_is_built_where_alpha_is_0():
     image = noise(9, 9, 4)
     image[..., 3] = 255
     image[3, 3, 3] = 0
-    mask = clean_image(probability, image, Cleaning(hole_m2=100), 1.0)
+    mask = clean_image(probability, image, Cleaning(holes_m2=100), 1.0)
     assert mask.sum() == 80
     assert mask[3, 3] == 0
 

@@ -13,10 +13,10 @@ from test_docs import COMMANDS, DOCS, inline, kit_arguments, rows_below, shell
 
 import kit
 from kit.deploy.freeze import formats
-from kit.deploy.freeze.ensemble import VIEWS
+from kit.deploy.freeze.ensemble import METHODS, VIEWS
 from kit.deploy.weights import torchscript
 from kit.deploy.weights.card import Bounds, Card, Member, Postprocess
-from kit.pipeline.export import METHODS, Exported
+from kit.pipeline.export import Exported
 
 PAGE = (DOCS / "weights.md").read_text()
 ROOT = DOCS.parent

@@ -23,7 +23,7 @@ from kit.deploy.submission.submit import find_chips
 from kit.deploy.weights.load import load_weights
 from kit.models.pretrained import Source, encoder_source
 from kit.models.unet import unet
-from kit.pipeline.export import Exported, export_ensemble
+from kit.pipeline.export import Exported, ExportRequest, export_ensemble
 
 ROOT = Path(__file__).parents[3]
 EXAMPLES = ROOT / "examples"
@@ -195,7 +195,7 @@ def test_cpp_masks_real_chips_as_kit_submit_does(program: Path, tmp_path: Path):
     assert len(chips) == 15
     seen = np.concatenate([read_image(chip.path)[:128, :128] for chip in chips])
     nets = [unet_on(seen, seed) for seed in (1, 2)]
-    made = export_ensemble(tmp_path, "duo", nets, [record()] * 2, "flips", "tiny", None, 0.07, [seen])
+    made = export_ensemble(tmp_path, nets, [record()] * 2, ExportRequest("duo", "tiny", "flips", None, 0.07, [seen]))
     submit = (
         sys.executable,
         "-m",

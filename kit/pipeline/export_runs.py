@@ -1,0 +1,175 @@
+"""Finished runs to one weights file (`kit export`, and the end of `kit run`)."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kit.console import say
+from kit.data.dataset import read_tile
+from kit.data.index import read_index
+from kit.deploy.weights.card import Member
+from kit.deploy.weights.load import read_card
+from kit.errors import DataError, RunError, WeightsError
+from kit.paths import Paths
+from kit.pipeline.export import Exported, ExportRequest, check_free, export_ensemble
+from kit.pipeline.learn_bounds import learn_bounds
+from kit.pipeline.postprocess import Choice, choose
+from kit.pipeline.runs import run_folder
+from kit.pipeline.scores import pooled_score
+from kit.system.files import sha256_of
+from kit.training.fit import load_best, rebuild
+from kit.training.recipe import Recipe, known_recipes, load_recipe
+from kit.training.result import BEST, Result, read_result, read_settings
+
+PARITY_TILES = 2  # each is predicted twice by every member and view
+
+
+def export_runs(
+    runs: Sequence[str],
+    name: str,
+    paths: Paths,
+    views: str = "flips",
+    formats: Sequence[str] = (),
+    adaptive: bool = False,
+    recipe: Recipe | None = None,
+) -> Exported:
+    """Freezes finished runs into `weights/NAME.pt` with its card, and reports the parity with the trained networks.
+
+    Args:
+        runs: `<recipe>/fold<k>`, of any recipes.
+        name: of the weights.
+        paths: of the working root.
+        views: `none`, `flips` or `d4`.
+        formats: to write beside TorchScript, see `kit.deploy.freeze.formats.chosen`.
+        adaptive: learns when a vote may end, see `kit.deploy.adaptive`.
+        recipe: one that is loaded already, and may lie anywhere.
+
+    Raises:
+        RunError: a run is missing, unfinished or damaged, or its recipe has changed since.
+        WeightsError: the frozen file differs from the networks, or another format from it.
+        OutputError: the weights cannot be written.
+    """
+    check_free(paths.weights, name)
+    before = _runs_in(paths.weights / f"{name}.pt")
+    folders = [run_folder(run, paths) for run in runs]
+    models, members, results, settings = [], [], [], []
+    for run, folder in zip(runs, folders, strict=True):
+        result = read_result(folder)
+        if result is None:
+            raise RunError(f"{run} is not finished", f"run it again: kit run {run.split('/')[0]}")
+        options = read_settings(folder)
+        model = rebuild(_recipe_of(run, options, paths, recipe)).model
+        sha256 = _check_best(run, folder, result)
+        load_best(model, folder)
+        models.append(model)
+        results.append(result)
+        settings.append(options)
+        members.append(
+            Member(recipe=result.recipe, fold=result.fold, seed=options["seed"], sha256=sha256, score=result.score)
+        )
+    choice = _choice(folders, paths)
+    pad_multiple = math.lcm(*(int(model.pad_multiple) for model in models))
+    bounds = learn_bounds(models, folders, views, pad_multiple, paths) if adaptive else None
+    request = ExportRequest(
+        name, "+".join(sorted({member.recipe for member in members})), views, pooled_score(results),
+        settings[0]["gsd_m"], _parity_tiles(settings[0]["data"], paths), formats=tuple(formats),
+        postprocess=choice.best if choice else None, adaptive=bounds,
+    )  # fmt: skip
+    exported = export_ensemble(paths.weights, models, members, request)
+    _report(exported, before, choice)
+    return exported
+
+
+def _report(exported: Exported, before: Sequence[str], choice: Choice | None) -> None:
+    """Says what was exported, and how it compares with the networks and with the weights of that name before."""
+    card, name = exported.card, exported.path.stem
+    say(
+        f"{len(card.members)} members, views {card.views}: the frozen file and the trained networks differ by at most "
+        f"{card.parity_max_abs:.1e} in probability, {card.parity_equal_masks:.4%} of mask pixels are equal"
+    )
+    now = [f"{member.recipe}/fold{member.fold}" for member in card.members]
+    if gone := [run for run in before if run not in now]:
+        say(
+            f"the earlier {name}.pt also held {', '.join(gone)}, this one does not; to combine them: "
+            f"kit export {' '.join(dict.fromkeys([*before, *now]))} --name {name}"
+        )
+    for file, difference in exported.others.items():
+        say(f"{file}: read back, {difference:.1e} from the frozen file at most")
+    if choice:
+        say(str(choice))
+    if bounds := card.adaptive:
+        say(
+            f"adaptive: {bounds.cost:.0%} of the time by count, Jaccard {bounds.score_full:.4f} -> {bounds.score:.4f} "
+            "on validation tiles (kit submit --adaptive)"
+        )
+
+
+def _runs_in(weights: Path) -> list[str]:
+    """Returns the runs in a weights file; an empty list where the file is missing or unreadable."""
+    try:
+        return [f"{member.recipe}/fold{member.fold}" for member in read_card(weights).members]
+    except (OSError, WeightsError):
+        return []
+
+
+def _choice(folders: Sequence[Path], paths: Paths) -> Choice | None:
+    """Returns the best cleaning of masks; None, with a notice, where the validation tiles are gone."""
+    try:
+        return choose(folders, paths)
+    except (DataError, RunError) as cause:
+        say(f"the card gets no threshold and cleaning: {cause.message}")
+        return None
+
+
+def _recipe_of(run: str, settings: dict[str, Any], paths: Paths, own: Recipe | None) -> Recipe:
+    """Returns the recipe of a run, by its name and from the user's own folders.
+
+    The path in settings.json is not used: a run folder that came from somebody else must not be able to run code.
+
+    Raises:
+        RunError: there is no such recipe, or its text has changed since.
+    """
+    name = str(settings["recipe"])
+    if own is None or own.name != name:
+        if name not in known_recipes(paths):
+            raise RunError(
+                f"{run} was trained with the recipe {name!r}, which is neither in {paths.recipes} nor installed",
+                f"copy the recipe's file into {paths.recipes}",
+            )
+        own = load_recipe(name, paths)
+    if settings.get("recipe_sha256", own.sha256) != own.sha256:
+        raise RunError(
+            f"{own.path} has changed since {run} was trained: the exported network would be another one",
+            f"undo the change, or train again: kit run {name} --restart",
+        )
+    return own
+
+
+def _check_best(run: str, folder: Path, result: Result) -> str:
+    """Returns the SHA-256 of a run's weights, in hex.
+
+    Raises:
+        RunError: they are missing, or not those that the training wrote.
+    """
+    file = folder / BEST
+    if not file.is_file():
+        raise RunError(f"{run} has no {BEST}", f"train it again: kit run {result.recipe} --restart")
+    sha256 = sha256_of(file)
+    expected = getattr(result, "best_sha256", "")  # empty in results of older versions
+    if expected and sha256 != expected:
+        raise RunError(
+            f"{file} is damaged: sha256 {sha256[:12]}..., expected {str(expected)[:12]}...",
+            f"restore it from a copy, or train again: kit run {result.recipe} --restart",
+        )
+    return sha256
+
+
+def _parity_tiles(data: str, paths: Paths) -> list[Any]:
+    """Returns crops of the tiles with most buildings, uint8 (H, W, 3); none where the data set is gone."""
+    try:
+        _, index = read_index(paths, data)
+    except DataError:
+        return []
+    rows = index.sort_values("building_fraction", ascending=False).head(PARITY_TILES)
+    return [read_tile(row.image, row.mask)[0][:512, :512] for row in rows.itertuples()]
