@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # pydantic takes a tenth of a second: it waits until there is
 T = TypeVar("T")
 
 LIMIT_BYTES = 64 * 2**20  # of a text file that kit wrote
+SHOWN = 60  # characters of a wrong value, in an error
 
 
 def cache_folder() -> Path:
@@ -245,7 +246,8 @@ def parse_json(content: bytes | str, model: type[T], name: str, error: type[KitE
     except ValidationError as cause:
         first = cause.errors(include_url=False, include_context=False)[0]
         field = ".".join(map(str, first["loc"]))
-        message = f"{name} is damaged: {f'field {field}: ' if field else ''}{first['msg']}"
+        value = "" if first["type"] == "missing" else f", not {repr(first['input'])[:SHOWN]}"
+        message = f"{name} is damaged: {f'field {field}: ' if field else ''}{first['msg']}{value}"
         raise error(message, hint) from cause
     except ValueError as cause:
         raise error(f"{name} is not valid JSON: {cause}", hint) from cause

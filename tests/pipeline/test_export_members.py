@@ -36,8 +36,8 @@ def test_members_that_go_are_told(
     wanted = ("--name", "tiny", "--views", "none", "--root", root)
     code, _, err = cli("export", *before, *wanted)
     assert code == 0, err
-    assert "no longer is" not in err
+    assert "the earlier tiny.pt" not in err
     code, _, err = cli("export", *after, *wanted)
     assert code == 0, err
-    assert ("tiny.pt was made of tiny/fold1, too, and no longer is" in err) == bool(gone)
+    assert ("the earlier tiny.pt also held tiny/fold1, this one does not" in err) == bool(gone)
     assert ("kit export tiny/fold0 tiny/fold1 --name tiny" in err) == bool(gone)

@@ -160,7 +160,7 @@ def test_no_start(exported: Path):
 @pytest.mark.parametrize(
     ("name", "fold", "kind", "message", "hint"),
     [
-        ("tiny/fold7", 0, RunError, r"tiny/fold7/best.safetensors does not exist: nothing to start from", "<recipe>/"),
+        ("tiny/fold7", 0, RunError, r"tiny/fold7/best.safetensors does not exist: cannot start from it", "<recipe>/"),
         ("tiny", 5, RunError, r"tiny/fold5/best.safetensors does not exist", "<recipe>/fold<k>"),
         ("tiny", "all", RunError, r"tiny/foldall/best.safetensors does not exist", "<recipe>/fold<k>"),
         ("lite0", 0, RunError, r"lite0/fold0/best.safetensors does not exist", "a safetensors file"),
@@ -200,7 +200,7 @@ def refused(cli: Cli, root: Path, *arguments: object) -> str:
 def test_a_run_that_is_not_the_exported_one(root: Path, cli: Cli):
     write_best(root, 0, seed=99)  # trained anew
     err = refused(cli, root, "still", "--start-from", root / "weights/tiny.pt")
-    assert "tiny/fold0/best.safetensors is not the run that was exported: nothing to start from" in err
+    assert "tiny/fold0/best.safetensors has changed since the export: cannot start from it" in err
 
 
 def test_another_network(root: Path, cli: Cli):

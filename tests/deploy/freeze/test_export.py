@@ -158,7 +158,7 @@ def test_a_network_of_nan_is_caught(tmp_path: Path):
 
 
 def test_every_member_has_a_record(tmp_path: Path):
-    with pytest.raises(WeightsError, match="1 networks and 0 records"):
+    with pytest.raises(WeightsError, match="1 networks and 0 members"):
         export_ensemble(tmp_path, [TinyNet()], [], ExportRequest("bad", "tiny", "none", 0.5, 0.1))
 
 

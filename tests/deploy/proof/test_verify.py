@@ -270,7 +270,7 @@ def test_the_card_beside_is_the_one_inside(copied: Path):
     assert verify(copied).faults() == ["tiny.json differs from the card inside in gsd_m, views"]
     del told["views"]
     beside.write_text(json.dumps(told))
-    assert verify(copied).faults() == ["the card in tiny.json has no views"]
+    assert verify(copied).faults() == ["the card in tiny.json is damaged: field views: Field required"]
 
 
 @pytest.mark.parametrize("text", ["{", "not JSON", '{"images": []}'])

@@ -31,12 +31,16 @@ def test_card_has_the_contract_keys(tiny_weights: Exported):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda card: card.pop("views"), "has no views"),
-        (lambda card: card.update(pad_multiple="32"), "pad_multiple = '32'"),
-        (lambda card: card.update(pad_multiple=True), "pad_multiple = True"),
-        (lambda card: card["members"][0].pop("seed"), "has no members.0.seed"),
-        (lambda card: card.update(members=["a"]), "members.0 = 'a'"),
-        (lambda card: card.update(mean=[1.0]), "mean.0 = 1.0"),
+        (lambda card: card.pop("views"), "field views: Field required"),
+        (lambda card: card.update(pad_multiple="32"), "field pad_multiple: Input should be a valid integer, not '32'"),
+        (lambda card: card.update(pad_multiple=True), "field pad_multiple: .*, not True"),
+        (lambda card: card["members"][0].pop("seed"), "field members.0.seed: Field required"),
+        (lambda card: card.update(gsd_m=0), "field gsd_m: Input should be greater than 0, not 0"),
+        (lambda card: card.update(gsd_m=-1.0), "field gsd_m"),
+        (lambda card: card.update(score=1.5), "field score"),
+        (lambda card: card.update(views="all"), "field views: .*, not 'all'"),
+        (lambda card: card.update(members=["a"]), "field members.0: .*, not 'a'"),
+        (lambda card: card.update(mean=[1.0]), "field mean.0: .*, not 1.0"),
     ],
 )
 def test_a_wrong_card_is_refused(tiny_weights: Exported, change, message: str):
@@ -46,7 +50,14 @@ def test_a_wrong_card_is_refused(tiny_weights: Exported, change, message: str):
         Card.from_json(json.dumps(found))
 
 
-@pytest.mark.parametrize("text", ["{", "[]"])
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
+def test_numbers_are_finite(tiny_weights: Exported, number: str):
+    text = tiny_weights.card.to_json().replace('"gsd_m": 0.15', f'"gsd_m": {number}')
+    with pytest.raises(WeightsError, match="the card in here"):
+        Card.from_json(text, "here")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000, "", "\0"])
 def test_a_card_is_a_json_object(text: str):
     with pytest.raises(WeightsError, match=r"the card in here\.json"):
         Card.from_json(text, "here.json")

@@ -163,10 +163,10 @@ def test_the_card_keeps_it(tiny_weights: Exported):
     older = json.loads(tiny_weights.card.to_json())
     older.pop("postprocess")
     assert Card.from_json(json.dumps(older)) == tiny_weights.card
-    for wrong, message in (([], "holds list"), ({"threshold": 0.5}, "has no smallest_m2")):
-        with pytest.raises(WeightsError, match=f"postprocess {message}"):
+    for wrong, message in (([], ": Input should be an object"), ({"threshold": 0.5}, ".smallest_m2: Field required")):
+        with pytest.raises(WeightsError, match=f"field postprocess{message}"):
             Card.from_json(json.dumps(older | {"postprocess": wrong}))
-    with pytest.raises(WeightsError, match="hole_m2 = '2'"):
+    with pytest.raises(WeightsError, match="field postprocess.hole_m2: .*, not '2'"):
         Card.from_json(json.dumps(older | {"postprocess": asdict(CHOSEN) | {"hole_m2": "2"}}))
 
 
