@@ -208,7 +208,7 @@ def test_the_card_keeps_the_settled(tiny_weights: Exported):
     older = json.loads(tiny_weights.card.to_json())
     older.pop("adaptive")
     assert Card.from_json(json.dumps(older)).adaptive is None
-    with pytest.raises(WeightsError, match="field adaptive.order: .*, not 'ab'"):
+    with pytest.raises(WeightsError, match=r"field adaptive.order: .*, not 'ab'"):
         Card.from_json(json.dumps(older | {"adaptive": asdict(settled(0.1)) | {"order": "ab"}}))
 
 

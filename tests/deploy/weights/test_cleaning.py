@@ -166,7 +166,7 @@ def test_the_card_keeps_it(tiny_weights: Exported):
     for wrong, message in (([], ": Input should be an object"), ({"threshold": 0.5}, ".smallest_m2: Field required")):
         with pytest.raises(WeightsError, match=f"field postprocess{message}"):
             Card.from_json(json.dumps(older | {"postprocess": wrong}))
-    with pytest.raises(WeightsError, match="field postprocess.hole_m2: .*, not '2'"):
+    with pytest.raises(WeightsError, match=r"field postprocess.hole_m2: .*, not '2'"):
         Card.from_json(json.dumps(older | {"postprocess": asdict(CHOSEN) | {"hole_m2": "2"}}))
 
 
