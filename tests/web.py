@@ -35,8 +35,9 @@ class Web:
         return f"http://{self.host}"
 
     def order(
-        self, refuse: dict[str, int] | None = None, silent: bool = False, hang_s: float = 0.0, private: bool = False
-    ) -> None:
+        self, refuse: dict[str, int] | None = None, silent: bool = False, hang_s: float = 0.0, private: bool = False,
+        endless: bool = False,
+    ) -> None:  # fmt: skip
         """Says how to answer from now on.
 
         Args:
@@ -44,8 +45,10 @@ class Web:
             silent: tell no ETag, Last-Modified or Content-Length.
             hang_s: wait before each answer.
             private: refuse what is not signed.
+            endless: never stop sending.
         """
-        text = json.dumps({"refuse": refuse or {}, "silent": silent, "hang_s": hang_s, "private": private})
+        orders = {"refuse": refuse or {}, "silent": silent, "hang_s": hang_s, "private": private, "endless": endless}
+        text = json.dumps(orders)
         (self.notes / "orders.json").write_text(text)
 
     @property
@@ -79,6 +82,12 @@ class _Handler(BaseHTTPRequestHandler):
         orders = json.loads((self.notes / "orders.json").read_text())
         time.sleep(orders["hang_s"])
         path = unquote(urlsplit(self.path).path)
+        if orders["endless"]:
+            self.send_response(200)
+            with suppress(ConnectionError):
+                self.end_headers()
+                while True:
+                    self.wfile.write(b" " * 65536)
         file = self.folder / path.lstrip("/")
         status = 200 if file.is_file() else 404
         for end, code in orders["refuse"].items():

@@ -9,8 +9,8 @@ import shapely
 from numpy.typing import NDArray
 from pyogrio.errors import DataLayerError, DataSourceError
 
+from kit.data.sources.inputs import VECTOR_SUFFIXES
 from kit.data.sources.remote import GDAL_WEB, gdal_path, is_remote, suffix_of
-from kit.data.sources.stac import VECTOR_SUFFIXES
 from kit.errors import FootprintError
 
 DEGREES = "EPSG:4326"

@@ -5,16 +5,17 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import NoReturn
+from unicodedata import normalize
 
-from kit.data.sources.stac import VECTOR_SUFFIXES, Pair, Scene
+from kit.data.sources.inputs import IMAGE_SUFFIXES, VECTOR_SUFFIXES, Pair, Scene
 from kit.errors import DataError
 
-RASTER_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
 # a folder is of one kind when one of these is among the words of its name: `masks`, `train_labels`
 IMAGE_WORDS = {"image", "images", "img", "imgs", "imagery", "raster", "rasters", "tif", "tifs", "ortho", "orthos"}
 LABEL_WORDS = {"mask", "masks", "label", "labels", "gt", "vector", "vectors", "geojson", "footprint", "footprints"}
 MASK_STEM = re.compile(r"[_-](mask|label|gt)$", re.IGNORECASE)  # <stem>_mask.png beside <stem>.png
-SNIFFED_BYTES = 65536  # a GeoJSON names its type within these
+SNIFFED_BYTES = 1 << 16  # at either end of a JSON file: its type stands first or, with sorted keys, last
 EXPECTED = (
     "expected a STAC catalog.json, GeoTIFFs with footprints of the same stem (images/x.tif, labels/x.geojson), "
     "or images with masks (images/x.png, masks/x.png; or x.png, x_mask.png)"
@@ -28,7 +29,7 @@ class _File:
     Args:
         path: relative to the folder.
         kind: `image`, `mask` or `footprints`.
-        folders: where it lies, without the words that tell the kind: an image and its labels lie in the same.
+        folders: where it lies, without words such as `images` and `masks`: an image and its labels lie in the same.
         stem: of the file's name, without `_mask`.
     """
 
@@ -49,22 +50,22 @@ def read_folder(folder: Path, pattern: str, tier: int) -> tuple[list[Scene], lis
     title = folder.resolve().name or "data"
     for image, labels in _matched(folder):
         href, label = str(folder / image.path), str(folder / labels.path)
-        found = search(pattern, str(image.path.with_suffix("")))
+        names = search(pattern, str(image.path.with_suffix("")))
         if labels.kind == "footprints":
             area, scene = "/".join(image.folders) or title, image.stem
-            scenes.append(Scene(found.get("area", area), found.get("scene", scene), tier, href, (label,)))
+            scenes.append(Scene(names.get("area", area), names.get("scene", scene), tier, href, (label,)))
         else:
             scene, *deeper = image.folders or (title,)
-            name = "-".join([*([] if found else deeper), image.stem])
-            pairs.append(Pair(found.get("area", title), found.get("scene", scene), tier, name, href, label))
+            name = "-".join([*([] if names else deeper), image.stem])
+            pairs.append(Pair(names.get("area", title), names.get("scene", scene), tier, name, href, label))
     return scenes, pairs
 
 
 def search(pattern: str, text: str) -> dict[str, str]:
-    """Returns the area and the scene that a pattern finds in a path without its suffix; nothing without a pattern.
+    """Returns the area and the scene that a pattern matches in a path without its suffix; nothing without a pattern.
 
     Raises:
-        DataError: it is no regular expression, names no group, or finds nothing.
+        DataError: it is no regular expression, names no group, or does not match.
     """
     if not pattern:
         return {}
@@ -74,18 +75,19 @@ def search(pattern: str, text: str) -> dict[str, str]:
         raise DataError(f"pattern {pattern!r} is no regular expression: {cause}", "see Python's module re") from cause
     if not {"area", "scene"} & set(compiled.groupindex):
         raise DataError(f"pattern {pattern!r} has no group `area` or `scene`", "write one: (?P<scene>[^/]+)")
-    found = compiled.search(text)
-    if not found:
+    match = compiled.search(text)
+    if not match:
         raise DataError(f"pattern {pattern!r} does not match {text!r}", "it is searched in each path without suffix")
-    return {name: part for name, part in found.groupdict().items() if name in ("area", "scene") and part}
+    return {name: part for name, part in match.groupdict().items() if name in ("area", "scene") and part}
 
 
 def _matched(folder: Path) -> Iterator[tuple[_File, _File]]:
     """Returns images with their labels, in the order of their paths."""
     groups: dict[tuple[str, ...], list[_File]] = {}
-    for path in _paths(folder):
-        if file := _told(folder, path):
-            groups.setdefault((*file.folders, file.stem), []).append(file)
+    for path in files_below(folder):
+        if file := _classify(folder, path):
+            key = (*file.folders, file.stem)  # macOS takes letters with marks apart: the same names in another form
+            groups.setdefault(tuple(normalize("NFC", part) for part in key), []).append(file)
     if not groups:
         raise DataError(f"{folder} holds no images with labels", EXPECTED)
     for files in groups.values():
@@ -95,41 +97,59 @@ def _matched(folder: Path) -> Iterator[tuple[_File, _File]]:
     alone = [files[0] for files in groups.values() if len(files) == 1]
     bare = [str(file.path) for file in alone if file.kind == "image"]
     lost = [str(file.path) for file in alone if file.kind != "image"]
-    told = [
+    faults = [
         f"{len(paths)} {what}, first {', '.join(paths[:3])}"
         for paths, what in ((bare, "images have no labels"), (lost, "labels have no image"))
         if paths
     ]
-    if told:
-        raise DataError(f"{folder}: {'; '.join(told)}", EXPECTED)
+    if faults:
+        raise DataError(f"{folder}: {'; '.join(faults)}", EXPECTED)
     for files in groups.values():
         image, labels = sorted(files, key=lambda file: file.kind != "image")
         yield image, labels
 
 
-def _paths(folder: Path) -> list[PurePosixPath]:
-    """Returns the files below a folder, hidden ones aside, sorted; folders that are linked to are entered once."""
-    found, seen = [], set()
-    for place, folders, files in os.walk(folder, followlinks=True):
+def files_below(folder: Path) -> list[PurePosixPath]:
+    """Returns the files below a folder, relative to it, hidden ones aside, sorted; linked folders are entered once.
+
+    Raises:
+        DataError: a folder cannot be read.
+    """
+
+    def refuse(cause: OSError) -> NoReturn:
+        raise DataError(f"folder {cause.filename} cannot be read: {cause.strerror}", "may you read it?") from cause
+
+    paths, entered = [], set()
+    for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         real = os.path.realpath(place)
-        folders[:] = [] if real in seen else sorted(f for f in folders if not f.startswith((".", "__MACOSX")))
-        if real not in seen:
+        folders[:] = [] if real in entered else sorted(f for f in folders if not f.startswith((".", "__MACOSX")))
+        if real not in entered:
             inside = PurePosixPath(Path(place).relative_to(folder).as_posix())
-            found += [inside / file for file in files if not file.startswith(".")]
-        seen.add(real)
-    return sorted(found)
+            paths += [inside / file for file in files if not file.startswith(".")]
+        entered.add(real)
+    return sorted(paths)
 
 
-def _told(folder: Path, path: PurePosixPath) -> _File | None:
-    """Returns what a file is by its suffix, its folders' names and its stem; None: neither image nor labels."""
+def _classify(folder: Path, path: PurePosixPath) -> _File | None:
+    """Returns what a file is by its suffix, its folders' names and its stem; None: neither image nor labels.
+
+    Raises:
+        DataError: its name is not text, or it is no regular file.
+    """
     suffix = path.suffix.lower()
-    if suffix not in RASTER_SUFFIXES + VECTOR_SUFFIXES:
+    if suffix not in IMAGE_SUFFIXES + VECTOR_SUFFIXES:
         return None
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as cause:
+        raise DataError(f"the name {os.fsencode(path)!r} is not UTF-8", "rename it: convmv, or by hand") from cause
+    if not (folder / path).is_file():
+        raise DataError(f"{folder / path} is no file", "expected no broken links, pipes or devices among images")
     folders, kinds = [], []
     for name in path.parts[:-1]:
         words = re.split(r"([_-])", name)
-        told = [word.lower() for word in words]
-        kinds += [kind for kind, known in (("image", IMAGE_WORDS), ("mask", LABEL_WORDS)) if known & set(told)]
+        lower = {word.lower() for word in words}
+        kinds += [kind for kind, known in (("image", IMAGE_WORDS), ("mask", LABEL_WORDS)) if known & lower]
         rest = "".join(word for word in words if word.lower() not in IMAGE_WORDS | LABEL_WORDS).strip("_-")
         folders += [rest] if rest else []
     stem = MASK_STEM.sub("", path.stem)
@@ -142,6 +162,9 @@ def _told(folder: Path, path: PurePosixPath) -> _File | None:
 
 
 def _is_geojson(file: Path) -> bool:
-    """Returns whether a JSON file is a GeoJSON: others lie beside images too."""
+    """Returns whether a JSON file is a GeoJSON: other JSON files lie beside images too."""
     with file.open("rb") as source:
+        if b'"FeatureCollection"' in source.read(SNIFFED_BYTES):
+            return True
+        source.seek(max(0, file.stat().st_size - SNIFFED_BYTES))
         return b'"FeatureCollection"' in source.read(SNIFFED_BYTES)

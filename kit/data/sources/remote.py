@@ -1,21 +1,26 @@
-"""Inputs that may lie elsewhere: the path that GDAL takes, small files read, and what tells that one has changed.
+"""Paths and addresses of inputs: what GDAL opens for one, how small files are read, and when a file has changed.
 
 Source:
     The addresses and the variables `AWS_*` are those of GDAL's virtual file systems: https://gdal.org/user/virtual_file_systems.html
 """
 
 import os
+import re
+import stat
+import time
+from collections.abc import Iterable
 from email.message import Message
-from http.client import HTTPException
-from pathlib import Path
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path, PurePosixPath
+from posixpath import normpath
 from urllib.error import HTTPError
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote_to_bytes, urljoin, urlsplit
 from urllib.request import Request, urlopen
 
 from kit import __version__
+from kit.console import say
 from kit.data.sources.signing import signed
 from kit.errors import KitError
-from kit.system.files import file_version
 
 GDAL_PREFIXES = {
     "http": "/vsicurl/http://",
@@ -24,8 +29,16 @@ GDAL_PREFIXES = {
     "gs": "/vsigs/",
     "az": "/vsiaz/",
 }
-TIMEOUT_S = 30.0
-# for GDAL, which has no limits of its own: no listing of the folder around a file, short waits, tried again
+FILE_ADDRESS = re.compile(r"file:(?://(?:localhost)?)?(/.*)", re.IGNORECASE | re.DOTALL)
+# an archive is the text up to the first name with such a suffix, or what stands in braces
+ARCHIVE = re.compile(
+    r"/vsi(?:zip|tar|gzip|7z|rar)/(?:\{(.+?)\}|(.+?\.(?:zip|kmz|shz|tar|tgz|gz|7z|rar)))(?:/|$)", re.IGNORECASE
+)
+MOST_BYTES = 64 << 20  # of a catalogue file or a table; one that lists 500,000 items has about 50 MB
+TIMEOUT_S = 30.0  # without a byte from the server
+LONGEST_S = 300.0  # for a whole file of at most `MOST_BYTES`
+CHUNK_BYTES = 1 << 16
+# GDAL itself sets no limits: do not list the folder around a file, wait briefly, try again
 GDAL_WEB = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_HTTP_CONNECTTIMEOUT": "20",
@@ -33,8 +46,10 @@ GDAL_WEB = {
     "GDAL_HTTP_MAX_RETRY": "4",
     "GDAL_HTTP_RETRY_DELAY": "1",
 }
-NO_HEAD = (403, 405, 501)  # addresses signed for reading, and plain servers, answer so to HEAD
+NO_HEAD = (403, 405, 501)  # answers to HEAD of plain servers, and of addresses that are signed for reading
 NO = ("NO", "FALSE", "OFF", "0")  # as GDAL reads them
+
+_announced: set[str] = set()  # hosts that `announce` has named
 
 
 def is_remote(href: str) -> bool:
@@ -43,14 +58,15 @@ def is_remote(href: str) -> bool:
 
 
 def local_path(href: str) -> Path:
-    """Returns the file of an href that is not remote: a path, or `file://` with one."""
-    return Path(unquote(urlsplit(href).path) if _scheme(href) == "file" else href)
+    """Returns the file of an href that is not remote: a path as it is, or the path of a `file:` address."""
+    match = FILE_ADDRESS.fullmatch(href)
+    return Path(os.fsdecode(unquote_to_bytes(match[1]))) if match else Path(href)
 
 
 def suffix_of(href: str) -> str:
-    """Returns the suffix of an href in lower case, with its dot; what follows `?` in an address is no part of it."""
-    path = urlsplit(href).path if _scheme(href) in ("http", "https") else href
-    return Path(path).suffix.lower()
+    """Returns the suffix of an href in lower case, with its dot; an address's query does not count."""
+    is_web = _scheme(href.removeprefix("/vsicurl/")) in ("http", "https")
+    return PurePosixPath(urlsplit(href).path if is_web else href).suffix.lower()
 
 
 def gdal_path(href: str) -> str:
@@ -63,48 +79,110 @@ def gdal_path(href: str) -> str:
     return href if href.startswith("/vsi") else str(local_path(href))
 
 
-def read_bytes(href: str) -> bytes:
+def resolve(href: str, base: str) -> str:
+    """Returns an href as a path or address of its own.
+
+    Args:
+        href: absolute, or relative to the folder of `base`. Where a local file of this name is missing, `%20` and the
+            like are decoded: catalogues write addresses, people write paths.
+        base: path or address of the file that holds the href.
+    """
+    if is_remote(href) or FILE_ADDRESS.fullmatch(href):
+        return href
+    if not is_remote(base):
+        path = local_path(base).parent / href
+        decoded = local_path(base).parent / os.fsdecode(unquote_to_bytes(href)) if "%" in href else path
+        return str(decoded if decoded != path and not path.exists() and decoded.exists() else path)
+    if _scheme(base) in ("http", "https"):
+        return urljoin(base, href)
+    scheme, found, rest = base.rpartition("://")
+    return scheme + found + normpath(str(PurePosixPath(rest).parent / href))
+
+
+def check_file(href: str) -> Path:
+    """Returns the path of a local href.
+
+    Raises:
+        KitError: there is no file, or it is a folder, a pipe or a device: reading one may never end.
+    """
+    path = local_path(href)
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as cause:  # ValueError: a NUL in the path
+        reason = getattr(cause, "strerror", None) or cause
+        raise KitError(f"{href} cannot be read: {reason}", "is the path right?") from cause
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+        raise KitError(f"{href} is {kind}, expected a file", "is the path right?")
+    return path
+
+
+def read_bytes(href: str, most_bytes: int = MOST_BYTES) -> bytes:
     """Returns the content of a small file, local or remote.
 
     Raises:
-        KitError: it is missing, may not be read, or its host cannot be reached.
+        KitError: it is missing, too large or no regular file; or its server refuses, cannot be reached or never ends.
     """
-    if not is_remote(href):
-        try:
-            return local_path(href).read_bytes()
-        except OSError as cause:
-            raise KitError(f"{href} cannot be read: {cause.strerror}", "is the path right?") from cause
-    content, _ = _ask(href, "GET")
-    return content
+    if is_remote(href):
+        return _ask(href, "GET", most_bytes=most_bytes)[0]
+    path = check_file(href)
+    _check_size(href, path.stat().st_size, most_bytes)
+    try:
+        return path.read_bytes()
+    except OSError as cause:
+        raise KitError(f"{href} cannot be read: {cause.strerror}", "is the path right?") from cause
 
 
 def fingerprint(href: str) -> str:
-    """Returns a text that changes when an input changes: of a file, size and time; else what its server tells of it.
+    """Returns a text that changes when an input changes: size and time of a file, else its server's tags.
+
+    What lies in an archive changes with the archive.
 
     Raises:
-        KitError: it is missing, or its server tells neither tag, time nor length.
+        KitError: it is missing, or its server gives neither tag, time nor length.
     """
+    if archive := ARCHIVE.match(href):
+        return fingerprint(archive[1] or archive[2])
     if not is_remote(href):
-        return file_version(local_path(href))
+        status = check_file(href).stat()
+        return f"{status.st_size} {status.st_mtime_ns}"
     _, headers = _ask(href, "HEAD")
-    told = [headers.get("ETag"), headers.get("Last-Modified"), headers.get("Content-Range", headers["Content-Length"])]
-    if not any(told):
-        raise KitError(f"{href}: its server tells neither ETag, Last-Modified nor Content-Length", "copy it to a disk")
-    return " ".join(text for text in told if text)
+    tags = [headers.get("ETag"), headers.get("Last-Modified"), headers.get("Content-Range", headers["Content-Length"])]
+    if not any(tags):
+        raise KitError(f"{href}: its server gives neither ETag, Last-Modified nor Content-Length", "copy it to a disk")
+    return " ".join(text for text in tags if text)
+
+
+def host_of(href: str) -> str:
+    """Returns the host that an href is fetched from; empty for a local file."""
+    if archive := ARCHIVE.match(href):
+        return host_of(archive[1] or archive[2])
+    try:
+        return urlsplit(web_address(href)).netloc if is_remote(href) else ""
+    except KitError:
+        return ""
+
+
+def announce(hrefs: Iterable[str]) -> None:
+    """Says on stderr which hosts are fetched from, each host once."""
+    hosts = sorted({host_of(href) for href in hrefs} - _announced - {""})
+    if hosts:
+        _announced.update(hosts)
+        say(f"fetching from {', '.join(hosts)}")
 
 
 def web_address(href: str) -> str:
     """Returns the http(s) address of a remote href.
 
     Raises:
-        KitError: it has none, as what lies in an archive.
+        KitError: it has none, for example a file in an archive.
     """
     for scheme, prefix in GDAL_PREFIXES.items():  # GDAL's own paths, back to addresses
         if href.startswith(prefix):
             href = f"{scheme}://{href.removeprefix(prefix)}"
     scheme, _, rest = href.partition("://")
     if scheme.lower() in ("http", "https"):
-        return quote(href, safe="%/:=&?~#+!$,;'@()*[]")  # a space stays none; what is quoted already stays
+        return quote(href, safe="%/:=&?~#+!$,;'@()*[]")  # quotes spaces; what is quoted already stays
     bucket, _, key = rest.partition("/")
     account = os.environ.get("AZURE_STORAGE_ACCOUNT", "")
     if scheme.lower() == "s3":
@@ -137,12 +215,20 @@ def _is_s3(href: str) -> bool:
 
 
 def _scheme(href: str) -> str:
-    scheme, found, _ = href.partition("://")
-    return scheme.lower() if found else ""
+    scheme, separator, _ = href.partition("://")
+    return scheme.lower() if separator else ""
 
 
-def _ask(href: str, method: str, part: str = "") -> tuple[bytes, Message]:
+def _check_size(href: str, size: int, most_bytes: int) -> None:
+    if size > most_bytes:
+        raise KitError(
+            f"{href} has more than {most_bytes >> 20} MB, expected a catalogue or a table", "is the address right?"
+        )
+
+
+def _ask(href: str, method: str, part: str = "", most_bytes: int = MOST_BYTES) -> tuple[bytes, Message]:
     """Returns the content and the headers of a server's answer; of HEAD, or of a `part` in bytes, headers alone."""
+    announce([href])
     address = web_address(href)
     headers = {"User-Agent": f"kit/{__version__}", "Accept-Encoding": "identity"}
     if part:
@@ -151,7 +237,7 @@ def _ask(href: str, method: str, part: str = "") -> tuple[bytes, Message]:
         headers = signed(address, method, _region(), headers)
     try:
         with urlopen(Request(address, method=method, headers=headers), timeout=TIMEOUT_S) as answer:
-            return (b"" if part or method == "HEAD" else answer.read()), answer.headers
+            return (b"" if part or method == "HEAD" else _receive(href, answer, most_bytes)), answer.headers
     except HTTPError as cause:
         if method == "HEAD" and cause.code in NO_HEAD:
             return _ask(href, "GET", part="0-0")
@@ -160,6 +246,21 @@ def _ask(href: str, method: str, part: str = "") -> tuple[bytes, Message]:
         host = urlsplit(address).netloc
         reason = getattr(cause, "reason", None) or cause
         raise KitError(f"{href}: {host} cannot be reached: {reason}", "check the address and the connection") from cause
+
+
+def _receive(href: str, answer: HTTPResponse, most_bytes: int) -> bytes:
+    """Returns the whole content of an answer, within limits of size and time."""
+    length = int(answer.headers.get("Content-Length") or -1)
+    _check_size(href, length, most_bytes)
+    content, end = bytearray(), time.monotonic() + LONGEST_S
+    while chunk := answer.read1(CHUNK_BYTES):
+        content += chunk
+        _check_size(href, len(content), most_bytes)
+        if time.monotonic() > end:
+            raise KitError(f"{href} is still being sent after {LONGEST_S:g} s", "copy it to a disk")
+    if len(content) < length:
+        raise KitError(f"{href} ends after {len(content)} of {length} bytes", "try again")
+    return bytes(content)
 
 
 def _remedy(href: str, code: int) -> str:

@@ -1,220 +1,238 @@
-"""STAC catalogues, 0.8 to 1.1, read as scenes (with labels) or chips (without)."""
+"""STAC catalogues, 0.8 to 1.1, read as items: scenes with labels, or test chips without.
 
-import json
+The files are read directly, with the few fields that count, and links are followed downwards only: a copy of a
+published catalogue may still name its old home as root, parent and collection, which is not to be fetched.
+"""
+
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pystac
-from pystac.utils import make_absolute_href
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from kit.data.sources.remote import is_remote, local_path, read_bytes, suffix_of
+from kit.data.sources.inputs import TIFF_SUFFIXES, VECTOR_SUFFIXES, Scene
+from kit.data.sources.remote import is_remote, local_path, read_bytes, resolve, suffix_of
 from kit.errors import CatalogError, KitError
 
 LABELS_SUFFIX = "-labels"
-TIFF_SUFFIXES = (".tif", ".tiff")
-VECTOR_SUFFIXES = (".geojson", ".json", ".gpkg", ".shp", ".fgb")
-VECTOR_TYPES = ("geo+json", "geopackage", "flatgeobuf")  # what the media types of such files hold
-BESIDE = {"thumbnail", "overview", "metadata", "visual"}  # roles of assets that are no footprints
-DOWN = ("child", "item", "source")
+VECTOR_TYPES = ("geo+json", "geopackage", "flatgeobuf")  # parts of the media types of such files
+NO_FOOTPRINTS = {"thumbnail", "overview", "metadata", "visual"}  # roles of assets
+DEEPEST = 50  # catalogues within catalogues
+BOM = b"\xef\xbb\xbf"
 
 
-@dataclass(frozen=True)
-class Scene:
-    """One drone mosaic and its label files.
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True)  # a number is no id
+
+
+class _Link(_Part):
+    rel: str
+    href: str
+
+
+class _Asset(_Part):
+    href: str
+    type: str | None = None
+    roles: list[str] | None = None
+
+
+class _File(_Part):
+    """The fields of a catalogue, a collection or an item that count here."""
+
+    id: str
+    type: str | None = None  # catalogues before 1.0 have none
+    stac_version: str | None = None
+    links: list[_Link] | None = None
+    collection: str | None = None
+    assets: dict[str, _Asset] | None = None
+    properties: dict[str, Any] | None = None
+
+    def hrefs(self, rel: str) -> list[str]:
+        """Returns the hrefs of the links of one kind."""
+        return [link.href for link in self.links or () if link.rel == rel]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One item of a catalogue, its hrefs absolute.
 
     Args:
-        area: the collection's id, for example `kam`.
-        scene: the image item's id.
-        tier: 1 for careful labels, 2 for dirty ones.
-        image: path or URL of the GeoTIFF.
-        labels: paths or URLs of the footprint files.
+        id: of the item.
+        area: its collection's id, else that of the catalogue that lists it.
+        href: where it lies.
+        image: the asset `image`, else the first TIFF; empty where there is none.
+        vectors: the assets that may be footprints.
+        has_labels: whether an asset is called `labels`.
+        is_label: whether it describes the labels of another item: by link, by name, or by the label extension.
+        sources: the items whose labels it describes, as far as links say so.
     """
 
+    id: str
     area: str
-    scene: str
-    tier: int
+    href: str
     image: str
-    labels: tuple[str, ...]
+    vectors: tuple[str, ...]
+    has_labels: bool
+    is_label: bool
+    sources: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Pair:
-    """A ready-made image with its mask, both rasters of the same size.
+def read_catalog(path: str | Path) -> tuple[str, list[Item]]:
+    """Returns a catalogue's id and its items at any depth, each once however often it is listed.
 
     Args:
-        area: as of a scene.
-        scene: what it was cut from, as far as is known.
-        tier: 1 for careful labels, 2 for dirty ones.
-        name: unique within the scene, for example the file's stem.
-        image: path or URL.
-        mask: path or URL.
-    """
-
-    area: str
-    scene: str
-    tier: int
-    name: str
-    image: str
-    mask: str
-
-
-class _Reader(pystac.StacIO):
-    """Reads a catalogue's files where they lie, and follows links downwards only.
-
-    A copy of a published catalogue may still link to its old home as root, parent and collection: not to be fetched.
-    """
-
-    def read_text(self, source: Any, *args: Any, **kwargs: Any) -> str:
-        return read_bytes(os.fspath(source)).decode("utf-8-sig")
-
-    def json_loads(self, txt: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        found = json.loads(txt)
-        if not isinstance(found, dict):
-            raise ValueError(f"a JSON {type(found).__name__}, expected an object")
-        found["links"] = [link for link in found.get("links") or [] if link.get("rel") in DOWN]
-        return found
-
-    def write_text(self, dest: Any, txt: str, *args: Any, **kwargs: Any) -> None:
-        raise NotImplementedError("catalogues are only read")
-
-
-def open_catalog(path: str | Path) -> pystac.Catalog:
-    """Returns the catalogue or collection of a file or an address, or of the folder that holds `catalog.json`.
+        path: a file or an address of a catalogue or a collection, or the folder that holds `catalog.json`.
 
     Raises:
-        CatalogError: there is none, or it is no STAC.
+        CatalogError: there is none, it is no STAC, or an item or a collection cannot be read.
+    """
+    href = _href_of(path)
+    try:
+        root = _read(href, is_item=False)
+    except KitError as cause:
+        if isinstance(cause, CatalogError):
+            raise CatalogError(
+                f"{href} is no STAC catalogue: {cause.message}", "expected a JSON file of type Catalog"
+            ) from cause
+        raise CatalogError(f"no STAC catalogue at {path}: {cause.message}", cause.hint) from cause
+    items: list[Item] = []
+    seen = {href}
+    open_: list[tuple[str, _File, int]] = [(href, root, 0)]
+    try:
+        while open_:
+            place, catalog, depth = open_.pop()
+            for item_href in _below(place, catalog.hrefs("item"), seen):
+                items.append(_item(item_href, _read(item_href, is_item=True), catalog.id))
+            if depth == DEEPEST:
+                raise CatalogError(f"{place} lies {DEEPEST} catalogues deep", "give the catalogue that holds the items")
+            for child in _below(place, catalog.hrefs("child"), seen):
+                open_.append((child, _read(child, is_item=False), depth + 1))
+    except KitError as cause:
+        hint = cause.hint or "is it complete?"
+        raise CatalogError(f"catalogue {root.id}: an item cannot be read: {cause.message}", hint) from cause
+    return root.id, items
+
+
+def _href_of(path: str | Path) -> str:
+    """Returns the address or absolute path of a catalogue's file.
+
+    Raises:
+        CatalogError: there is no such file.
     """
     href = str(path)
     if is_remote(href):
-        href = href if suffix_of(href) == ".json" else f"{href.rstrip('/')}/catalog.json"
-    else:
-        file = local_path(href)
-        file = file / "catalog.json" if file.is_dir() else file
-        if not file.is_file():
-            raise CatalogError(
-                f"no STAC catalogue at {path}",
-                "give a catalog.json, or the folder that holds it; `kit sample` draws one",
-            )
-        href = str(file.resolve())
-    try:
-        found = _Reader().read_stac_object(href)
-        if not isinstance(found, pystac.Catalog):
-            raise TypeError(f"a {type(found).__name__}")
-    except (pystac.STACError, pystac.STACTypeError, ValueError, KeyError, TypeError, AttributeError) as cause:
-        raise CatalogError(f"{href} is no STAC catalogue: {cause}", "expected a JSON file of type Catalog") from cause
-    except KitError as cause:
-        raise CatalogError(f"no STAC catalogue at {path}: {cause.message}", cause.hint) from cause
-    found.set_root(found)
-    return found
+        return href if suffix_of(href) == ".json" else f"{href.rstrip('/')}/catalog.json"
+    file = local_path(href)
+    file = file / "catalog.json" if file.is_dir() else file
+    if not file.exists():
+        raise CatalogError(
+            f"no STAC catalogue at {path}", "give a catalog.json, or the folder that holds it; `kit sample` draws one"
+        )
+    return str(file.resolve())
 
 
-def read_items(catalog: pystac.Catalog) -> list[pystac.Item]:
-    """Returns the items of a catalogue, at any depth, each once however often it is listed.
+def _read(href: str, is_item: bool) -> _File:
+    """Returns the content of a catalogue's file.
 
     Raises:
-        CatalogError: one of them cannot be read.
+        CatalogError: it is no STAC of this kind.
+        KitError: it cannot be read.
     """
+    content = read_bytes(href).removeprefix(BOM)
     try:
-        return list(_walk(catalog, set()))
-    except (OSError, pystac.STACError, ValueError, KeyError, TypeError, AttributeError) as cause:
-        deep = cause.__cause__ if isinstance(cause.__cause__, KitError) else None
-        reason, hint = (deep.message, deep.hint) if deep else (cause, "is it complete?")
-        raise CatalogError(f"catalogue {catalog.id}: an item cannot be read: {reason}", hint) from cause
+        file = _File.model_validate_json(content)
+    except ValidationError as cause:
+        error = cause.errors(include_url=False, include_input=False)[0]
+        field = ".".join(str(part) for part in error["loc"])
+        raise CatalogError(f"{href}: {f'field {field}: ' if field else ''}{error['msg']}") from cause
+    kinds = ("Feature",) if is_item else ("Catalog", "Collection")
+    if file.type not in kinds and (file.type is not None or is_item or not file.stac_version):
+        raise CatalogError(f"{href}: of type {file.type}, expected {' or '.join(kinds)}")
+    return file
 
 
-def _walk(catalog: pystac.Catalog, seen: set[str]) -> Iterator[pystac.Item]:
-    for item in catalog.get_items():
-        if (place := _plain(item.get_self_href())) not in seen:
-            seen.add(place)
-            yield item
-    for child in catalog.get_children():
-        if (place := _plain(child.get_self_href())) not in seen:
-            seen.add(place)
-            yield from _walk(child, seen)
+def _below(base: str, hrefs: Iterable[str], seen: set[str]) -> list[str]:
+    """Returns links as absolute hrefs, those left out that are known already."""
+    places = [place for place in dict.fromkeys(_absolute(href, base) for href in hrefs) if place not in seen]
+    seen.update(places)
+    return places
 
 
-def _plain(href: str | None) -> str:
-    """Returns an href such that two of one place are equal: `file://` and `./` fall away."""
-    return href if href and is_remote(href) else os.path.normpath(local_path(href or ""))
+def _absolute(href: str, base: str) -> str:
+    """Returns an absolute href such that two hrefs of one place are equal."""
+    place = resolve(href, base)
+    return place if is_remote(place) else os.path.normpath(local_path(place))
 
 
-def _absolute(href: str, item: pystac.Item) -> str:
-    return _plain(make_absolute_href(href, item.get_self_href()))
+def _item(href: str, file: _File, parent: str) -> Item:
+    assets = file.assets or {}
+    tiffs = [asset for asset in assets.values() if suffix_of(asset.href) in TIFF_SUFFIXES]
+    image = assets.get("image") or next(iter(tiffs), None)
+    sources = tuple(_absolute(link, href) for link in file.hrefs("source"))
+    described = file.id.endswith(LABELS_SUFFIX) or any(key.startswith("label:") for key in file.properties or ())
+    return Item(
+        file.id,
+        file.collection or parent,
+        href,
+        _absolute(image.href, href) if image else "",
+        tuple(_absolute(asset.href, href) for asset in assets.values() if _may_be_footprints(asset)),
+        "labels" in assets,
+        described or bool(sources) or ("labels" in assets and "image" not in assets),
+        sources,
+    )
 
 
-def image_of(item: pystac.Item) -> str:
-    """Returns the absolute href of an item's image: the asset `image`, else its first TIFF.
+def _may_be_footprints(asset: _Asset) -> bool:
+    typed = any(name in (asset.type or "").lower() for name in VECTOR_TYPES)
+    return (typed or suffix_of(asset.href) in VECTOR_SUFFIXES) and not NO_FOOTPRINTS & set(asset.roles or ())
+
+
+def image_of(item: Item) -> str:
+    """Returns the absolute href of an item's image.
 
     Raises:
         CatalogError: it has none.
     """
-    tiffs = [asset for asset in item.assets.values() if suffix_of(asset.href) in TIFF_SUFFIXES]
-    for asset in (item.assets.get("image"), *tiffs):
-        if asset is not None:
-            return _absolute(asset.href, item)
-    raise CatalogError(f"item {item.id} has no asset `image` and no TIFF", "expected one image an item")
-
-
-def _vectors(item: pystac.Item) -> list[str]:
-    """Returns the absolute hrefs of an item's footprint files."""
-    found = []
-    for asset in item.assets.values():
-        kind = (asset.media_type or "").lower()
-        typed = any(name in kind for name in VECTOR_TYPES)
-        fits = typed or suffix_of(asset.href) in VECTOR_SUFFIXES
-        if fits and not BESIDE & set(asset.roles or ()):
-            found.append(_absolute(asset.href, item))
-    return found
-
-
-def _is_label(item: pystac.Item) -> bool:
-    """Returns whether an item describes the labels of another: by link, by name, or by the label extension."""
-    described = item.id.endswith(LABELS_SUFFIX) or any(key.startswith("label:") for key in item.properties)
-    return described or bool(item.get_links("source")) or ("labels" in item.assets and "image" not in item.assets)
-
-
-def _area(item: pystac.Item) -> str:
-    parent = item.get_parent()
-    return str(item.collection_id or (parent.id if parent else "area"))
+    if not item.image:
+        raise CatalogError(f"item {item.id} has no asset `image` and no TIFF", "expected one image an item")
+    return item.image
 
 
 Key = tuple[str, str]  # area, scene
 
 
-def _images(items: Iterable[pystac.Item]) -> dict[Key, pystac.Item]:
+def _images(items: Iterable[Item]) -> dict[Key, Item]:
     """Returns the image items by area and id.
 
     Raises:
-        CatalogError: two files tell of one scene.
+        CatalogError: two items describe one scene.
     """
-    found: dict[Key, pystac.Item] = {}
+    images: dict[Key, Item] = {}
     for item in items:
-        key = _area(item), item.id
-        if key in found:
+        key = item.area, item.id
+        if key in images:
             raise CatalogError(
-                f"two items are scene {'/'.join(key)}: {found[key].get_self_href()} and {item.get_self_href()}",
+                f"two items are scene {'/'.join(key)}: {images[key].href} and {item.href}",
                 "give one of them another id",
             )
-        found[key] = item
-    return found
+        images[key] = item
+    return images
 
 
-def _owners(label: pystac.Item, images: dict[Key, pystac.Item], places: dict[str, Key]) -> list[Key]:
+def _owners(label: Item, images: dict[Key, Item], places: dict[str, Key], by_id: dict[str, list[Key]]) -> list[Key]:
     """Returns the scenes that a label item belongs to: by its `source` links, else by its name.
 
     Raises:
         CatalogError: there is no such scene.
     """
-    hrefs = [_absolute(str(link.get_href(transform_href=False)), label) for link in label.get_links("source")]
     owners = []
-    for href in hrefs or [label.id.removesuffix(LABELS_SUFFIX)]:
-        name = Path(href).stem if hrefs else href
-        elsewhere = [key for key in images if key[1] == name]
-        same = (_area(label), name)
+    for href in label.sources or [label.id.removesuffix(LABELS_SUFFIX)]:
+        name = Path(href).stem if label.sources else href
+        elsewhere = by_id.get(name, [])
+        same = (label.area, name)
         if href in places:
             owners.append(places[href])
         elif same in images:
@@ -223,16 +241,16 @@ def _owners(label: pystac.Item, images: dict[Key, pystac.Item], places: dict[str
             owners.append(elsewhere[0])
         else:
             raise CatalogError(
-                f"labels {_area(label)}/{label.id} belong to scene {name}, which the catalogue does not hold",
+                f"labels {label.area}/{label.id} belong to scene {name}, which the catalogue does not hold",
                 f"expected a link `source` to an image item, or the name <scene>{LABELS_SUFFIX}",
             )
     return owners
 
 
 def tier_of(name: str) -> int:
-    """Returns the tier that a catalogue's id tells, as `train_tier_2` does; else 1."""
-    found = re.search(r"tier_?(\d)", name)
-    return int(found[1]) if found else 1
+    """Returns the tier in a catalogue's id such as `train_tier_2`; else 1."""
+    match = re.search(r"tier_?(\d)", name)
+    return int(match[1]) if match else 1
 
 
 def read_scenes(path: str | Path) -> tuple[str, list[Scene]]:
@@ -241,18 +259,20 @@ def read_scenes(path: str | Path) -> tuple[str, list[Scene]]:
     Raises:
         CatalogError: no catalogue, no scenes, a scene without labels, or labels without a scene.
     """
-    catalog = open_catalog(path)
-    items = read_items(catalog)
-    images = _images(item for item in items if not _is_label(item))
+    name, items = read_catalog(path)
+    images = _images(item for item in items if not item.is_label)
     if not images:
         raise CatalogError(f"catalogue {path} holds no scenes", "expected image items below its collections")
     hrefs = {key: image_of(item) for key, item in images.items()}
-    labels = {key: set(_vectors(item)) if "labels" in item.assets else set() for key, item in images.items()}
-    places = {_plain(item.get_self_href()): key for key, item in images.items()}
+    labels = {key: set(item.vectors) if item.has_labels else set() for key, item in images.items()}
+    places = {item.href: key for key, item in images.items()}
+    by_id: dict[str, list[Key]] = {}
+    for key in images:
+        by_id.setdefault(key[1], []).append(key)
     for item in items:
-        if _is_label(item):
-            for key in _owners(item, images, places):
-                labels[key].update(_vectors(item))
+        if item.is_label:
+            for key in _owners(item, images, places, by_id):
+                labels[key].update(item.vectors)
     bare = sorted(key for key, files in labels.items() if not files)
     if bare:
         names = ", ".join("/".join(key) for key in bare[:3])
@@ -260,10 +280,10 @@ def read_scenes(path: str | Path) -> tuple[str, list[Scene]]:
             f"{len(bare)} of {len(images)} scenes have no labels, first {names}",
             f"each scene needs an item <scene>{LABELS_SUFFIX} with a GeoJSON asset `labels`",
         )
-    tier = tier_of(catalog.id)
+    tier = tier_of(name)
     scenes = [Scene(*key, tier, href, tuple(sorted(labels[key]))) for key, href in sorted(hrefs.items())]
     for scene in scenes:
         for href in (scene.image, *scene.labels):
-            if not is_remote(href) and not Path(href).exists():
+            if not is_remote(href) and not Path(href).is_file():
                 raise CatalogError(f"scene {scene.area}/{scene.scene}: no file {href}", "is the catalogue complete?")
-    return catalog.id, scenes
+    return name, scenes

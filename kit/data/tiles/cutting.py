@@ -14,8 +14,8 @@ from kit.data.collars import Collar
 from kit.data.footprints import Footprints
 from kit.data.grids import Grid
 from kit.data.rasters import gdal_options
+from kit.data.sources.inputs import Scene
 from kit.data.sources.remote import is_remote
-from kit.data.sources.stac import Scene
 from kit.data.tiles.tile import SCENE, Skipped, Spot, Tile, encode_image, encode_mask, read_mask, row_of
 from kit.data.tiles.warping import Imagery
 from kit.errors import RasterError

@@ -16,8 +16,8 @@ from kit.data.collars import BLACK, black_frame
 from kit.data.grids import Grid
 from kit.data.masks import BUILDING, IGNORE
 from kit.data.rasters import open_image, validity
+from kit.data.sources.inputs import Pair
 from kit.data.sources.remote import gdal_path
-from kit.data.sources.stac import Pair
 from kit.data.tiles.cutting import Cut, Failed, Style, at_work, cut_before, too_little
 from kit.data.tiles.tile import Spot, encode_image, encode_mask, row_of
 from kit.errors import KitError, RasterError

@@ -14,9 +14,9 @@ from kit.data.burning import read_width
 from kit.data.folds.assign import assign_folds, check_way
 from kit.data.grids import check_grid
 from kit.data.index import read_table
+from kit.data.sources.inputs import Scene
 from kit.data.sources.remote import is_remote, local_path
 from kit.data.sources.source import read_source
-from kit.data.sources.stac import Scene
 from kit.data.tiles.cutting import Failed, Style
 from kit.data.tiles.jobs import Part, Scenes
 from kit.data.tiles.ledger import Json, Ledger, Record

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kit.data.masks import IGNORE, Counts, count, pool
-from kit.data.sources.stac import TIFF_SUFFIXES
+from kit.data.sources.inputs import TIFF_SUFFIXES
 from kit.deploy.submission.archive import Entry, entries
 from kit.deploy.submission.mask_tiff import decode_mask
 from kit.errors import RasterError, ScoreError, SubmissionError

@@ -13,7 +13,18 @@ from web import Web
 
 import kit.data.sources.remote
 from kit.data.footprints import read_footprints
-from kit.data.sources.remote import fingerprint, gdal_path, is_remote, local_path, read_bytes, suffix_of, web_address
+from kit.data.sources.remote import (
+    announce,
+    fingerprint,
+    gdal_path,
+    host_of,
+    is_remote,
+    local_path,
+    read_bytes,
+    resolve,
+    suffix_of,
+    web_address,
+)
 from kit.data.sources.signing import signed
 from kit.errors import KitError
 
@@ -47,6 +58,7 @@ def test_suffix_is_that_of_the_path():
     assert suffix_of("https://host/a.TIF?name=b.json") == ".tif"
     assert suffix_of("s3://bucket/what?.geojson") == ".geojson"
     assert suffix_of("/data/a") == ""
+    assert suffix_of("/vsicurl/https://host/a.tif?key=b.json") == ".tif"
 
 
 def write_raster(path: Path, side_px: int = 1024) -> np.ndarray:
@@ -114,7 +126,7 @@ def test_a_fingerprint_fetches_no_content(web: Web):
 def test_a_server_that_tells_nothing_cannot_be_watched(web: Web):
     (web.folder / "a.json").write_bytes(b"{}")
     web.order(silent=True)
-    with pytest.raises(KitError, match="tells neither ETag, Last-Modified nor Content-Length"):
+    with pytest.raises(KitError, match="gives neither ETag, Last-Modified nor Content-Length"):
         fingerprint(f"{web.url}/a.json")
 
 
@@ -188,7 +200,106 @@ def test_addresses_follow_the_variables_of_gdal(
 def test_what_has_no_address_is_named(monkeypatch: pytest.MonkeyPatch, href: str):
     monkeypatch.delenv("AZURE_STORAGE_ACCOUNT", raising=False)
     with pytest.raises(KitError, match=f"{href} has no address on the web"):
-        fingerprint(href)
+        read_bytes(href)
+
+
+@pytest.mark.parametrize("form", ["/vsizip/{}/in/a.shp", "/vsizip/{{{}}}/in/a.shp", "/vsizip/{}"])
+def test_what_lies_in_an_archive_changes_with_it(web: Web, form: str):
+    (web.folder / "a b.zip").write_bytes(b"PK")
+    for place in (str(web.folder / "a b.zip"), f"/vsicurl/{web.url}/a b.zip"):
+        assert fingerprint(form.format(place)) == fingerprint(place)
+    assert host_of(form.format(f"/vsicurl/{web.url}/a b.zip")) == web.host
+
+
+@pytest.mark.parametrize(
+    ("href", "path"),
+    [
+        ("file:///data/a%20b.tif", "/data/a b.tif"),
+        ("file://localhost/data/a.tif", "/data/a.tif"),
+        ("file:/data/a.tif", "/data/a.tif"),
+        ("FILE:///data/a#1?.tif", "/data/a#1?.tif"),
+        ("file:///data/%E6%9D%B1.tif", "/data/東.tif"),
+        ("100%20.tif", "100%20.tif"),  # no address: as it stands
+    ],
+)
+def test_file_addresses_in_every_form(href: str, path: str):
+    assert not is_remote(href)
+    assert local_path(href) == Path(path)
+
+
+@pytest.mark.parametrize(
+    ("href", "base", "expected"),
+    [
+        ("a.tif", "http://host/c/catalog.json?key=1", "http://host/c/a.tif"),
+        ("../a.tif", "s3://bucket/c/d/catalog.json", "s3://bucket/c/a.tif"),
+        ("./x/a.tif", "/vsis3/bucket/catalog.json", "/vsis3/bucket/x/a.tif"),
+        ("a.tif", "file:///data/c/catalog.json", "/data/c/a.tif"),
+        ("/data/a.tif", "/other/catalog.json", "/data/a.tif"),
+        ("https://host/a.tif", "/data/catalog.json", "https://host/a.tif"),
+    ],
+)
+def test_hrefs_are_resolved_beside_their_file(href: str, base: str, expected: str):
+    assert resolve(href, base) == expected
+
+
+def test_quoted_names_are_found_as_they_stand_or_decoded(tmp_path: Path):
+    (tmp_path / "a b.tif").touch()
+    (tmp_path / "50%25.tif").touch()
+    (tmp_path / "50%.tif").touch()
+    base = str(tmp_path / "catalog.json")
+    assert resolve("a%20b.tif", base) == str(tmp_path / "a b.tif")
+    assert resolve("50%25.tif", base) == str(tmp_path / "50%25.tif")
+    assert resolve("gone%20.tif", base) == str(tmp_path / "gone%20.tif")
+
+
+def special(folder: Path, kind: str) -> Path:
+    """Returns what reads for ever, or not at all."""
+    if kind == "device":
+        return Path("/dev/zero")
+    if kind == "folder":
+        return folder
+    os.mkfifo(folder / "pipe")
+    return folder / "pipe"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+@pytest.mark.parametrize("ask", [read_bytes, fingerprint])
+def test_only_regular_files_are_read(tmp_path: Path, kind: str, ask):
+    with pytest.raises(KitError, match=r"is (a folder|a pipe or a device), expected a file"):
+        ask(str(special(tmp_path, kind)))
+
+
+def test_a_path_with_a_nul_is_one_error():
+    with pytest.raises(KitError, match="cannot be read"):
+        read_bytes("a\0.json")
+
+
+def test_large_files_are_refused_before_they_are_read(web: Web):
+    with (web.folder / "big.json").open("wb") as file:
+        file.truncate(2 << 20)
+    for href in (str(web.folder / "big.json"), f"{web.url}/big.json"):
+        with pytest.raises(KitError, match="has more than 1 MB, expected a catalogue"):
+            read_bytes(href, 1 << 20)
+
+
+def test_a_server_that_never_stops_is_given_up(web: Web, monkeypatch: pytest.MonkeyPatch):
+    web.order(endless=True)
+    with pytest.raises(KitError, match="has more than 1 MB"):
+        read_bytes(f"{web.url}/a.json", 1 << 20)
+    monkeypatch.setattr(kit.data.sources.remote, "LONGEST_S", 0.2)
+    with pytest.raises(KitError, match=r"is still being sent after 0\.2 s"):
+        read_bytes(f"{web.url}/a.json", 1 << 40)
+
+
+def test_hosts_are_named_once(web: Web, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(kit.data.sources.remote, "_announced", set())
+    (web.folder / "a.json").write_bytes(b"{}")
+    for _ in range(2):
+        read_bytes(f"{web.url}/a.json")
+    announce(["a.tif", f"{web.url}/a.tif", "https://far.away/a.tif", "gs://bucket/a.tif"])
+    assert capsys.readouterr().err.splitlines() == [
+        f"fetching from {web.host}", "fetching from far.away, storage.googleapis.com"
+    ]  # fmt: skip
 
 
 KEYS = {  # of the example in Amazon's documentation, which opens nothing

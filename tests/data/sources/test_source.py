@@ -6,8 +6,8 @@ import pytest
 from factories import write_catalog
 from web import Web
 
+from kit.data.sources.inputs import Pair, Scene
 from kit.data.sources.source import read_source
-from kit.data.sources.stac import Pair, Scene
 from kit.errors import CatalogError, DataError
 
 
@@ -83,6 +83,11 @@ FOLDERS = [
     (["kam/x/1/a.png", "kam/x/1/a_mask.png"], [("city", "kam", "x-1-a", "kam/x/1/a.png", "kam/x/1/a_mask.png")]),
     (["c/a.tif", "c/a.geojson", "images/b.png", "masks/b.png"],
      [("c", "a", "c/a.tif", "c/a.geojson"), ("city", "city", "b", "images/b.png", "masks/b.png")]),
+    (["images/東区.tif", "labels/東区.geojson", "images/西区.tif", "labels/西区.geojson"],
+     [("city", "東区", "images/東区.tif", "labels/東区.geojson"),
+      ("city", "西区", "images/西区.tif", "labels/西区.geojson")]),
+    (["Su\u0308d/a.tif", "Su\u0308d/a.fgb"], [("S\u00fcd", "a", "Su\u0308d/a.tif", "Su\u0308d/a.fgb")]),
+    (["images/u\u0308.tif", "labels/\u00fc.fgb"], [("city", "\u00fc", "images/u\u0308.tif", "labels/\u00fc.fgb")]),
     (["a.tif", "a.geojson", ".b.tif", ".cache/c.tif", "__MACOSX/d.tif", "read.me", "a.tif.aux.xml", "a.prj"],
      [("city", "a", "a.tif", "a.geojson")]),
 ]  # fmt: skip
@@ -104,6 +109,35 @@ def test_json_that_is_no_geojson_is_left_alone(tmp_path: Path):
     (root / "a.json").write_text('{"type": "Feature", "id": "a"}')
     (root / "info.json").write_text("{}")
     assert told(root) == [("city", "a", "a.tif", "a.geojson")]
+
+
+def test_large_json_whose_type_stands_last_is_a_geojson(tmp_path: Path):
+    root = touch(tmp_path / "city", "a.tif")
+    (root / "a.json").write_text('{"features": [' + " " * (1 << 18) + '], "type": "FeatureCollection"}')
+    assert told(root) == [("city", "a", "a.tif", "a.json")]
+
+
+@pytest.mark.parametrize("name", [b"images/\xff.tif", b"\xff/a.png"])
+def test_names_that_are_no_text_are_one_error(tmp_path: Path, name: bytes):
+    touch(tmp_path, os.fsdecode(name))
+    with pytest.raises(DataError, match=r"the name b'.*\\xff.*' is not UTF-8"):
+        read_source(tmp_path)
+
+
+def test_pipes_and_broken_links_are_named(tmp_path: Path):
+    root = touch(tmp_path, "a.tif")
+    os.mkfifo(root / "a.geojson")
+    with pytest.raises(DataError, match=r"a\.geojson is no file"):
+        read_source(root)
+    (root / "a.geojson").unlink()
+    (root / "a.geojson").symlink_to("gone.geojson")
+    with pytest.raises(DataError, match=r"a\.geojson is no file"):
+        read_source(root)
+
+
+def test_a_condition_reaches_every_scene(tmp_path: Path):
+    (scene,) = read_source(touch(tmp_path, "a.tif", "a.gpkg"), where="kind = 'building'").scenes
+    assert scene.where == "kind = 'building'"
 
 
 def test_linked_folders_are_read_once(tmp_path: Path):
@@ -256,6 +290,7 @@ def test_a_table_on_the_web(web: Web):
         (["image,label", "a.png,a.fgb"], "has the columns image, label$"),
         ([], r"has the columns \(none\)$"),
         (["image,mask"], "has no rows$"),
+        (["image,mask,image", "a.png,a.png,x/a.png"], "has two columns of one name: image, mask, image$"),
         (["image,mask", "a.png,", ",a.png", "a.png,a.png"], "2 of 3 rows are incomplete, first line 2, line 3$"),
         (["image,mask,labels", "a.png,a.png,a.fgb"], "1 of 1 rows are incomplete, first line 2$"),
         (["image,mask,tier", "a.png,a.png,x", "a.png,a.png,2"], "1 of 2 rows have an unknown tier, first line 2: x$"),
@@ -281,5 +316,6 @@ def test_names_fit_in_file_names(tmp_path: Path):
     source = read_source(root)
     (pair,) = source.pairs
     for text in (source.name, pair.area, pair.scene, pair.name):
-        assert re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", text)
-    assert source.name == "my-city"
+        assert re.fullmatch(r"[\w-][\w.-]*", text)
+    assert (source.name, pair.area, pair.name) == ("my-city", "my-city", "1--a")
+    assert pair.scene == "ár"

@@ -9,7 +9,7 @@ import shapely
 from factories import write_footprints
 
 from kit.data.grids import Grid
-from kit.data.sources.stac import Scene
+from kit.data.sources.inputs import Scene
 from kit.data.tiles.cutting import Block, Cut, Style, cut_block
 from kit.data.tiles.jobs import plan
 

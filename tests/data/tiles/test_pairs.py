@@ -6,8 +6,8 @@ import rasterio
 from factories import at_kampala, write_bands
 
 from kit.data.dataset import read_tile
+from kit.data.sources.inputs import Pair
 from kit.data.sources.source import Source
-from kit.data.sources.stac import Pair
 from kit.data.tiles import prepare as preparing
 from kit.data.tiles.prepare import Prepared, prepare
 from kit.errors import CutError, DataError

@@ -1,0 +1,49 @@
+"""Scenes and pairs: the images with labels that a data set is cut from."""
+
+from dataclasses import dataclass
+
+TIFF_SUFFIXES = (".tif", ".tiff")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", *TIFF_SUFFIXES, ".webp")
+VECTOR_SUFFIXES = (".geojson", ".json", ".gpkg", ".shp", ".fgb")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A georeferenced image and the files of its footprints.
+
+    Args:
+        area: city or region, for example `kam`; in a catalogue the collection's id.
+        scene: name of the image within its area.
+        tier: 1 for careful labels, 2 for dirty ones.
+        image: path or address of the GeoTIFF.
+        labels: paths or addresses of the footprint files.
+        where: SQL condition that chooses features of the labels, for example `kind = 'building'`; empty: all.
+    """
+
+    area: str
+    scene: str
+    tier: int
+    image: str
+    labels: tuple[str, ...]
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A ready-made image with its mask, both rasters of the same size.
+
+    Args:
+        area: city or region.
+        scene: the scene that it was cut from, as far as is known.
+        tier: 1 for careful labels, 2 for dirty ones.
+        name: unique within the scene, for example the file's stem.
+        image: path or address.
+        mask: path or address.
+    """
+
+    area: str
+    scene: str
+    tier: int
+    name: str
+    image: str
+    mask: str
