@@ -73,9 +73,9 @@ def seed_side(chips: list[Path], out: Path) -> dict[str, float]:
 
 def kit_side(first: Path, chips: Path, weights: Path, engine: str, dtype: str = "") -> dict[str, float | str]:
     """Returns seconds a chip of `kit submit` over a folder of chips, warmed up with the one in `first`."""
+    from kit.data.rasters import read_image
     from kit.deploy.engine import backends, openvino, tuning
     from kit.deploy.submission import submit
-    from kit.deploy.submission.mask_tiff import read_image
     from kit.deploy.weights import torchscript
 
     warm = read_image(next(first.glob("*.tif")))

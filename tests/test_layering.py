@@ -31,11 +31,6 @@ KNOWN = {
     ("data/report.py", "kit.data.tiles.ledger"),
     ("data/report.py", "kit.data.tiles.prepare"),
     ("deploy/freeze/formats.py", "kit.deploy.engine.openvino"),
-    ("deploy/mosaics/assembled.py", "kit.deploy.submission.mask_tiff"),
-    ("deploy/mosaics/pictures.py", "kit.deploy.submission.mask_tiff"),
-    ("deploy/mosaics/resolution.py", "kit.deploy.submission.mask_tiff"),
-    ("deploy/mosaics/sides.py", "kit.deploy.submission.mask_tiff"),
-    ("deploy/mosaics/wide.py", "kit.deploy.submission.mask_tiff"),
 }
 BASE = {"errors", "outputs", "paths", "console"}
 FILES = sorted(ROOT.rglob("*.py"))

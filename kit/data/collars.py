@@ -1,93 +1,135 @@
-"""Black frames around scenes whose alpha, nodata value or mask does not tell where imagery ends."""
+"""Collars: black or white pixels around imagery that no alpha band, nodata value or mask marks as no data.
 
+Black counts in every piece of some size that reaches the image's edge. White does so only in long pieces, since white
+roofs at the edge are common.
+"""
+
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import rasterio
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.enums import Resampling
-from rasterio.errors import RasterioError
 from rasterio.warp import reproject
-from rasterio.windows import Window
 
 from kit.data.grids import Grid
-from kit.data.rasters import validity
-from kit.errors import RasterError
 
-BLACK = 8  # of 255: JPEG leaves a little noise in a black collar
+BLACK = 8  # of 255, in all bands: JPEG leaves a little noise in a black collar
+WHITE = 252  # likewise in a white one
 COARSE_PX = 1024  # longest side of the collar's map
-COLLAR_SHARE = 0.0005  # of the image: smaller black pieces at its edge are shadows
+COLLAR_SHARE = 0.0005  # of the image: smaller pieces at its edge are shadows
+WHITE_REACH = 2 / 3  # of the image's shorter side: white that touches less of the edge may be a roof
+IN_BLACK, IN_WHITE = 1, 2  # values of a collar's map; 0 is imagery
 
 
 @dataclass(frozen=True)
 class Collar:
-    """Where black pixels frame a scene, which its alpha, nodata value or mask does not tell.
+    """Where black or white pixels frame a scene.
 
     Args:
-        near: (h, w) bool, coarse: black that reaches the scene's edge, and one coarse pixel around it.
-        transform: its pixels to the scene's CRS.
+        near: (h, w) uint8, coarse: 0, `IN_BLACK` or `IN_WHITE`, with one coarse pixel around each.
+        transform: from its pixels to the scene's CRS.
         crs: of the scene.
     """
 
-    near: NDArray[np.bool_]
+    near: NDArray[np.uint8]
     transform: Affine
     crs: str
 
-    def on(self, grid: Grid, row: int, column: int) -> NDArray[np.bool_]:
-        """Returns the collar's map on a tile, (side, side) bool."""
-        seen = np.zeros((grid.side_px, grid.side_px), np.uint8)
+    def on(self, grid: Grid, row: int, column: int) -> NDArray[np.uint8]:
+        """Returns the collar's map on a tile, (side, side)."""
+        near = np.zeros((grid.side_px, grid.side_px), np.uint8)
         reproject(
-            self.near.astype(np.uint8), seen, src_transform=self.transform, src_crs=self.crs,
+            self.near, near, src_transform=self.transform, src_crs=self.crs,
             dst_transform=grid.transform(row, column), dst_crs=grid.crs, resampling=Resampling.nearest,
         )  # fmt: skip
-        return seen > 0
+        return near
 
 
-def find_collar(source: rasterio.DatasetReader) -> Collar | None:
-    """Returns the black collar of a scene, or None; see `black_frame`.
+def in_collar(rgb: NDArray[np.uint8], near: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Returns which pixels belong to a collar, (H, W) bool.
 
-    Raises:
-        RasterError: the scene is broken where it is looked for: whatever was cut would lack it.
+    Args:
+        rgb: (3, H, W).
+        near: (H, W), a collar's map at that size.
     """
-    try:
-        near = black_frame(source)
-    except RasterioError as cause:
-        raise RasterError(f"{source.name} is broken: {cause.__cause__ or cause}", "fetch the file again") from cause
-    if near is None:
-        return None
-    height, width = near.shape
-    coarse = source.transform @ Affine.scale(source.width / width, source.height / height)
-    return Collar(near, coarse, source.crs.to_string())
+    found = np.zeros(near.shape, bool)
+    for kind in (IN_BLACK, IN_WHITE):
+        here = near == kind
+        if here.any():
+            found |= here & _is_colour(rgb, kind)
+    return found
 
 
-def black_frame(source: rasterio.DatasetReader) -> NDArray[np.bool_] | None:
-    """Returns where black that the file takes for imagery reaches the image's edge, (h, w) bool; None: nowhere.
+def may_have_collar(edges: Iterable[NDArray[np.uint8]], nodata: float | None) -> bool:
+    """Returns whether a collar is worth looking for.
 
-    Found in a coarse copy, `COARSE_PX` at most, and one coarse pixel around it; only where the outermost pixels are
-    black, and in pieces of some size: shadows stay imagery. So it is beside alpha, which may end the imagery elsewhere.
+    Args:
+        edges: the image's four outermost lines, (3, length) each.
+        nodata: the file's nodata value.
     """
-    width, height = source.width, source.height
-    edges = (0, 0, width, 1), (0, height - 1, width, 1), (0, 0, 1, height), (width - 1, 0, 1, height)
-    if not any(_black(source, Window(*edge)).any() for edge in edges):
-        return None
-    shrink = max(1.0, max(width, height) / COARSE_PX)
-    size = max(1, round(height / shrink)), max(1, round(width / shrink))
-    black = _black(source, Window(0, 0, width, height), size).astype(np.uint8)
-    _, pieces, stats, _ = cv2.connectedComponentsWithStats(black, connectivity=4)
-    rim = np.concatenate([pieces[0], pieces[-1], pieces[:, 0], pieces[:, -1]])
-    large = [piece for piece in np.unique(rim[rim > 0]) if stats[piece, cv2.CC_STAT_AREA] >= COLLAR_SHARE * black.size]
-    if not large:
-        return None
-    reached = np.isin(pieces, large).astype(np.uint8)
-    near: NDArray[np.bool_] = cv2.dilate(reached, np.ones((3, 3), np.uint8)) > 0
-    return near
+    white, shortest = 0, math.inf
+    for edge in edges:
+        if _is_colour(edge, IN_BLACK).any():
+            return True
+        white += int(np.count_nonzero(_is_colour(edge, IN_WHITE)))
+        shortest = min(shortest, edge.shape[1])
+    return white > 0 and (_declared(nodata, IN_WHITE) or white > WHITE_REACH / 2 * shortest)
 
 
-def _black(source: rasterio.DatasetReader, window: Window, size: tuple[int, int] | None = None) -> NDArray[np.bool_]:
-    """Returns where a window holds black that the file takes for imagery, (h, w) bool; at another size if wanted."""
-    height, width = size or (int(window.height), int(window.width))
-    rgb = source.read((1, 2, 3), window=window, out_shape=(3, height, width))
-    black: NDArray[np.bool_] = (rgb <= BLACK).all(axis=0) & validity(source, window, (height, width))
-    return black
+def map_collar(
+    rgb: NDArray[np.uint8], valid: NDArray[np.bool_], nodata: float | None = None
+) -> NDArray[np.uint8] | None:
+    """Returns a collar's map of an image, (h, w) uint8, or None where it has no collar.
+
+    Args:
+        rgb: (3, h, w), the image at a coarse resolution.
+        valid: (h, w), what the file takes for imagery.
+        nodata: the file's nodata value: compression may have changed it by a little.
+    """
+    near = np.zeros(valid.shape, np.uint8)
+    for kind in (IN_BLACK, IN_WHITE):
+        declared = _declared(nodata, kind)
+        colour = _is_colour(rgb, kind) & (valid | declared)
+        reached = _reaching(colour, everywhere=kind == IN_BLACK or declared)
+        if reached.any():
+            near[cv2.dilate(reached.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0] = kind
+    return near if near.any() else None
+
+
+def _declared(nodata: float | None, kind: int) -> bool:
+    """Returns whether a file says itself that black, or white, is no data."""
+    return nodata is not None and (0 <= nodata <= BLACK if kind == IN_BLACK else WHITE <= nodata <= 255)
+
+
+def _is_colour(rgb: NDArray[np.uint8], kind: int) -> NDArray[np.bool_]:
+    red, green, blue = rgb
+    if kind == IN_BLACK:
+        return np.maximum(np.maximum(red, green), blue) <= BLACK
+    return np.minimum(np.minimum(red, green), blue) >= WHITE
+
+
+def _reaching(colour: NDArray[np.bool_], everywhere: bool) -> NDArray[np.bool_]:
+    """Returns the pieces of a colour that are large and reach the image's edge, (h, w) bool.
+
+    Unless `everywhere`, only pieces that touch the edge over `WHITE_REACH` count, and beside such a piece those that
+    hold a corner of the image.
+    """
+    rim = [np.s_[0], np.s_[-1], np.s_[1:-1, 0], np.s_[1:-1, -1]]
+    on_rim, least_px = np.concatenate([colour[line] for line in rim]).sum(), COLLAR_SHARE * colour.size
+    reach_px = 1 if everywhere else WHITE_REACH * min(colour.shape)
+    if on_rim < reach_px or np.count_nonzero(colour) < least_px:
+        return np.zeros_like(colour)
+    _, pieces, stats, _ = cv2.connectedComponentsWithStats(colour.astype(np.uint8), connectivity=4)
+    touching = np.bincount(np.concatenate([pieces[line] for line in rim]), minlength=len(stats))
+    large = (touching > 0) & (stats[:, cv2.CC_STAT_AREA] >= least_px)
+    large[0] = False  # the rest of the image
+    if not everywhere:
+        long = large & (touching >= reach_px)
+        corners = np.isin(np.arange(len(stats)), pieces[[0, 0, -1, -1], [0, -1, 0, -1]])
+        large = long | (large & corners & long.any())
+    chosen: NDArray[np.bool_] = large[pieces]
+    return chosen

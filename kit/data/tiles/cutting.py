@@ -91,7 +91,7 @@ class Block:
         rows: of the block.
         columns: of the block.
         polygons: footprints that touch the block or its margin, in the grid's CRS.
-        collar: black without imagery, if the scene has any.
+        collar: black or white without imagery, if the scene has any.
         style: of the tiles.
         folder: of the data set.
     """

@@ -9,10 +9,9 @@ from pathlib import Path
 import rasterio
 
 from kit.console import Meter
-from kit.data.collars import find_collar
 from kit.data.footprints import read_footprints
 from kit.data.grids import grid_of, ground_m
-from kit.data.rasters import gdal_options, open_scene, outline
+from kit.data.rasters import find_collar, gdal_options, open_scene, outline
 from kit.data.sources.inputs import Pair, Scene
 from kit.data.sources.remote import fingerprint, is_remote
 from kit.data.tiles.cutting import BLOCK, CACHE_BYTES, Block, Cut, Failed, Style, cut_block, margin_of

@@ -1,23 +1,19 @@
 """Ready-made images with masks, as on Kaggle, taken over as tiles."""
 
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-import cv2
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 
-from kit.data.collars import BLACK, black_frame
 from kit.data.grids import Grid
 from kit.data.masks import BUILDING, IGNORE
-from kit.data.rasters import open_image, validity
+from kit.data.orientation import orientation_of, upright
+from kit.data.rasters import Picture, image_size, open_picture, read_picture, unreadable
 from kit.data.sources.inputs import Pair
-from kit.data.sources.remote import gdal_path
 from kit.data.tiles.cutting import Cut, Failed, Style, at_work, cut_before, too_little
 from kit.data.tiles.tile import Spot, encode_image, encode_mask, row_of
 from kit.errors import KitError, RasterError
@@ -76,8 +72,7 @@ def side_of(pairs: Iterable[Pair], most_px: int) -> int:
     """
     longest = 0
     for pair in pairs:
-        with open_image(pair.image) as source:
-            longest = max(longest, source.width, source.height)
+        longest = max(longest, *image_size(Path(pair.image)))
         if longest >= most_px:
             return most_px
     return min(most_px, -(-longest // MULTIPLE_PX) * MULTIPLE_PX)
@@ -128,17 +123,8 @@ def _read_pair(pair: Pair, batch: Batch) -> tuple[NDArray[np.uint8], NDArray[np.
     Raises:
         RasterError: one of them cannot be read, or their sizes differ.
     """
-    try:
-        with open_image(pair.image) as source:
-            rgb = source.read((1, 2, 3))  # (3, H, W)
-            valid = validity(source)  # (H, W)
-            near = black_frame(source)
-            grid = _grid_of(source, batch)
-    except RasterioError as cause:
-        raise RasterError(f"{pair.image} is broken: {cause.__cause__ or cause}", "fetch it again") from cause
-    if near is not None:
-        coarse = cv2.resize(near.astype(np.uint8), valid.shape[::-1], interpolation=cv2.INTER_NEAREST)
-        valid &= (rgb > BLACK).any(axis=0) | (coarse == 0)
+    picture = read_picture(pair.image)
+    rgb, valid, grid = picture.bands[:3], picture.valid, _grid_of(picture, batch)
     raw = _read_truth(pair.mask)
     if raw.shape != valid.shape:
         (height, width), (h, w) = valid.shape, raw.shape
@@ -149,7 +135,7 @@ def _read_pair(pair: Pair, batch: Batch) -> tuple[NDArray[np.uint8], NDArray[np.
     return rgb, mask, grid
 
 
-def _grid_of(source: rasterio.DatasetReader, batch: Batch) -> Grid:
+def _grid_of(source: Picture, batch: Batch) -> Grid:
     """Returns the grid of an image's own pixels; one that lies nowhere, or is turned, has no CRS."""
     a, b, _, d, e, _ = source.transform[:6]
     side, overlap = batch.side_px, batch.style.overlap_px
@@ -164,13 +150,11 @@ def _read_truth(href: str) -> NDArray[np.uint8]:
     Raises:
         RasterError: it cannot be read, or holds other values than 0, 1 and 255.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(gdal_path(href)) as source:
-                band: NDArray[np.uint8] = source.read(1)
-    except RasterioError as cause:
-        raise RasterError(f"mask {href} cannot be read: {cause.__cause__ or cause}", "fetch it again") from cause
+    with open_picture(href) as source:
+        try:
+            band: NDArray[np.uint8] = upright(source.read(1), orientation_of(source))
+        except RasterioError as cause:
+            raise unreadable(href, cause) from cause
     if band.dtype != np.uint8:
         raise RasterError(f"mask {href} holds {band.dtype}, expected uint8", "convert it: gdal_translate -ot Byte")
     other = np.setdiff1d(np.flatnonzero(np.bincount(band.ravel())), (0, BUILDING, IGNORE))

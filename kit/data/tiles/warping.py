@@ -18,7 +18,7 @@ from rasterio.io import MemoryFile
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
-from kit.data.collars import BLACK, Collar
+from kit.data.collars import Collar, in_collar
 from kit.data.grids import Grid
 from kit.data.rasters import ALPHA, open_scene, validity
 from kit.errors import RasterError
@@ -36,7 +36,7 @@ class Imagery:
         grid: native ones are read as they are, others warped: bilinear, smoothed where pixels grow.
         rows: of tiles.
         columns: of tiles.
-        collar: black without imagery, if the scene has any.
+        collar: black or white without imagery, if the scene has any.
 
     Raises:
         RasterError: see `open_scene`.
@@ -70,7 +70,7 @@ class Imagery:
                 "fetch the file again",
             ) from cause
         if self.collar is not None:
-            valid &= (rgb > BLACK).any(axis=0) | ~self.collar.on(self.grid, row, column)
+            valid &= ~in_collar(rgb, self.collar.on(self.grid, row, column))
         if not valid.all():
             rgb *= valid
         return rgb, valid

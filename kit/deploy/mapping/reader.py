@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-from kit.data.collars import BLACK, find_collar
-from kit.data.rasters import open_scene, validity
+from kit.data.collars import in_collar
+from kit.data.rasters import find_collar, open_scene, validity
 from kit.deploy.mapping.resampling import Span, reach, resample
 from kit.deploy.mapping.scene import Frame, frame_of
 from kit.errors import RasterError
@@ -101,18 +101,18 @@ class Reader:
                 "fetch the file again; the same command goes on",
             ) from cause
         if self.near is not None:
-            valid = valid & ((rgb > BLACK).any(axis=0) | ~self._near(rows, columns))
+            valid = valid & ~in_collar(rgb, self._near(rows, columns))
         rgba = np.empty((*valid.shape, 4), np.uint8)
         rgba[..., :3] = rgb.transpose(1, 2, 0)
         rgba[..., 3] = OPAQUE
         rgba[~valid] = 0
         return rgba, valid
 
-    def _near(self, rows: Span, columns: Span) -> NDArray[np.bool_]:
-        """Returns a window of the map of the black collar, (h, w)."""
+    def _near(self, rows: Span, columns: Span) -> NDArray[np.uint8]:
+        """Returns a window of the collar's map, (h, w)."""
         assert self.near is not None
         height, width = self.near.shape
         down = np.arange(*rows) * height // self.scene.height
         across = np.arange(*columns) * width // self.scene.width
-        near: NDArray[np.bool_] = self.near[down[:, None], across]
+        near: NDArray[np.uint8] = self.near[down[:, None], across]
         return near

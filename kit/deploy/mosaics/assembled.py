@@ -6,8 +6,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from kit.data.rasters import read_image
 from kit.deploy.mosaics.find import Mosaic, Placed
-from kit.deploy.submission.mask_tiff import read_image
 
 CACHE_BYTES = 256_000_000  # 61 chips of 1024 px: three rows of a mosaic 20 wide
 Image = NDArray[np.uint8]

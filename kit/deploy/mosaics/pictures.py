@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from kit.data.rasters import read_image
 from kit.deploy.mosaics.find import Mosaic
-from kit.deploy.submission.mask_tiff import read_image
 
 MOST_PX = 2000  # of a picture's longer side
 GRID = (255, 220, 0)

@@ -19,9 +19,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from kit.data.rasters import read_image
 from kit.deploy.mosaics.find import Mosaic, Placed
 from kit.deploy.mosaics.sides import Floats
-from kit.deploy.submission.mask_tiff import read_image
 from kit.errors import DataError
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kit.data.collars import BLACK
+from kit.data.rasters import read_image
 from kit.data.sources.chips import Chip
-from kit.deploy.submission.mask_tiff import read_image
 
 Floats = NDArray[np.float32]
 

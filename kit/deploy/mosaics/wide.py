@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from kit.data.rasters import read_image
 from kit.data.sources.chips import Chip
 from kit.deploy.mosaics.assembled import ChipCache, read_wide
 from kit.deploy.mosaics.find import Mosaic, Placed
 from kit.deploy.mosaics.resolution import resized
-from kit.deploy.submission.mask_tiff import read_image
 from kit.system.files import file_version
 
 MARGIN_PX = 128  # four steps of the deepest features, which are 32 px each

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kit.console import meter
+from kit.data.rasters import read_image
 from kit.data.sources.chips import Chip, find_chips
 from kit.deploy.adaptive.calibrate import end_early, learnt_bounds
 from kit.deploy.engine.backends import check_engine
@@ -24,7 +25,7 @@ from kit.deploy.mosaics.wide import MARGIN_PX, Seen, Surroundings
 from kit.deploy.submission.archive import write_tgz
 from kit.deploy.submission.checks import Summary, check_submission
 from kit.deploy.submission.flow import WriteBehind, read_ahead
-from kit.deploy.submission.mask_tiff import decode_mask, encode_mask, read_image
+from kit.deploy.submission.mask_tiff import decode_mask, encode_mask
 from kit.deploy.submission.rle import TABLE as RLE
 from kit.deploy.submission.rle import write_rle
 from kit.deploy.weights.cleaning import AS_SHIPPED, Cleaning, clean_image

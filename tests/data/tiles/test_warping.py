@@ -223,7 +223,7 @@ def test_a_collar_with_the_noise_of_jpeg_is_no_data(tmp_path: Path):
 
 def test_images_of_the_wrong_kind_are_told(tmp_path: Path):
     square = on_earth(SQUARES[:1], at_kampala())
-    with pytest.raises(RasterError, match=r"scene\.tif cannot be read"):
+    with pytest.raises(RasterError, match=r"cannot read .*scene\.tif"):
         cut_scene(tmp_path, tmp_path / "scene.tif", square)
     image = write_bands(tmp_path / "nowhere.tif", sharp(), crs=None)
     with pytest.raises(RasterError, match=r"nowhere\.tif has no coordinate system"):

@@ -9,9 +9,9 @@ import torch
 from deploy_fakes import noise, write_tiff
 
 import kit
+from kit.data.rasters import read_image
 from kit.deploy.engine import predict as room
 from kit.deploy.engine.predict import predict_image
-from kit.deploy.submission.mask_tiff import read_image
 from kit.deploy.weights.load import Weights, load_weights, newest_weights
 from kit.errors import KitError, RasterError, WeightsError
 from kit.pipeline.export import Exported

@@ -11,6 +11,7 @@ import pytest
 from deploy_fakes import noise, write_tiff
 from mosaic_fakes import Cut, cut, draw_mosaic
 
+from kit.data.rasters import read_image
 from kit.data.sources.chips import find_chips
 from kit.deploy.mosaics import pictures
 from kit.deploy.mosaics.assembled import CACHE_BYTES, ChipCache, read_wide
@@ -18,7 +19,6 @@ from kit.deploy.mosaics.find import Mosaic, find_mosaics
 from kit.deploy.mosaics.pictures import EMPTY
 from kit.deploy.mosaics.pictures import draw_mosaic as draw_picture
 from kit.deploy.mosaics.report import CHIP_COLUMNS, read_table, write_mosaics
-from kit.deploy.submission.mask_tiff import read_image
 from kit.errors import DataError, OutputError
 
 SIDE_PX = 128

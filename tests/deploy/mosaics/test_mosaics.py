@@ -8,12 +8,12 @@ import pytest
 from deploy_fakes import noise, write_tiff
 from mosaic_fakes import Cut, cut, draw_mosaic, found_joins
 
+from kit.data.rasters import read_image
 from kit.data.sources.chips import Chip, find_chips
 from kit.deploy.mosaics.find import Mosaic, find_mosaics
 from kit.deploy.mosaics.layout import Layout, lay_out
 from kit.deploy.mosaics.matching import Joiner, Matches, best_by_chance
 from kit.deploy.mosaics.sides import BOTTOM, RIGHT, Borders, borders_of
-from kit.deploy.submission.mask_tiff import read_image
 from kit.errors import RasterError
 
 MINI = Path(__file__).parents[4] / "shared" / "open_cities_mini"

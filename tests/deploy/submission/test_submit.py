@@ -17,12 +17,13 @@ import rasterio
 import torch
 from deploy_fakes import export_tiny, noise, write_tiff
 
+from kit.data.rasters import read_image
 from kit.deploy.engine import tuning
 from kit.deploy.engine.backends import Setting
 from kit.deploy.engine.predict import predict_image
 from kit.deploy.mosaics import wide
 from kit.deploy.submission import submit as room
-from kit.deploy.submission.mask_tiff import decode_mask, read_image
+from kit.deploy.submission.mask_tiff import decode_mask
 from kit.deploy.submission.submit import Summary, check_submission, find_chips
 from kit.deploy.weights.load import load_weights
 from kit.errors import CatalogError, KitError, OutputError, RasterError, SubmissionError, WeightsError

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from kit.data.rasters import read_image
 from kit.deploy.engine.predict import predict_image
 from kit.deploy.mosaics import wide
 from kit.deploy.submission import submit as room
-from kit.deploy.submission.mask_tiff import decode_mask, read_image
+from kit.deploy.submission.mask_tiff import decode_mask
 from kit.deploy.weights.card import Card, Postprocess
 from kit.deploy.weights.cleaning import AS_SHIPPED, Cleaning, chosen_cleaning, clean, clean_image
 from kit.deploy.weights.load import load_weights

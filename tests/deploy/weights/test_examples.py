@@ -17,8 +17,8 @@ from rasterio.shutil import copy as translate
 from rasterio.transform import Affine
 from torch import nn
 
+from kit.data.rasters import read_image
 from kit.deploy.engine.predict import predict_image
-from kit.deploy.submission.mask_tiff import read_image
 from kit.deploy.submission.submit import find_chips
 from kit.deploy.weights.load import load_weights
 from kit.models.pretrained import Source, encoder_source
