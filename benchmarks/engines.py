@@ -24,8 +24,8 @@ from pathlib import Path
 import torch
 
 from kit.deploy.engine import openvino
-from kit.deploy.engine.backends import Setting, int8_path, network
-from kit.deploy.engine.tuning import SECONDS_A_CORE, choose
+from kit.deploy.engine.backends import NetworkSetting, int8_path, network
+from kit.deploy.engine.tuning import SECONDS_PER_NETWORK, choose
 from kit.deploy.proof import images
 from kit.deploy.weights import torchscript
 from kit.deploy.weights.card import Member
@@ -64,14 +64,14 @@ def row(recipe: str) -> str:
         start = time.perf_counter()
         setting = choose(weights, 0, [image], "torch")
         chosen_s = time.perf_counter() - start
-        assert chosen_s < 1.5 * SECONDS_A_CORE, chosen_s
-        openvino.quantise(torchscript.core(weights.module, 0), [image.float()] * 2, int8_path(weights, 0))
-        one_view = Setting(setting.layout, setting.dtype)
+        assert chosen_s < 1.5 * SECONDS_PER_NETWORK, chosen_s
+        openvino.quantise(torchscript.core(weights.module, 0), [image.float()] * 2, int8_path(weights.sha256, 0))
+        one_view = NetworkSetting(setting.layout, setting.dtype)
         sides = [
             weights.module.core_0,
             network(weights, 0, one_view, "torch"),
-            network(weights, 0, Setting(dtype=setting.dtype), "openvino"),
-            network(weights, 0, Setting(dtype="int8"), "openvino-int8"),
+            network(weights, 0, NetworkSetting(dtype=setting.dtype), "openvino"),
+            network(weights, 0, NetworkSetting(dtype="int8"), "openvino-int8"),
         ]
         shipped_s, tuned_s, openvino_s, int8_s = seconds(sides, image.float())
     times = f"{shipped_s:.3f} | {tuned_s:.3f} | {openvino_s:.3f} | {int8_s:.3f} | {openvino_s / tuned_s:.2f}"

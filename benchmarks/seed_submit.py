@@ -83,12 +83,12 @@ def kit_side(first: Path, chips: Path, weights: Path, engine: str, dtype: str = 
         tile = torch.from_numpy(warm[:256, :256].copy()).permute(2, 0, 1)[None].float()
 
         def choose(loaded, core, *_: object):
-            openvino.quantise(torchscript.core(loaded.module, core), [tile], backends.int8_path(loaded, core))
-            return backends.Setting(dtype="int8")
+            openvino.quantise(torchscript.core(loaded.module, core), [tile], backends.int8_path(loaded.sha256, core))
+            return backends.NetworkSetting(dtype="int8")
 
         tuning.choose = choose
     if dtype:
-        tuning.choose = lambda *_: backends.Setting(layout="channels_last", dtype=dtype)
+        tuning.choose = lambda *_: backends.NetworkSetting(layout="channels_last", dtype=dtype)
     start = time.perf_counter()
     predict, begun = submit._predict, []
 

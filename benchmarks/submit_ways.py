@@ -28,8 +28,8 @@ import torch
 from kit.data.masks import Counts, count, pool
 from kit.data.sources.chips import find_chips
 from kit.deploy.freeze.ensemble import view
-from kit.deploy.mosaics import resolutions
-from kit.deploy.mosaics.find import Mosaic, find_mosaics
+from kit.deploy.mosaics.find import find_mosaics
+from kit.deploy.mosaics.mosaic import RESOLUTIONS, Mosaic
 from kit.deploy.submission.mask_tiff import decode_mask
 from kit.deploy.submission.score import score
 from kit.deploy.submission.submit import submit
@@ -145,7 +145,7 @@ def main() -> None:
             return
         true = scenes_of(truth)
         print("\n| mosaic | chips | true m | estimated m | from | to |\n|---|---|---|---|---|---|")
-        for row in csv.DictReader((folder / "0--scale" / resolutions.TABLE).read_text().splitlines()):
+        for row in csv.DictReader((folder / "0--scale" / RESOLUTIONS).read_text().splitlines()):
             named = {true.get(p.chip.id, "") for m in mosaics if m.name == row["mosaic"] for p in m.placed}
             cells = [row["mosaic"], row["chips"], " ".join(sorted(named)), row["gsd_m"], row["low_m"], row["high_m"]]
             print(f"| {' | '.join(cells)} |")

@@ -1,16 +1,22 @@
-"""From drone imagery of a city to building masks: train, freeze, submit, map."""
+"""From drone imagery of a city to building masks: train, freeze, submit, map.
+
+Public in Python: `kit.predict`, `kit.load`, `kit.KitError`. Commands do the rest, see `kit --help`.
+"""
 
 __version__ = "0.1.0"
+__all__ = ["KitError", "__version__", "load", "predict"]
 
 from typing import TYPE_CHECKING, Any
 
+from kit.errors import KitError
+
 if TYPE_CHECKING:
-    from kit.deploy.engine.predict import predict as predict
+    from kit.deploy.engine.predict import load, predict
 
 
-def __getattr__(name: str) -> Any:  # `kit.predict`, without torch for those who only ask for the version
-    if name == "predict":
-        from kit.deploy.engine.predict import predict
+def __getattr__(name: str) -> Any:  # imports torch only when `kit.load` or `kit.predict` is used
+    if name in ("load", "predict"):
+        from kit.deploy.engine import predict as module
 
-        return predict
+        return getattr(module, name)
     raise AttributeError(f"module 'kit' has no attribute {name!r}")

@@ -491,7 +491,7 @@ def mosaic(
 
     Example: kit mosaic test
     """
-    from kit.deploy.mosaics.report import COLUMNS, as_rows, to_json, write_mosaics
+    from kit.deploy.mosaics.write import COLUMNS, as_rows, to_json, write_mosaics
 
     where = test.parent if test.suffix == ".json" else test
     folder = out or Paths(root).mosaics(as_name(where.resolve().name, "test"))

@@ -12,7 +12,7 @@ from kit.console import track
 from kit.data.dataset import read_tile
 from kit.data.index import read_index
 from kit.data.masks import BUILDING, IGNORE
-from kit.deploy.adaptive.calibrate import Tile, learn, look, seconds_a_pass
+from kit.deploy.adaptive.calibrate import PassSums, learn, look, seconds_a_pass
 from kit.deploy.adaptive.vote import stages
 from kit.deploy.freeze.ensemble import VIEWS, Core, portable
 from kit.deploy.weights.card import Bounds
@@ -52,7 +52,7 @@ def learn_bounds(models: Sequence[nn.Module], folders: Sequence[Path], views: st
         for first, row in track(rows, "learn when to end"):
             image, mask = read_tile(row["image"], row["mask"])
             steps = stages([first, *(other for other in order if other != first)], VIEWS[views])
-            tiles.append(Tile(look(networks, steps, image, pad), mask != IGNORE))
+            tiles.append(PassSums(look(networks, steps, image, pad), mask != IGNORE))
             buildings.append(mask == BUILDING)
     return learn(tiles, buildings, order, VIEWS[views], seconds, pad)
 

@@ -8,7 +8,7 @@ shows it.
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,10 +19,10 @@ from torch import Tensor
 from kit.console import say, track
 from kit.deploy.adaptive.cover import Window
 from kit.deploy.adaptive.risk import change_of, overlap
-from kit.deploy.adaptive.vote import AdaptiveEnsemble, Grid, Pass, run, stages, vote
+from kit.deploy.adaptive.vote import AdaptiveEnsemble, BlockGrid, Pass, run, stages, vote
 from kit.deploy.engine.backends import Network
 from kit.deploy.engine.memo import recall, remember
-from kit.deploy.engine.tuning import cores
+from kit.deploy.engine.tuned import networks
 from kit.deploy.freeze.ensemble import VIEWS
 from kit.deploy.weights.card import Bounds
 from kit.deploy.weights.load import Weights
@@ -36,12 +36,11 @@ CHANGE = 0.002  # of the Jaccard index: the most that an early end may lose by l
 SET = 100  # images of a test set that bounds are learnt for: on a smaller one chance weighs more, the look tells
 STRICTER = 0.85  # times: bounds that images do not bear, for the next try
 WORTH = 0.75  # of the passes: a vote that ends no earlier is taken in full
-GAIN = 1.1  # half precision must be so many times faster, where it changes masks a little
 LOOK_PX = 1024  # of the middle of an image that is looked at in full
 
 
 @dataclass(frozen=True)
-class Tile:
+class PassSums:
     """What the networks give on an image.
 
     Args:
@@ -82,7 +81,7 @@ def seconds_a_pass(network: Network, pad: int, device: str = "cpu") -> float:
 
 
 def learn(
-    tiles: Sequence[Tile], buildings: Sequence[NDArray[np.bool_]], order: Sequence[int], codes: Sequence[int],
+    tiles: Sequence[PassSums], buildings: Sequence[NDArray[np.bool_]], order: Sequence[int], codes: Sequence[int],
     seconds: Sequence[float], pad: int,
 ) -> Bounds:  # fmt: skip
     """Returns the bounds of least cost that lose no more than `CHANGE` by labels, nor may change more without.
@@ -127,37 +126,32 @@ class Fit:
         passes: share of the full vote's that are taken, 0..1.
         change: of the Jaccard index, at most.
         images: that were looked at in full.
-        half: whether all networks are to compute in half precision.
     """
 
     settled: tuple[float, ...]
     passes: float
     change: float
     images: int
-    half: bool = False
 
     def __str__(self) -> str:
         if not any(self.settled):
             return f"adaptive: nothing to gain, the full vote is taken ({self.images} images looked at)"
         return (
-            f"adaptive: {self.passes:.0%} of the passes{', all in half precision' if self.half else ''}, "
+            f"adaptive: {self.passes:.0%} of the passes, "
             f"Jaccard within {self.change:.4f} of the full vote's ({self.images} images looked at)"
         )
 
 
-def fit(weights: Weights, images: Iterable[NDArray[np.uint8]], half: Weights | None = None, share: float = 1.0) -> Fit:
+def fit(weights: Weights, images: Iterable[NDArray[np.uint8]], share: float = 1.0) -> Fit:
     """Returns the learnt bounds, or stricter ones, with which images change by no more than `CHANGE`.
 
-    Bounds that pass by what the passes give over whole images are tried in earnest: windows have edges. They are tried
-    with networks in half precision first, where that is faster: what it changes is part of what is allowed.
-
+    Bounds that pass by what the passes give over whole images are tried in earnest: windows have edges.
     Args:
         weights: tuned or as loaded.
         images: uint8 (H, W, 3 or 4), like those that are to be predicted; of each the middle is looked at in full.
-        half: the same weights in half precision, of which single masks may differ.
         share: of all that are to be predicted that `images` stand for, 0..1: among many chance evens out.
     """
-    bounds, networks, pad = learnt_bounds(weights), cores(weights), weights.card.pad_multiple
+    bounds, members, pad = learnt_bounds(weights), networks(weights), weights.card.pad_multiple
     whole = (0.0,) * len(bounds.settled)
     if bounds.settled == whole:
         return Fit(whole, 1.0, 0.0, 0)
@@ -166,7 +160,7 @@ def fit(weights: Weights, images: Iterable[NDArray[np.uint8]], half: Weights | N
     for image in map(_middle, images):
         shown = image[..., 3] > 0 if image.shape[2] == 4 else np.ones(image.shape[:2], np.bool_)
         seen.append(image[..., :3])
-        tiles.append(Tile(look(networks, steps, seen[-1], pad, weights.device), shown))
+        tiles.append(PassSums(look(members, steps, seen[-1], pad, weights.device), shown))
     if not tiles:
         return Fit(bounds.settled, bounds.cost, 0.0, 0)
     costs, counts = [float(len(step)) for step in steps], [tile.counts for tile in tiles]
@@ -175,22 +169,21 @@ def fit(weights: Weights, images: Iterable[NDArray[np.uint8]], half: Weights | N
     def change(ended: Sequence[NDArray[np.float32]]) -> float:
         return change_of(full, ended, counts).most(share)
 
-    for way in (half, weights) if half and _is_faster(half, weights) else (weights,):
-        settled, tried = bounds.settled, 0.0
+    settled, tried = bounds.settled, 0.0
+    ended, passes = _ended(tiles, steps, settled, costs, pad)
+    while passes <= WORTH and max(settled) >= LEAST:
+        if passes != tried and change(ended) <= CHANGE:
+            early = _adaptive(weights, settled)
+            found = change([_probability(early, image, weights.device) for image in seen])
+            if found <= CHANGE:
+                return Fit(settled, passes, found, len(tiles))
+        settled, tried = tuple(round(kept * STRICTER, 6) for kept in settled), passes
         ended, passes = _ended(tiles, steps, settled, costs, pad)
-        while passes <= WORTH and max(settled) >= LEAST:
-            if passes != tried and change(ended) <= CHANGE:
-                early = _adaptive(way, settled)
-                found = change([_probability(early, image, way.device) for image in seen])
-                if found <= CHANGE:
-                    return Fit(settled, passes, found, len(tiles), way is half)
-            settled, tried = tuple(round(kept * STRICTER, 6) for kept in settled), passes
-            ended, passes = _ended(tiles, steps, settled, costs, pad)
     return Fit(whole, 1.0, 0.0, len(tiles))
 
 
 def end_early(
-    weights: Weights, images: Callable[[], Iterable[NDArray[np.uint8]]], half: Weights | None = None, share: float = 1.0
+    weights: Weights, images: Callable[[], Iterable[NDArray[np.uint8]]], identity: str, share: float = 1.0
 ) -> Weights:
     """Returns weights whose vote ends where it is clear; the same ones where nothing is to be gained.
 
@@ -198,26 +191,38 @@ def end_early(
 
     Args:
         weights: tuned or as loaded, with learnt bounds.
-        images: gives some like those that are to be predicted, see `fit`.
-        half: see `fit`.
+        images: returns some like those that are to be predicted, see `fit`; called only where nothing is remembered.
+        identity: changes when the images do, for example their ids and versions.
         share: see `fit`.
 
     Raises:
         WeightsError: see `learnt_bounds`.
     """
-    found = agreed(_fitted(weights, images(), half, share) if rank() == 0 else None)
+    found = agreed(_fitted(weights, images, identity, share) if rank() == 0 else None)
     if found is None or not any(found.settled):
         return weights
-    way = half if half and found.half else weights
-    plan = f"{way.plan} adaptive {' '.join(map(str, found.settled))}"
-    return replace(way, module=_adaptive(way, found.settled), plan=plan)
+    return replace(weights, module=_adaptive(weights, found.settled), plan=_plan(weights.plan, found))
 
 
-def _is_faster(half: Weights, weights: Weights) -> bool:
-    """Tells whether all networks together are faster in half precision, by more than noise."""
-    pad, device = weights.card.pad_multiple, weights.device
-    seconds = [sum(seconds_a_pass(network, pad, device) for network in cores(way)) for way in (half, weights)]
-    return seconds[0] * GAIN < seconds[1]
+def known_plan(sha256: str, plan: str, identity: str, share: float = 1.0) -> str | None:
+    """Returns the `plan` that `end_early` would give to weights without looking at images; None where it would look.
+
+    Args:
+        sha256: of the weights file.
+        plan: of the weights, see `kit.deploy.engine.tuning.known_plan`.
+        identity: see `end_early`.
+        share: see `end_early`.
+    """
+    found = recall("adaptive", _key(sha256, plan, identity, share), Fit)
+    return _plan(plan, found) if found else None
+
+
+def _plan(plan: str, fit: Fit) -> str:
+    return f"{plan} adaptive {' '.join(map(str, fit.settled))}" if any(fit.settled) else plan
+
+
+def _key(sha256: str, plan: str, identity: str, share: float) -> str:
+    return f"{sha256} {plan} {share:.6f} {hashlib.sha256(identity.encode()).hexdigest()}"
 
 
 def learnt_bounds(weights: Weights) -> Bounds:
@@ -237,7 +242,7 @@ def learnt_bounds(weights: Weights) -> Bounds:
 
 def _adaptive(weights: Weights, settled: tuple[float, ...]) -> AdaptiveEnsemble:
     bounds = replace(learnt_bounds(weights), settled=settled)
-    return AdaptiveEnsemble(cores(weights), bounds, weights.card.views, weights.card.pad_multiple)
+    return AdaptiveEnsemble(networks(weights), bounds, weights.card.views, weights.card.pad_multiple)
 
 
 def _probability(ensemble: AdaptiveEnsemble, image: NDArray[np.uint8], device: str) -> NDArray[np.float32]:
@@ -251,20 +256,13 @@ def _batch(image: NDArray[np.uint8], device: str) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float().to(device)
 
 
-def _fitted(weights: Weights, images: Iterable[NDArray[np.uint8]], half: Weights | None, share: float) -> Fit:
-    """Returns what images bear, found before or now, and tells it."""
-    middles = [_middle(image) for image in images]
-    shown = hashlib.sha256()
-    for middle in middles:
-        shown.update(f"{middle.shape}".encode() + middle.tobytes())
-    key = f"{weights.sha256} {weights.plan} {share:.6f} {shown.hexdigest()}"
-    try:
-        kept = recall("adaptive", key)
-        settled = tuple(map(float, kept["settled"]))
-        found = Fit(settled, kept["passes"], kept["change"], kept["images"], kept["half"])
-    except (TypeError, KeyError, ValueError):
-        found = fit(weights, track(middles, "look in full"), half, share)
-        remember("adaptive", key, asdict(found))
+def _fitted(weights: Weights, images: Callable[[], Iterable[NDArray[np.uint8]]], identity: str, share: float) -> Fit:
+    """Returns what images bear, remembered or measured now, and says so."""
+    learnt_bounds(weights)
+    key = _key(weights.sha256, weights.plan, identity, share)
+    if (found := recall("adaptive", key, Fit)) is None:
+        found = fit(weights, track(list(images()), "look in full"), share)
+        remember("adaptive", key, found)
     say(str(found))
     return found
 
@@ -276,15 +274,19 @@ def _middle(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _ended(
-    tiles: Sequence[Tile], steps: Sequence[Sequence[Pass]], settled: Sequence[float], costs: Sequence[float], pad: int
+    tiles: Sequence[PassSums],
+    steps: Sequence[Sequence[Pass]],
+    settled: Sequence[float],
+    costs: Sequence[float],
+    pad: int,
 ) -> tuple[list[NDArray[np.float32]], float]:
     """Returns the probabilities, (h, w) each, of votes with these bounds, and their share of the full vote's cost."""
     found, spent = [], []
     for tile in tiles:
         height, width = tile.summed[0].shape[2:]
-        grid = Grid.of(height, width, pad)
+        grid = BlockGrid.of(height, width, pad)
 
-        def summed(stage: int, seen: Window, tile: Tile = tile) -> Tensor:
+        def summed(stage: int, seen: Window, tile: PassSums = tile) -> Tensor:
             return tile.summed[stage][:, :, *seen.slices]
 
         probability, taken = vote(summed, steps, settled, grid, torch.zeros(1, 1, height, width))
@@ -296,7 +298,7 @@ def _ended(
 
 
 def _labelled(
-    probabilities: Sequence[NDArray[np.float32]], buildings: Sequence[NDArray[np.bool_]], tiles: Sequence[Tile]
+    probabilities: Sequence[NDArray[np.float32]], buildings: Sequence[NDArray[np.bool_]], tiles: Sequence[PassSums]
 ) -> float:
     """Returns the pooled Jaccard index by labels; 1 where there are no buildings anywhere."""
     votes = zip(probabilities, buildings, tiles, strict=True)

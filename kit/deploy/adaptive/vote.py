@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kit.deploy.adaptive.cover import Window, cover
 from kit.deploy.engine.backends import Network
-from kit.deploy.engine.tuning import mean_over_views
+from kit.deploy.engine.tuned import mean_over_views
 from kit.deploy.freeze.ensemble import TURN, Ensemble
 from kit.deploy.weights.card import Bounds
 
@@ -60,7 +60,7 @@ def undecided(mean: Tensor, within: float, block_px: int = BLOCK_PX) -> NDArray[
 
 
 @dataclass(frozen=True)
-class Grid:
+class BlockGrid:
     """The blocks of a padded image.
 
     Args:
@@ -76,7 +76,7 @@ class Grid:
     margin_px: int
 
     @classmethod
-    def of(cls, height: int, width: int, pad_multiple: int) -> "Grid":
+    def of(cls, height: int, width: int, pad_multiple: int) -> "BlockGrid":
         """Returns the grid of an image, of an ensemble that pads to `pad_multiple`."""
         block_px, margin_px = (-(-px // pad_multiple) * pad_multiple for px in (BLOCK_PX, MARGIN_PX))
         return cls(height, width, block_px, margin_px)
@@ -102,7 +102,7 @@ def vote(
     summed: Callable[[int, Window], Tensor],
     stages: Sequence[Sequence[Pass]],
     settled: Sequence[float],
-    grid: Grid,
+    grid: BlockGrid,
     total: Tensor,
 ) -> tuple[Tensor, list[list[Window]]]:
     """Returns the mean probability, (1, 1, H, W), of the passes that each block got, and the windows of each stage.
@@ -164,7 +164,7 @@ class AdaptiveEnsemble(Ensemble):
             return run(self.networks, self.stages[stage], image[:, :, *seen.slices])
 
         height, width = image.shape[2:]
-        grid = Grid.of(height, width, self.pad_multiple)
+        grid = BlockGrid.of(height, width, self.pad_multiple)
         return vote(summed, self.stages, self.bounds.settled, grid, torch.zeros_like(image[:, :1]))[0]
 
 

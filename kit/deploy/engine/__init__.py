@@ -1,1 +1,1 @@
-"""What runs a frozen file: backends, their tuning, prediction of one image."""
+"""Runs frozen weights: backends, tuning to the machine, prediction of one image."""

@@ -1,4 +1,4 @@
-"""What computes one core of a frozen ensemble, and how: layouts, precisions, and OpenVINO beside torch."""
+"""Computes one network of frozen weights: by torch in several layouts and precisions, or by OpenVINO."""
 
 import time
 from collections.abc import Callable
@@ -18,15 +18,32 @@ from kit.system.files import cache_folder
 
 Engine = Literal["torch", "openvino", "openvino-int8"]
 ENGINES = ("torch", "openvino", "openvino-int8")
-Network = Callable[[Tensor], Tensor]
+Network = Callable[[Tensor], Tensor]  # float32 (N, 3, H, W), 0..255, padded -> logits (N, 1, H, W)
 
 
 @dataclass(frozen=True)
-class Setting:
-    """How one core computes.
+class EngineOptions:
+    """How weights are run on this machine.
 
     Args:
-        layout: `plain` as shipped, `channels_last`, or `packed` (reordered for oneDNN ahead of time).
+        device: as torch names it.
+        engine: what computes the networks.
+        tuning: measures once which settings are fastest here; without it the networks compute as they were exported.
+        adaptive: skips passes that hardly change the mask, see `kit.deploy.adaptive`.
+    """
+
+    device: str = "cpu"
+    engine: Engine = "torch"
+    tuning: bool = True
+    adaptive: bool = False
+
+
+@dataclass(frozen=True)
+class NetworkSetting:
+    """How one network computes. As text it is part of a submission's record, where nothing reads it back.
+
+    Args:
+        layout: `plain` as exported, `channels_last`, or `packed` (reordered for oneDNN ahead of time).
         dtype: of the convolutions: `float32`, `bfloat16`, `float16` or `int8`.
         views: how many views of an image go through the network together.
     """
@@ -38,22 +55,12 @@ class Setting:
     def __str__(self) -> str:
         return f"{self.layout}-{self.dtype}-{self.views}"
 
-    @classmethod
-    def parse(cls, text: str) -> "Setting":
-        """Returns the setting that `str` told.
-
-        Raises:
-            ValueError: it is none.
-        """
-        layout, dtype, views = text.split("-")
-        return cls(layout, dtype, int(views))  # type: ignore[arg-type]
-
 
 def check_engine(engine: str) -> Engine:
     """Returns the engine of that name.
 
     Raises:
-        KitError: there is none, or its package is not installed.
+        KitError: there is no such engine, or its package is not installed.
     """
     if engine not in ENGINES:
         raise KitError(f"no engine {engine!r}, expected {', '.join(ENGINES)}", nearest(engine, ENGINES))
@@ -65,24 +72,24 @@ def check_engine(engine: str) -> Engine:
 
 
 def layouts(engine: Engine, device: str) -> tuple[torchscript.Layout, ...]:
-    """Returns the layouts to try beside the shipped one."""
+    """Returns the layouts to try beside the exported one."""
     if engine != "torch":
         return ()
     return ("channels_last", "packed") if device == "cpu" else ("channels_last",)
 
 
 def dtypes(device: str) -> tuple[str, ...]:
-    """Returns the precisions to try beside float32: half the bits, where the hardware multiplies them."""
+    """Returns the precisions to try beside float32: half precision, where the hardware has it."""
     dtype = autocast_dtype(torch.device(device))
-    if dtype == torch.float32 or not _pays(dtype, torch.device(device)):
+    if dtype == torch.float32 or not _is_fast(dtype, torch.device(device)):
         return ()
     return (str(dtype).removeprefix("torch."),)
 
 
-def _pays(dtype: torch.dtype, device: torch.device) -> bool:
-    """Tells whether a small convolution is not slower than in float32.
+def _is_fast(dtype: torch.dtype, device: torch.device) -> bool:
+    """Returns whether a small convolution in `dtype` is not much slower than in float32.
 
-    A CPU that has bfloat16 may be told not to use it (ONEDNN_MAX_CPU_ISA): it then is hundreds of times slower.
+    A CPU with bfloat16 may be set not to use it (ONEDNN_MAX_CPU_ISA), and is then hundreds of times slower.
     """
     if device.type != "cpu":
         return True
@@ -90,35 +97,35 @@ def _pays(dtype: torch.dtype, device: torch.device) -> bool:
     for kind in (torch.float32, dtype):
         image, weight = torch.zeros(1, 64, 32, 32, dtype=kind), torch.zeros(64, 64, 3, 3, dtype=kind)
         torch.conv2d(image, weight)
-        taken = []
+        runs = []
         for _ in range(3):
             start = time.perf_counter()
             torch.conv2d(image, weight)
-            taken.append(time.perf_counter() - start)
-        seconds.append(min(taken))  # one alone may be interrupted
+            runs.append(time.perf_counter() - start)
+        seconds.append(min(runs))  # a single run may be interrupted
     return seconds[1] < 2 * seconds[0]
 
 
-def int8_path(weights: Weights, core: int) -> Path:
-    """Returns where a core's model in int8 is kept."""
-    return cache_folder() / "int8" / f"{weights.sha256[:32]}-{core}.xml"
+def int8_path(sha256: str, member: int) -> Path:
+    """Returns where the int8 model of a network is kept, by the checksum of its weights file."""
+    return cache_folder() / "int8" / f"{sha256[:32]}-{member}.xml"
 
 
-def network(weights: Weights, core: int, setting: Setting, engine: Engine) -> Network:
-    """Returns one core as a function: float32 (N, 3, H, W), 0..255, padded -> logits (N, 1, H, W).
+def network(weights: Weights, member: int, setting: NetworkSetting, engine: Engine) -> Network:
+    """Returns one network of the ensemble as a function, see `Network`.
 
     Args:
-        weights: as loaded, with cores.
-        core: its number.
+        weights: as loaded, with networks that can be called one by one.
+        member: the network's number.
         setting: how it computes.
-        engine: what computes.
+        engine: what computes it.
     """
     if setting.dtype == "int8":
-        return openvino.compiled(openvino.read(int8_path(weights, core)), setting.dtype)
+        return openvino.compiled(openvino.read(int8_path(weights.sha256, member)), setting.dtype)
     if engine != "torch":
-        return openvino.compiled(openvino.converted(torchscript.core(weights.module, core)), setting.dtype)
+        return openvino.compiled(openvino.converted(torchscript.core(weights.module, member)), setting.dtype)
     dtype: torch.dtype = getattr(torch, setting.dtype)
-    function = torchscript.core(weights.module, core, setting.layout, dtype)
+    function = torchscript.core(weights.module, member, setting.layout, dtype)
     memory = torch.channels_last if setting.layout == "channels_last" else torch.contiguous_format
     device = torch.device(weights.device).type
 

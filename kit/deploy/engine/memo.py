@@ -1,35 +1,38 @@
-"""Choices that were measured once: kept in the user's cache, and gone with it."""
+"""Remembers what was measured once, in the user's cache folder; removing that folder costs time, nothing else."""
 
 import hashlib
-import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kit.console import say
 from kit.errors import KitError
-from kit.system.files import cache_folder, replacing
+from kit.system.files import cache_folder, read_json, write_bytes
+
+T = TypeVar("T")
 
 
-def recall(kind: str, key: str) -> Any:
-    """Returns what was remembered, for JSON; None where there is nothing, or it cannot be read.
+def recall(kind: str, key: str, model: type[T]) -> T | None:
+    """Returns a remembered value; None where there is none, or it cannot be read.
 
     Args:
-        kind: of choice, a folder's name.
-        key: what it holds for.
+        kind: of value; names a folder in the cache.
+        key: what the value belongs to.
+        model: type of the value, see `kit.system.files.parse_json`.
     """
     try:
-        kept = json.loads(_path(kind, key).read_text())
-        return kept["choice"] if kept["key"] == key else None
-    except (OSError, ValueError, KeyError, TypeError):
+        known_key, value = read_json(_path(kind, key), tuple[str, model])  # type: ignore[valid-type]
+    except KitError:
         return None
+    return value if known_key == key else None
 
 
-def remember(kind: str, key: str, choice: Any) -> None:
-    """Keeps a choice for the next time; a cache that cannot be written costs time, nothing else."""
+def remember(kind: str, key: str, value: object) -> None:
+    """Keeps a value, also dataclasses, for later calls of `recall`; a cache that cannot be written is only reported."""
+    from pydantic import TypeAdapter
+
     try:
-        with replacing(_path(kind, key)) as temporary:
-            temporary.write_text(json.dumps({"key": key, "choice": choice}, indent=1) + "\n")
-    except (OSError, KitError) as cause:
+        write_bytes(_path(kind, key), TypeAdapter(tuple[str, Any]).dump_json((key, value), indent=1))
+    except KitError as cause:
         say(f"{kind} is not remembered: {cause}")
 
 

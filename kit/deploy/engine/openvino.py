@@ -1,6 +1,6 @@
-"""OpenVINO as the engine of a core: in float32, bfloat16, or whole numbers of 8 bits.
+"""Runs networks with OpenVINO, in float32, bfloat16 or int8.
 
-Source: int8 is made after training by NNCF (Kozlov et al. 2020, arXiv:2002.08679), with fast bias correction.
+Source: int8 models are made after training by NNCF (Kozlov et al. 2020, arXiv:2002.08679), with fast bias correction.
 """
 
 import sys
@@ -17,16 +17,16 @@ from kit.console import muted
 from kit.errors import KitError, WeightsError
 from kit.system.files import replacing
 
-PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}  # as OpenVINO names them; int8 stands in the model itself
+PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}  # OpenVINO's names; int8 is part of the model itself
 
 
 def package(name: str = "openvino", needed_by: str = "--engine openvino") -> Any:
-    """Returns openvino or nncf, imported so that they report nothing over the network, as they do by default.
+    """Returns the package openvino or nncf, imported without the telemetry that it sends by default.
 
     Raises:
         KitError: it is not installed.
     """
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type] # they go on without it
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type] # both work without it
     try:
         with muted():
             return __import__(name)
@@ -35,7 +35,7 @@ def package(name: str = "openvino", needed_by: str = "--engine openvino") -> Any
 
 
 def converted(function: Callable[[Tensor], Tensor]) -> Any:
-    """Returns a core as a model of OpenVINO's, for any batch, height and width."""
+    """Returns a network as an OpenVINO model, for any batch size, height and width."""
     with muted():
         model = package().convert_model(function, example_input=torch.full((1, 3, 64, 64), 127.0))
     model.reshape([-1, 3, -1, -1])
@@ -43,11 +43,11 @@ def converted(function: Callable[[Tensor], Tensor]) -> Any:
 
 
 def quantise(function: Callable[[Tensor], Tensor], tiles: Sequence[Tensor], path: Path) -> None:
-    """Writes a core in int8, as `path` (.xml) and the weights beside it (.bin).
+    """Writes a network in int8: the model as `path` (.xml) and its weights beside it (.bin).
 
     Args:
-        function: of the core.
-        tiles: real ones, float32 (1, 3, H, W), 0..255, padded: their activations choose the ranges of 8 bits.
+        function: the network.
+        tiles: real images, float32 (1, 3, H, W), 0..255, padded: their activations choose the ranges of 8 bits.
         path: of the model.
     """
     openvino, nncf = package(), package("nncf", "--engine openvino-int8")
@@ -57,11 +57,11 @@ def quantise(function: Callable[[Tensor], Tensor], tiles: Sequence[Tensor], path
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=path.parent, prefix=".int8.") as folder:
-        made = Path(folder) / path.name
-        openvino.save_model(model, made, compress_to_fp16=False)
-        for suffix in (".bin", ".xml"):  # the model last: it is whole where it stands
+        new = Path(folder) / path.name
+        openvino.save_model(model, new, compress_to_fp16=False)
+        for suffix in (".bin", ".xml"):  # the model last: where it exists, it is complete
             with replacing(path.with_suffix(suffix)) as temporary:
-                made.with_suffix(suffix).rename(temporary)
+                new.with_suffix(suffix).rename(temporary)
 
 
 def read(path: Path) -> Any:
@@ -73,7 +73,7 @@ def read(path: Path) -> Any:
     try:
         return package().Core().read_model(path)
     except RuntimeError as cause:
-        raise WeightsError(f"{path} is no model of OpenVINO's", "remove it: it is made again") from cause
+        raise WeightsError(f"{path} is not a model of OpenVINO", "remove it: kit makes it again") from cause
 
 
 def compiled(model: Any, dtype: str) -> Callable[[Tensor], Tensor]:

@@ -18,9 +18,9 @@ from kit.console import meter
 from kit.data.rasters import gdal_options
 from kit.data.sources.remote import fingerprint, is_remote, local_path
 from kit.deploy.adaptive.calibrate import LOOK_PX, end_early, learnt_bounds
-from kit.deploy.engine.backends import check_engine
+from kit.deploy.engine.backends import EngineOptions, check_engine
 from kit.deploy.engine.predict import has_ground, predict_image
-from kit.deploy.engine.tuning import TILES, in_half, set_up
+from kit.deploy.engine.tuning import TILES, set_up
 from kit.deploy.mapping.cogs import (
     NO_DATA,
     is_building,
@@ -198,7 +198,7 @@ def map_scene(
         KitError: something else was impossible to do, or the disk is full.
     """
     wanted.check()
-    engine_ = check_engine(engine)
+    options = EngineOptions(device, check_engine(engine), tuning, adaptive)
     check_name(name)
     check_files(out_dir / name, href)
     shipped = load_weights(weights_path, device)
@@ -207,9 +207,10 @@ def map_scene(
     with rasterio.Env(**gdal_options(CACHE_BYTES, is_remote(href))), Reader(href) as reader:
         reader.look_at(wanted.gsd_m or shipped.card.gsd_m)
         rows, columns = windows_of(reader.work, wanted, shipped.card.pad_multiple)
-        ready = set_up(shipped, partial(_some, reader, TILES, SAMPLE_PX), tuning, engine_)
+        ready = set_up(shipped, partial(_some, reader, TILES, SAMPLE_PX), options)
         if adaptive:
-            ready = end_early(ready, partial(_some, reader, LOOKS, LOOK_PX), in_half(shipped, ready))
+            identity = f"{href} {fingerprint(href)} {reader.work}"
+            ready = end_early(ready, partial(_some, reader, LOOKS, LOOK_PX), identity)
         key = {"scene": href, "version": fingerprint(href), "weights": ready.sha256, "plan": ready.plan}
         with locked(out_dir / name):
             return draw_map(reader, rows, columns, lambda rgba: _predicted(ready, rgba), key, out_dir / name, wanted)

@@ -1,1 +1,1 @@
-"""Test chips that belong together: neighbours found by their borders, grids put together, seams read across."""
+"""Mosaics: finds test chips that lie side by side, lays them out, reads chips across their seams."""

@@ -1,10 +1,10 @@
-"""Pairs of sides that continue each other: each is held against all others, and told how far it stands out.
+"""Finds pairs of sides that continue each other, and how far each pair stands out among all others.
 
-A pair's score is a weighted sum of how its bands correlate, less how its levels differ. Scores are told in standard
-deviations of pairs that cannot be true (`Null`), measured on the chips at hand: one side of each is read backwards.
+A pair's score is a weighted sum of the correlations of its bands, minus the differences of its levels. Scores are in
+standard deviations of pairs that cannot be true (`Null`), measured on the same chips with one side read backwards.
 
-Sources: Gallagher, Jigsaw puzzles with pieces of unknown orientation, CVPR 2012 (sides are compared by how they go on,
-not by their pixels, in units of their own spread; the best is held against the second best). Pomeranz, Shemesh and
+Sources: Gallagher, Jigsaw puzzles with pieces of unknown orientation, CVPR 2012 (compares gradients across the seam
+rather than pixels, in units of their own spread, and the best match with the second best). Pomeranz, Shemesh and
 Ben-Shahar, A fully automated greedy square jigsaw puzzle solver, CVPR 2011 (best buddies: each is the other's best).
 """
 
@@ -16,31 +16,31 @@ from math import log, sqrt
 import numpy as np
 from numpy.typing import NDArray
 
-from kit.deploy.mosaics.sides import BOTTOM, FACING, LEAST_PX, RIGHT, Borders, Floats, band_slices
+from kit.deploy.mosaics.sides import BOTTOM, FACING, LEAST_PX, RIGHT, ChipSides, Floats, Side, band_slices
 
 Indices = NDArray[np.int64]
 
 # Linear discriminant of 2,500 true and a million false pairs, sides of 128 px, drawn (0.05 to 0.2 m) and real, JPEG 75
 WEIGHTS = np.array([1.6, 1.1, 1.0, 0.3, 0.3], np.float32)
 LEVEL_WEIGHTS = np.array([0.4, 0.3, 0.3], np.float32)
-MOST_CORRELATED = 0.995  # beyond, a correlation says no more
-FLAT = 0.002  # mean square of a band that is no more than rounding: a fifth of a grey value where contrast is least
-CANDIDATES = 8  # of each side, compared in full
-BLOCK = 1024  # sides compared with all others at a time
+MOST_CORRELATED = 0.995  # correlations above are clipped: they carry no more information
+FLAT = 0.002  # mean square of rounding errors in a band: a fifth of a grey value where contrast is lowest
+CANDIDATES = 8  # per side, compared in full
+BLOCK = 1024  # sides compared with all others in one matrix product
 PAIRS = 4096  # compared in full at a time
 NULL_PAIRS = 1000
 NULL_PARTS = (1, 2, 4, 8)  # the null is measured on sides, and on parts of them
-LEAST_SCORE = 4.5  # by chance, also among few
-UNLIKELY = -99.0  # for sides that cannot be compared
+LEAST_SCORE = 4.5  # chance reaches this even among few pairs
+UNLIKELY = -99.0  # score of sides that cannot be compared
 
 
 @dataclass(frozen=True)
 class Bank:
-    """All sides of one kind and one length.
+    """All right, left, bottom or top sides of one length.
 
     Args:
-        chips: (N,) which chip each side belongs to.
-        bands: float16 (N, D), see `Border`.
+        chips: (N,), the chip that each side belongs to.
+        bands: float16 (N, D), see `Side`.
         levels: float32 (N, 3).
         valid_px: (N,).
         length_px: of the sides.
@@ -75,8 +75,8 @@ class Matches:
     Args:
         first: the left or upper chip.
         second: the right or lower one.
-        score: see the module.
-        margin: how far the score stands above that of every other pair with either side, and above what the best of so
+        score: see the module's docstring.
+        margin: how far the score lies above that of every other pair with either side, and above what the best of this
             many false pairs would reach; below 0 where another pair is better.
     """
 
@@ -90,41 +90,41 @@ class Joiner:
     """Compares the sides of chips.
 
     Args:
-        borders: of each chip.
+        sides: of each chip.
     """
 
-    def __init__(self, borders: Sequence[Borders]) -> None:
-        self.borders = borders
+    def __init__(self, sides: Sequence[ChipSides]) -> None:
+        self.sides = sides
         self._banks: dict[tuple[int, int], Bank] = {}
         self._nulls: dict[tuple[int, int], Null] = {}
-        self._row_in_bank = np.full((4, len(borders)), -1, np.int64)
+        self._row_in_bank = np.full((4, len(sides)), -1, np.int64)
         groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for chip, border in enumerate(borders):
+        for chip, of_chip in enumerate(sides):
             for side in range(4):
-                groups[side, border.length_px(side)].append(chip)
+                groups[side, of_chip.length_px(side)].append(chip)
         for (side, length_px), chips in groups.items():
-            self._banks[side, length_px] = _bank([borders[chip] for chip in chips], chips, side, length_px)
+            self._banks[side, length_px] = _bank([sides[chip].sides[side] for chip in chips], chips, length_px)
             self._row_in_bank[side, chips] = np.arange(len(chips))
 
     def matches(self, direction: int) -> Matches:
         """Returns the best pairs of one direction, `RIGHT` or `BOTTOM`."""
-        found = [self._matches_of(direction, length_px) for side, length_px in sorted(self._banks) if side == direction]
-        return Matches(*(np.concatenate([getattr(part, name) for part in found]) for name in Matches.__annotations__))
+        parts = [self._matches_of(direction, length_px) for side, length_px in sorted(self._banks) if side == direction]
+        return Matches(*(np.concatenate([getattr(part, name) for part in parts]) for name in Matches.__annotations__))
 
     def score(self, direction: int, first: int, second: int) -> float | None:
         """Returns the score of one pair; None where a side has too little imagery, or their lengths differ."""
-        length_px = self.borders[first].length_px(direction)
+        length_px = self.sides[first].length_px(direction)
         facing = FACING[direction]
-        if self.borders[second].length_px(facing) != length_px:
+        if self.sides[second].length_px(facing) != length_px:
             return None
-        sides = self.borders[first].sides[direction], self.borders[second].sides[facing]
-        if min(side.valid_px for side in sides) < LEAST_PX:
+        pair = self.sides[first].sides[direction], self.sides[second].sides[facing]
+        if min(side.valid_px for side in pair) < LEAST_PX:
             return None
         rows = self._row_in_bank[direction, [first]], self._row_in_bank[facing, [second]]
         return float(self._standardised(direction, length_px, *rows)[0])
 
     def _standardised(self, direction: int, length_px: int, rows: Indices, others: Indices) -> Floats:
-        """Returns the scores of pairs, given by their rows in two banks."""
+        """Returns the scores of pairs, which are given as rows of two banks."""
         first, second = self._banks[direction, length_px], self._banks[FACING[direction], length_px]
         null = self._null(direction, length_px)
         scores = [np.empty(0, np.float32)]
@@ -154,24 +154,23 @@ class Joiner:
 
 
 def best_by_chance(pairs: int) -> float:
-    """Returns what the best of so many false pairs may score.
+    """Returns the score that the best of this many false pairs may reach.
 
-    The best of normal deviates reaches sqrt(2 log n), 5.05 for 350,000. Scores have longer tails: the best of 350,000
+    The best of n normal deviates reaches sqrt(2 log n), 5.05 for 350,000. Scores have longer tails: the best of 350,000
     false pairs of sides of 128 px reached 4.8 to 5.7.
     """
     return max(LEAST_SCORE, 1.1 * sqrt(2 * log(max(pairs, 2))))
 
 
-def _bank(borders: Sequence[Borders], chips: Sequence[int], side: int, length_px: int) -> Bank:
-    sides = [border.sides[side] for border in borders]
+def _bank(sides: Sequence[Side], chips: Sequence[int], length_px: int) -> Bank:
     return Bank(
-        np.array(chips), np.stack([border.bands for border in sides]), np.stack([border.levels for border in sides]),
-        np.array([border.valid_px for border in sides]), length_px,
+        np.array(chips), np.stack([side.bands for side in sides]), np.stack([side.levels for side in sides]),
+        np.array([side.valid_px for side in sides]), length_px,
     )  # fmt: skip
 
 
 def _scores(first: Floats, second: Floats, level_steps: Floats, valid_px: Indices, length_px: int) -> Floats:
-    """Returns the scores (P,) of pairs of bands (P, D) whose levels differ by so much, (P, 3)."""
+    """Returns the scores (P,) of pairs of bands (P, D) with differences of levels (P, 3)."""
     scores = -np.log(2 + np.abs(level_steps)) @ LEVEL_WEIGHTS
     for weight, where, step in zip(WEIGHTS, band_slices(length_px), (1, 2, 5, 5, 5), strict=True):
         one, other = first[:, where], second[:, where]
@@ -182,7 +181,7 @@ def _scores(first: Floats, second: Floats, level_steps: Floats, valid_px: Indice
 
 
 def _candidates(first: Bank, second: Bank) -> tuple[Indices, Indices]:
-    """Returns pairs, by their rows in the banks: of each side the likeliest by one product of all with all."""
+    """Returns the likeliest pairs of each side, as rows of the banks, by a matrix product of all with all."""
     one, other = _directions(first), _directions(second)
     keep = min(CANDIDATES, len(other), len(one))
     best_rows = np.zeros((0, len(other)), np.int64)
@@ -202,18 +201,18 @@ def _candidates(first: Bank, second: Bank) -> tuple[Indices, Indices]:
         best_likeness, best_rows = np.take_along_axis(likeness, top, 0), np.take_along_axis(at, top, 0)
     columns = np.broadcast_to(np.arange(len(other)), best_rows.shape)
     pairs.append(_likely(best_rows.ravel(), columns.ravel(), best_likeness.ravel()))
-    found = np.unique(np.concatenate(pairs, axis=1), axis=1)
-    return found[0], found[1]
+    unique = np.unique(np.concatenate(pairs, axis=1), axis=1)
+    return unique[0], unique[1]
 
 
 def _likely(rows: Indices, columns: Indices, likeness: Floats) -> Indices:
     """Returns (2, N): the pairs that can be compared."""
-    able = likeness > UNLIKELY
-    return np.stack([rows[able], columns[able]])
+    comparable = likeness > UNLIKELY
+    return np.stack([rows[comparable], columns[comparable]])
 
 
 def _directions(bank: Bank) -> Floats:
-    """Returns what the sides' longer waves look like, (N, D), so that a product is their weighted correlation."""
+    """Returns the sides' longer waves as vectors (N, D): the product of two is their weighted correlation."""
     parts = []
     for weight, where in zip(WEIGHTS[1:], band_slices(bank.length_px)[1:], strict=True):
         band = bank.bands[:, where].astype(np.float32)
@@ -236,12 +235,12 @@ def _best_other(ends: Indices, score: Floats) -> Floats:
 
 
 def _measure_null(first: Bank, second: Bank) -> Null:
-    """Returns how pairs score that cannot be true: the second side of each is read backwards."""
+    """Returns the scores of pairs that cannot be true: the second side of each is read backwards."""
     rng = np.random.default_rng(0)
     slices = band_slices(first.length_px)
     backwards = np.concatenate([np.arange(where.stop - 1, where.start - 1, -1) for where in slices])
     rows, others = (_usable(bank) for bank in (first, second))
-    found = []
+    rows_of_null = []
     for parts in NULL_PARTS:
         i, j = rng.choice(rows, NULL_PAIRS), rng.choice(others, NULL_PAIRS)
         shown = np.zeros((NULL_PAIRS, slices[-1].stop), np.float32)
@@ -252,8 +251,8 @@ def _measure_null(first: Bank, second: Bank) -> Null:
         one, other = first.bands[i] * shown, second.bands[j][:, backwards] * shown
         valid_px = np.full(NULL_PAIRS, first.length_px // parts)
         raw = _scores(one, other, first.levels[i] - second.levels[j], valid_px, first.length_px)
-        found.append((first.length_px / parts, raw.mean(), raw.std() + 1e-3))
-    return Null(*(np.array(values, np.float32) for values in zip(*found[::-1], strict=True)))
+        rows_of_null.append((first.length_px / parts, raw.mean(), raw.std() + 1e-3))
+    return Null(*(np.array(values, np.float32) for values in zip(*rows_of_null[::-1], strict=True)))
 
 
 def _usable(bank: Bank) -> Indices:

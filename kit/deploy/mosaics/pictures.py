@@ -1,4 +1,4 @@
-"""Pictures of mosaics: small, with the grid of their chips."""
+"""Draws mosaics: small pictures with the grid of their chips."""
 
 from math import ceil
 
@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kit.data.rasters import read_image
-from kit.deploy.mosaics.find import Mosaic
+from kit.deploy.mosaics.mosaic import Mosaic
 
-MOST_PX = 2000  # of a picture's longer side
+MOST_PX = 2000  # longest side of a picture
 GRID = (255, 220, 0)
-EMPTY = (60, 60, 60)  # where there is no chip, and no imagery
+EMPTY = (60, 60, 60)  # where there is no chip or no imagery
 
 
 def draw_mosaic(mosaic: Mosaic) -> NDArray[np.uint8]:
@@ -37,7 +37,7 @@ def draw_mosaic(mosaic: Mosaic) -> NDArray[np.uint8]:
 
 
 def _small(image: NDArray[np.uint8], height_px: int, width_px: int) -> NDArray[np.uint8]:
-    """Returns a chip in another size, (height, width, 3); grey where it has no imagery."""
+    """Returns a chip at another size, (height, width, 3); grey where it has no imagery."""
     small = np.asarray(cv2.resize(image, (width_px, height_px), interpolation=cv2.INTER_AREA), np.uint8)
     if image.shape[2] == 4:
         small[small[..., 3] < 128] = (*EMPTY, 0)

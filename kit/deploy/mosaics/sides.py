@@ -1,9 +1,9 @@
 """What a chip shows along its four sides, small enough to keep for all chips of a test set.
 
-A side is told by the two lines of pixels next to it, continued half a pixel outwards, where it meets its neighbour's.
-That profile is split into bands of wavelengths: JPEG spoils the shortest, and the longest say little about which chip
-it is. Of the colours only the longest waves are kept, for JPEG halves their resolution. Contrast is evened out along
-the side: else one bright roof on each of two sides would make them alike.
+A side is described by its two outermost lines of pixels, extrapolated half a pixel outwards, to where it meets its
+neighbour. That profile is split into bands of wavelengths: JPEG spoils the shortest, and the longest say little about
+which chip it is. Of the colours only the longest waves are kept, because JPEG halves their resolution. Contrast is
+evened out along the side: otherwise one bright roof on each of two sides would make them look alike.
 """
 
 from dataclasses import dataclass
@@ -20,30 +20,27 @@ from kit.data.sources.chips import Chip
 Floats = NDArray[np.float32]
 
 RIGHT, LEFT, BOTTOM, TOP = range(4)
-FACING = {
-    RIGHT: LEFT,
-    BOTTOM: TOP,
-}  # the first of two neighbours and the second: rows from above, columns from the left
-LEAST_PX = 48  # of a side that can be compared: 64 valid ones, less those beside nodata
-BESIDE_NODATA_PX = 4  # JPEG blurs what lies there
+FACING = {RIGHT: LEFT, BOTTOM: TOP}  # a side of the left or upper chip: the side of its neighbour that it meets
+LEAST_PX = 48  # a side with fewer valid pixels is not compared: 64 with imagery, less those beside nodata
+BESIDE_NODATA_PX = 4  # pixels this close to nodata are blurred by JPEG
 COLLAR_PX = 17  # a shorter run of black pixels is a shadow
 
 SIGMAS_PX = (1.0, 2.5, 6.0, 16.0)  # a band lies between two blurs
-STEPS = (1, 2, 5)  # of the three bands: a pixel in so many is kept
-CONTRAST_PX = 12.0  # sigma of the blur that tells a place's contrast
-LEAST_CONTRAST = 4.0  # grey values, added to it: what is flat stays flat
+STEPS = (1, 2, 5)  # every n-th pixel of the three bands is kept
+CONTRAST_PX = 12.0  # sigma of the blur that measures local contrast
+LEAST_CONTRAST = 4.0  # grey values, added to the contrast: flat areas stay flat
 LUMA_CHROMA = np.array([[0.299, 0.587, 0.114], [0.5, 0, -0.5], [-0.25, 0.5, -0.25]], np.float32)
 
 
 @dataclass(frozen=True)
-class Border:
+class Side:
     """One side of a chip.
 
     Args:
-        bands: float16 (D,), one behind the other as `band_slices` tells: luma from short waves to long, then the long
-            waves of two colour differences; 0 where there is no imagery.
+        bands: float16 (D,), concatenated, see `band_slices`: luma from short waves to long, then the long waves of two
+            colour differences; 0 where there is no imagery.
         levels: float32 (3,), mean luma and colour differences, 0..255.
-        valid_px: how many of its pixels can be compared.
+        valid_px: number of pixels that can be compared.
     """
 
     bands: NDArray[np.float16]
@@ -52,42 +49,42 @@ class Border:
 
 
 @dataclass(frozen=True)
-class Borders:
-    """A chip's size in px and its sides in the order right, left, bottom, top."""
+class ChipSides:
+    """A chip's size in px, and its sides in the order right, left, bottom, top."""
 
     height_px: int
     width_px: int
-    sides: tuple[Border, Border, Border, Border]
+    sides: tuple[Side, Side, Side, Side]
 
     def length_px(self, side: int) -> int:
-        """Returns how long a side is."""
+        """Returns the length of a side."""
         return self.height_px if side in (RIGHT, LEFT) else self.width_px
 
 
 def band_slices(length_px: int) -> list[slice]:
-    """Returns where each of the five bands lies in `Border.bands` of a side of that length."""
+    """Returns where each of the five bands lies in `Side.bands` of a side of this length."""
     sizes = [-(-length_px // step) for step in (*STEPS, STEPS[-1], STEPS[-1])]
     return [slice(start, end) for start, end in pairwise(np.cumsum([0, *sizes]).tolist())]
 
 
-def read_borders(chip: Chip) -> Borders:
+def read_sides(chip: Chip) -> ChipSides:
     """Returns the sides of a chip's image.
 
     Raises:
         RasterError: it is missing or broken.
     """
-    return borders_of(read_image(chip.path))
+    return sides_of(read_image(chip.path))
 
 
-def borders_of(image: NDArray[np.uint8]) -> Borders:
+def sides_of(image: NDArray[np.uint8]) -> ChipSides:
     """Returns the sides of an image, uint8 (H, W, 3 or 4), RGB or RGBA."""
     turned = image.swapaxes(0, 1)
     lines = turned[::-1][:2], turned[:2], image[::-1][:2], image[:2]  # (2, length, C), the outermost first
-    right, left, bottom, top = map(_border, lines)
-    return Borders(image.shape[0], image.shape[1], (right, left, bottom, top))
+    right, left, bottom, top = map(_side, lines)
+    return ChipSides(image.shape[0], image.shape[1], (right, left, bottom, top))
 
 
-def _border(lines: NDArray[np.uint8]) -> Border:
+def _side(lines: NDArray[np.uint8]) -> Side:
     """Returns a side from its two outermost lines, (1 or 2, length, C)."""
     valid = _valid(lines)
     outer, inner = lines[0, :, :3] @ LUMA_CHROMA.T, lines[-1, :, :3] @ LUMA_CHROMA.T
@@ -98,11 +95,11 @@ def _border(lines: NDArray[np.uint8]) -> Border:
     contrast = np.sqrt(np.maximum(_blurred(power, valid, CONTRAST_PX), 0)) + LEAST_CONTRAST
     short, middle, long = ((fine - coarse) * valid / contrast for fine, coarse in pairwise(blurred))
     bands = short[0, :: STEPS[0]], middle[0, :: STEPS[1]], *long[:, :: STEPS[2]]
-    return Border(np.concatenate(bands).astype(np.float16), levels.astype(np.float32), int(valid.sum()))
+    return Side(np.concatenate(bands).astype(np.float16), levels.astype(np.float32), int(valid.sum()))
 
 
 def _valid(lines: NDArray[np.uint8]) -> Floats:
-    """Returns 1 where a side shows imagery and 0 where it does not, (length,): by alpha, and by black collars."""
+    """Returns 1 where a side has imagery and 0 where it has none (alpha 0, a black collar), (length,)."""
     black = np.expand_dims(np.all(lines[..., :3] <= BLACK, axis=(0, 2)), 0).astype(np.uint8)
     missing = np.asarray(cv2.morphologyEx(black, cv2.MORPH_OPEN, np.ones((1, COLLAR_PX), np.uint8)) > 0)
     if lines.shape[-1] == 4:
@@ -113,7 +110,7 @@ def _valid(lines: NDArray[np.uint8]) -> Floats:
 
 
 def _blurred(profile: Floats, valid: Floats, sigma_px: float) -> Floats:
-    """Returns rows (3, length) blurred along themselves, by what is valid alone."""
+    """Returns rows (3, length) blurred along their length, ignoring invalid pixels."""
     reach = int(3 * sigma_px) + 1
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma_px) ** 2).astype(np.float32)
     both = np.vstack([profile * valid, valid])

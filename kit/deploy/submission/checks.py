@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from kit.data.masks import Counts, count, pool
 from kit.data.rasters import image_size
 from kit.data.sources.chips import Chip
-from kit.deploy.mosaics.resolutions import TABLE as RESOLUTIONS
+from kit.deploy.mosaics.mosaic import RESOLUTIONS
 from kit.deploy.submission.archive import Member, members
 from kit.deploy.submission.mask_tiff import opened_mask
 from kit.deploy.submission.rle import TABLE, decode, read_rle

@@ -15,13 +15,13 @@ from kit.console import meter
 from kit.data.rasters import read_image
 from kit.data.sources.chips import Chip, find_chips
 from kit.deploy.adaptive.calibrate import end_early, learnt_bounds
-from kit.deploy.engine.backends import check_engine
+from kit.deploy.engine.backends import EngineOptions, check_engine
 from kit.deploy.engine.predict import has_ground, predict_image
-from kit.deploy.engine.tuning import TILES, in_half, set_up
-from kit.deploy.mosaics.find import Mosaic, find_mosaics
-from kit.deploy.mosaics.resolutions import TABLE as RESOLUTIONS
-from kit.deploy.mosaics.resolutions import find_resolutions
-from kit.deploy.mosaics.wide import MARGIN_PX, Seen, Surroundings
+from kit.deploy.engine.tuning import TILES, set_up
+from kit.deploy.mosaics.find import find_mosaics
+from kit.deploy.mosaics.mosaic import RESOLUTIONS, Mosaic
+from kit.deploy.mosaics.resolution import find_resolutions
+from kit.deploy.mosaics.wide import MARGIN_PX, WideChip, WideReader
 from kit.deploy.submission.archive import write_tgz
 from kit.deploy.submission.checks import Summary, check_submission
 from kit.deploy.submission.flow import WriteBehind, read_ahead
@@ -83,7 +83,7 @@ class Job:
     weights: Weights
     cleaning: Cleaning
     folder: Path
-    surroundings: Surroundings
+    surroundings: WideReader
 
     @property
     def identity(self) -> str:
@@ -139,18 +139,20 @@ def submit(
     check_apart(out_dir, [test, *(chip.path for chip in chips)], "--name or --root")
     if rank() == 0:
         _check_folder(out_dir, chips)
+    options = EngineOptions(device, check_engine(engine), tuning, adaptive)
     shipped = load_weights(weights_path, device)
     if adaptive:
         learnt_bounds(shipped)  # before anything is measured or written
-    weights = set_up(shipped, partial(_with_ground, chips), tuning, check_engine(engine))
+    weights = set_up(shipped, partial(_with_ground, chips), options)
     if rank() == 0:
         _make_folder(out_dir)
     mosaics = agreed(find_mosaics(chips) if (mosaic or scale is True) and rank() == 0 else [])
     factors = agreed(_factors(weights, chips, mosaics, scale, out_dir / RESOLUTIONS) if rank() == 0 else {})
-    surroundings = Surroundings(mosaics, MARGIN_PX if mosaic else 0, factors)
+    surroundings = WideReader(mosaics, MARGIN_PX if mosaic else 0, factors)
     if adaptive:
-        some, half = _some(chips), in_half(shipped, weights)
-        weights = end_early(weights, partial(_as_seen, some, surroundings), half, len(some) / len(chips))
+        some = _some(chips)
+        identity = " ".join(f"{chip.id} {surroundings.version(chip)}" for chip in some)
+        weights = end_early(weights, partial(_as_seen, some, surroundings), identity, len(some) / len(chips))
     job = Job(weights, cleaning, out_dir, surroundings)
     todo = set(agreed(_begin(job, chips) if rank() == 0 else []))
     share = len(todo) * rank() // ranks(), len(todo) * (rank() + 1) // ranks()
@@ -171,7 +173,7 @@ def _some(chips: Sequence[Chip]) -> list[Chip]:
     return [chips[place] for place in np.linspace(0, len(chips) - 1, count).round().astype(int).tolist()]
 
 
-def _as_seen(chips: Sequence[Chip], surroundings: Surroundings) -> Iterator[NDArray[np.uint8]]:
+def _as_seen(chips: Sequence[Chip], surroundings: WideReader) -> Iterator[NDArray[np.uint8]]:
     """Returns what is seen of chips that show something, one after the other."""
     return filter(has_ground, (surroundings.read(chip).wide for chip in chips))
 
@@ -221,7 +223,7 @@ def _predict(job: Job, todo: Sequence[Chip]) -> None:
             progress.advance()
 
 
-def _write(job: Job, chip: Chip, seen: Seen, probability: NDArray[np.float32], progress: TextIO) -> None:
+def _write(job: Job, chip: Chip, seen: WideChip, probability: NDArray[np.float32], progress: TextIO) -> None:
     """Writes a chip's mask and its row; a mask that stands has its row, wherever this is cut."""
     mask = clean_image(probability, seen.image, job.cleaning, job.weights.card.gsd_m * seen.factor)
     confidence = float(np.maximum(probability, 1 - probability).mean(dtype=np.float64))

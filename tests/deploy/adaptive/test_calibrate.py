@@ -10,7 +10,7 @@ from deploy_fakes import noise
 from torch import Tensor
 
 from kit.deploy.adaptive import calibrate, cover, vote
-from kit.deploy.adaptive.calibrate import Tile, end_early, fit, learn, seconds_a_pass
+from kit.deploy.adaptive.calibrate import PassSums, end_early, fit, learn, seconds_a_pass
 from kit.deploy.adaptive.risk import Change
 from kit.deploy.adaptive.vote import AdaptiveEnsemble
 from kit.deploy.engine.backends import Network
@@ -35,14 +35,14 @@ def settled(*shares: float, order: tuple[int, ...] = (1, 0)) -> Bounds:
     return Bounds(order, shares, 0.8, 0.8, 1.0)
 
 
-def tile(later: float, first: float = 0.55, side: int = 64) -> Tile:
+def tile(later: float, first: float = 0.55, side: int = 64) -> PassSums:
     """The first network says 0.55 everywhere, or what is told, the second `later`; some pixels do not count."""
     counts = np.ones((side, side), bool)
     counts[:4] = False
-    return Tile([torch.full((1, 1, side, side), value) for value in (first, later)], counts)
+    return PassSums([torch.full((1, 1, side, side), value) for value in (first, later)], counts)
 
 
-def learnt(tiles: Sequence[Tile], truths: Sequence[int]) -> Bounds:
+def learnt(tiles: Sequence[PassSums], truths: Sequence[int]) -> Bounds:
     buildings = [np.full(tile.counts.shape, bool(truth)) for tile, truth in zip(tiles, truths, strict=True)]
     return learn(tiles, buildings, (0, 1), [0], [1.0, 3.0], 16)
 
@@ -74,7 +74,7 @@ def saying(monkeypatch: pytest.MonkeyPatch, *logits: float) -> None:
         return torch.where(x[:, :1] < 128, value, 9.0)
 
     networks: list[Network] = [lambda x, value=value: said(x, value) for value in logits]
-    monkeypatch.setattr(calibrate, "cores", lambda weights: networks)
+    monkeypatch.setattr(calibrate, "networks", lambda weights: networks)
 
 
 BRIGHT, DARK = (np.full((64, 64, 3), value, np.uint8) for value in (255, 0))
@@ -94,7 +94,7 @@ def test_networks_that_disagree_on_these_images_are_heard(tiny_weights: Exported
     assert fit(weights, [BRIGHT]).settled == (0.1, 0.1, 0.1)
     found = fit(weights, [BRIGHT, DARK])
     assert (found.settled, found.passes) == ((0.0, 0.0, 0.0), 1.0)
-    assert end_early(weights, lambda: [BRIGHT, DARK]) is weights
+    assert end_early(weights, lambda: [BRIGHT, DARK], "") is weights
 
 
 def test_bounds_become_stricter_step_by_step(tiny_weights: Exported, monkeypatch: pytest.MonkeyPatch):
@@ -128,32 +128,8 @@ def test_what_happens_at_the_edges_of_windows_is_seen(tiny_weights: Exported, mo
     def denying(x: Tensor) -> Tensor:
         return torch.where(x[:, :1] < 128, 0.75 if x.shape[2:] == (128, 128) else -9.0, 9.0)
 
-    monkeypatch.setattr(calibrate, "cores", lambda weights: [denying, denying])
+    monkeypatch.setattr(calibrate, "networks", lambda weights: [denying, denying])
     assert fit(weights, [image]).settled == (0.0, 0.0, 0.0)
-
-
-@pytest.mark.parametrize(
-    ("logit", "seconds", "taken"), [(0.9, 0.5, True), (-0.9, 0.5, False), (0.9, 0.95, False)], ids=str
-)
-def test_half_precision_is_taken_where_it_is_faster_and_borne(
-    tiny_weights: Exported, monkeypatch: pytest.MonkeyPatch, logit: float, seconds: float, taken: bool
-):
-    exact = loaded(tiny_weights, settled(0.1, 0.1, 0.1))
-    half = replace(exact, plan="in half")
-    networks: dict[str, Network] = {exact.plan: lambda x: x[:, :1] * 0 + 1, half.plan: lambda x: x[:, :1] * 0 + logit}
-    monkeypatch.setattr(calibrate, "cores", lambda weights: [networks[weights.plan]] * 2)
-    monkeypatch.setattr(
-        calibrate, "seconds_a_pass", lambda network, pad, device: seconds if network is networks[half.plan] else 1.0
-    )
-    found = fit(exact, [BRIGHT], half)
-    assert (found.half, found.settled) == (taken, (0.1, 0.1, 0.1))
-    assert ("all in half precision" in str(found)) == taken
-    assert not fit(exact, [BRIGHT]).half
-    for _ in range(2):  # found, then remembered
-        early = end_early(exact, lambda: [BRIGHT], half)
-        assert early.plan == f"{'in half' if taken else exact.plan} adaptive 0.1 0.1 0.1"
-        expected = torch.sigmoid(torch.tensor(logit if taken else 1.0)).item()
-        np.testing.assert_allclose(predict_image(early, noise(64, 64)), expected, atol=1e-6)
 
 
 def test_a_pass_is_timed_on_an_image_that_is_padded():
@@ -191,14 +167,14 @@ def test_what_images_bear_is_remembered(tiny_weights: Exported, monkeypatch: pyt
     looked = []
     monkeypatch.setattr(calibrate, "look", lambda *given, look=calibrate.look: looked.append(1) or look(*given))
     weights = loaded(tiny_weights, settled(1.0, 1.0, 1.0))
-    first, second = (end_early(weights, lambda: [noise(64, 64)]) for _ in range(2))
+    first, second = (end_early(weights, lambda: [noise(64, 64)], "a") for _ in range(2))
     assert (first.plan, len(looked)) == (second.plan, 1)
     (kept,) = (tmp_path / "cache/adaptive").iterdir()
-    for broken in ("", "[]", json.dumps(json.loads(kept.read_text()) | {"choice": {"settled": "ab"}})):
+    for broken in ("", "[]", json.dumps([json.loads(kept.read_text())[0], {"settled": "ab"}])):
         kept.write_text(broken)
-        assert end_early(weights, lambda: [noise(64, 64)]).plan == first.plan
+        assert end_early(weights, lambda: [noise(64, 64)], "a").plan == first.plan
     assert len(looked) == 4
-    end_early(weights, lambda: [noise(64, 64, seed=1)])
+    end_early(weights, lambda: [noise(64, 64)], "b")
     assert len(looked) == 5
 
 
@@ -214,17 +190,17 @@ def test_the_card_keeps_the_settled(tiny_weights: Exported):
 
 def test_weights_that_know_no_bounds_are_refused(tiny_weights: Exported):
     with pytest.raises(WeightsError, match="has no adaptive in its card"):
-        end_early(load_weights(tiny_weights.path), list)
+        end_early(load_weights(tiny_weights.path), list, "")
     for wrong in (settled(0.0), settled(0.0, 0.0, 0.0, order=(0, 2))):
         with pytest.raises(WeightsError, match="does not fit its networks"):
-            end_early(loaded(tiny_weights, wrong), list)
+            end_early(loaded(tiny_weights, wrong), list, "")
 
 
 @pytest.mark.parametrize("tuning", [False, True])
 def test_weights_loaded_or_tuned_end_their_vote_early(tiny_weights: Exported, tuning: bool):
     weights, image = loaded(tiny_weights, settled(1.0, 1.0, 1.0)), noise(96, 128)
-    weights = tune(weights, [image]) if tuning else weights
-    early = end_early(weights, list)
+    weights = tune(weights, lambda: [image]) if tuning else weights
+    early = end_early(weights, list, "")
     assert early.plan == f"{weights.plan} adaptive 1.0 1.0 1.0"
     assert isinstance(early.module, AdaptiveEnsemble)
     with torch.inference_mode():

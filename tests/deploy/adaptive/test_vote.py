@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kit.deploy.adaptive import cover, vote
 from kit.deploy.adaptive.cover import Window
-from kit.deploy.adaptive.vote import AdaptiveEnsemble, Grid, near, stages, undecided
+from kit.deploy.adaptive.vote import AdaptiveEnsemble, BlockGrid, near, stages, undecided
 from kit.deploy.freeze.ensemble import VIEWS, Core, Ensemble
 from kit.deploy.weights.card import Bounds
 
@@ -99,7 +99,7 @@ def test_pixels_beyond_the_image_do_not_count():
 
 
 def test_blocks_that_were_left_are_not_taken_up_again():
-    grid = Grid(64, 96, 32, 16)
+    grid = BlockGrid(64, 96, 32, 16)
     unsure, sure, passes = (torch.full((1, 1, 64, 96), value) for value in (1.0, 1.8, 2.0))
     among = [Window(0, 32, 0, 32), Window(32, 64, 64, 96)]
     assert grid.open_windows(unsure, passes, 0.1, 0.0, among) == among

@@ -1,9 +1,11 @@
 import json
+import re
 import shutil
 import zipfile
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from deploy_fakes import noise, write_tiff
@@ -11,9 +13,9 @@ from deploy_fakes import noise, write_tiff
 import kit
 from kit.data.rasters import read_image
 from kit.deploy.engine import predict as room
-from kit.deploy.engine.predict import predict_image
+from kit.deploy.engine.predict import as_pixels, predict_image
 from kit.deploy.weights.load import Weights, load_weights, newest_weights
-from kit.errors import KitError, RasterError, WeightsError
+from kit.errors import DataError, KitError, RasterError, WeightsError
 from kit.pipeline.export import Exported
 
 
@@ -73,7 +75,7 @@ def test_weights_of_others(tmp_path: Path):
 def test_a_broken_card(tmp_path: Path):
     with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
         archive.writestr("archive/extra/card.json", "{}")
-    with pytest.raises(WeightsError, match=r"a\.pt has no kit_version"):
+    with pytest.raises(WeightsError, match=r"a\.pt is damaged: field kit_version"):
         load_weights(tmp_path / "a.pt")
 
 
@@ -150,7 +152,7 @@ def test_one_call_predicts(tiny_weights: Exported, monkeypatch: pytest.MonkeyPat
         return load_weights(path, device)
 
     monkeypatch.setattr(room, "load_weights", loading)
-    monkeypatch.setattr(room, "_READY", {})
+    monkeypatch.setattr(room, "_LAST", {})
     image = noise(40, 50)
     expected = predict_image(load_weights(tiny_weights.path), image)
     for _ in range(2):
@@ -161,3 +163,75 @@ def test_one_call_predicts(tiny_weights: Exported, monkeypatch: pytest.MonkeyPat
         kit.predict("nowhere.pt", image)
     with pytest.raises(AttributeError, match="no attribute 'predikt'"):
         _ = kit.predikt
+
+
+RGB = noise(20, 30)
+RGBA = np.dstack([RGB, np.full((20, 30), 200, np.uint8)])
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (RGB[..., ::-1], RGB[..., ::-1]),  # BGR of OpenCV, turned to RGB: negative strides
+        (RGB[::-1, ::2], RGB[::-1, ::2]),
+        (np.asfortranarray(RGB), RGB),
+        (RGB[..., 0], np.dstack([RGB[..., 0]] * 3)),
+        (RGB[..., :1], np.dstack([RGB[..., 0]] * 3)),
+        (torch.from_numpy(RGB), RGB),
+        (PIL.Image.fromarray(RGB), RGB),
+        (PIL.Image.fromarray(RGBA), RGBA),
+        (PIL.Image.fromarray(RGB[..., 0]), np.dstack([RGB[..., 0]] * 3)),
+        (PIL.Image.fromarray(RGB).convert("P"), np.asarray(PIL.Image.fromarray(RGB).convert("P").convert("RGB"))),
+        (PIL.Image.fromarray(RGBA).convert("LA"), np.asarray(PIL.Image.fromarray(RGBA).convert("LA").convert("RGBA"))),
+    ],
+    ids=["bgr", "flipped", "fortran", "grey", "one-band", "tensor", "pil", "pil-rgba", "pil-grey", "pil-p", "pil-la"],
+)
+def test_any_image_of_8_bits_is_taken(tiny_weights: Exported, image: object, expected: np.ndarray):
+    pixels = as_pixels(image)
+    assert pixels.flags.c_contiguous
+    np.testing.assert_array_equal(pixels, expected)
+    loaded = kit.load(tiny_weights.path, "cpu")
+    probability = kit.predict(loaded, image)
+    np.testing.assert_array_equal(probability, predict_image(loaded, pixels))
+    np.testing.assert_array_equal(probability, kit.predict(tiny_weights.path, image, tuning=False, device="cpu"))
+
+
+def test_a_pil_image_is_turned_upright(tmp_path: Path):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    PIL.Image.fromarray(RGB).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(as_pixels(PIL.Image.open(tmp_path / "a.png")), np.rot90(RGB, -1))
+
+
+@pytest.mark.parametrize(
+    ("image", "message", "hint"),
+    [
+        (RGB.astype(np.float32), r"array of float32 \(20 x 30 x 3\), expected uint8", "8-bit"),
+        (RGB[..., 0] > 9, "array of bool", "8-bit"),
+        (np.zeros((9, 9, 5), np.uint8), r"array of 9 x 9 x 5, expected \(H, W\)", "8-bit"),
+        (RGB.transpose(2, 0, 1), r"array of 3 x 20 x 30, expected", r"transpose\(1, 2, 0\)"),
+        (np.zeros((0, 9, 3), np.uint8), "array of 0 x 9 x 3", "8-bit"),
+        (np.zeros((1, 9, 9, 3), np.uint8), "array of 1 x 9 x 9 x 3", "8-bit"),
+        (PIL.Image.new("I;16", (9, 9)), "mode I;16, which is not 8 bits", "8-bit"),
+        ("chip.tif", r"array of <U8 \(no dimensions\)", "8-bit"),
+        ([[1, 2], [3]], "a list, is not an array", "8-bit"),
+    ],
+    ids=str,
+)
+def test_other_images_are_refused(tiny_weights: Exported, image: object, message: str, hint: str):
+    with pytest.raises(DataError, match=message) as caught:
+        kit.predict(tiny_weights.path, image)
+    assert re.search(hint, caught.value.hint)
+
+
+def test_a_pil_image_that_is_cut_short(tmp_path: Path):
+    PIL.Image.fromarray(noise(64, 64)).save(tmp_path / "a.jpg")
+    (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:900])
+    with pytest.raises(DataError, match="cannot be decoded"):
+        as_pixels(PIL.Image.open(tmp_path / "a.jpg"))
+
+
+def test_what_is_public():
+    assert sorted(kit.__all__) == ["KitError", "__version__", "load", "predict"]
+    for name in kit.__all__:
+        assert name == "__version__" or getattr(kit, name).__doc__

@@ -11,9 +11,10 @@ from deploy_fakes import export_tiny, noise
 from torch import Tensor
 
 from kit.deploy.engine import tuning
-from kit.deploy.engine.backends import Setting, check_engine, network
+from kit.deploy.engine.backends import EngineOptions, NetworkSetting, check_engine, network
 from kit.deploy.engine.predict import predict_image
-from kit.deploy.engine.tuning import choose, in_half, predicts_alike, tune, tuned
+from kit.deploy.engine.tuned import first_network
+from kit.deploy.engine.tuning import choose, known_plan, predicts_alike, set_up, tune, tuned
 from kit.deploy.weights.load import Weights, load_weights
 from kit.errors import KitError, WeightsError
 from kit.pipeline.export import Exported
@@ -29,10 +30,12 @@ def weights(tiny_weights: Exported) -> Weights:
 
 
 @pytest.mark.parametrize("views", ["none", "flips", "d4"])
-@pytest.mark.parametrize("setting", [Setting(), Setting("channels_last", views=4), Setting("packed", views=3)], ids=str)
-def test_a_tuned_vote_is_the_shipped_vote(tmp_path: Path, views: str, setting: Setting):
+@pytest.mark.parametrize(
+    "setting", [NetworkSetting(), NetworkSetting("channels_last", views=4), NetworkSetting("packed", views=3)], ids=str
+)
+def test_a_tuned_vote_is_the_shipped_vote(tmp_path: Path, views: str, setting: NetworkSetting):
     shipped = load_weights(export_tiny(tmp_path, views=views).path)
-    there = tuned(shipped, [setting, Setting()])
+    there = tuned(shipped, [setting, NetworkSetting()])
     np.testing.assert_allclose(predict_image(there, IMAGE), predict_image(shipped, IMAGE), atol=1e-5)
     batch = torch.from_numpy(np.stack([noise(33, 17, seed=seed).transpose(2, 0, 1) for seed in range(3)]))
     with torch.inference_mode():
@@ -41,7 +44,7 @@ def test_a_tuned_vote_is_the_shipped_vote(tmp_path: Path, views: str, setting: S
 
 
 def test_half_precision_halves_the_weights_of_convolutions_alone(weights: Weights):
-    core = network(weights, 0, Setting("channels_last", "bfloat16"), "torch")
+    core = network(weights, 0, NetworkSetting("channels_last", "bfloat16"), "torch")
     x = torch.from_numpy(noise(64, 64)).permute(2, 0, 1)[None].float()
     with torch.inference_mode():
         half, full = core(x), weights.module.core_0(x)
@@ -50,25 +53,9 @@ def test_half_precision_halves_the_weights_of_convolutions_alone(weights: Weight
     assert not torch.is_autocast_enabled("cpu")
 
 
-def test_all_cores_in_half_precision(weights: Weights, monkeypatch: pytest.MonkeyPatch):
-    exact, half = Setting("packed", "float32", 4), Setting("channels_last", "bfloat16")
-    mixed = tuned(weights, [exact, half])
-    monkeypatch.setattr(tuning, "dtypes", lambda device: ("bfloat16",))
-    found = in_half(weights, mixed)
-    assert found
-    assert found.plan == "torch channels_last-bfloat16-4 channels_last-bfloat16-1"
-    expected = predict_image(tuned(weights, [Setting("channels_last", "bfloat16", 4), half]), IMAGE)
-    np.testing.assert_array_equal(predict_image(found, IMAGE), expected)
-    assert in_half(weights, tuned(weights, [half, half])) is None
-    assert in_half(weights, weights) is None
-    assert in_half(weights, dataclasses.replace(mixed, plan=mixed.plan.replace("torch", "openvino"))) is None
-    monkeypatch.setattr(tuning, "dtypes", lambda device: ())
-    assert in_half(weights, mixed) is None
-
-
 def test_wrong_input_to_a_tuned_vote(weights: Weights):
     with pytest.raises(ValueError, match=r"expected 3 \(RGB\) or 4"):
-        tuned(weights, [Setting()] * 2).module(torch.zeros(1, 2, 8, 8))
+        tuned(weights, [NetworkSetting()] * 2).module(torch.zeros(1, 2, 8, 8))
 
 
 class Clock:
@@ -87,7 +74,7 @@ def slowed(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float], wrong: Se
     clock = Clock()
     monkeypatch.setattr(tuning, "time", clock)
 
-    def made(weights: Weights, core: int, setting: Setting, engine: str) -> Callable[[Tensor], Tensor]:
+    def slow_network(weights: Weights, member: int, setting: NetworkSetting, engine: str) -> Callable[[Tensor], Tensor]:
         name = f"{engine}-{setting}"
 
         def run(x: Tensor) -> Tensor:
@@ -97,7 +84,7 @@ def slowed(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float], wrong: Se
 
         return run
 
-    monkeypatch.setattr(tuning, "network", made)
+    monkeypatch.setattr(tuning, "network", slow_network)
 
 
 @pytest.mark.parametrize(
@@ -138,44 +125,63 @@ def test_networks_predict_alike_by_mask_or_by_probability(logits: list[float], a
 
 
 def test_no_time_no_trials(weights: Weights, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tuning, "SECONDS_A_CORE", 0.0)
+    monkeypatch.setattr(tuning, "SECONDS_PER_NETWORK", 0.0)
     slowed(monkeypatch, {"torch-channels_last-float32-1": 0.001})
     image = torch.from_numpy(noise(64, 64)).permute(2, 0, 1)[None]
-    assert choose(weights, 0, [image], "torch") == Setting()
+    assert choose(weights, 0, [image], "torch") == NetworkSetting()
 
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The cores that are measured from here on."""
-    cores: list[int] = []
+    """The networks that are measured from here on."""
+    members: list[int] = []
 
-    def choosing(weights: Weights, core: int, images: Sequence[Tensor], engine: str) -> Setting:
-        cores.append(core)
-        return Setting("channels_last", views=4)
+    def choosing(weights: Weights, member: int, images: Sequence[Tensor], engine: str) -> NetworkSetting:
+        members.append(member)
+        return NetworkSetting("channels_last", views=4)
 
     monkeypatch.setattr(tuning, "choose", choosing)
-    return cores
+    return members
 
 
 def test_a_choice_is_remembered_for_file_and_machine(
     weights: Weights, measured: list[int], monkeypatch: pytest.MonkeyPatch
 ):
-    first, second = tune(weights, [IMAGE]), tune(weights, [IMAGE])
+    first, second = tune(weights, lambda: [IMAGE]), tune(weights, lambda: [IMAGE])
     assert measured == [0, 1]
     assert first.plan == second.plan == "torch channels_last-float32-4 channels_last-float32-4"
-    tune(dataclasses.replace(weights, sha256="another"), [IMAGE])
+    tune(dataclasses.replace(weights, sha256="another"), lambda: [IMAGE])
     assert measured == [0, 1] * 2
     monkeypatch.setattr(tuning, "processor_name", lambda device: "another")
-    tune(weights, [IMAGE])
+    tune(weights, lambda: [IMAGE])
     assert measured == [0, 1] * 3
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"key": 1}', '{"settings": ["plain"]}', "\x00"])
+def test_a_remembered_choice_needs_neither_images_nor_networks(weights: Weights, measured: list[int]):
+    options = EngineOptions()
+    assert known_plan(weights.sha256, 2, options) is None
+    there = set_up(weights, lambda: [IMAGE], options)
+    assert known_plan(weights.sha256, 2, options) == there.plan
+    assert known_plan(weights.sha256, 3, options) is None
+
+    def unwanted() -> list[np.ndarray]:
+        raise AssertionError("images are read")
+
+    assert set_up(weights, unwanted, options).plan == there.plan
+    for untuned in (EngineOptions(tuning=False), EngineOptions(engine="openvino", tuning=False)):
+        assert known_plan(weights.sha256, 2, untuned) == (
+            set_up(weights, unwanted, untuned).plan
+            if untuned.engine == "torch"
+            else "openvino" + 2 * " plain-float32-1"
+        )
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"key": 1}', '["key", [{"layout": "plain"}]]', '["key", [7]]', "\x00"])
 def test_a_broken_memory_is_measured_again(weights: Weights, measured: list[int], cache: Path, text: str):
-    tune(weights, [IMAGE])
+    tune(weights, lambda: [IMAGE])
     (kept,) = (cache / "tuning").iterdir()
     kept.write_text(text)
-    tune(weights, [IMAGE])
+    tune(weights, lambda: [IMAGE])
     assert measured == [0, 1] * 2
 
 
@@ -183,7 +189,7 @@ def test_a_cache_that_cannot_be_written_costs_time_alone(
     weights: Weights, measured: list[int], cache: Path, capsys: pytest.CaptureFixture[str]
 ):
     (cache / "tuning").write_text("a file where a folder belongs")
-    assert tune(weights, [IMAGE]).plan.startswith("torch channels_last")
+    assert tune(weights, lambda: [IMAGE]).plan.startswith("torch channels_last")
     assert "not remembered" in capsys.readouterr().err
 
 
@@ -191,24 +197,24 @@ def test_an_old_export_predicts_as_it_was_shipped(
     weights: Weights, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr(tuning.torchscript, "has_cores", lambda module: False)
-    assert tune(weights, [IMAGE]) is weights
-    assert "predicts as it was shipped" in capsys.readouterr().err
-    with pytest.raises(WeightsError, match="no engine but torch") as caught:
-        tune(weights, [IMAGE], "openvino")
+    assert tune(weights, lambda: [IMAGE]) is weights
+    assert "is not tuned" in capsys.readouterr().err
+    with pytest.raises(WeightsError, match="only torch can run it") as caught:
+        tune(weights, lambda: [IMAGE], "openvino")
     assert "kit export" in caught.value.hint
 
 
 def test_measured_for_real(weights: Weights):
-    there = tune(weights, [IMAGE, noise(40, 40)])
+    there = tune(weights, lambda: [IMAGE, noise(40, 40)])
     assert len(there.plan.split()) == 3
-    np.testing.assert_array_equal(predict_image(there, IMAGE) > 0.5, predict_image(weights, IMAGE) > 0.5)
+    assert ((predict_image(there, IMAGE) > 0.5) == (predict_image(weights, IMAGE) > 0.5)).mean() > 0.99
 
 
 LIMITED = """
 import sys, numpy as np
 from kit.deploy.weights.load import load_weights
 from kit.deploy.engine.tuning import tune
-print(tune(load_weights(__import__("pathlib").Path(sys.argv[1])), [np.zeros((64, 64, 3), np.uint8)]).plan)
+print(tune(load_weights(__import__("pathlib").Path(sys.argv[1])), lambda: [np.zeros((64, 64, 3), np.uint8)]).plan)
 """
 
 
@@ -234,7 +240,7 @@ def test_unknown_or_missing_engines(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("views", [1, 4])
 def test_openvino_votes_alike(weights: Weights, views: int):
     pytest.importorskip("openvino", reason="the extra openvino is not installed")
-    there = tuned(weights, [Setting(views=views)] * 2, "openvino")
+    there = tuned(weights, [NetworkSetting(views=views)] * 2, "openvino")
     np.testing.assert_allclose(predict_image(there, IMAGE), predict_image(weights, IMAGE), atol=1e-4)
     assert there.plan.startswith("openvino ")
 
@@ -247,7 +253,7 @@ def test_int8_is_made_once_and_taken_where_its_masks_agree(
     image, shipped = noise(96, 96), predict_image(weights, noise(96, 96))
     monkeypatch.setattr(tuning, "AGREEMENT", 0.9)  # noise is no image: int8 keeps 97 % of its mask here
     monkeypatch.setattr(tuning, "GAIN", 0.0)  # so small a network is not faster
-    there = tune(weights, [image], "openvino-int8")
+    there = tune(weights, lambda: [image], "openvino-int8")
     assert [setting.split("-")[1] for setting in there.plan.split()[1:]] == ["int8"] * 2
     assert capsys.readouterr().out == ""
     difference = np.abs(predict_image(there, image) - shipped)
@@ -255,14 +261,14 @@ def test_int8_is_made_once_and_taken_where_its_masks_agree(
     models = sorted((cache / "int8").iterdir())
     assert [path.suffix for path in models] == [".bin", ".xml"] * 2
     made = models[1].stat().st_mtime_ns
-    assert tune(weights, [image], "openvino-int8").plan == there.plan
+    assert tune(weights, lambda: [image], "openvino-int8").plan == there.plan
     assert models[1].stat().st_mtime_ns == made
     models[1].unlink()
-    assert tune(weights, [image], "openvino-int8").plan == there.plan
+    assert tune(weights, lambda: [image], "openvino-int8").plan == there.plan
     assert models[1].is_file()
     models[1].write_text("broken")
-    with pytest.raises(WeightsError, match="is no model of OpenVINO's"):
-        tune(weights, [image], "openvino-int8")
+    with pytest.raises(WeightsError, match="is not a model of OpenVINO"):
+        tune(weights, lambda: [image], "openvino-int8")
 
 
 @pytest.mark.slow
@@ -273,7 +279,7 @@ def test_int8_whose_masks_differ_is_left(
     monkeypatch.setattr(tuning, "AGREEMENT", 0.99999)
     monkeypatch.setattr(tuning, "DIFFERENCE", 0.00001)
     monkeypatch.setattr(tuning, "GAIN", 0.0)
-    plan = tune(weights, [noise(96, 96)], "openvino-int8").plan
+    plan = tune(weights, lambda: [noise(96, 96)], "openvino-int8").plan
     assert "int8-" not in plan
     assert "network 1 stays in float32" in capsys.readouterr().err
 
@@ -287,11 +293,11 @@ def test_openvino_reports_nothing(tiny_weights: Exported):
 
 
 @pytest.mark.parametrize("is_tuned", [False, True])
-def test_the_first_look_is_one_network_in_one_view(tmp_path: Path, is_tuned: bool):
+def test_one_network_in_one_view(tmp_path: Path, is_tuned: bool):
     with_flips, plain = (load_weights(export_tiny(tmp_path / v, views=v).path) for v in ("flips", "none"))
-    look = tuning.first_look(tuned(with_flips, [Setting()] * 2) if is_tuned else with_flips)
+    one = first_network(tuned(with_flips, [NetworkSetting()] * 2) if is_tuned else with_flips)
     batch = torch.from_numpy(IMAGE.transpose(2, 0, 1)[None].copy())
     with torch.inference_mode():
         first = plain.module.members(batch)[:, :1]
-        torch.testing.assert_close(look.module.members(batch), first, atol=1e-5, rtol=0)
-        torch.testing.assert_close(look.module(batch), first * (batch[:, 3:] > 0), atol=1e-5, rtol=0)
+        torch.testing.assert_close(one.module.members(batch), first, atol=1e-5, rtol=0)
+        torch.testing.assert_close(one.module(batch), first * (batch[:, 3:] > 0), atol=1e-5, rtol=0)

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from deploy_fakes import write_tiff
 
-from kit.deploy.mosaics.find import Mosaic
+from kit.deploy.mosaics.mosaic import Mosaic
 from kit.sample.drawing import draw_scene
 from kit.sample.plan import GSD_M
 from kit.sample.sites import AREAS

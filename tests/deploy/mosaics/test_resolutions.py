@@ -9,10 +9,9 @@ import pytest
 from deploy_fakes import noise, write_tiff
 
 from kit.data.sources.chips import Chip
-from kit.deploy.mosaics import resolutions
-from kit.deploy.mosaics.find import Mosaic, Placed
-from kit.deploy.mosaics.resolution import Resolution
-from kit.deploy.mosaics.resolutions import Found, find_resolutions
+from kit.deploy.mosaics import resolution
+from kit.deploy.mosaics.mosaic import RESOLUTIONS, Mosaic, PlacedChip
+from kit.deploy.mosaics.resolution import Resolution, ResolutionRow, find_resolutions, known_resolutions
 from kit.deploy.submission import submit as room
 from kit.deploy.submission.mask_tiff import decode_mask
 from kit.deploy.weights.load import load_weights
@@ -28,7 +27,7 @@ def mosaics(tmp_path: Path) -> list[Mosaic]:
     made = []
     for name, ids in (("m000", "ab"), ("m001", "cd"), ("m002", "e")):
         paths = [write_tiff(tmp_path / f"chips/{id_}.tif", noise(SIDE, SIDE, 3, ord(id_))) for id_ in ids]
-        placed = tuple(Placed(Chip(path.stem, path), 0, col, SIDE, SIDE, 1.0) for col, path in enumerate(paths))
+        placed = tuple(PlacedChip(Chip(path.stem, path), 0, col, SIDE, SIDE, 1.0) for col, path in enumerate(paths))
         made.append(Mosaic(name, placed, ()))
     return made
 
@@ -44,13 +43,16 @@ def estimated(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             raise DataError("no buildings", "none")
         return Resolution(0.3, 0.25, 0.36, ())
 
-    monkeypatch.setattr(resolutions, "estimate_gsd", estimate)
+    monkeypatch.setattr(resolution, "estimate_gsd", estimate)
     return names
 
 
 def test_they_are_estimated_once(mosaics: list[Mosaic], tiny_weights: Exported, tmp_path: Path, estimated: list[str]):
     weights, table = load_weights(tiny_weights.path), tmp_path / "found.csv"
+    assert known_resolutions(weights.sha256, mosaics, table) is None
     first = find_resolutions(weights, mosaics, table)
+    assert known_resolutions(weights.sha256, mosaics, table) == first
+    assert known_resolutions("another", mosaics, table) is None
     assert [(row.mosaic, row.chips, row.gsd_m, row.low_m, row.high_m) for row in first] == [
         ("m000", 2, 0.3, 0.25, 0.36), ("m001", 2, None, None, None),
     ]  # fmt: skip
@@ -75,12 +77,12 @@ def test_a_damaged_table_is_made_again(
 
 @pytest.mark.parametrize(("gsd_m", "factor"), [(0.3, 2.0), (0.075, 0.5), (0.16, 1.0), (0.14, 1.0), (None, 1.0)])
 def test_what_is_much_the_same_is_left_as_it_is(gsd_m: float | None, factor: float):
-    assert Found("m", 2, gsd_m, gsd_m, gsd_m, "").factor(0.15) == pytest.approx(factor)
+    assert ResolutionRow("m", 2, gsd_m, gsd_m, gsd_m, "").factor(0.15) == pytest.approx(factor)
 
 
 @pytest.mark.parametrize(("low_m", "high_m", "factor"), [(0.1, 0.31, 1.0), (0.16, 0.31, 2.0), (0.15, 0.31, 1.0)])
 def test_what_may_be_the_same_is_left_as_it_is(low_m: float, high_m: float, factor: float):
-    assert Found("m", 2, 0.3, low_m, high_m, "").factor(0.15) == pytest.approx(factor)
+    assert ResolutionRow("m", 2, 0.3, low_m, high_m, "").factor(0.15) == pytest.approx(factor)
 
 
 def test_a_submission_sees_each_mosaic_at_its_size(
@@ -98,7 +100,7 @@ def test_a_submission_sees_each_mosaic_at_its_size(
         assert found[id_].shape == (SIDE, SIDE)
         assert (found[id_] == (told if id_ in "ab" else plain)[id_]).all()
         assert (plain[id_] != told[id_]).any()
-    assert (tmp_path / "found" / resolutions.TABLE).is_file()
+    assert (tmp_path / "found" / RESOLUTIONS).is_file()
     before = (tmp_path / "found.tgz").read_bytes()
     masks("found", True)
     assert (tmp_path / "found.tgz").read_bytes() == before

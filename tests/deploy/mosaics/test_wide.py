@@ -9,8 +9,8 @@ from deploy_fakes import noise, write_tiff
 
 from kit.data.sources.chips import Chip
 from kit.deploy.engine.predict import predict_image
-from kit.deploy.mosaics.find import Mosaic, Placed
-from kit.deploy.mosaics.wide import Surroundings
+from kit.deploy.mosaics.mosaic import Mosaic, PlacedChip
+from kit.deploy.mosaics.wide import WideReader
 from kit.deploy.submission import submit as room
 from kit.deploy.submission.mask_tiff import decode_mask
 from kit.deploy.weights.load import load_weights
@@ -27,7 +27,7 @@ def mosaic(tmp_path: Path) -> Mosaic:
     for row, col in ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1)):
         path = tmp_path / f"chips/c{row}{col}.tif"
         write_tiff(path, WHOLE[row * SIDE : (row + 1) * SIDE, col * SIDE : (col + 1) * SIDE])
-        placed.append(Placed(Chip(path.stem, path), row, col, SIDE, SIDE, 1.0))
+        placed.append(PlacedChip(Chip(path.stem, path), row, col, SIDE, SIDE, 1.0))
     return Mosaic("m000", tuple(placed), ())
 
 
@@ -36,7 +36,7 @@ def chip(mosaic: Mosaic, name: str) -> Chip:
 
 
 def test_a_margin_is_read_where_there_are_neighbours(mosaic: Mosaic):
-    seen = Surroundings([mosaic], 16).read(chip(mosaic, "c01"))
+    seen = WideReader([mosaic], 16).read(chip(mosaic, "c01"))
     assert (seen.top, seen.left, seen.wide.shape) == (0, 16, (SIDE + 16, SIDE + 32, 4))
     np.testing.assert_array_equal(seen.image[..., :3], WHOLE[:SIDE, SIDE : 2 * SIDE])
     np.testing.assert_array_equal(seen.wide[: SIDE + 16, : SIDE + 16, :3], WHOLE[: SIDE + 16, 32 : 2 * SIDE])
@@ -48,7 +48,7 @@ def test_a_margin_is_read_where_there_are_neighbours(mosaic: Mosaic):
 
 
 def test_a_chip_alone_is_read_as_it_is(mosaic: Mosaic):
-    for surroundings in (Surroundings(), Surroundings([Mosaic("m000", mosaic.placed[:1], ())])):
+    for surroundings in (WideReader(), WideReader([Mosaic("m000", mosaic.placed[:1], ())])):
         seen = surroundings.read(chip(mosaic, "c00"))
         assert seen.wide is seen.image
         assert seen.image.shape == (SIDE, SIDE, 3)
@@ -56,7 +56,7 @@ def test_a_chip_alone_is_read_as_it_is(mosaic: Mosaic):
 
 def test_a_chip_is_seen_enlarged_and_cut_at_its_own_size(mosaic: Mosaic):
     """A margin covers as much of what the network sees, and a map of it comes back where it was."""
-    seen = Surroundings([mosaic], 16, {"c01": 2.0}).read(chip(mosaic, "c01"))
+    seen = WideReader([mosaic], 16, {"c01": 2.0}).read(chip(mosaic, "c01"))
     assert (seen.top, seen.left, seen.size, seen.factor) == (0, 8, (SIDE + 8, SIDE + 16), 2.0)
     assert seen.wide.shape == (2 * SIDE + 16, 2 * SIDE + 32, 4)
     np.testing.assert_array_equal(seen.image[..., :3], WHOLE[:SIDE, SIDE : 2 * SIDE])
@@ -69,7 +69,7 @@ def test_a_chip_is_seen_enlarged_and_cut_at_its_own_size(mosaic: Mosaic):
 def test_enlarging_moves_nothing(tmp_path: Path, factor: float):
     image = np.zeros((120, 90, 3), np.uint8)
     image[40:80, 30:60] = 255
-    seen = Surroundings((), 0, {"a": factor}).read(Chip("a", write_tiff(tmp_path / "a.tif", image)))
+    seen = WideReader((), 0, {"a": factor}).read(Chip("a", write_tiff(tmp_path / "a.tif", image)))
     back = seen.middle(seen.wide[..., 0].astype(np.float32) / 255)
     assert back.shape == (120, 90)
     rows, columns = np.nonzero(back > 0.5)
@@ -77,23 +77,23 @@ def test_enlarging_moves_nothing(tmp_path: Path, factor: float):
 
 
 def test_without_a_margin_neighbours_do_not_count(mosaic: Mosaic):
-    surroundings = Surroundings([mosaic], 0, {"c01": 2.0})
+    surroundings = WideReader([mosaic], 0, {"c01": 2.0})
     before = surroundings.version(chip(mosaic, "c01"))
     os.utime(chip(mosaic, "c00").path, ns=(1, 1))
     assert surroundings.version(chip(mosaic, "c01")) == before
     assert surroundings.read(chip(mosaic, "c01")).size == (SIDE, SIDE)
-    assert Surroundings([mosaic], 0).version(chip(mosaic, "c01")) != before
+    assert WideReader([mosaic], 0).version(chip(mosaic, "c01")) != before
 
 
 def test_chips_come_row_by_row(mosaic: Mosaic):
-    surroundings = Surroundings([Mosaic("m000", mosaic.placed[::-1], ())])
+    surroundings = WideReader([Mosaic("m000", mosaic.placed[::-1], ())])
     chips = [placed.chip for placed in mosaic.placed]
     assert [one.id for one in surroundings.in_order(chips)] == ["c11", "c10", "c02", "c01", "c00"]
-    assert Surroundings().in_order(chips) == chips
+    assert WideReader().in_order(chips) == chips
 
 
 def test_a_neighbour_that_is_written_again_counts(mosaic: Mosaic):
-    surroundings = Surroundings([mosaic])
+    surroundings = WideReader([mosaic])
     before = {placed.chip.id: surroundings.version(placed.chip) for placed in mosaic.placed}
     os.utime(chip(mosaic, "c10").path, ns=(1, 1))
     after = {placed.chip.id: surroundings.version(placed.chip) for placed in mosaic.placed}

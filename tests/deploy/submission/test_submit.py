@@ -19,7 +19,7 @@ from deploy_fakes import export_tiny, noise, write_tiff
 
 from kit.data.rasters import read_image
 from kit.deploy.engine import tuning
-from kit.deploy.engine.backends import Setting
+from kit.deploy.engine.backends import NetworkSetting
 from kit.deploy.engine.predict import predict_image
 from kit.deploy.mosaics import wide
 from kit.deploy.submission import submit as room
@@ -349,7 +349,7 @@ def test_a_tuned_submission_is_not_mixed_with_another(
     submit(chips, tiny_weights.path, out)
     shipped = outputs(out)
     assert predicted == list("abcd")
-    setting = Setting("channels_last", views=4)
+    setting = NetworkSetting("channels_last", views=4)
     monkeypatch.setattr(tuning, "choose", lambda weights, core, images, engine: setting)
     predicted.clear()
     submit(chips, tiny_weights.path, out, tuning=True)
@@ -357,7 +357,7 @@ def test_a_tuned_submission_is_not_mixed_with_another(
     assert {name: found for name, found in outputs(out).items() if name.endswith(".tif")}.items() <= shipped.items()
     predicted.clear()
     submit(chips, tiny_weights.path, out, tuning=True)
-    assert predicted == list("abc")  # remembered, nothing to predict
+    assert predicted == []  # remembered: nothing to tune or to predict
 
 
 def test_another_engine_untuned(chips: Path, tiny_weights: Exported, tmp_path: Path):
@@ -425,7 +425,7 @@ def counted(module: Callable[..., torch.Tensor], asked: list[tuple[int, ...]]) -
 def test_tuning_looks_at_ground(chips: Path, tiny_weights: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write_tiff(chips / "a.tif", np.zeros((20, 30, 3), np.uint8))
     seen: list[int] = []
-    monkeypatch.setattr(tuning, "tune", lambda weights, images, engine: (seen.append(len(images)), weights)[1])
+    monkeypatch.setattr(tuning, "tune", lambda weights, samples, engine: (seen.append(len(samples())), weights)[1])
     submit(chips, tiny_weights.path, tmp_path / "one", tuning=True)
     assert seen == [3]
 

@@ -14,11 +14,12 @@ from mosaic_fakes import Cut, cut, draw_mosaic
 from kit.data.rasters import read_image
 from kit.data.sources.chips import find_chips
 from kit.deploy.mosaics import pictures
-from kit.deploy.mosaics.assembled import CACHE_BYTES, ChipCache, read_wide
-from kit.deploy.mosaics.find import Mosaic, find_mosaics
+from kit.deploy.mosaics.find import find_mosaics
+from kit.deploy.mosaics.mosaic import CHIP_COLUMNS, Mosaic, read_table
 from kit.deploy.mosaics.pictures import EMPTY
 from kit.deploy.mosaics.pictures import draw_mosaic as draw_picture
-from kit.deploy.mosaics.report import CHIP_COLUMNS, read_table, write_mosaics
+from kit.deploy.mosaics.wide import CACHE_BYTES, ChipCache, read_wide
+from kit.deploy.mosaics.write import write_mosaics
 from kit.errors import DataError, OutputError
 
 SIDE_PX = 128
@@ -53,14 +54,14 @@ def test_the_command_writes_a_table_and_pictures(city, tmp_path: Path, cli):
     assert lines[1].split() == ["m000", "11", "3", "x", "4", "13", lines[1].split()[-1]]
     assert lines[2].split() == ["alone", "1", "1", "x", "1", "0"]
     assert sorted(path.name for path in made.iterdir()) == ["m000.png", "mosaics.csv"]
-    rows = {row["chip"]: row for row in read_table(made / "mosaics.csv")}
+    rows = {row.chip: row for row in read_table(made / "mosaics.csv")}
     assert set(rows) == {*chips.places, "lone"}
     for chip, (_, row, col) in chips.places.items():
-        told = rows[chip]
-        assert (told["mosaic"], int(told["row"]), int(told["col"])) == ("m000", row, col)
-        assert (int(told["top_px"]), int(told["left_px"])) == (row * SIDE_PX, col * SIDE_PX)
-        assert 0.9 < float(told["confidence"]) <= 1
-    assert (rows["lone"]["mosaic"], rows["lone"]["joins"]) == ("m001", "0")
+        written = rows[chip]
+        assert (written.mosaic, written.row, written.col) == ("m000", row, col)
+        assert (written.top_px, written.left_px) == (row * SIDE_PX, col * SIDE_PX)
+        assert 0.9 < written.confidence <= 1
+    assert (rows["lone"].mosaic, rows["lone"].joins) == ("m001", 0)
     with (made / "mosaics.csv").open() as file:
         assert tuple(next(csv.reader(file))) == CHIP_COLUMNS
 
@@ -71,8 +72,8 @@ def test_the_same_again_is_the_same_and_json_tells_it(city, tmp_path: Path, cli)
     again = cli("mosaic", city[0], "--out", tmp_path / "m", "--json")[1]
     assert first == again
     assert (tmp_path / "m" / "mosaics.csv").read_bytes() == table
-    told = json.loads(again)
-    assert [(mosaic["mosaic"], len(mosaic["chips"]), len(mosaic["joins"])) for mosaic in told] == [
+    mosaics = json.loads(again)
+    assert [(mosaic["mosaic"], len(mosaic["chips"]), len(mosaic["joins"])) for mosaic in mosaics] == [
         ("m000", 11, 13),
         ("m001", 1, 0),
     ]
@@ -135,6 +136,10 @@ def test_a_table_that_is_none(tmp_path: Path):
     (tmp_path / "mosaics.csv").write_text("chip,place\n")
     with pytest.raises(DataError, match="has the columns"):
         read_table(tmp_path / "mosaics.csv")
+    for broken in (b"a,m000,x,0,1,1,0,0,0,1", b"a,m000,0", b"\xff", b"a,m000,0,0,1,1,0,0,0,1,2"):
+        (tmp_path / "mosaics.csv").write_bytes(",".join(CHIP_COLUMNS).encode() + b"\n" + broken)
+        with pytest.raises(DataError, match="is not a table of kit mosaic"):
+            read_table(tmp_path / "mosaics.csv")
 
 
 def test_pictures_show_the_mosaic(city, mosaic: Mosaic, monkeypatch):
@@ -178,9 +183,7 @@ def test_an_rgb_chip_alone_has_no_surroundings(city):
 
 def test_the_cache_is_bounded_and_saves_reads(city, mosaic: Mosaic, monkeypatch):
     reads = []
-    monkeypatch.setattr(
-        "kit.deploy.mosaics.assembled.read_image", lambda path: reads.append(path.stem) or read_image(path)
-    )
+    monkeypatch.setattr("kit.deploy.mosaics.wide.read_image", lambda path: reads.append(path.stem) or read_image(path))
     chip_bytes = SIDE_PX * SIDE_PX * 4
     roomy, tight = ChipCache(12 * chip_bytes), ChipCache(chip_bytes)
     for placed in mosaic.placed:

@@ -10,10 +10,12 @@ from mosaic_fakes import Cut, cut, draw_mosaic, found_joins
 
 from kit.data.rasters import read_image
 from kit.data.sources.chips import Chip, find_chips
-from kit.deploy.mosaics.find import Mosaic, find_mosaics
+from kit.deploy.mosaics import find
+from kit.deploy.mosaics.find import find_mosaics
 from kit.deploy.mosaics.layout import Layout, lay_out
 from kit.deploy.mosaics.matching import Joiner, Matches, best_by_chance
-from kit.deploy.mosaics.sides import BOTTOM, RIGHT, Borders, borders_of
+from kit.deploy.mosaics.mosaic import Mosaic
+from kit.deploy.mosaics.sides import BOTTOM, RIGHT, ChipSides, sides_of
 from kit.errors import RasterError
 
 MINI = Path(__file__).parents[4] / "shared" / "open_cities_mini"
@@ -136,19 +138,39 @@ def test_a_broken_chip_is_named(tmp_path: Path):
 
 def test_processes_find_the_same(tmp_path: Path):
     cut(tmp_path, {"a": draw_mosaic("kum", 0.075, 3, 3, 128, 8)}, 128)
-    assert find_mosaics(find_chips(tmp_path), processes=2) == found_in(tmp_path)
+    one, two = (find.assemble(chips := find_chips(tmp_path), find.read_all(chips, count)) for count in (1, 2))
+    assert one == two
+
+
+def test_the_same_chips_are_searched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    cut(tmp_path / "chips", {"a": draw_mosaic("kum", 0.075, 2, 2, 128, 8)}, 128)
+    searched: list[int] = []
+    monkeypatch.setattr(find, "read_all", lambda chips, n, read=find.read_all: searched.append(n) or read(chips, n))
+    first = found_in(tmp_path / "chips")
+    assert found_in(tmp_path / "chips") == first
+    (tmp_path / "chips").rename(tmp_path / "moved")
+    (mosaic,) = found_in(tmp_path / "moved")
+    assert mosaic.joins == first[0].joins
+    assert {placed.chip.path.parent for placed in mosaic.placed} == {tmp_path / "moved"}
+    assert len(searched) == 1
+    chip = mosaic.placed[0].chip
+    write_tiff(chip.path, noise(128, 128))
+    assert len(found_in(tmp_path / "moved")) == 2
+    chip.path.unlink()
+    found_in(tmp_path / "moved")
+    assert len(searched) == 3
 
 
 def test_nodata_is_not_compared():
     """A dark shadow is imagery; a black collar is none, nor what JPEG makes of pixels beside it."""
     image = np.full((100, 100, 3), 120, np.uint8)
     image[40:46, -2:] = 0
-    assert borders_of(image).sides[RIGHT].valid_px == 100
+    assert sides_of(image).sides[RIGHT].valid_px == 100
     image[:30, -2:] = 4
-    assert borders_of(image).sides[RIGHT].valid_px == 66
+    assert sides_of(image).sides[RIGHT].valid_px == 66
     clear = np.dstack([np.full((100, 100, 3), 120, np.uint8), np.full((100, 100), 255, np.uint8)])
     clear[-1, :50, 3] = 0
-    assert borders_of(clear).sides[BOTTOM].valid_px == 46
+    assert sides_of(clear).sides[BOTTOM].valid_px == 46
 
 
 def told(scores: dict[tuple[int, int, int], float], chips: int) -> Layout:
@@ -156,7 +178,7 @@ def told(scores: dict[tuple[int, int, int], float], chips: int) -> Layout:
 
     class Told(Joiner):
         def __init__(self) -> None:
-            self.borders = [Borders(64, 64, (None,) * 4)] * chips  # type: ignore[arg-type]
+            self.sides = [ChipSides(64, 64, (None,) * 4)] * chips  # type: ignore[arg-type]
 
         def score(self, direction: int, first: int, second: int) -> float:
             return scores.get((direction, first, second), 0.0)
@@ -174,22 +196,22 @@ def test_a_pair_that_contradicts_others_is_not_joined():
     """0 1 over 2 3 stands; 4 fits below 2 by chance, but 5, its sure neighbour, does not fit below 3."""
     sure = {(RIGHT, 0, 1): 9.0, (RIGHT, 2, 3): 9.0, (BOTTOM, 0, 2): 9.0, (BOTTOM, 1, 3): 9.0, (RIGHT, 4, 5): 9.0}
     layout = told(sure | {(BOTTOM, 2, 4): 6.0}, 6)
-    assert sorted(sorted(piece.cells.values()) for piece in layout.pieces.values()) == [[0, 1, 2, 3], [4, 5]]
+    assert sorted(sorted(group.cells.values()) for group in layout.groups.values()) == [[0, 1, 2, 3], [4, 5]]
 
 
 def test_no_place_is_given_twice():
     """0 1 2 in a row, 3 above 0, and a sure pair that would lay 4 where 3 is."""
     sure = {(RIGHT, 0, 1): 9.0, (RIGHT, 1, 2): 9.0, (BOTTOM, 3, 0): 9.0, (BOTTOM, 4, 0): 8.0}
     layout = told(sure, 5)
-    assert sorted(sorted(piece.cells.values()) for piece in layout.pieces.values()) == [[0, 1, 2, 3], [4]]
+    assert sorted(sorted(group.cells.values()) for group in layout.groups.values()) == [[0, 1, 2, 3], [4]]
 
 
 def test_two_neighbours_vouch_for_a_chip():
     """3 is sure of neither 1 above it nor 2 to its left, but of both together."""
     sure = {(RIGHT, 0, 1): 9.0, (BOTTOM, 0, 2): 9.0}
     unsure = {(BOTTOM, 1, 3): 4.6, (RIGHT, 2, 3): 4.6}
-    assert [len(piece.cells) for piece in told(sure | unsure, 4).pieces.values()] == [4]
-    assert len(told(sure | {(BOTTOM, 1, 3): 4.6}, 4).pieces) == 2
+    assert [len(group.cells) for group in told(sure | unsure, 4).groups.values()] == [4]
+    assert len(told(sure | {(BOTTOM, 1, 3): 4.6}, 4).groups) == 2
 
 
 def test_among_more_pairs_chance_reaches_more():

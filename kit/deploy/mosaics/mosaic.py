@@ -1,0 +1,183 @@
+"""Mosaics: chips with their rows and columns, and the joins between them. Reads and writes `mosaics.csv`."""
+
+import csv
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+
+from kit.data.sources.chips import Chip
+from kit.errors import DataError
+
+TABLE = "mosaics.csv"
+RESOLUTIONS = "resolutions.csv"  # see `kit.deploy.mosaics.resolution`; its name is here for readers without torch
+Cell = tuple[int, int]  # row and column
+
+
+@dataclass(frozen=True)
+class PlacedChip:
+    """A chip at its place in a mosaic.
+
+    Args:
+        chip: the chip.
+        row: from the top, 0 first.
+        col: from the left, 0 first.
+        height_px: of its image.
+        width_px: of its image.
+        confidence: of its most certain join, 0..1; 1 for a chip without neighbours.
+    """
+
+    chip: Chip
+    row: int
+    col: int
+    height_px: int
+    width_px: int
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Join:
+    """Two chips that lie side by side.
+
+    Args:
+        first: id of the left or upper chip.
+        second: id of the right or lower chip.
+        below: whether the second lies below the first; else to its right.
+        score: how well they continue each other, in standard deviations of false pairs; None where nodata hides it.
+        confidence: 0..1, how far the score stands above all other pairs with these sides; 0 where only the chips around
+            them show that they belong together.
+    """
+
+    first: str
+    second: str
+    below: bool
+    score: float | None
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Mosaic:
+    """Chips that lie together.
+
+    Args:
+        name: `m000` and so on; the mosaic with the most chips comes first.
+        placed: its chips, row by row.
+        joins: all pairs of them that lie side by side.
+    """
+
+    name: str
+    placed: tuple[PlacedChip, ...]
+    joins: tuple[Join, ...]
+
+    @cached_property
+    def at(self) -> dict[Cell, PlacedChip]:
+        """The chips by row and column."""
+        return {(placed.row, placed.col): placed for placed in self.placed}
+
+    @cached_property
+    def by_id(self) -> dict[str, PlacedChip]:
+        """The chips by id."""
+        return {placed.chip.id: placed for placed in self.placed}
+
+    @property
+    def rows(self) -> int:
+        """Number of rows, empty cells included."""
+        return max(placed.row for placed in self.placed) + 1
+
+    @property
+    def cols(self) -> int:
+        """Number of columns, empty cells included."""
+        return max(placed.col for placed in self.placed) + 1
+
+    @cached_property
+    def tops_px(self) -> list[int]:
+        """Where each row begins; the last entry is the mosaic's height."""
+        heights = {placed.row: placed.height_px for placed in self.placed}
+        return [0, *accumulate(heights[row] for row in range(self.rows))]
+
+    @cached_property
+    def lefts_px(self) -> list[int]:
+        """Where each column begins; the last entry is the mosaic's width."""
+        widths = {placed.col: placed.width_px for placed in self.placed}
+        return [0, *accumulate(widths[col] for col in range(self.cols))]
+
+    @property
+    def confidence(self) -> float:
+        """Confidence of its least certain chip, 0..1."""
+        return min(placed.confidence for placed in self.placed)
+
+
+@dataclass(frozen=True)
+class ChipRow:
+    """A row of `mosaics.csv`: one chip.
+
+    Args:
+        chip: its id.
+        mosaic: name of its mosaic.
+        row: from the top, 0 first.
+        col: from the left, 0 first.
+        height_px: of its image.
+        width_px: of its image.
+        top_px: where it begins in the mosaic.
+        left_px: where it begins in the mosaic.
+        joins: how many of its sides lie beside another chip.
+        confidence: see `PlacedChip`.
+    """
+
+    chip: str
+    mosaic: str
+    row: int
+    col: int
+    height_px: int
+    width_px: int
+    top_px: int
+    left_px: int
+    joins: int
+    confidence: float
+
+
+CHIP_COLUMNS = tuple(ChipRow.__annotations__)
+
+
+def chip_rows(mosaic: Mosaic) -> list[ChipRow]:
+    """Returns the rows that the table has for a mosaic."""
+    joins = Counter(chip for join in mosaic.joins for chip in (join.first, join.second))
+    return [
+        ChipRow(
+            placed.chip.id, mosaic.name, placed.row, placed.col, placed.height_px, placed.width_px,
+            mosaic.tops_px[placed.row], mosaic.lefts_px[placed.col], joins[placed.chip.id], placed.confidence,
+        )
+        for placed in mosaic.placed
+    ]  # fmt: skip
+
+
+def write_table(mosaics: Sequence[Mosaic], path: Path) -> None:
+    """Writes one row per chip, see `ChipRow`."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, CHIP_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for row in (row for mosaic in mosaics for row in chip_rows(mosaic)):
+            writer.writerow(asdict(row) | {"confidence": f"{row.confidence:.4f}"})
+
+
+def read_table(path: Path) -> list[ChipRow]:
+    """Returns the rows of `mosaics.csv`.
+
+    Raises:
+        DataError: it is missing, or not as `write_table` writes it.
+    """
+    hint = "run kit mosaic TEST again, into another folder"
+    if not path.is_file():
+        raise DataError(f"no table {path}", "run kit mosaic TEST")
+    try:
+        with path.open(newline="") as file:
+            columns, *rows = csv.reader(file)
+        if tuple(columns) != CHIP_COLUMNS:
+            found, expected = (", ".join(names) for names in (columns, CHIP_COLUMNS))
+            raise DataError(f"{path} has the columns {found!r}, expected {expected!r}", hint)
+        kinds = ChipRow.__annotations__.values()
+        return [ChipRow(*(kind(cell) for kind, cell in zip(kinds, row, strict=True))) for row in rows]
+    except (ValueError, csv.Error) as cause:
+        raise DataError(f"{path} is not a table of kit mosaic: {cause}", hint) from cause
