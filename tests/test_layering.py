@@ -28,8 +28,6 @@ SUBROOMS = {
 # imports against the order that are still to go: (file, module)
 KNOWN = {
     ("data/alignment.py", "kit.data.tiles.tile"),
-    ("data/report.py", "kit.data.tiles.ledger"),
-    ("data/report.py", "kit.data.tiles.prepare"),
     ("deploy/freeze/formats.py", "kit.deploy.engine.openvino"),
 }
 BASE = {"errors", "outputs", "paths", "console"}
@@ -115,7 +113,7 @@ def test_rich_has_one_door():
 
 
 def test_typer_has_one_door():
-    assert importers("typer") == {"cli.py"}
+    assert {file.split("/")[0] for file in importers("typer")} == {"cli"}
 
 
 def test_deploy_never_imports_fastai():

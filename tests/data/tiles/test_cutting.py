@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rasterio.transform import Affine
 
-from kit.data.report import COLUMNS
+from kit.cli.printing import COLUMNS
 from kit.data.tiles.prepare import prepare
 from kit.errors import CutError, DataError
 from kit.paths import Paths

@@ -1,4 +1,4 @@
-"""What `kit prepare` tells at its end: a row a scene."""
+"""Tables of results for the terminal."""
 
 import json
 from collections import Counter

@@ -6,7 +6,7 @@ import pytest
 import shapely
 from factories import at_kampala, on_earth, write_catalog, write_footprints
 
-from kit.data.report import COLUMNS
+from kit.cli.printing import COLUMNS
 
 Cli = Callable[..., tuple[int, str, str]]
 KEYS = [

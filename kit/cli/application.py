@@ -1,0 +1,89 @@
+"""The application: options that commands share, exit codes, and how errors are shown."""
+
+import os
+import sys
+import traceback
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kit import __version__
+from kit.console import failure, result
+from kit.errors import KitError, RankError
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
+    help="From drone imagery of a city to building masks.\n\nExample: kit run quickstart && kit submit",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
+
+Root = Annotated[Path, typer.Option("--root", envvar="KIT_ROOT", help="Folder of data, runs, weights, submissions.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1; the best there is by default.")]
+Compiled = Annotated[bool, typer.Option("--compile", help="Run the network through torch.compile: for GPUs.")]
+HERE = Path()
+INTERRUPTED = 130  # how typer answers Ctrl-C
+
+
+def refuse_nproc_in_a_launched_process(nproc: int) -> None:
+    """Raises a usage error where a launcher has started several processes already, and --nproc asks for more."""
+    from kit.system.processes import launched, launched_by_kit
+
+    if nproc > 1 and launched() and not launched_by_kit():
+        raise typer.BadParameter("several processes were started already: leave it out", param_hint="--nproc")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        result(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+    local_rank: Annotated[int, typer.Option("--local-rank", "--local_rank", hidden=True)] = 0,
+) -> None:
+    """From drone imagery of a city to building masks."""
+
+
+def _fail(message: str, hint: str) -> None:
+    """Shows an error; of several processes that train together, the first to fail does."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from kit.system.processes import first_to_fail
+
+        if not first_to_fail():
+            return
+    failure(message, hint)
+
+
+def main() -> None:
+    """Runs a command: exit 0 done, 1 for what the user can mend, 2 for usage."""
+    debug = "--debug" in sys.argv
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for its version
+    # fastai and timm script some functions as they are imported, and torch calls that deprecated
+    warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="Dataset has no geotransform")  # chips lie nowhere: no news
+    try:
+        code = app(standalone_mode=False)
+        if code != INTERRUPTED:
+            sys.exit(code if isinstance(code, int) else 0)
+        raise KeyboardInterrupt
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted", "the same command again goes on: from the last checkpoint, and with what is missing")
+    except KitError as error:
+        if debug:
+            traceback.print_exc()
+        if not (isinstance(error, RankError) and error.told):
+            _fail(error.message, error.hint)
+    except Exception as error:
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # usage, as typer tells it
+            error.show()
+            sys.exit(error.exit_code)
+        if debug:
+            traceback.print_exc()
+        _fail(f"{type(error).__name__}: {error}", "this is a fault of kit: run it again with --debug and report it")
+    sys.exit(1)

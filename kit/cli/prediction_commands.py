@@ -1,0 +1,225 @@
+"""Commands about predictions: submissions, maps, mosaics, scores. Heavy imports wait inside."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kit.cli.application import HERE, Debug, Device, Json, Root, app, refuse_nproc_in_a_launched_process
+from kit.console import result, say, table
+from kit.outputs import as_name, check_name
+from kit.paths import Paths
+
+PANEL = "Prediction"  # of `kit --help`
+
+
+@app.command(rich_help_panel=PANEL)
+def submit(
+    test: Annotated[
+        Path | None, typer.Argument(help="A STAC catalogue or a folder of chips; the sample's by default.")
+    ] = None,
+    weights: Annotated[str, typer.Option(help="A name, a file or an address; the newest weights by default.")] = "",
+    sha256: Annotated[str, typer.Option(help="What the weights must have: 64 hex digits.")] = "",
+    name: Annotated[str, typer.Option(help="Of the submission; <weights>-<test> by default.")] = "",
+    device: Device = "",
+    tune: Annotated[
+        bool, typer.Option(help="Measure once how this machine predicts fastest; else as the file was shipped.")
+    ] = True,
+    engine: Annotated[str, typer.Option(help="torch, openvino or openvino-int8.")] = "torch",
+    nproc: Annotated[int, typer.Option(help="Processes that share the chips, one a GPU.", min=1)] = 1,
+    adaptive: Annotated[
+        bool, typer.Option("--adaptive", help="End the vote where it is clear: faster, almost the same masks.")
+    ] = False,
+    mosaic: Annotated[
+        bool, typer.Option("--mosaic", help="Predict each chip with what lies around it, where kit mosaic finds that.")
+    ] = False,
+    scale: Annotated[
+        bool, typer.Option("--scale", help="Predict at the resolution of training; each mosaic's own is estimated.")
+    ] = False,
+    gsd: Annotated[
+        float | None, typer.Option(help="Metres per pixel of all chips, where known: as --scale.", min=0.001)
+    ] = None,
+    rle: Annotated[bool, typer.Option("--rle", help="Write rle.csv, run lengths as Kaggle takes them, too.")] = False,
+    clean: Annotated[
+        bool, typer.Option(help="Cut masks as was best out of fold, by the card; else at 0.5, as NAME.pt does.")
+    ] = False,
+    threshold: Annotated[
+        float | None, typer.Option(help="Building is where the probability is above it.", min=0, max=1)
+    ] = None,
+    smallest: Annotated[float | None, typer.Option(help="Remove smaller objects, m2.", min=0)] = None,
+    holes: Annotated[float | None, typer.Option(help="Fill smaller holes, m2.", min=0)] = None,
+    root: Root = HERE,
+    debug: Debug = False,
+) -> None:
+    """Predict test chips and pack the submission. The same command again goes on.
+
+    Weights at an address are fetched into ROOT/weights, and checked.
+
+    Example: kit submit test --weights lite0
+    """
+    from kit.deploy.submission.submit import submit as submit_chips
+    from kit.deploy.weights.cleaning import AS_SHIPPED, chosen_cleaning
+    from kit.deploy.weights.fetch import find_weights
+    from kit.deploy.weights.load import read_card
+    from kit.system.processes import joined, launch, launched
+    from kit.system.ranks import agreed, rank
+
+    refuse_nproc_in_a_launched_process(nproc)
+    if gsd and scale:
+        raise typer.BadParameter("what --scale would estimate is told: leave one out", param_hint="--gsd")
+    if nproc > 1 and not launched():
+        return launch(nproc, sys.argv[1:])
+    paths = Paths(root)
+    chips = test or paths.sample / "test"
+    with joined(device) as picked:
+        chosen = Path(agreed(str(find_weights(weights, sha256, paths.weights)) if rank() == 0 else ""))
+        say(f"weights {chosen}, test set {chips}")
+        cleaning = AS_SHIPPED
+        if clean or (threshold, smallest, holes) != (None, None, None):
+            cleaning = chosen_cleaning(read_card(chosen), chosen.name, clean, threshold, smallest, holes)
+            say(f"masks: {cleaning}")
+        where = chips.parent if chips.suffix == ".json" else chips
+        folder = paths.submission(name or as_name(f"{chosen.stem}-{where.resolve().name}"))
+        made = submit_chips(
+            chips, chosen, folder, str(picked), tune, engine, rle, cleaning, adaptive, mosaic, gsd or scale
+        )
+    say(f"{made.chips} chips checked: {made.building_fraction:.1%} building, {made.empty} without any")
+    if rle:
+        result(str(folder / "rle.csv"))
+    result(str(made.path))
+    return None
+
+
+@app.command(rich_help_panel=PANEL)
+def check_submission(
+    submission: Annotated[Path, typer.Argument(metavar="FILE", help="A folder of masks, a .tgz, .zip or rle.csv.")],
+    test: Annotated[Path | None, typer.Option(help="A STAC catalogue or a folder: its chips must be there.")] = None,
+    against: Annotated[Path | None, typer.Option(help="An earlier submission: how far this one differs.")] = None,
+    data: Annotated[str, typer.Option(help="Whose share of building is compared; all data sets by default.")] = "",
+    as_json: Json = False,
+    root: Root = HERE,
+    debug: Debug = False,
+) -> None:
+    """Look a submission over before it is handed in: names, form, sizes, share of building, empty masks.
+
+    Example: kit check-submission submissions/lite0-test.tgz --test test
+    """
+    from kit.data.index import building_share
+    from kit.data.sources.chips import find_chips
+    from kit.deploy.submission.checks import COLUMNS, DIFFERENCE_COLUMNS, check
+
+    chips = find_chips(test) if test else None
+    checked = check(submission, chips, against, building_share(Paths(root), data))
+    if as_json:
+        result(checked.to_json())
+    else:
+        table(COLUMNS, [check.cells() for check in checked.checks])
+        if checked.differing:
+            table(DIFFERENCE_COLUMNS, [row.cells() for row in checked.differing])
+    checked.require()
+    if not as_json:
+        result(f"checked {submission}")
+
+
+@app.command(rich_help_panel=PANEL)
+def score(
+    predictions: Annotated[Path, typer.Argument(help="A folder or archive of masks.")],
+    truth: Annotated[Path, typer.Argument(help="A folder or archive of true masks.")],
+    as_json: Json = False,
+    root: Root = HERE,
+    debug: Debug = False,
+) -> None:
+    """Score masks against the truth: Jaccard per scene and pooled.
+
+    Example: kit score submissions/quickstart-test sample/test_labels
+    """
+    from kit.deploy.submission.score import score as score_masks
+
+    scored = score_masks(predictions, truth)
+    if as_json:
+        result(scored.to_json())
+    else:
+        for line in scored.lines():
+            result(line)
+
+
+@app.command(rich_help_panel=PANEL)
+def mosaic(
+    test: Annotated[Path, typer.Argument(help="A STAC catalogue or a folder of chips.")],
+    out: Annotated[Path | None, typer.Option(help="Where to; ROOT/mosaics/<name of test> by default.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes that read; by default one a core.", min=0)] = 0,
+    as_json: Json = False,
+    root: Root = HERE,
+    debug: Debug = False,
+) -> None:
+    """Find the mosaics that shuffled chips were cut from: which chips lie side by side, with a picture of each mosaic.
+
+    Example: kit mosaic test
+    """
+    from kit.deploy.mosaics.write import COLUMNS, as_rows, to_json, write_mosaics
+
+    where = test.parent if test.suffix == ".json" else test
+    folder = out or Paths(root).mosaics(as_name(where.resolve().name, "test"))
+    found = write_mosaics(test, folder, workers)
+    if as_json:
+        result(to_json(found))
+    else:
+        table(COLUMNS, as_rows(found))
+        result(str(folder))
+
+
+@app.command("map", rich_help_panel=PANEL)
+def map_(
+    scene: Annotated[str, typer.Argument(help="A GeoTIFF or COG, RGB or RGBA of 8 bits: a path or an address.")],
+    weights: Annotated[str, typer.Option(help="A name, a file or an address; the newest weights by default.")] = "",
+    sha256: Annotated[str, typer.Option(help="What the weights must have: 64 hex digits.")] = "",
+    out: Annotated[Path | None, typer.Option(help="Folder to write into; ROOT/maps/NAME by default.")] = None,
+    name: Annotated[str, typer.Option(help="Of the files; <weights>-<scene> by default.")] = "",
+    format_: Annotated[str, typer.Option("--format", help="Of the polygons: gpkg or geojson.")] = "gpkg",
+    square: Annotated[bool, typer.Option("--square", help="Turn walls to right angles.")] = False,
+    simplify: Annotated[float, typer.Option(help="How far outlines may move, m; 0: two pixels.", min=0)] = 0.0,
+    min_area: Annotated[float, typer.Option(help="Smallest building, m².", min=0)] = 2.0,
+    min_hole: Annotated[float, typer.Option(help="Smallest hole that is kept, m².", min=0)] = 2.0,
+    threshold: Annotated[float, typer.Option(help="Probability above which a pixel is building.", min=0)] = 0.5,
+    gsd: Annotated[
+        float, typer.Option(help="Metres per pixel to look with; 0: as the weights were trained.", min=0)
+    ] = 0.0,
+    grid: Annotated[str, typer.Option(help="Of the rasters: scene, or training for that resolution.")] = "scene",
+    window: Annotated[int, typer.Option(help="Side of a window, px.")] = 1024,
+    overlap: Annotated[int, typer.Option(help="What neighbouring windows share, px.")] = 128,
+    device: Device = "",
+    tune: Annotated[
+        bool, typer.Option(help="Measure once how this machine predicts fastest; else as the file was shipped.")
+    ] = True,
+    engine: Annotated[str, typer.Option(help="torch, openvino or openvino-int8.")] = "torch",
+    adaptive: Annotated[
+        bool, typer.Option("--adaptive", help="End the vote where it is clear: faster, almost the same map.")
+    ] = False,
+    root: Root = HERE,
+    debug: Debug = False,
+) -> None:
+    """Map a scene of any size: probability and mask as COGs on its own grid, buildings as polygons, a small picture.
+
+    Stopped, it goes on where it was; other polygons of a finished map take no prediction.
+
+    Example: kit map city.tif --weights lite0 --square
+    """
+    from kit.deploy.mapping.map import Wanted, map_scene, name_of
+    from kit.deploy.weights.fetch import find_weights
+    from kit.system.devices import pick_device
+
+    paths = Paths(root)
+    chosen = find_weights(weights, sha256, paths.weights)
+    called = check_name(name) if name else as_name(f"{chosen.stem}-{name_of(scene)}")
+    say(f"weights {chosen}, scene {scene}")
+    wanted = Wanted(
+        threshold=threshold, gsd_m=gsd, grid=grid, window_px=window, overlap_px=overlap, format=format_,
+        square=square, simplify_m=simplify, min_area_m2=min_area, min_hole_m2=min_hole,
+    )  # fmt: skip
+    made = map_scene(
+        scene, chosen, out or paths.map(called), called, wanted, str(pick_device(device)), tune, engine, adaptive
+    )
+    say(f"{made.buildings} buildings of {made.area_m2:,.0f} m², seen at {made.gsd_m:.3g} m per pixel")
+    for path in (made.probability, made.mask, made.overlay, made.polygons):
+        result(str(path))

@@ -1,0 +1,205 @@
+"""Commands about training: recipes, runs, and how they compare. Heavy imports wait inside."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kit.cli.application import HERE, Compiled, Debug, Device, Json, Root, app
+from kit.console import result, say, table
+from kit.paths import Paths
+
+PANEL = "Training"  # of `kit --help`
+
+
+@app.command(rich_help_panel=PANEL)
+def recipes(as_json: Json = False, root: Root = HERE, debug: Debug = False) -> None:
+    """List the recipes: encoder, parameters, cost of one 512 x 512 image.
+
+    Example: kit recipes
+    """
+    import json
+
+    from kit.pipeline.cost import describe_recipes
+
+    rows = describe_recipes(Paths(root))
+    if as_json:
+        result(json.dumps(rows, indent=1))
+    else:
+        table(
+            ("recipe", "encoder", "params_m", "gflop_512", "purpose"),
+            [[str(value) for value in row.values()] for row in rows],
+        )
+
+
+@app.command(rich_help_panel=PANEL)
+def check(
+    recipe: Annotated[str, typer.Argument(help="A name (see kit recipes) or a path.")],
+    data: Annotated[str, typer.Option(help="The data set; the only one by default, else some is drawn.")] = "",
+    device: Device = "",
+    compiled: Compiled = False,
+    tiny: Annotated[bool, typer.Option("--tiny", help="Tiny crops: seconds, and no estimates.")] = False,
+    root: Root = HERE,
+    debug: Debug = False,
+) -> None:
+    """Try a recipe out: shapes, cost, memory, time per epoch and fold, one export, a sheet of its crops.
+
+    Example: kit check efficientnet_b4
+    """
+    from kit.pipeline.check import check as check_recipe
+
+    checked = check_recipe(recipe, Paths(root), data, device, compiled, tiny)
+    table(("of the recipe", recipe), checked.rows)
+    result(str(checked.sheet))
+
+
+@app.command(rich_help_panel=PANEL)
+def lr_find(
+    recipe: Annotated[str, typer.Argument(help="A name (see kit recipes) or a path.")],
+    data: Annotated[str, typer.Option(help="The data set; the only one by default.")] = "",
+    fold: Annotated[int, typer.Option(help="The fold to hold out.")] = 0,
+    device: Device = "",
+    encoder_weights: Annotated[Path | None, typer.Option(help="State dict of the encoder.")] = None,
+    pretrained: Annotated[bool, typer.Option(help="Start from ImageNet weights.")] = True,
+    steps: Annotated[int, typer.Option(help="Of the training in which the rate rises.", min=20)] = 100,
+    root: Root = HERE,
+    debug: Debug = False,
+) -> None:
+    """Find a rate for a recipe: a short training in which it rises, drawn, with two suggestions.
+
+    Example: kit lr-find lite0 --data tier1
+    """
+    from kit.models.pretrained import Source
+    from kit.pipeline.lr_find import lr_find as find_rate
+
+    found = find_rate(recipe, Paths(root), data, fold, device, Source(pretrained, encoder_weights), steps)
+    table(("suggestion", "rate"), [(name, f"{rate:.1e}") for name, rate in found.rates.items()])
+    result(str(found.picture))
+
+
+@app.command(rich_help_panel=PANEL)
+def run(
+    recipe: Annotated[str, typer.Argument(help="A name (see kit recipes) or a path.")],
+    data: Annotated[str, typer.Option(help="The data set; the only one by default.")] = "",
+    fold: Annotated[str, typer.Option(help="Folds to hold out: 0 or 0,2 or all.")] = "all",
+    all_: Annotated[bool, typer.Option("--all", help="Hold nothing out: one model on every fold.")] = False,
+    minutes: Annotated[float, typer.Option(help="Wall time per fold; else the recipe's epochs.", min=0)] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
+    views: Annotated[str, typer.Option(help="Of the export: none, flips or d4.")] = "flips",
+    device: Device = "",
+    encoder_weights: Annotated[Path | None, typer.Option(help="State dict of the encoder.")] = None,
+    pretrained: Annotated[bool, typer.Option(help="Start from ImageNet weights.")] = True,
+    teacher: Annotated[
+        Path | None, typer.Option(help="Weights file that the recipe learns from (distillation).")
+    ] = None,
+    start_from: Annotated[
+        str, typer.Option(help="Begin with trained weights: exported ones, a recipe, <recipe>/fold<k> or safetensors.")
+    ] = "",
+    nproc: Annotated[int, typer.Option(help="Processes that train a fold together, one a GPU.", min=1)] = 1,
+    parallel_folds: Annotated[int, typer.Option(help="Folds side by side, on GPUs of their own.", min=1)] = 1,
+    workers: Annotated[int, typer.Option(help="Processes that augment; -1 chooses for the machine.", min=-1)] = -1,
+    checkpoint_minutes: Annotated[
+        float, typer.Option(help="Between checkpoints within an epoch; 0 for none.", min=0)
+    ] = 10.0,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Log for TensorBoard, too.")] = False,
+    compiled: Compiled = False,
+    export: Annotated[bool, typer.Option(help="Freeze the ensemble in the end.")] = True,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on although recipe or settings have changed.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Forget earlier runs of these folds.")] = False,
+    root: Root = HERE,
+    debug: Debug = False,
+) -> None:
+    """Train a recipe's folds, score them out of fold, export the ensemble. The same command again goes on.
+
+    Example: kit run lite0 --data tier1 --fold 0,1 --minutes 12
+    """
+    from kit.models.pretrained import Source
+    from kit.pipeline.run import Plan, run_side_by_side
+    from kit.pipeline.run import run as run_recipe
+    from kit.system.processes import launch, launched, launched_by_kit
+
+    if resume and restart:
+        raise typer.BadParameter("goes on, and --restart begins anew: one of them", param_hint="--resume")
+    if launched() and not launched_by_kit() and (nproc > 1 or parallel_folds > 1):
+        raise typer.BadParameter("several processes were started already: leave it out", param_hint="--nproc")
+    plan = Plan(
+        data=data, folds=_folds(fold, all_), minutes=minutes, seed=seed, device=device, workers=workers,
+        source=Source(pretrained, encoder_weights), views=views, teacher=teacher, start_from=start_from,
+        export=export, compiled=compiled, checkpoint_minutes=checkpoint_minutes, tensorboard=tensorboard,
+        resume=resume, restart=restart,
+    )  # fmt: skip
+    if parallel_folds > 1 and not launched():
+        made = run_side_by_side(recipe, Paths(root), plan, sys.argv[1:], parallel_folds, nproc)
+    elif nproc > 1 and not launched():
+        return launch(nproc, sys.argv[1:])
+    else:
+        made = run_recipe(recipe, Paths(root), plan)
+    if made:
+        result(str(made.path))
+    return None
+
+
+def _folds(text: str, all_: bool) -> tuple[int | str, ...]:
+    if all_:
+        return ("all",)
+    if text == "all":
+        return ()
+    try:
+        return tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no list of folds, for example 0 or 0,2", param_hint="--fold") from None
+
+
+@app.command(rich_help_panel=PANEL)
+def runs(as_json: Json = False, root: Root = HERE, debug: Debug = False) -> None:
+    """List the runs: state, Jaccard out of fold, best epoch, minutes; a recipe's finished folds pooled.
+
+    An unfinished run shows the best score that its log has so far.
+
+    Example: kit runs
+    """
+    import json
+    from dataclasses import asdict
+
+    from kit.pipeline.runs import COLUMNS, list_runs
+
+    listed = list_runs(Paths(root))
+    if not listed:
+        say("no runs here yet: kit run RECIPE")
+    for line in listed:
+        if line.problem:
+            say(line.problem)
+    if as_json:
+        result(json.dumps([asdict(line) for line in listed], indent=1))
+    else:
+        table(COLUMNS, [line.cells() for line in listed])
+
+
+@app.command(rich_help_panel=PANEL)
+def compare(
+    first: Annotated[str, typer.Argument(help="<recipe>/fold<k>, or a recipe: its finished folds together.")],
+    second: Annotated[str, typer.Argument(help="Likewise; differences are this one minus the first.")],
+    as_json: Json = False,
+    root: Root = HERE,
+    debug: Debug = False,
+) -> None:
+    """Compare two runs on the tiles that both held out: Jaccard per scene and pooled, with 95 % intervals.
+
+    The intervals come from resampling tiles; tiles of a scene are neighbours, so they are optimistic.
+
+    Example: kit compare lite0 mobilenetv4/fold0
+    """
+    import json
+    from dataclasses import asdict
+
+    from kit.pipeline.compare_runs import compare as compare_runs
+
+    compared = compare_runs(first, second, Paths(root))
+    for notice in compared.notices():
+        say(notice)
+    if as_json:
+        result(json.dumps(asdict(compared), indent=1))
+    else:
+        table(compared.columns(), [row.cells() for row in (*compared.scenes, compared.pooled)])
+    say(compared.verdict())
