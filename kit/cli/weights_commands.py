@@ -47,7 +47,7 @@ def weights(as_json: Json = False, root: Root = HERE, debug: Debug = False) -> N
     import json
     from dataclasses import asdict
 
-    from kit.deploy.weights.store import COLUMNS, list_weights
+    from kit.deploy.weights.listing import COLUMNS, list_weights
 
     listed = list_weights(Paths(root).weights)
     if not listed:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import nn
 from kit import __version__
 from kit.deploy.freeze import formats
 from kit.deploy.freeze.ensemble import freeze, portable
+from kit.deploy.freeze.runners import checked_difference
 from kit.deploy.proof import images
 from kit.deploy.proof.comparing import compare, report, report_of, runner_of
 from kit.deploy.proof.parity import measure_parity
@@ -22,12 +22,11 @@ from kit.deploy.proof.reference import REFERENCE, make_reference
 from kit.deploy.trust.allowlist import check_operators
 from kit.deploy.weights import torchscript
 from kit.deploy.weights.card import CLASSES, INPUT, OUTPUT, Bounds, Card, Channels, Member, Postprocess
-from kit.deploy.weights.load import read_card
-from kit.deploy.weights.store import list_in_index, read_index
-from kit.errors import OutputError, WeightsError
-from kit.outputs import check_name
-from kit.system.files import replacing, sha256_of
+from kit.deploy.weights.store import check_free, staged
+from kit.errors import WeightsError
+from kit.system.files import sha256_of
 
+DIVERGED = "train again: a lower learning rate, or float32"
 HINT = "a network must not branch on the size or the values of its input"
 
 
@@ -106,19 +105,18 @@ def export_ensemble(
             f"{name}: a network makes tensors on {devices[0]!r} by name, which would tie the file to that device",
             "make them from the input: x.new_zeros(...), torch.zeros_like(x)",
         )
-    path = weights_dir / f"{name}.pt"
-    targets = {kind: path.with_suffix(suffix) for kind, suffix in formats.SUFFIXES.items() if kind != "torchscript"}
-    with ExitStack() as stack:
-        files = (path, path.with_suffix(".json"), report_of(path))
-        weights, beside, told = (stack.enter_context(replacing(file)) for file in files)
+    with staged(weights_dir, name) as folder:
+        weights = folder / f"{name}.pt"
         torchscript.save(module, weights)
-        check_operators(weights)  # what would not load later is told now
+        check_operators(weights)  # `load_weights` would refuse the file later
         saved = torchscript.load(weights, "cpu")
+        if not torchscript.has_finite_weights(saved):
+            raise WeightsError(f"{name}: a network holds weights that are NaN or infinite", DIVERGED)
         on_tiles = measure_parity(saved, eager, views, pad_multiple, request.tiles)
         if not on_tiles.holds:
             raise WeightsError(f"{name}: the exported file differs from its networks by {on_tiles}", HINT)
         reference = make_reference(eager, views, pad_multiple, request.cases or images.CASES)
-        rows = compare(runner_of(saved, path.name, pad_multiple), reference.expected)
+        rows = compare(runner_of(saved, weights.name, pad_multiple), reference.expected)
         if faults := [row.fault for row in rows if row.fault]:
             raise WeightsError(faults[0], HINT)
         parity = sum((row.parity for row in rows if row.parity), on_tiles)
@@ -127,17 +125,14 @@ def export_ensemble(
         torchscript.add_extra(weights, "card.json", card.to_json())
         torchscript.add_extra(weights, REFERENCE, reference.to_json())
         file_sha256 = sha256_of(weights)
-        beside.write_text(card.to_json(file_sha256=file_sha256))
-        told.write_text(report(path.name, file_sha256, reference, on_tiles, rows))
+        weights.with_suffix(".json").write_text(card.to_json(file_sha256=file_sha256))
+        report_of(weights).write_text(report(weights.name, file_sha256, reference, on_tiles, rows))
         differences = {}
         for kind in request.formats:
-            other = stack.enter_context(replacing(targets[kind]))
+            other = weights.with_suffix(formats.SUFFIXES[kind])
             formats.write(kind, other, eager, views, pad_multiple, card.to_json())
-            differences[targets[kind]] = formats.checked_difference(other, weights, pad_multiple)
-    for file in set(targets.values()) - set(differences):
-        file.unlink(missing_ok=True)  # of an earlier export: it would be taken for this one
-    list_in_index(weights_dir, name, card, file_sha256)
-    return Exported(path, card, differences)
+            differences[weights_dir / other.name] = checked_difference(other, weights, pad_multiple)
+    return Exported(weights_dir / f"{name}.pt", card, differences)
 
 
 def _card(eager: Sequence[nn.Module], members: Sequence[Member], request: ExportRequest, pad_multiple: int) -> Card:
@@ -162,30 +157,6 @@ def _card(eager: Sequence[nn.Module], members: Sequence[Member], request: Export
         postprocess=request.postprocess,
         adaptive=request.adaptive,
     )
-
-
-def check_free(weights_dir: Path, name: str) -> None:
-    """Checks that weights of this name may be written: there are none, or they are kit's.
-
-    Raises:
-        OutputError: the name is no name, or a file of that name is neither listed in `index.csv` nor carries a card.
-    """
-    path = weights_dir / f"{check_name(name)}.pt"
-    if any(row["name"] == name for row in read_index(weights_dir)):
-        return
-    for file in (path, path.with_suffix(".json"), *(path.with_suffix(suffix) for suffix in formats.SUFFIXES.values())):
-        if file.exists() and not _is_ours(path):
-            raise OutputError(
-                f"{file} exists, and kit export did not write it", "choose another --name, or move that file away"
-            )
-
-
-def _is_ours(weights: Path) -> bool:
-    try:
-        read_card(weights)
-    except (OSError, WeightsError):
-        return False
-    return True
 
 
 def _channels(networks: Sequence[nn.Module], attribute: str) -> tuple[Channels, ...]:

@@ -10,9 +10,10 @@ from kit.data.dataset import read_tile
 from kit.data.index import read_index
 from kit.deploy.weights.card import Member
 from kit.deploy.weights.load import read_card
+from kit.deploy.weights.store import check_free
 from kit.errors import DataError, RunError, WeightsError
 from kit.paths import Paths
-from kit.pipeline.export import Exported, ExportRequest, check_free, export_ensemble
+from kit.pipeline.export import Exported, ExportRequest, export_ensemble
 from kit.pipeline.learn_bounds import learn_bounds
 from kit.pipeline.postprocess import Choice, choose
 from kit.pipeline.runs import run_folder

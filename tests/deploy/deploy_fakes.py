@@ -71,3 +71,8 @@ def export_tiny(
     return export_ensemble(
         folder, members, records, ExportRequest(name, "tiny", views, 0.5, 0.15, [noise(40, 48)], cases, others)
     )
+
+
+def left_in(folder: Path) -> list[Path]:
+    """What lies in a folder, lock files aside."""
+    return [path for path in folder.iterdir() if path.suffix != ".lock"]

@@ -1,30 +1,22 @@
 """The ensemble in other formats than TorchScript: torch.export's `.pt2`, and ONNX for onnxruntime and OpenVINO."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kit.console import muted
-from kit.deploy.engine import openvino
-from kit.deploy.freeze import pt2
 from kit.deploy.freeze.ensemble import Core, OneGraph
-from kit.deploy.weights import torchscript
 from kit.errors import KitError, WeightsError, nearest
-
-Runner: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 SUFFIXES = {"torchscript": ".pt", "pt2": ".pt2", "onnx": ".onnx"}
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
 AXES = {0: "n", 1: "channels", 2: "height", 3: "width"}
 OUTPUTS = ("probability", "mask", "members")
-DIFFERENCE_LIMIT = 1e-4  # other kernels and other batches move a probability by about 1e-6
 ONNX_LIMIT_BYTES = 2_000_000_000  # a protobuf file ends at 2 GiB; the graph needs some of it
 
 
@@ -91,7 +83,7 @@ def write(name: str, path: Path, members: Sequence[nn.Module], views: str, pad_m
             if name == "onnx":
                 _write_onnx(path, ensemble, card)
             else:
-                pt2.save(_program(ensemble, pad_multiple), path, card)
+                _write_pt2(_program(ensemble, pad_multiple), path, card)
     except KitError:
         raise
     except Exception as cause:  # exporters raise whatever they meet
@@ -136,111 +128,46 @@ def _write_onnx(path: Path, ensemble: OneGraph, card: str) -> None:
     onnx.save_model(model, path)
 
 
-def runner(path: Path, engine: str = "") -> Runner:
-    """Returns what runs a file of any of the formats: uint8 (N, 3 or 4, H, W) -> float32 (N, 1, H, W), 0..1.
+def _write_pt2(program: torch.export.ExportedProgram, path: Path, card: str) -> None:
+    """Writes an exported program.
+
+    Left out are the example inputs, which torch would pickle; where in the source each step stands, with paths of this
+    machine; and the assertions that tensors are of the example's device and type.
 
     Args:
-        path: ends in .pt, .pt2 or .onnx.
-        engine: `openvino` runs an ONNX file with it; else onnxruntime does. Both compute in float32, on the CPU.
-
-    Raises:
-        WeightsError: no such file or format, or the file is damaged.
-        KitError: the engine is not installed.
+        program: changed in place.
+        path: ends in .pt2.
+        card: JSON, for the extra file `card.json`.
     """
-    run = _unchecked(path, engine)
-
-    def checked(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (3, 4):
-            raise WeightsError(f"expected uint8 (N, 3 or 4, H, W), got {images.dtype} {images.shape}")
-        return run(images)
-
-    return checked
-
-
-def _unchecked(path: Path, engine: str) -> Runner:
-    if not path.is_file():
-        raise WeightsError(f"no file {path}", nearest(path.name, (p.name for p in path.parent.glob("*.*"))))
-    engines = {".pt": ("",), ".pt2": ("",), ".onnx": ("", "onnxruntime", "openvino")}
-    if path.suffix not in engines:
-        raise WeightsError(f"{path} is of no known format", "expected .pt, .pt2 or .onnx")
-    if engine not in engines[path.suffix]:
-        raise WeightsError(f"no engine {engine!r} for {path.name}", "leave it out; for .onnx there is openvino, too")
-    if path.suffix == ".onnx":
-        return _openvino(path) if engine == "openvino" else _onnxruntime(path)
-    with muted():
-        module: Any = _torchscript(path) if path.suffix == ".pt" else pt2.load(path).module()
-
-    def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        with torch.inference_mode():
-            probability: NDArray[np.float32] = module(torch.from_numpy(np.ascontiguousarray(images))).numpy()
-        return probability
-
-    return run
+    program._example_inputs = None
+    for node in list(program.graph.nodes):
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+            program.graph.erase_node(node)
+            continue
+        node.meta.pop("stack_trace", None)
+        if isinstance(node.meta.get("val"), torch.Tensor):
+            node.meta["val"] = _short(node.meta["val"])
+    torch.export.save(program, path, extra_files={"card.json": card})
 
 
-def _torchscript(path: Path) -> Any:
-    try:
-        return torchscript.load(path, "cpu")
-    except RuntimeError as cause:
-        reason = str(cause).strip().splitlines()[0]
-        raise WeightsError(f"{path} does not load as TorchScript: {reason}", "export or fetch it again") from cause
+def _short(value: torch.Tensor) -> torch.Tensor:
+    """Returns the shape of a step's result, with `Max(1, side)` in strides shortened to `side`: no side is below 1.
 
-
-def _onnxruntime(path: Path) -> Runner:
-    need("onnxruntime")
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 4  # fatal; what else goes wrong is raised
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as cause:  # a class of its own for each cause, none of them public
-        raise WeightsError(f"{path} does not load as ONNX: {str(cause).splitlines()[0]}", "export it again") from cause
-
-    def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        probability: NDArray[np.float32] = session.run(["probability"], {"image": images})[0]
-        return probability
-
-    return run
-
-
-def _openvino(path: Path) -> Runner:
-    core = openvino.package("openvino", path.name).Core()
-    try:
-        # by default it computes in bfloat16 where the processor can
-        compiled = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    except RuntimeError as cause:
-        raise WeightsError(f"{path} does not load as ONNX: {str(cause).splitlines()[0]}", "export it again") from cause
-
-    def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        probability: NDArray[np.float32] = compiled({"image": images})["probability"].copy()
-        return probability
-
-    return run
-
-
-def checked_difference(path: Path, expected: Path, pad_multiple: int) -> float:
-    """Returns the largest difference in probability of two files, on sides that are multiples and on odd ones.
-
-    Args:
-        path: of any format.
-        expected: likewise.
-        pad_multiple: px.
-
-    Raises:
-        WeightsError: it is more than `DIFFERENCE_LIMIT`.
+    Loading parses each stride, and would take four times as long.
     """
-    random = np.random.default_rng(0)
-    shapes = [(1, 3, pad_multiple, pad_multiple), (2, 4, 2 * pad_multiple + 1, pad_multiple - 1)]
-    batches = [random.integers(0, 256, shape, dtype=np.uint8) for shape in shapes]
-    batches[1][:, 3, :5] = 0  # no data
-    run, reference = runner(path), runner(expected)
-    found = float(np.max([np.abs(run(batch) - reference(batch)).max() for batch in batches]))
-    if not found <= DIFFERENCE_LIMIT:  # so written, NaN fails too
-        raise WeightsError(
-            f"the {path.suffix} file differs from TorchScript by {found:.2g} in probability, expected at most "
-            f"{DIFFERENCE_LIMIT}",
-            "a network must not branch on the size or the values of its input",
-        )
-    return found
+    fake_mode = getattr(value, "fake_mode", None)
+    if fake_mode is None or all(isinstance(stride, int) for stride in value.stride()):
+        return value
+    with fake_mode:
+        strides = [_without_max(stride) for stride in value.stride()]
+        return torch.empty_strided(value.shape, strides, dtype=value.dtype, device=value.device)
+
+
+def _without_max(stride: Any) -> Any:
+    if isinstance(stride, int):
+        return stride
+    short = stride.node.expr.replace(
+        lambda part: type(part).__name__ == "Max" and len(part.args) == 2 and part.args[0] == 1,
+        lambda part: part.args[1],
+    )
+    return stride.node.shape_env.create_symintnode(short, hint=stride.node.hint)

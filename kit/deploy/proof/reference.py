@@ -7,7 +7,6 @@ import base64
 import hashlib
 import json
 import platform
-import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +22,7 @@ from kit import __version__
 from kit.console import track
 from kit.deploy.proof.images import Case, some_of
 from kit.deploy.proof.parity import Parity, eager_members, eager_probability
-from kit.deploy.weights import torchscript
+from kit.deploy.trust.zip_records import read_extra
 from kit.errors import WeightsError
 
 REFERENCE = "parity.json"  # inside the weights
@@ -180,10 +179,7 @@ def read_reference(path: Path) -> Reference | None:
     Raises:
         WeightsError: it is damaged.
     """
-    try:
-        text = torchscript.read_extra(path, REFERENCE)
-    except (zipfile.BadZipFile, UnicodeDecodeError) as cause:
-        raise WeightsError(f"{REFERENCE} in {path} is damaged: {cause}", "export or fetch it again") from cause
+    text = read_extra(path, REFERENCE)
     return None if text is None else Reference.from_json(text, str(path))
 
 

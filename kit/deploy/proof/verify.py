@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kit.deploy.freeze.formats import runner
+from kit.deploy.freeze.runners import runner
 from kit.deploy.proof import images
 from kit.deploy.proof.comparing import (
     Batch,

@@ -1,42 +1,67 @@
-"""TorchScript's text, as torch's serializer prints it: what it uses, and where. What is never printed is refused.
+"""The names that TorchScript code uses, read from its text without running it.
 
-The text is read by Python's parser, and torch has another one. So all that the two could take differently (comments,
-other quotes, other blanks, letters beyond ASCII) is refused before.
+The text is cut into tokens, not parsed: whatever is no token that torch's serializer prints (comments, other quotes,
+operators such as `@`, letters beyond ASCII) is refused, so no trick of grammar can hide a name. An operator is always
+printed as `torch.NAME(` or `ops.NAMESPACE.NAME(`, and nothing else can be called but a few built-in functions.
 
 Source:
-    torch/csrc/jit/serialization/python_print.cpp and import_source.cpp of PyTorch.
+    torch/csrc/jit/serialization/python_print.cpp and import_source.cpp, torch/csrc/jit/frontend/lexer.h of PyTorch.
 """
 
-import ast
+import keyword
 import re
-import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from kit.errors import WeightsError
 
-TYPE_ARGUMENT = {"annotate": 0, "unchecked_cast": 0, "uninitialized": 0, "isinstance": 1}  # which one is a type
-BUILTINS = frozenset({"int", "float", "bool", "str", "range", *TYPE_ARGUMENT})
+BUILTINS = frozenset({
+    "int", "float", "bool", "str", "range", "annotate", "unchecked_cast", "uninitialized", "isinstance",
+})  # fmt: skip
 TYPES = frozenset({
     "Tensor", "int", "float", "bool", "str", "number", "Device", "NoneType", "List", "Dict", "Tuple", "Optional",
     "Final",
 })  # fmt: skip
-SHOWN = 60  # letters of an expression
-ROOTS = frozenset({"torch", "ops", "CONSTANTS", "__torch__"})
-NUMBERS = frozenset({"inf", "nan"})
+VALUES = frozenset({"True", "False", "None", "inf", "nan", "in"})  # and the one keyword that stands within a line
+KEYWORDS = frozenset({"def", "class", "return", "if", "elif", "else", "while", "for", "pass"})  # each begins a line
 CONSTANT = re.compile(r"CONSTANTS\.c[0-9]+")
-STRING = re.compile(r'"(?:[^"\\\n]|\\[^\n])*"')
-STRANGE = re.compile(r'[^\w.,:()\[\]{}=>+\-" \n]|[\w"]""', re.ASCII)  # outside of strings; or a string with a prefix
-PLAIN = (
-    ast.Assign, ast.Expr, ast.If, ast.While, ast.For, ast.Pass, ast.Return, ast.List, ast.Tuple, ast.Dict,
-    ast.Subscript, ast.Slice, ast.UnaryOp, ast.USub, ast.Load, ast.Store,
-)  # fmt: skip
+CLASS = re.compile(r"^class (\w+)\(", re.MULTILINE | re.ASCII)
+TOKEN = re.compile(
+    r'(?P<string>"(?:[^"\\\n]|\\[^\n])*")'
+    r"|(?P<number>-?(?:\d+(?:\.\d*)?(?:e[+-]?\d+)?|inf\b))"
+    r"|(?P<name>[A-Za-z_]\w*(?:\.\w+)*)"
+    r"|(?P<mark>->|:(?!=)|=(?!=)|[()\[\]{},])"
+    r"|(?P<blank> +|\n *)",
+    re.ASCII,
+)
+DEEPEST = 200  # brackets within brackets; torch's parser would exhaust the stack
+METHOD_INDENT = 2
+
+
+@dataclass(frozen=True)
+class Token:
+    """A piece of code.
+
+    Args:
+        kind: `string`, `number`, `name` or `mark`.
+        text: as it stands in the code.
+        line: where, from 1.
+        first: whether it begins its line.
+        depth: brackets around it.
+    """
+
+    kind: str
+    text: str
+    line: int
+    first: bool
+    depth: int
 
 
 def names_in(sources: Mapping[str, bytes]) -> tuple[dict[str, str], set[str]]:
-    """Returns what code records use, as they write it, with the place of its first use; and the classes they define.
+    """Returns the names that code records use, each with the place of its first use; and the classes they define.
 
-    Operators are `torch.conv2d` and `ops.prim.dtype`. What cannot be one is among them too: `print`, `self.weight`, a
-    class that no record defines.
+    Operators are `torch.conv2d` and `ops.prim.dtype`. Names that are no operator are among them too: `print`,
+    `self.weight`, a class that no record defines.
 
     Args:
         sources: the records by name, `code/__torch__/a/b.py`.
@@ -44,160 +69,92 @@ def names_in(sources: Mapping[str, bytes]) -> tuple[dict[str, str], set[str]]:
     Raises:
         WeightsError: torch would not print such text.
     """
-    trees = {record: _parsed(record, source) for record, source in sources.items()}
+    texts = {}
+    for record, source in sources.items():
+        try:
+            texts[record] = source.decode("ascii")
+        except UnicodeDecodeError as cause:
+            raise WeightsError(f"{record} is not TorchScript: {cause}") from cause
     classes = {
-        f"{record.removeprefix('code/').removesuffix('.py').replace('/', '.')}.{node.name}"
-        for record, tree in trees.items()
-        for node in tree.body
-        if isinstance(node, ast.ClassDef)
+        f"{record.removeprefix('code/').removesuffix('.py').replace('/', '.')}.{name}"
+        for record, text in texts.items()
+        for name in CLASS.findall(text)
     }
     used: dict[str, str] = {}
-    for record, tree in trees.items():
-        reader = _Reader(record, classes, used)
-        try:
-            for node in tree.body:
-                reader.visit(node)
-        except RecursionError as cause:
-            raise WeightsError(f"{record} is nested too deeply") from cause
+    for record, text in texts.items():
+        for name, line in _uses(list(_tokens(record, text)), classes):
+            used.setdefault(name, f"{record}:{line}")
     return used, classes
 
 
-def _parsed(record: str, source: bytes) -> ast.Module:
-    """Returns the syntax tree of text that two parsers must read alike."""
-    try:
-        text = source.decode("ascii")
-        bare = STRING.sub('""', text)
-        if strange := STRANGE.search(bare):
-            raise _never(record, bare.count("\n", 0, strange.start()) + 1, repr(strange.group()))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd escapes in strings
-            return ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as cause:
-        reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
-        raise WeightsError(f"{record} is not TorchScript: {reason}") from cause
+def _tokens(record: str, text: str) -> Iterator[Token]:
+    """Yields the tokens of a code record, without blanks.
 
-
-def _never(record: str, line: int, what: str) -> WeightsError:
-    return WeightsError(f"{record}:{line} has {what}, which torch never writes there")
-
-
-class _Reader(ast.NodeVisitor):
-    """Notes what a code record uses.
-
-    Args:
-        record: its name.
-        classes: full names of the classes in all records.
-        used: filled with what is used, and where first.
+    Raises:
+        WeightsError: torch would not print such text.
     """
-
-    def __init__(self, record: str, classes: set[str], used: dict[str, str]) -> None:
-        self.record, self.classes, self.used = record, classes, used
-        self.values: set[str] = set()  # what is stored so far, in the function that is being read
-        self.inside = False  # of a function
-
-    def use(self, name: str, node: ast.expr | ast.stmt) -> None:
-        """Notes a use."""
-        self.used.setdefault(name, f"{self.record}:{node.lineno}")
-
-    def generic_visit(self, node: ast.AST) -> None:
-        """Goes into what is plain, and refuses the rest."""
-        if not isinstance(node, PLAIN):
-            raise _never(self.record, getattr(node, "lineno", 0), type(node).__name__)
-        super().generic_visit(node)
-
-    def visit_ClassDef(self, node: ast.ClassDef) -> None:
-        """Reads the class of a module: names, types of attributes, methods."""
-        if [ast.unparse(base) for base in node.bases] != ["Module"] or node.keywords or node.decorator_list:
-            self.use(f"class {node.name}", node)
-        for statement in node.body:
-            self.visit(statement)
-
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
-        """Reads a function with arguments of known types."""
-        given = node.args
-        if self.inside or node.decorator_list or given.posonlyargs or given.kwonlyargs:
-            raise _never(self.record, node.lineno, f"such a function as {node.name}")
-        if given.vararg or given.kwarg:
-            raise _never(self.record, node.lineno, f"such arguments as those of {node.name}")
-        self.values, self.inside = set(), True
-        for argument in given.args:
-            self.store(argument.arg, node)
-        for type_ in (*(argument.annotation for argument in given.args), node.returns):
-            self.read_type(type_)
-        for part in (*given.defaults, *node.body):
-            self.visit(part)
-        self.inside = False
-
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
-        """Reads a value that tells its type."""
-        self.read_type(node.annotation)
-        self.visit(node.target)
-        if node.value:
-            self.visit(node.value)
-
-    def visit_Call(self, node: ast.Call) -> None:
-        """Reads the call of an operator or a built-in function; nothing else is called in what torch prints."""
-        called = node.func.id if isinstance(node.func, ast.Name) else ""
-        if called:
-            self.use(called, node)
-        else:
-            self.visit_Attribute(node.func)
-        for place, argument in enumerate(node.args):
-            if TYPE_ARGUMENT.get(called) == place:
-                self.read_type(argument)
-            else:
-                self.visit(argument)
-        for keyword in node.keywords:
-            if keyword.arg is None:
-                raise _never(self.record, node.lineno, "**")
-            self.visit(keyword.value)
-
-    def visit_Attribute(self, node: ast.expr) -> None:
-        """Reads `torch.add`, `ops.prim.dtype`, `CONSTANTS.c0`; an attribute of anything else is no part of these."""
-        name = _dotted(node)
-        if isinstance(getattr(node, "ctx", None), ast.Store):
-            name = f"{name} = ..."
-        if not CONSTANT.fullmatch(name):
-            self.use(name, node)
-
-    def visit_Name(self, node: ast.Name) -> None:
-        """Reads a value of the function; any other name, such as `torch` alone, is a use of it."""
-        if isinstance(node.ctx, ast.Store):
-            self.store(node.id, node)
-        elif node.id not in self.values and node.id not in NUMBERS:
-            self.use(node.id, node)
-
-    def store(self, name: str, node: ast.expr | ast.stmt) -> None:
-        """Notes that a name is a value from here on; the names of operators are none."""
-        self.values.add(name)
-        if name in ROOTS or name in BUILTINS:
-            self.use(f"{name} = ...", node)
-
-    def visit_Constant(self, node: ast.Constant) -> None:
-        """Passes over a number, a string or None."""
-        if not isinstance(node.value, str | int | float | None):
-            raise _never(self.record, node.lineno, repr(node.value))
-
-    def read_type(self, node: ast.expr | None) -> None:
-        """Reads a type: of tensors, numbers and their lists, or a class that a record defines."""
-        match node:
-            case None | ast.Constant(value=None):
-                pass
-            case ast.Name(id=name) if name in TYPES:
-                pass
-            case ast.Subscript(value=ast.Name(id=name), slice=inner) if name in TYPES:
-                self.read_type(inner)
-            case ast.Tuple(elts=inner):
-                for type_ in inner:
-                    self.read_type(type_)
-            case _ if _dotted(node) not in self.classes:
-                self.use(_dotted(node), node)
+    place, line, depth, first, indent, before = 0, 1, 0, True, 0, ""
+    while place < len(text):
+        match = TOKEN.match(text, place)
+        if not match:
+            raise _unprinted(record, line, text[place])
+        kind, piece, place = str(match.lastgroup), match.group(), match.end()
+        if kind == "blank":
+            if piece[0] == "\n":
+                line, first, indent = line + 1, True, len(piece) - 1
+            before = ""
+            continue
+        if before in ("name", "number", "string") and kind != "mark":  # r"", 1j, "a""b": torch leaves a blank
+            raise _unprinted(record, line, piece)
+        statement = piece in KEYWORDS and first and not (piece == "def" and indent > METHOD_INDENT)
+        if keyword.iskeyword(piece) and piece not in VALUES and not statement:
+            raise _unprinted(record, line, piece)
+        depth -= piece in ")]}"
+        yield Token(kind, piece, line, first, depth)
+        depth += kind == "mark" and piece in "([{"
+        if not 0 <= depth <= DEEPEST:
+            raise WeightsError(f"{record}:{line} is nested too deeply, or a bracket is missing")
+        first, before = False, "" if kind == "mark" else kind
+    if depth:
+        raise WeightsError(f"{record}:{line} is not TorchScript: a bracket is missing")
 
 
-def _dotted(node: ast.expr) -> str:
-    """Returns `a.b.c`, or the beginning of whatever else stands there."""
-    if isinstance(node, ast.Name):
-        return node.id
-    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name | ast.Attribute):
-        return f"{_dotted(node.value)}.{node.attr}"
-    return ast.unparse(node)[:SHOWN]
+def _uses(tokens: list[Token], classes: set[str]) -> Iterator[tuple[str, int]]:
+    """Yields each use of an operator, and of whatever is neither a value nor a type, with its line."""
+    values: set[str] = set()
+    start = ""  # the token that began the line
+    for before, token, after in zip([None, *tokens], tokens, [*tokens[1:], None], strict=False):
+        name, following = token.text, after.text if after else ""
+        start = name if token.first and not token.depth else start
+        if name == "(" and before and (before.text in ")]}" or before.kind in ("string", "number")):
+            yield f"{before.text}(", token.line  # a call of what an expression gives
+        if token.kind != "name" or (token.first and name in KEYWORDS):
+            continue
+        if "." in name:
+            if not (CONSTANT.fullmatch(name) or name in classes):
+                yield name if following == "(" else f"{name} alone", token.line
+        elif name in ("torch", "ops", "CONSTANTS", "__torch__"):
+            yield name, token.line
+        elif start == "class":
+            if before and before.text == "(" and name != "Module":
+                yield f"class of {name}", token.line
+        elif following == "(" and not (before and before.text == "def"):
+            yield name, token.line
+        elif name in TYPES | VALUES and not (token.first and following == "="):
+            continue
+        elif start == "def" or following == "=" or _is_stored(token, before, following):
+            values.add(name)
+            if name in TYPES | BUILTINS and not token.depth:
+                yield f"{name} = ...", token.line
+        elif name not in values:
+            yield name, token.line
+
+
+def _is_stored(token: Token, before: Token | None, following: str) -> bool:
+    """Returns whether a name stands where a value gets it: `x : int`, `a, b = ...`, `for i in ...`."""
+    target = token.first or (before is not None and before.text in (",", "for"))
+    return target and not token.depth and following in (":", ",", "in")
+
+
+def _unprinted(record: str, line: int, piece: str) -> WeightsError:
+    return WeightsError(f"{record}:{line} has {piece!r}, which torch never writes there")

@@ -1,18 +1,22 @@
-"""The records of a TorchScript archive, read without torch, where its zip can be read in one way only.
+"""The records of a TorchScript archive, read without torch, from zips that have one meaning only.
 
-torch reads a zip with miniz, Python with zipfile. A file made for it shows each another content: by two directories,
-by names that differ in case alone (miniz finds either), by names that one of them changes. Such files are refused.
+torch reads a zip with miniz, Python with zipfile. A crafted file shows each of them another content: by two
+directories, by names that differ in case alone (miniz finds either), by names that one of them changes. Such files are
+refused, and so are damaged ones: torch compares no checksum of a record, and would predict with flipped bits.
 """
 
 import re
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from kit.errors import WeightsError
 
 HINT = "kit export writes no such file: take it from elsewhere only if you trust who made it"
+DAMAGED = "export or fetch it again"
 # what torch.jit.save writes. Not model.json and bytecode.pkl: code of other loaders, which this module does not read
 KNOWN = re.compile(
     r"version|byteorder|\.format_version|\.storage_alignment|\.data/(version|serialization_id)|extra/[\w.-]+"
@@ -23,26 +27,73 @@ ROOT = re.compile(r"[\w. +-]*[\w+-]", re.ASCII)  # named after the file
 END, END_64, LOCATOR_64 = b"PK\5\6", b"PK\6\6", b"PK\6\7"
 END_BYTES, END_64_BYTES, LOCATOR_64_BYTES = 22, 56, 20
 ZIP_64_EXTRA = 1
-HARMLESS_FLAGS = 0b1000_0000_1110  # deflate's level, sizes told again behind the data, a name in UTF-8
-LARGEST_BYTES = 512 * 1024**2  # of code and pickles; five networks under eight views have some 10 MB
+HARMLESS_FLAGS = 0b1000_0000_1110  # deflate's level, sizes repeated behind the data, a name in UTF-8
+BLOCK_BYTES = 2**20
+LARGEST_BYTES = 512 * 2**20  # of code and pickles, and of compressed records; five networks in eight views have 10 MB
+LARGEST_EXTRA_BYTES = 16 * 2**20  # of the card, of the reference; five networks have 1.3 MB
+DAMAGES = (zipfile.BadZipFile, zlib.error, struct.error, OSError, RuntimeError, ValueError, EOFError)
 
 
 def read_records(path: Path, suffixes: tuple[str, ...]) -> dict[str, bytes]:
     """Returns the records whose names end in one of `suffixes`, by name without the archive's folder.
 
+    The checksum of every record is compared.
+
     Raises:
-        WeightsError: the file is not a zip, could be read in two ways, or holds what torch.jit.save does not write.
+        WeightsError: the file is no zip or damaged, could be read in two ways, holds what torch.jit.save does not
+            write, or more than the limits allow.
     """
+    with _opened(path) as archive:
+        entries = archive.infolist()
+        _check_end(path, len(entries))
+        root = _check_entries(path, entries)
+        chosen = [entry for entry in entries if entry.filename.endswith(suffixes)]
+        _check_size(path, "code", chosen, LARGEST_BYTES)
+        packed = [entry for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
+        _check_size(path, "packed records", packed, LARGEST_BYTES)
+        for entry in entries:
+            with archive.open(entry) as record:
+                while record.read(BLOCK_BYTES):  # zipfile compares the checksum at the end
+                    pass
+        return {entry.filename.removeprefix(root): read_entry(archive, entry) for entry in chosen}
+
+
+def read_extra(path: Path, name: str) -> str | None:
+    """Returns an extra text file of a TorchScript archive; None when it has none.
+
+    Raises:
+        WeightsError: the file is no zip or damaged, or the text is too large.
+    """
+    with _opened(path) as archive:
+        entries = [entry for entry in archive.infolist() if entry.filename.split("/")[1:] == ["extra", name]]
+        _check_size(path, name, entries[:1], LARGEST_EXTRA_BYTES)
+        return read_entry(archive, entries[0]).decode() if entries else None
+
+
+def read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+    """Returns the content of an entry: no more than the size that it claims, and with the checksum that it claims.
+
+    Raises:
+        zipfile.BadZipFile: the checksum is another one.
+    """
+    with archive.open(entry) as record:
+        return record.read(entry.file_size)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Opens a zip, and turns what goes wrong with it into a WeightsError."""
     try:
         with zipfile.ZipFile(path) as archive:
-            _check_end(path, len(archive.infolist()))
-            root = _check_entries(path, archive.infolist())
-            wanted = [entry for entry in archive.infolist() if entry.filename.endswith(suffixes)]
-            if (size := sum(entry.file_size for entry in wanted)) > LARGEST_BYTES:
-                raise WeightsError(f"{path} holds {size / 1e6:.0f} MB of code", HINT)
-            return {entry.filename.removeprefix(root): archive.read(entry) for entry in wanted}
-    except (zipfile.BadZipFile, zlib.error, struct.error, OSError, RuntimeError, ValueError, EOFError) as cause:
-        raise WeightsError(f"{path} is not a readable archive: {cause}", "export or fetch it again") from cause
+            yield archive
+    except DAMAGES as cause:
+        raise WeightsError(f"{path} is not a weights file, or is damaged: {cause}", DAMAGED) from cause
+
+
+def _check_size(path: Path, what: str, entries: list[zipfile.ZipInfo], limit: int) -> None:
+    """Raises WeightsError when entries claim more bytes than the limit; they are read only up to what they claim."""
+    if (size := sum(entry.file_size for entry in entries)) > limit:
+        raise WeightsError(f"{path} holds {size / 1e6:.0f} MB of {what}, expected at most {limit / 1e6:.0f}", HINT)
 
 
 def _check_end(path: Path, entries: int) -> None:
@@ -93,5 +144,5 @@ def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> str:
 
 
 def _plain_extra(extra: bytes) -> bool:
-    """Whether a directory entry's extra field is empty, or tells 64-bit sizes and nothing else."""
+    """Returns whether a directory entry's extra field is empty, or holds 64-bit sizes and nothing else."""
     return not extra or (len(extra) >= 4 and struct.unpack("<2H", extra[:4]) == (ZIP_64_EXTRA, len(extra) - 4))

@@ -1,7 +1,5 @@
 """Weights files, checked before anything of them runs."""
 
-import json
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,9 +7,10 @@ from typing import Any
 import torch
 
 from kit.deploy.trust.allowlist import check_operators
+from kit.deploy.trust.zip_records import read_extra
 from kit.deploy.weights import torchscript
 from kit.deploy.weights.card import Card
-from kit.deploy.weights.store import INDEX, read_index
+from kit.deploy.weights.store import INDEX, read_checksum, read_index, settle
 from kit.errors import KitError, WeightsError, nearest
 from kit.system.files import sha256_of
 
@@ -47,8 +46,9 @@ def load_weights(path: Path, device: str = "cpu") -> Weights:
     """
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise KitError(f"no device {device}: torch finds no GPU here", "leave --device out to use the CPU")
+    settle(path.parent, path.stem)
     if not path.is_file():
-        known = [other.stem for other in path.parent.glob("*.pt")]
+        known = [other.stem for other in path.parent.glob("[!.]*.pt")]
         raise WeightsError(
             f"no weights {path}", nearest(path.stem, known) if known else "kit weights lists what is here"
         )
@@ -61,6 +61,8 @@ def load_weights(path: Path, device: str = "cpu") -> Weights:
     except RuntimeError as cause:
         reason = str(cause).strip().splitlines()[0]
         raise WeightsError(f"{path} does not load as TorchScript: {reason}", "export or fetch it again") from cause
+    if not torchscript.has_finite_weights(module):
+        raise WeightsError(f"{path} holds weights that are NaN or infinite", "train again, at a lower learning rate")
     return Weights(module, card, path, sha256, device)
 
 
@@ -68,30 +70,20 @@ def read_card(path: Path) -> Card:
     """Returns the card inside a weights file, read from the archive alone.
 
     Raises:
-        WeightsError: it is no archive, or has no card of kit's.
+        WeightsError: it is no archive or damaged, or has no card of kit's.
     """
-    hint = "weights are made by kit export"
-    try:
-        text = torchscript.read_extra(path, "card.json")
-    except (zipfile.BadZipFile, UnicodeDecodeError) as cause:
-        raise WeightsError(f"{path} is not a weights file: {cause}", hint) from cause
+    text = read_extra(path, "card.json")
     if text is None:
-        raise WeightsError(f"{path} is not kit's: it has no card.json inside", hint)
+        raise WeightsError(f"{path} is not kit's: it has no card.json inside", "weights are made by kit export")
     return Card.from_json(text, str(path))
 
 
 def _check_beside(path: Path, sha256: str) -> None:
     """Raises WeightsError when `NAME.json` beside the weights describes another file."""
     beside = path.with_suffix(".json")
-    if not beside.is_file():
-        return
-    try:
-        expected = json.loads(beside.read_text())["file_sha256"]
-    except (ValueError, KeyError, TypeError) as cause:
-        raise WeightsError(f"{beside} is not a card with file_sha256", "export or fetch the weights again") from cause
-    if expected != sha256:
+    if beside.is_file() and (expected := read_checksum(beside)) != sha256:
         raise WeightsError(
-            f"{path} has sha256 {sha256[:12]}..., but {beside.name} says {str(expected)[:12]}...: not the same export",
+            f"{path} has sha256 {sha256[:12]}..., but {beside.name} says {expected[:12]}...: not the same export",
             "export or fetch the weights again, both files together",
         )
 
@@ -115,4 +107,4 @@ def newest_weights(weights_dir: Path) -> Path:
         raise WeightsError(
             f"no weights are listed in {weights_dir / INDEX}", "train and export some: kit run quickstart"
         )
-    return weights_dir / f"{rows[-1]['name']}.pt"
+    return weights_dir / f"{rows[-1].name}.pt"

@@ -1,92 +1,128 @@
-"""The weights of a working root: the rows of index.csv, held against the files and cards that lie there."""
+"""The folder of weights: its index, and exports that replace all files of a name at once.
+
+An export is written into the hidden folder `.NAME.part`. One rename to `.NAME.new` makes it valid. Then its files move
+into place one by one, and the index gets its row. A process that is killed before the rename leaves the old weights;
+after it, the new ones: whoever reads or writes weights next completes the moves (`settle`).
+"""
 
 import csv
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import io
+import math
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from kit.deploy.trust.zip_records import read_extra
 from kit.deploy.weights.card import Card
-from kit.errors import WeightsError
-from kit.system.files import replacing, sha256_of
+from kit.errors import KitError, OutputError, WeightsError
+from kit.outputs import check_name
+from kit.system.files import check_writable, locked, parse_json, read_json, read_limited, replacing, write_json
 
 INDEX = "index.csv"
 INDEX_COLUMNS = ("name", "recipe", "members", "views", "score", "gsd_m", "created", "file_sha256")
-COLUMNS = ("weights", "state", "recipe", "members", "views", "score", "gsd_m", "parity", "formats", "created", "sha256")
-FORMATS = ("pt", "pt2", "onnx")
-SHOWN_SHA256 = 8  # digits
+SUFFIXES = (".pt", ".json", ".parity.json", ".pt2", ".onnx")
+PART, NEW = ".part", ".new"
+CONTENTS = "contents.json"  # the suffixes of the files of an export
+CARD_LIMIT_BYTES = 16 * 2**20
+LOCK_TRIES, LOCK_WAIT_S = 200, 0.05
+HINT = "export or fetch the weights again"
 
 
 @dataclass(frozen=True)
-class Listed:
-    """Weights as their row in the index tells them; of a file that is not listed, as its card does.
+class IndexRow:
+    """A row of `index.csv`; numbers that somebody edited into something else are None.
 
     Args:
         name: of the weights.
-        newest: whether `kit submit` takes them by default.
-        state: of the files; empty when all is well.
-        recipe: the recipe, or a name for the mixture.
+        recipe: the recipe; of several, their names joined by `+`.
         members: how many networks.
         views: `none`, `flips` or `d4`.
         score: pooled Jaccard out of fold, 0..1.
         gsd_m: metres per pixel of the training tiles.
         created: UTC, ISO 8601.
-        file_sha256: of `NAME.pt` as it should be, in hex.
-        parity_max_abs: the largest difference in probability from the eager networks, by the card.
-        parity_equal_masks: the share of pixels with the same mask, 0..1, by the card.
-        formats: suffixes of the files that are there.
-        problem: what is wrong with them, in a sentence.
+        file_sha256: of `NAME.pt`, in hex.
     """
 
     name: str
-    newest: bool = False
-    state: Literal["", "missing", "changed", "unlisted", "unreadable"] = ""
-    recipe: str | None = None
-    members: int | None = None
-    views: str | None = None
-    score: float | None = None
-    gsd_m: float | None = None
-    created: str | None = None
-    file_sha256: str | None = None
-    parity_max_abs: float | None = None
-    parity_equal_masks: float | None = None
-    formats: tuple[str, ...] = ()
-    problem: str | None = None
+    recipe: str
+    members: int | None
+    views: str
+    score: float | None
+    gsd_m: float | None
+    created: str
+    file_sha256: str
 
     def cells(self) -> tuple[object, ...]:
-        """Returns a table row, see COLUMNS; what is not known is blank."""
-        state = ", ".join(word for word in ("newest" * self.newest, self.state) if word)
-        gsd = None if self.gsd_m is None else f"{self.gsd_m:g}"
-        parity = None if self.parity_max_abs is None else f"{self.parity_max_abs:.0e}"
-        sha256, day = (self.file_sha256 or "")[:SHOWN_SHA256], (self.created or "").partition("T")[0]
-        row = (
-            self.name, state, self.recipe, self.members, self.views, self.score, gsd, parity, " ".join(self.formats),
-            day, sha256,
-        )  # fmt: skip
-        return tuple("" if cell is None else cell for cell in row)
+        """Returns the row as it is written."""
+        score = "" if self.score is None else f"{self.score:.4f}"
+        gsd = "" if self.gsd_m is None else f"{self.gsd_m:.4f}"
+        return self.name, self.recipe, self.members, self.views, score, gsd, self.created, self.file_sha256
 
 
-def read_index(weights_dir: Path) -> list[dict[str, str]]:
-    """Returns the rows of `index.csv`, the newest last; none where nothing was exported yet.
+@dataclass(frozen=True)
+class Sealed:
+    """What all JSON files beside weights have.
+
+    Args:
+        file_sha256: of `NAME.pt`, in hex.
+    """
+
+    file_sha256: str
+
+
+def read_index(weights_dir: Path) -> list[IndexRow]:
+    """Returns the rows of `index.csv`, the newest last; an empty list where nothing was exported yet.
 
     Raises:
         WeightsError: it is not as `list_in_index` writes it.
+        OutputError: see `settle`.
     """
+    settle(weights_dir)
+    return _read_rows(weights_dir)
+
+
+def _read_rows(weights_dir: Path) -> list[IndexRow]:
     index = weights_dir / INDEX
     if not index.is_file():
         return []
+    hint = "correct it, or move it away and export again"
+    content = read_limited(index, error=WeightsError, hint=hint)
     try:
-        with index.open(newline="") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
+        reader = csv.DictReader(io.StringIO(content.decode(), newline=""))
+        rows = list(reader)
         if not set(INDEX_COLUMNS) <= set(reader.fieldnames or ()):
             raise ValueError(f"expected the columns {', '.join(INDEX_COLUMNS)}")
         if short := [number for number, row in enumerate(rows, 2) if None in map(row.get, INDEX_COLUMNS)]:
-            raise ValueError(f"line {short[0]} is not whole")
-    except (OSError, ValueError, csv.Error) as cause:
-        raise WeightsError(f"{index} is unreadable: {cause}", "mend it, or move it away and export again") from cause
-    return rows
+            raise ValueError(f"line {short[0]} has too few columns")
+        return [_row(row) for row in rows]
+    except (OutputError, ValueError, csv.Error) as cause:
+        raise WeightsError(f"{index} is unreadable: {cause}", hint) from cause
+
+
+def _row(row: dict[str, str]) -> IndexRow:
+    name = row["name"]
+    if not name or Path(name).name != name or name[0] == ".":
+        raise ValueError(f"{name!r} names no weights")
+    return IndexRow(
+        name, row["recipe"], _whole(row["members"]), row["views"], _number(row["score"]),
+        _number(row["gsd_m"]), row["created"], row["file_sha256"],
+    )  # fmt: skip
+
+
+def _number(text: str) -> float | None:
+    """Returns a finite number; None for any other text."""
+    try:
+        return number if math.isfinite(number := float(text)) else None
+    except ValueError:
+        return None
+
+
+def _whole(text: str) -> int | None:
+    return int(text) if text.isdecimal() and len(text) < 10 else None
 
 
 def list_in_index(weights_dir: Path, name: str, card: Card, file_sha256: str) -> None:
@@ -98,85 +134,152 @@ def list_in_index(weights_dir: Path, name: str, card: Card, file_sha256: str) ->
         card: of the weights.
         file_sha256: of `NAME.pt`, in hex.
     """
-    others = [row for row in read_index(weights_dir) if row["name"] != name]
-    rows: list[Sequence[object]] = [[row[column] for column in INDEX_COLUMNS] for row in others]
-    score = "" if card.score is None else f"{card.score:.4f}"
-    gsd = f"{card.gsd_m:.4f}"
-    rows.append([name, card.recipe, len(card.members), card.views, score, gsd, card.created, file_sha256])
-    with replacing(weights_dir / INDEX) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerows([INDEX_COLUMNS, *rows])
+    new = IndexRow(
+        name, card.recipe, len(card.members), card.views, card.score, card.gsd_m, card.created, file_sha256
+    )  # fmt: skip
+    with ExitStack() as stack:
+        for attempt in range(LOCK_TRIES):
+            try:
+                stack.enter_context(locked(weights_dir / INDEX))
+                break
+            except KitError as cause:
+                if isinstance(cause, OutputError) or attempt == LOCK_TRIES - 1:
+                    raise
+                time.sleep(LOCK_WAIT_S)
+        rows = [row.cells() for row in _read_rows(weights_dir) if row.name != name]
+        temporary = stack.enter_context(replacing(weights_dir / INDEX))
+        with temporary.open("w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([INDEX_COLUMNS, *rows, new.cells()])
 
 
-def list_weights(weights_dir: Path) -> list[Listed]:
-    """Returns the weights in the order of the index, then those that it does not list, by name.
-
-    Each file is read whole, for its sum.
+def read_beside(path: Path) -> tuple[Card, str]:
+    """Returns the card in `NAME.json` and the checksum of `NAME.pt` that stands there.
 
     Raises:
-        WeightsError: the index is unreadable.
+        WeightsError: it is missing, damaged or no card.
     """
-    rows = read_index(weights_dir)
-    names = {row["name"] for row in rows}
-    others = [path for path in sorted(weights_dir.glob("*.pt")) if path.stem not in names]
-    return [_listed(weights_dir, row, row is rows[-1]) for row in rows] + [_unlisted(path) for path in others]
+    content = read_limited(path, CARD_LIMIT_BYTES, WeightsError, HINT)
+    return Card.from_json(content, str(path)), read_checksum(path)
 
 
-def _listed(weights_dir: Path, row: Mapping[str, str], newest: bool) -> Listed:
-    """Returns what a row and the card say, and what is wrong with the file."""
-    path = weights_dir / f"{row['name']}.pt"
-    told = Listed(
-        row["name"], newest, recipe=row["recipe"], members=_whole(row["members"]), views=row["views"],
-        score=_number(row["score"]), gsd_m=_number(row["gsd_m"]), created=row["created"],
-        file_sha256=row["file_sha256"], formats=_formats(path),
-    )  # fmt: skip
-    if not path.is_file():
-        return replace(told, state="missing", problem=f"{path} is listed, but missing: export or fetch it again")
-    if (found := sha256_of(path)) != told.file_sha256:
-        return replace(
-            told,
-            state="changed",
-            problem=f"{path} has sha256 {found[:SHOWN_SHA256]}..., but is listed with "
-            f"{row['file_sha256'][:SHOWN_SHA256]}...: not the same export",
-        )
-    return _with_card(told, path)
+def read_checksum(path: Path) -> str:
+    """Returns the checksum of `NAME.pt`, in hex, that stands in a JSON file beside it.
+
+    Raises:
+        WeightsError: there is none.
+    """
+    content = read_limited(path, CARD_LIMIT_BYTES, WeightsError, HINT)
+    return parse_json(content, Sealed, str(path), WeightsError, HINT).file_sha256
 
 
-def _unlisted(path: Path) -> Listed:
-    """Returns what the card beside a file says."""
-    told = _with_card(Listed(path.stem, state="unlisted", file_sha256=sha256_of(path), formats=_formats(path)), path)
-    return replace(told, problem=told.problem or f"{path} is not listed: kit submit --weights {path} takes it")
+def check_free(weights_dir: Path, name: str) -> None:
+    """Checks that weights of this name may be written: there are none, or they are kit's.
+
+    Raises:
+        OutputError: the name is no name, the folder cannot be written, or a file of that name is neither listed in
+            `index.csv` nor carries a card.
+    """
+    path = weights_dir / f"{check_name(name)}.pt"
+    check_writable(weights_dir)
+    if any(row.name == name for row in read_index(weights_dir)):
+        return
+    for file in (weights_dir / f"{name}{suffix}" for suffix in SUFFIXES):
+        if file.exists() and not _is_ours(path):
+            raise OutputError(
+                f"{file} exists, and kit did not write it", "choose another --name, or move that file away"
+            )
 
 
-def _with_card(told: Listed, path: Path) -> Listed:
-    """Returns the weights with what their card alone tells; without a card beside them, as they are."""
-    beside = path.with_suffix(".json")
-    if not beside.is_file():
-        return told
+def _is_ours(weights: Path) -> bool:
     try:
-        text = beside.read_text()
-        card, expected = Card.from_json(text, str(beside)), json.loads(text).get("file_sha256")
-    except (OSError, ValueError, WeightsError) as cause:
-        return replace(told, state="unreadable", problem=f"{beside} is unreadable: {cause}")
-    if expected != told.file_sha256:
-        return replace(told, state="changed", problem=f"{beside} is the card of another file than {path.name}")
-    return replace(
-        told, recipe=card.recipe, members=len(card.members), views=card.views, score=card.score, gsd_m=card.gsd_m,
-        created=card.created, parity_max_abs=card.parity_max_abs, parity_equal_masks=card.parity_equal_masks,
-    )  # fmt: skip
+        return read_extra(weights, "card.json") is not None
+    except WeightsError:
+        return False
 
 
-def _formats(path: Path) -> tuple[str, ...]:
-    return tuple(suffix for suffix in FORMATS if path.with_suffix(f".{suffix}").is_file())
+@contextmanager
+def staged(weights_dir: Path, name: str) -> Iterator[Path]:
+    """Yields an empty folder; the files NAME.SUFFIX written into it replace all files of that name at the block's end.
+
+    Leftovers of killed exports of that name are removed. When the block fails nothing changes.
+
+    Args:
+        weights_dir: the folder of weights.
+        name: of the weights.
+
+    Raises:
+        KitError: another process exports weights of that name.
+        OutputError: the folder cannot be written.
+    """
+    check_writable(weights_dir)
+    part = weights_dir / f".{name}{PART}"
+    with locked(weights_dir / name):
+        settle(weights_dir, name)
+        _remove_leftovers(weights_dir, name)
+        try:
+            part.mkdir()
+            yield part
+            write_json(part / CONTENTS, [suffix for suffix in SUFFIXES if (part / f"{name}{suffix}").exists()])
+            part.replace(part.with_suffix(NEW))
+        except OSError as cause:
+            if cause.errno is None or isinstance(cause, FileNotFoundError):
+                raise
+            raise OutputError(f"cannot write {weights_dir}: {cause.strerror}", "free some space") from cause
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        settle(weights_dir, name)
 
 
-def _number(text: str) -> float | None:
-    """Returns a number of the index; None for nothing, and for what was edited away."""
+def settle(weights_dir: Path, name: str = "") -> None:
+    """Moves the files of valid exports into place.
+
+    Several processes may do so at once: each move is one rename, which only one of them gets done.
+
+    Args:
+        weights_dir: the folder of weights.
+        name: of the only weights that are looked at; empty for all.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    for folder in sorted(weights_dir.glob(f".*{NEW}")):
+        if name in ("", folder.stem[1:]):
+            try:
+                _move_in(folder)
+            except OSError as cause:
+                raise OutputError(
+                    f"{weights_dir} holds an export of {folder.stem[1:]} that was killed and cannot be completed: "
+                    f"{cause.strerror}",
+                    "make the folder writable, or export again",
+                ) from cause
+
+
+def _move_in(folder: Path) -> None:
+    """Moves the files of one valid export into place, removes what it does not have, lists it, removes the folder."""
+    weights_dir, name = folder.parent, folder.stem[1:]
     try:
-        return float(text)
-    except ValueError:
-        return None
+        contents = read_json(folder / CONTENTS, list[str], error=WeightsError)
+    except WeightsError:
+        if not folder.exists():  # another process was faster
+            return
+        raise
+    for suffix in SUFFIXES:
+        if suffix in contents:
+            with suppress(FileNotFoundError):  # moved before
+                (folder / f"{name}{suffix}").replace(weights_dir / f"{name}{suffix}")
+        else:
+            (weights_dir / f"{name}{suffix}").unlink(missing_ok=True)
+    card, sha256 = read_beside(weights_dir / f"{name}.json")
+    list_in_index(weights_dir, name, card, sha256)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
-def _whole(text: str) -> int | None:
-    return int(text) if text.isdecimal() else None
+def _remove_leftovers(weights_dir: Path, name: str) -> None:
+    """Removes what killed exports of a name left, also those of kit 0.1.0."""
+    leftover = re.compile(rf"\.{re.escape(name)}((\.parity)?\.\d+\.part\.\w+|{re.escape(PART)})")
+    for path in list(weights_dir.glob(".*")):
+        if leftover.fullmatch(path.name):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The one door to TorchScript: deprecated in PyTorch, so every torch.jit call of the kit stands here."""
+"""All calls of torch.jit: TorchScript is deprecated in PyTorch, and will be replaced here alone."""
 
 import io
 import warnings
@@ -19,7 +19,7 @@ exported = torch.jit.export  # marks a method, beside forward, that scripting ke
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hides the deprecation notices, and the tracer's about size branches: parity at odd sizes is measured instead."""
+    """Hides deprecation warnings, and the tracer's about size branches: parity at odd sizes is measured instead."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
         warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
@@ -28,7 +28,7 @@ def _quiet() -> Iterator[None]:
 
 
 def trace(core: nn.Module, example: Tensor) -> nn.Module:
-    """Returns the operators that `core` runs on `example`; other shapes pass where the network has no size branch."""
+    """Returns the operators that `core` runs on `example`; they serve other sizes if it does not branch on them."""
     with _quiet(), torch.no_grad():
         traced: nn.Module = torch.jit.trace(core, example, check_trace=False)
         return traced
@@ -58,14 +58,14 @@ def core_name(number: int) -> str:
 
 
 def has_cores(module: Any) -> bool:
-    """Tells whether the networks of a frozen ensemble can be called one by one: files of kit 0.1.0 cannot."""
+    """Returns whether the networks of a frozen ensemble can be called one by one: not in files of kit 0.1.0."""
     return hasattr(module, core_name(0))
 
 
 def core(
     module: Any, number: int, layout: Layout = "plain", dtype: torch.dtype = torch.float32
 ) -> Callable[[Tensor], Tensor]:
-    """Returns one network of a frozen ensemble as a function of its own, with the weights of its convolutions changed.
+    """Returns one network of a frozen ensemble as a function, with its convolution weights in another layout or dtype.
 
     Args:
         module: as `load` returns it, with cores.
@@ -97,20 +97,31 @@ def _convert(weight: Any, layout: Layout, dtype: torch.dtype) -> None:
 
 def named_devices(module: Any) -> list[str]:
     """Returns the devices that stand by name in a frozen module's graphs: there `map_location` cannot move them."""
+    return [node.s("value") for node in _constants(module) if node.output().type().kind() == "DeviceObjType"]
+
+
+def has_finite_weights(module: Any) -> bool:
+    """Returns whether no constant tensor of a frozen module holds NaN or infinity."""
+    tensors = [node.t("value") for node in _constants(module) if node.output().type().kind() == "TensorType"]
+    distinct = {tensor.data_ptr(): tensor for tensor in tensors if tensor.is_floating_point()}  # methods share them
+    return all(bool(tensor.isfinite().all()) for tensor in distinct.values())
+
+
+def _constants(module: Any) -> list[Any]:
+    """Returns the constants in the graphs of a frozen module's methods."""
     methods = [module._c._get_method(name) for name in module._c._method_names()]
-    constants = [node for method in methods for node in method.graph.findAllNodes("prim::Constant")]
-    return [node.s("value") for node in constants if node.output().type().kind() == "DeviceObjType"]
+    return [node for method in methods for node in method.graph.findAllNodes("prim::Constant")]
 
 
 def save(module: Any, path: Path) -> None:
-    """Writes a frozen module; without the debug records, which hold this machine's paths."""
+    """Writes a frozen module without the debug records, which hold this machine's paths."""
     buffer = io.BytesIO()  # torch.jit.save to a path writes the path's stem into the archive
     with _quiet():
         torch.jit.save(module, buffer)
-    with zipfile.ZipFile(buffer) as made, zipfile.ZipFile(path, "w") as shipped:
-        for entry in made.infolist():
+    with zipfile.ZipFile(buffer) as saved, zipfile.ZipFile(path, "w") as shipped:
+        for entry in saved.infolist():
             if not entry.filename.endswith(".debug_pkl"):
-                shipped.writestr(zipfile.ZipInfo(entry.filename), made.read(entry))
+                shipped.writestr(zipfile.ZipInfo(entry.filename), saved.read(entry))
 
 
 def add_extra(path: Path, name: str, text: str) -> None:
@@ -128,14 +139,3 @@ def load(path: Path, device: str) -> Any:
     """
     with _quiet():
         return torch.jit.load(str(path), map_location=device)
-
-
-def read_extra(path: Path, name: str) -> str | None:
-    """Returns an extra text file of a TorchScript archive without running anything of it; None when it has none.
-
-    Raises:
-        zipfile.BadZipFile: the file is not an archive.
-    """
-    with zipfile.ZipFile(path) as archive:
-        found = [entry for entry in archive.namelist() if entry.split("/")[1:] == ["extra", name]]
-        return archive.read(found[0]).decode() if found else None

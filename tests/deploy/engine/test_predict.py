@@ -98,7 +98,7 @@ def test_weights_that_do_not_match_the_card_beside(copied: Path):
     with pytest.raises(WeightsError, match=r"tiny\.json says 000000000000\.\.\.: not the same export"):
         load_weights(copied)
     beside.write_text("[]")
-    with pytest.raises(WeightsError, match="not a card with file_sha256"):
+    with pytest.raises(WeightsError, match=r"tiny\.json is damaged"):
         load_weights(copied)
 
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from deploy_fakes import export_tiny
 
-from kit.deploy.freeze import formats, pt2
+from kit.deploy.freeze import runners
+from kit.deploy.trust import pt2
 from kit.errors import WeightsError
 
 Records = dict[str, bytes]
@@ -86,7 +87,7 @@ def test_what_kit_writes_has_no_pickle(good: Path):
 
 
 def test_rewritten_unchanged_it_loads(changed: Callable[..., Path]):
-    run = formats.runner(changed(lambda records: None))
+    run = runners.runner(changed(lambda records: None))
     image = torch.zeros(1, 3, 20, 20, dtype=torch.uint8).numpy()
     assert run(image).shape == (1, 1, 20, 20)
 
@@ -96,7 +97,7 @@ def test_pickled_inputs_are_not_read(changed: Callable[..., Path], tmp_path: Pat
     canary = tmp_path / "canary"
     path = changed(lambda records: records.update({"data/sample_inputs/model.pt": pickled(canary)}))
     with pytest.raises(WeightsError, match=r"bad\.pt2 holds pickled example inputs"):
-        formats.runner(path)
+        runners.runner(path)
     assert not canary.exists()
     caplog.set_level(logging.ERROR, "torch._export.serde.serialize")  # torch 2.14 warns with too few arguments
     torch.export.load(path)
@@ -131,9 +132,9 @@ def evil_tree(model: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (evil_size, 'says "__import__'),
+        (evil_size, 'holds "__import__'),
         (evil_guard, "as guards_code"),
-        (evil_operator, "says 'torch.os.system' as target"),
+        (evil_operator, "holds 'torch.os.system' as target"),
         (evil_file, "from_file"),
         (evil_name, "as forward_arg_names"),
         (evil_tree, "as in_spec"),
@@ -146,7 +147,7 @@ def test_code_in_a_graph_is_refused(
     monkeypatch.chdir(tmp_path)
     path = changed(with_json(MODEL, change))
     with pytest.raises(WeightsError, match=rf"bad\.pt2 .*{message}") as error:
-        formats.runner(path)
+        runners.runner(path)
     assert "people you trust" in error.value.hint
     assert not Path("canary").exists()
 
@@ -156,9 +157,9 @@ def test_pickled_weights_and_strange_records_are_refused(changed: Callable[..., 
         next(iter(config["config"].values()))["use_pickle"] = True
 
     with pytest.raises(WeightsError, match=r"bad\.pt2 holds pickled weights"):
-        formats.runner(changed(with_json(WEIGHTS, pickle_first)))
+        runners.runner(changed(with_json(WEIGHTS, pickle_first)))
     library = {"data/aotinductor/model/model.so": b"ELF"}
     with pytest.raises(WeightsError, match=r"bad\.pt2 holds data/aotinductor/model/model\.so"):
-        formats.runner(changed(lambda records: records.update(library)))
+        runners.runner(changed(lambda records: records.update(library)))
     with pytest.raises(WeightsError, match=r"bad\.pt2 does not load as pt2"):
-        formats.runner(changed(lambda records: records.pop(MODEL) and None))
+        runners.runner(changed(lambda records: records.pop(MODEL) and None))

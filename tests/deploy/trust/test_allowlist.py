@@ -9,7 +9,7 @@ from random import Random
 import pytest
 import torch
 from archives import code_of, doctored, entries_of, with_line, write_archive
-from deploy_fakes import TinyNet, export_tiny, record
+from deploy_fakes import TinyNet, export_tiny, left_in, record
 from torch import Tensor, nn
 
 from kit.deploy.trust import zip_records
@@ -23,7 +23,6 @@ USES = {  # a line of code, and what it is refused for
     'y = torch.from_file("/etc/hostname", False, 4)': "torch.from_file",
     'torch.save(x, "stolen.pt")': "torch.save",
     'y = torch.autograd.from_file("/etc/hostname", False, 4)': "torch.autograd.from_file",
-    'y = (torch).from_file("/etc/hostname", False, 4)': "torch.from_file",
     'y = ops.aten.from_file("/etc/hostname", False, 4)': "ops.aten.from_file",
     'y = ops.image.read_file("/etc/hostname")': "ops.image.read_file",
     'y = [torch.add(x, torch.from_file("/etc/hostname"))]': "torch.from_file",
@@ -44,24 +43,27 @@ USES = {  # a line of code, and what it is refused for
     "y : Optional[__torch__.torch.classes.a.B] = None": "__torch__.torch.classes.a.B",
     "y : List[Any] = x": "Any",
     "y = x.set_(x)": "x.set_",
-    "y = torch.add(x, 1).resize_([9])": "torch.add(x, 1).resize_",
     "y = x.shape": "x.shape",
     'y = getattr(x, "set_")': "getattr",
     "y = self.weight": "self.weight",
-    "self.weight = x": "self.weight = ...",
-    "torch = x": "torch = ...",
+    "self.weight = x": "self.weight alone",
+    "torch = x": "torch",
     "int = x": "int = ...",
     "print(x)": "print",
     "y = fork(x)": "fork",
     "y = unknown": "unknown",
     "y = x(x)": "x",
-    "y = [x][0](x)": "[x][0]",
+    "y = [x][0](x)": "](",
     "y = torch.as_strided(x, [9], [9])": "torch.as_strided",
     "y = torch.empty([9])": "torch.empty",
     "y = torch.rand([9])": "torch.rand",
     "torch.manual_seed(1)": "torch.manual_seed",
 }
-NEVER_PRINTED = [  # and where two parsers might differ
+NEVER_PRINTED = [
+    'y = (torch).from_file("/etc/hostname", False, 4)',
+    'y = torch .from_file("/etc/hostname", False, 4)',
+    'y = torch.\n      from_file("/etc/hostname", False, 4)',
+    "y = torch.add(x, 1).resize_([9])",
     "y = x  # a comment",
     "y = 'a'",
     'y = """a"""',
@@ -147,7 +149,7 @@ def test_an_export_passes_and_all_of_its_operators_are_listed(small_weights: Exp
 def test_what_weights_do_not_need(small_weights: Exported, tmp_path: Path, line: str):
     path = with_line(small_weights.path, tmp_path / "w.pt", line)
     error = refused(path)
-    assert f"refused, for it uses {USES[line]} (code/" in error.message
+    assert f"refused, for it uses {USES[line]}" in error.message
     assert ".py:6)" in error.message  # behind the class, its two lists and the method's two lines
     assert "who made it" in error.hint
 
@@ -197,7 +199,7 @@ def test_a_network_with_other_operators_is_told_at_its_export(tmp_path: Path):
     with pytest.raises(WeightsError, match=r"uses torch\.as_strided") as error:
         export_ensemble(tmp_path, [Odd()], [record()], ExportRequest("odd", "tiny", "none", None, 0.1))
     assert "kit/deploy/trust/allowlist.py" in error.value.hint
-    assert list(tmp_path.iterdir()) == []
+    assert left_in(tmp_path) == []
 
 
 def test_the_list_is_of_operators_that_exist_and_do_no_harm():
@@ -327,22 +329,22 @@ def test_ends_that_are_sound(small_weights: Exported, tmp_path: Path):
         (lambda data: b"#!/bin/sh\n" + data, "before, behind or between"),
         (lambda data: data + b"\n", "before, behind or between"),
         (lambda data: patched(data, 20, "<H", 3) + b"abc", "before, behind or between"),
-        (lambda data: data + data[end_of(data) :], "before, behind or between|not a readable archive"),
+        (lambda data: data + data[end_of(data) :], "before, behind or between|not a weights file"),
         (lambda data: patched(data, 8, "<2H", 3, 3), "before, behind or between"),
-        (lambda data: patched(data, 4, "<2H", 1, 1), "before, behind or between|not a readable archive"),
-        (lambda data: patched(data, 16, "<L", 30), "before, behind or between|not a readable archive"),
+        (lambda data: patched(data, 4, "<2H", 1, 1), "before, behind or between|not a weights file"),
+        (lambda data: patched(data, 16, "<L", 30), "before, behind or between|not a weights file"),
         (two_directories, "before, behind or between"),
-        (lambda data: said_in_64_bits(data, place=4), "before, behind or between|not a readable archive"),
-        (lambda data: said_in_64_bits(data, size=45), "before, behind or between|not a readable archive"),
+        (lambda data: said_in_64_bits(data, place=4), "before, behind or between|not a weights file"),
+        (lambda data: said_in_64_bits(data, size=45), "before, behind or between|not a weights file"),
         (lambda data: flagged(data, 1), "in an unusual form"),
         (lambda data: flagged(data, 1 << 5), "in an unusual form"),
         (lambda data: with_extra(data, struct.pack("<2H5s", 0x7075, 5, b"a/b.c")), "in an unusual form|not a readable"),
         (lambda data: with_extra(data, struct.pack("<2H4s", 0xCAFE, 4, b"abcd")), "in an unusual form"),
         (lambda data: data.replace(b"archive/version", b"archive/versio\0"), "no such record"),
-        (lambda data: data[: len(data) // 2], "not a readable archive"),
-        (lambda data: data[:-1], "not a readable archive|before, behind"),
-        (lambda data: b"", "not a readable archive"),
-        (lambda data: b"\x80\x02}q\x00.", "not a readable archive"),
+        (lambda data: data[: len(data) // 2], "not a weights file"),
+        (lambda data: data[:-1], "not a weights file|before, behind"),
+        (lambda data: b"", "not a weights file"),
+        (lambda data: b"\x80\x02}q\x00.", "not a weights file"),
     ],
 )
 @pytest.mark.usefixtures("torch_stays_away")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from deploy_fakes import TinyNet
+from deploy_fakes import TinyNet, left_in
 from test_docs import COMMANDS, DOCS, inline, kit_arguments, rows_below, shell
 
 import kit
@@ -102,7 +102,7 @@ def test_pt2_without_torchscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_the_files_are_as_told(tiny_weights: Exported):
     told = {name for cell, _ in rows_below("The folder", PAGE) for name in names(cell)}
-    made = {path.name.replace("tiny.", "NAME.") for path in tiny_weights.path.parent.iterdir()}
+    made = {path.name.replace("tiny.", "NAME.") for path in left_in(tiny_weights.path.parent)}
     assert {"NAME.pt", "NAME.json", "index.csv"} <= made <= told
 
 

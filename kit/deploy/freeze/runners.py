@@ -1,0 +1,110 @@
+"""Weights files of any format as functions, to compare them with each other."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kit.console import muted
+from kit.deploy.freeze.formats import need
+from kit.deploy.trust import pt2
+from kit.deploy.weights import torchscript
+from kit.errors import WeightsError, nearest
+
+Runner: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+
+DIFFERENCE_LIMIT = 1e-4  # other kernels and other batches move a probability by about 1e-6
+
+
+def runner(path: Path) -> Runner:
+    """Returns a weights file as a function: uint8 (N, 3 or 4, H, W) -> float32 (N, 1, H, W), 0..1, on the CPU.
+
+    Args:
+        path: ends in .pt, .pt2 or .onnx.
+
+    Raises:
+        WeightsError: no such file or format, or the file is damaged.
+        KitError: the format's package is not installed.
+    """
+    run = _unchecked(path)
+
+    def checked(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (3, 4):
+            raise WeightsError(f"expected uint8 (N, 3 or 4, H, W), got {images.dtype} {images.shape}")
+        return run(images)
+
+    return checked
+
+
+def _unchecked(path: Path) -> Runner:
+    if not path.is_file():
+        raise WeightsError(f"no file {path}", nearest(path.name, (p.name for p in path.parent.glob("*.*"))))
+    if path.suffix not in (".pt", ".pt2", ".onnx"):
+        raise WeightsError(f"{path} is of no known format", "expected .pt, .pt2 or .onnx")
+    if path.suffix == ".onnx":
+        return _onnxruntime(path)
+    with muted():
+        module: Any = _torchscript(path) if path.suffix == ".pt" else pt2.load(path).module()
+
+    def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            probability: NDArray[np.float32] = module(torch.from_numpy(np.ascontiguousarray(images))).numpy()
+        return probability
+
+    return run
+
+
+def _torchscript(path: Path) -> Any:
+    try:
+        return torchscript.load(path, "cpu")
+    except RuntimeError as cause:
+        reason = str(cause).strip().splitlines()[0]
+        raise WeightsError(f"{path} does not load as TorchScript: {reason}", "export or fetch it again") from cause
+
+
+def _onnxruntime(path: Path) -> Runner:
+    need("onnxruntime")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 4  # fatal; what else goes wrong is raised
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as cause:  # a class of its own for each cause, none of them public
+        raise WeightsError(f"{path} does not load as ONNX: {str(cause).splitlines()[0]}", "export it again") from cause
+
+    def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        probability: NDArray[np.float32] = session.run(["probability"], {"image": images})[0]
+        return probability
+
+    return run
+
+
+def checked_difference(path: Path, expected: Path, pad_multiple: int) -> float:
+    """Returns the largest difference in probability of two files, on sides that are multiples and on odd ones.
+
+    Args:
+        path: of any format.
+        expected: likewise.
+        pad_multiple: px.
+
+    Raises:
+        WeightsError: it is more than `DIFFERENCE_LIMIT`.
+    """
+    random = np.random.default_rng(0)
+    shapes = [(1, 3, pad_multiple, pad_multiple), (2, 4, 2 * pad_multiple + 1, pad_multiple - 1)]
+    batches = [random.integers(0, 256, shape, dtype=np.uint8) for shape in shapes]
+    batches[1][:, 3, :5] = 0  # no data
+    run, reference = runner(path), runner(expected)
+    found = float(np.max([np.abs(run(batch) - reference(batch)).max() for batch in batches]))
+    if not found <= DIFFERENCE_LIMIT:  # so written, NaN fails too
+        raise WeightsError(
+            f"the {path.suffix} file differs from TorchScript by {found:.2g} in probability, expected at most "
+            f"{DIFFERENCE_LIMIT}",
+            "a network must not branch on the size or the values of its input",
+        )
+    return found
