@@ -25,8 +25,9 @@ from affine import Affine
 from rasterio.windows import Window
 
 from kit.data.rasters import gdal_options
-from kit.deploy.mapping.map import CACHE_BYTES, Wanted, draw_map, windows_of
-from kit.deploy.mapping.reader import Reader
+from kit.deploy.mapping.map import CACHE_BYTES, MapOptions, draw_map, windows_of
+from kit.deploy.mapping.map_files import MapFiles, PredictionKey
+from kit.deploy.mapping.scene import SceneReader
 
 GSD_M = 0.1
 BAND_PX = 512
@@ -69,12 +70,12 @@ def peak_mb() -> float:
 def mapped(scene: Path, out: Path, gsd_m: float) -> None:
     """Maps in this process, and prints seconds, windows, buildings, peak and the peak before, MB."""
     before, start = peak_mb(), time.perf_counter()
-    wanted = Wanted(square=True)
-    with rasterio.Env(**gdal_options(CACHE_BYTES, remote=False)), Reader(str(scene)) as reader:
-        reader.look_at(gsd_m or reader.scene.gsd_m)
-        rows, columns = windows_of(reader.work, wanted)
-        made = draw_map(reader, rows, columns, brightness, {}, out / "m", wanted)
-    print(time.perf_counter() - start, made.windows, made.buildings, peak_mb(), before)
+    options = MapOptions(square=True)
+    with rasterio.Env(**gdal_options(CACHE_BYTES, remote=False)), SceneReader(str(scene)) as reader:
+        work = reader.set_resolution(gsd_m or reader.scene.gsd_m)
+        key = PredictionKey(str(scene), "", "", "", windows_of(work, options))
+        summary = draw_map(reader, brightness, key, MapFiles(out / "m"), options)
+    print(time.perf_counter() - start, summary.windows, summary.buildings, peak_mb(), before)
 
 
 def measure(home: Path, side_px: int, gsd_m: float) -> dict[str, float]:
@@ -82,8 +83,8 @@ def measure(home: Path, side_px: int, gsd_m: float) -> dict[str, float]:
     scene = drawn(home, side_px)
     with TemporaryDirectory(dir=home) as out:
         command = [sys.executable, __file__, "--scene", scene, "--out", out, "--gsd", str(gsd_m)]
-        told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    seconds, windows, buildings, peak, before = map(float, told.split())
+        printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    seconds, windows, buildings, peak, before = map(float, printed.split())
     return {
         "side_px": side_px, "windows": windows, "buildings": buildings, "seconds": seconds,
         "mpx_s": side_px**2 / 1e6 / seconds, "peak_mb": peak, "imports_mb": before,

@@ -173,20 +173,20 @@ def test_run_keeps_a_folder_that_is_not_a_run(workplace: Path, cli: Cli):
 
 
 def test_map_keeps_what_it_did_not_write(tmp_path: Path):
-    from kit.deploy.mapping.map import check_files, files_of
+    from kit.deploy.mapping.map_files import MapFiles
 
-    stem = tmp_path / "city"
-    check_files(stem, "https://maps.example/city.tif")
+    files = MapFiles(tmp_path / "city")
+    files.check("https://maps.example/city.tif")
     with pytest.raises(OutputError, match="would replace the input"):
-        check_files(stem, str(tmp_path / "city_mask.tif"))
-    for target in (*files_of(stem).values(), tmp_path / "city.json"):
+        files.check(str(tmp_path / "city_mask.tif"))
+    for target in (*(files[kind] for kind in files), tmp_path / "city.json"):
         target.write_text('{"mine": true}')
         with pytest.raises(OutputError, match=f"{target.name} exists, and kit map did not write it"):
-            check_files(stem, "https://maps.example/city.tif")
+            files.check("https://maps.example/city.tif")
         target.unlink()
     (tmp_path / "city.json").write_text(json.dumps({"files": ["city_mask.tif"]}))
     (tmp_path / "city_mask.tif").touch()
-    check_files(stem, "https://maps.example/city.tif")
+    files.check("https://maps.example/city.tif")
     (tmp_path / "city.gpkg").touch()
     with pytest.raises(OutputError, match=r"city\.gpkg exists"):
-        check_files(stem, "https://maps.example/city.tif")
+        files.check("https://maps.example/city.tif")

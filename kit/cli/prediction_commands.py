@@ -175,19 +175,29 @@ def map_(
     weights: Annotated[str, typer.Option(help="A name, a file or an address; the newest weights by default.")] = "",
     sha256: Annotated[str, typer.Option(help="What the weights must have: 64 hex digits.")] = "",
     out: Annotated[Path | None, typer.Option(help="Folder to write into; ROOT/maps/NAME by default.")] = None,
-    name: Annotated[str, typer.Option(help="Of the files; <weights>-<scene> by default.")] = "",
-    format_: Annotated[str, typer.Option("--format", help="Of the polygons: gpkg or geojson.")] = "gpkg",
+    name: Annotated[str, typer.Option(help="Name of the files; <weights>-<scene> by default.")] = "",
+    format_: Annotated[str, typer.Option("--format", help="Format of the polygons: gpkg or geojson.")] = "gpkg",
     square: Annotated[bool, typer.Option("--square", help="Turn walls to right angles.")] = False,
     simplify: Annotated[float, typer.Option(help="How far outlines may move, m; 0: two pixels.", min=0)] = 0.0,
-    min_area: Annotated[float, typer.Option(help="Smallest building, m².", min=0)] = 2.0,
-    min_hole: Annotated[float, typer.Option(help="Smallest hole that is kept, m².", min=0)] = 2.0,
-    threshold: Annotated[float, typer.Option(help="Probability above which a pixel is building.", min=0)] = 0.5,
+    clean: Annotated[
+        bool,
+        typer.Option("--clean", help="Use the threshold and clean-up chosen on validation tiles (stored in the card)."),
+    ] = False,
+    threshold: Annotated[
+        float | None, typer.Option(help="Probability above which a pixel is building; 0.5 by default.", min=0, max=1)
+    ] = None,
+    smallest: Annotated[float | None, typer.Option(help="Drop smaller objects, m²; 2 by default.", min=0)] = None,
+    holes: Annotated[float | None, typer.Option(help="Fill smaller holes, m²; 2 by default.", min=0)] = None,
+    min_area: Annotated[float | None, typer.Option(help="Old name of --smallest.", min=0, hidden=True)] = None,
+    min_hole: Annotated[float | None, typer.Option(help="Old name of --holes.", min=0, hidden=True)] = None,
     gsd: Annotated[
-        float, typer.Option(help="Metres per pixel to look with; 0: as the weights were trained.", min=0)
+        float, typer.Option(help="Ground resolution to predict at, m per pixel; 0: that of the training.", min=0)
     ] = 0.0,
-    grid: Annotated[str, typer.Option(help="Of the rasters: scene, or training for that resolution.")] = "scene",
-    window: Annotated[int, typer.Option(help="Side of a window, px.")] = 1024,
-    overlap: Annotated[int, typer.Option(help="What neighbouring windows share, px.")] = 128,
+    grid: Annotated[
+        str, typer.Option(help="Grid of the rasters: scene, or training for the resolution predicted at.")
+    ] = "scene",
+    window: Annotated[int, typer.Option(help="Largest side of a window, px.")] = 1024,
+    overlap: Annotated[int, typer.Option(help="Least overlap of neighbouring windows, px.")] = 128,
     device: Device = "",
     tune: Annotated[
         bool, typer.Option(help="Measure once how this machine predicts fastest; else as the file was shipped.")
@@ -201,25 +211,33 @@ def map_(
 ) -> None:
     """Map a scene of any size: probability and mask as COGs on its own grid, buildings as polygons, a small picture.
 
-    Stopped, it goes on where it was; other polygons of a finished map take no prediction.
+    Rerun to resume. The clean-up and the polygons of a finished map can change without predicting again.
 
     Example: kit map city.tif --weights lite0 --square
     """
-    from kit.deploy.mapping.map import Wanted, map_scene, name_of
+    from kit.deploy.engine.backends import EngineOptions, check_engine
+    from kit.deploy.mapping.map import CLEANING, MapOptions, map_scene
+    from kit.deploy.mapping.map_files import name_of
+    from kit.deploy.weights.cleaning import chosen_cleaning
     from kit.deploy.weights.fetch import find_weights
+    from kit.deploy.weights.load import read_card
     from kit.system.devices import pick_device
 
     paths = Paths(root)
     chosen = find_weights(weights, sha256, paths.weights)
-    called = check_name(name) if name else as_name(f"{chosen.stem}-{name_of(scene)}")
+    files = check_name(name) if name else as_name(f"{chosen.stem}-{name_of(scene)}")
     say(f"weights {chosen}, scene {scene}")
-    wanted = Wanted(
-        threshold=threshold, gsd_m=gsd, grid=grid, window_px=window, overlap_px=overlap, format=format_,
-        square=square, simplify_m=simplify, min_area_m2=min_area, min_hole_m2=min_hole,
+    smallest, holes = (min_area if smallest is None else smallest), (min_hole if holes is None else holes)
+    cleaning = CLEANING
+    if clean or (threshold, smallest, holes) != (None, None, None):
+        cleaning = chosen_cleaning(read_card(chosen), chosen.name, clean, threshold, smallest, holes, CLEANING)
+    say(f"masks: {cleaning}")
+    options = MapOptions(
+        cleaning=cleaning, gsd_m=gsd, grid=grid, window_px=window, overlap_px=overlap, format=format_, square=square,
+        simplify_m=simplify,
     )  # fmt: skip
-    made = map_scene(
-        scene, chosen, out or paths.map(called), called, wanted, str(pick_device(device)), tune, engine, adaptive
-    )
-    say(f"{made.buildings} buildings of {made.area_m2:,.0f} m², seen at {made.gsd_m:.3g} m per pixel")
-    for path in (made.probability, made.mask, made.overlay, made.polygons):
+    engine_options = EngineOptions(str(pick_device(device)), check_engine(engine), tune, adaptive)
+    summary = map_scene(scene, chosen, out or paths.map(files), files, options, engine_options)
+    say(f"{summary.buildings} buildings, {summary.area_m2:,.0f} m², predicted at {summary.gsd_m:.3g} m per pixel")
+    for path in (summary.probability, summary.mask, summary.overlay, summary.polygons):
         result(str(path))

@@ -1,4 +1,4 @@
-"""Rasters of a map, written in bands and laid out for the web: cloud-optimised GeoTIFFs with overviews."""
+"""A map's rasters, written and read in bands: cloud-optimised GeoTIFFs (COG) with overviews."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,37 +10,37 @@ import numpy as np
 import rasterio
 import rasterio.shutil
 from numpy.typing import NDArray
-from rasterio._err import CPLE_BaseError  # what copy raises, in no public module
+from rasterio._err import CPLE_BaseError  # raised by rasterio.shutil.copy; no public module has it
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-from kit.deploy.mapping.blending import LEVELS
 from kit.deploy.mapping.resampling import reach, resample
 from kit.deploy.mapping.scene import Frame
 from kit.deploy.mapping.strips import Strips
-from kit.errors import KitError
+from kit.deploy.mapping.windows import LEVELS
+from kit.errors import KitError, RasterError
 
 BLOCK_PX = 512
-NO_DATA = 255  # of the mask
+NO_DATA = 255  # value of the mask without imagery
 TILED = {"driver": "GTiff", "tiled": True, "blockxsize": BLOCK_PX, "blockysize": BLOCK_PX, "bigtiff": "if_safer"}
 COG = {"driver": "COG", "blocksize": BLOCK_PX, "compress": "deflate", "predictor": "yes", "bigtiff": "if_safer"}
 
 
 def bands(height: int) -> Iterator[tuple[int, int]]:
-    """Yields the first row of each band of blocks, and the one behind its last."""
+    """Yields the first row of each band of blocks, and the one after its last."""
     for top in range(0, height, BLOCK_PX):
         yield top, min(top + BLOCK_PX, height)
 
 
 @contextmanager
 def writing(path: Path, frame: Frame, overviews: str, nodata: int | None = None) -> Iterator[Any]:
-    """Yields a raster of one band, uint8, to be written; when the block ends it is laid out and gets its name.
+    """Yields a raster of one uint8 band to write into; at the end it becomes a COG with its final name.
 
     Args:
         path: of the COG.
-        frame: of its pixels.
-        overviews: how they are made, as GDAL names it.
-        nodata: value without imagery; without one the raster may get a mask.
+        frame: its pixels.
+        overviews: GDAL's name of the resampling of its overviews.
+        nodata: value without imagery; None for a raster with a mask.
 
     Raises:
         KitError: the disk is full, or the folder cannot be written.
@@ -58,32 +58,29 @@ def writing(path: Path, frame: Frame, overviews: str, nodata: int | None = None)
         laid_out.replace(path)
     except (RasterioError, CPLE_BaseError, OSError) as cause:
         reason = getattr(cause, "strerror", None) or cause.__cause__ or cause
-        raise KitError(
-            f"cannot write {path}: {reason}", "free some space, and give the same command again: it goes on"
-        ) from cause
+        raise KitError(f"cannot write {path}: {reason}", "free some space and rerun to resume") from cause
     finally:
-        for leftover in path.parent.glob(f".{escape(path.stem)}.p*.tif*"):  # GDAL's, too: overviews in the making
+        for leftover in path.parent.glob(f".{escape(path.stem)}.p*.tif*"):  # also GDAL's temporary overviews
             leftover.unlink()
 
 
 def _check(path: Path) -> None:
-    """Reads the last pixel of a raster and of its overviews: what a full disk cut off is an error there."""
-    with rasterio.open(path) as made:
-        levels = made.overviews(1)
-        made.read(1, window=Window(made.width - 1, made.height - 1, 1, 1))
-    for level in range(len(levels)):
-        with rasterio.open(path, overview_level=level) as made:
-            made.read(1, window=Window(made.width - 1, made.height - 1, 1, 1))
+    """Reads the last pixel of a raster and of its overviews, which raises where a full disk cut the file off."""
+    with rasterio.open(path) as source:
+        levels: list[dict[str, int]] = [{}, *({"overview_level": i} for i in range(len(source.overviews(1))))]
+    for level in levels:
+        with rasterio.open(path, **level) as source:
+            source.read(1, window=Window(source.width - 1, source.height - 1, 1, 1))
 
 
 def write_probability(path: Path, frame: Frame, work: Frame, strips: Strips) -> None:
-    """Writes the probability of a map: 0 to 255, with a mask that is 0 where the scene has no imagery.
+    """Writes the probability of a map, 0 to 255, with a mask that is 0 where the scene has no imagery.
 
     Args:
         path: of the COG.
         frame: of the map.
-        work: of the strips.
-        strips: all of them.
+        work: frame that the strips were predicted on.
+        strips: all of them finished.
 
     Raises:
         KitError: the disk is full.
@@ -94,9 +91,8 @@ def write_probability(path: Path, frame: Frame, work: Frame, strips: Strips) -> 
             first, last = (top, bottom) if frame == work else reach(top, bottom, down, work.height)
             level = strips.level(first, last)
             if frame != work:
-                whole, size = (0, frame.width), (work.height, work.width)
-                seen = (first, last), (0, work.width)
-                mean = resample(level[..., None], seen, ((top, bottom), whole), (down, across), size)
+                given, target_ = ((first, last), (0, work.width)), ((top, bottom), (0, frame.width))
+                mean = resample(level[..., None], given, target_, (down, across), (work.height, work.width))
                 level = np.rint(mean[..., 0]).astype(np.uint8)
             valid = strips.valid(top, bottom)
             window = Window(0, top, frame.width, bottom - top)
@@ -104,17 +100,27 @@ def write_probability(path: Path, frame: Frame, work: Frame, strips: Strips) -> 
             target.write_mask(valid, window=window)
 
 
-def read_bands(path: Path) -> Iterator[tuple[int, NDArray[np.uint8], NDArray[np.bool_]]]:
-    """Yields a written probability from top to bottom: the first row, levels (h, W), and imagery (h, W)."""
-    with rasterio.open(path) as made:
-        for top, bottom in bands(made.height):
-            window = Window(0, top, made.width, bottom - top)
-            yield top, made.read(1, window=window), made.read_masks(1, window=window) > 0
+def read_bands(path: Path) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.bool_]]]:
+    """Yields the bands of a written probability from top to bottom: levels (h, W), and imagery (h, W).
+
+    Raises:
+        RasterError: the file is damaged.
+    """
+    try:
+        with rasterio.open(path) as source:
+            for top, bottom in bands(source.height):
+                window = Window(0, top, source.width, bottom - top)
+                yield source.read(1, window=window), source.read_masks(1, window=window) > 0
+    except RasterioError as cause:
+        raise RasterError(
+            f"{path} is damaged: {cause.__cause__ or cause}", "remove it and rerun: the scene is predicted again"
+        ) from cause
 
 
-def is_building(level: NDArray[np.uint8], valid: NDArray[np.bool_], threshold: float) -> NDArray[np.bool_]:
+def is_building(level: NDArray[np.uint8], threshold: float) -> NDArray[np.bool_]:
     """Returns where the probability, 0 to 255, is above a threshold, 0..1."""
-    return (level > threshold * LEVELS) & valid
+    building: NDArray[np.bool_] = level > threshold * LEVELS
+    return building
 
 
 def write_mask_band(target: Any, top: int, buildings: NDArray[np.bool_], valid: NDArray[np.bool_]) -> None:

@@ -1,4 +1,4 @@
-"""Buildings as a layer of polygons: GeoPackage in the scene's CRS, or GeoJSON in EPSG:4326, written in batches."""
+"""Writes buildings as a layer of polygons: GeoPackage in the scene's CRS, or GeoJSON in longitude and latitude."""
 
 import json
 from collections.abc import Callable
@@ -13,34 +13,39 @@ import shapely
 from numpy.typing import NDArray
 from pyogrio.errors import DataLayerError, DataSourceError, GeometryError
 
-from kit.deploy.mapping.polygons import Buildings, areas_m2, placed
+from kit.deploy.mapping.polygons import Buildings, areas_m2, in_crs, in_degrees
 from kit.deploy.mapping.scene import Frame
 from kit.errors import KitError, nearest
 
 FIELDS = ("area_m2", "confidence")
-LAYER = "buildings"  # of a GeoPackage
+LAYER = "buildings"  # name of a GeoPackage's layer
 BATCH = 5000  # polygons in memory before they are written
-EPOCH = "1970-01-01T00:00:00.000Z"  # GeoPackages tell when they were changed: equal maps are equal files
-REMEDY = "free some space, and give the same command again: it goes on"
+EPOCH = "1970-01-01T00:00:00.000Z"  # date of every GeoPackage, so that equal maps are equal files
+REMEDY = "free some space and rerun to resume"
 
 Polygons = NDArray[np.object_]
 Numbers = NDArray[np.float64]
 
 
 class Format(Protocol):
-    """A file of polygons that is written in batches."""
+    """A file of polygons that is written in batches.
+
+    Attributes:
+        suffix: of the file.
+        degrees: whether polygons are in EPSG:4326, not in the scene's CRS.
+    """
 
     suffix: str
     degrees: bool
 
     def begin(self, path: Path, crs: str) -> None:
-        """Makes an empty file."""
+        """Creates an empty file."""
 
     def put(self, polygons: Polygons, areas_m2: Numbers, confidence: Numbers) -> None:
         """Writes a batch."""
 
     def end(self) -> None:
-        """Makes the file whole."""
+        """Completes the file."""
 
 
 class GeoPackage:
@@ -49,7 +54,7 @@ class GeoPackage:
     suffix, degrees = ".gpkg", False
 
     def begin(self, path: Path, crs: str) -> None:
-        """Makes an empty file."""
+        """Creates an empty file."""
         self.path, self.crs, self.append = path, crs, False
         path.unlink(missing_ok=True)
         nothing = np.array([], np.float64)
@@ -68,16 +73,16 @@ class GeoPackage:
             pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": None})
 
     def end(self) -> None:
-        """Makes the file whole."""
+        """Completes the file."""
 
 
 class GeoJson:
-    """GeoJSON as RFC 7946 wants it: longitude and latitude, a feature a line."""
+    """GeoJSON as in RFC 7946: longitude and latitude, one feature per line."""
 
     suffix, degrees = ".geojson", True
 
     def begin(self, path: Path, crs: str) -> None:
-        """Makes an empty file."""
+        """Creates an empty file."""
         self.file: IO[str] = path.open("w")
         self.file.write('{"type": "FeatureCollection", "features": [')
         self.between = "\n"
@@ -85,13 +90,13 @@ class GeoJson:
     def put(self, polygons: Polygons, areas_m2: Numbers, confidence: Numbers) -> None:
         """Writes a batch."""
         for polygon, *values in zip(polygons, areas_m2.tolist(), confidence.tolist(), strict=True):
-            told = json.dumps(dict(zip(FIELDS, values, strict=True)))
+            fields = json.dumps(dict(zip(FIELDS, values, strict=True)))
             geometry = shapely.to_geojson(polygon)
-            self.file.write(f'{self.between}{{"type": "Feature", "properties": {told}, "geometry": {geometry}}}')
+            self.file.write(f'{self.between}{{"type": "Feature", "properties": {fields}, "geometry": {geometry}}}')
             self.between = ",\n"
 
     def end(self) -> None:
-        """Makes the file whole."""
+        """Completes the file."""
         self.file.write("\n]}\n")
         self.file.close()
 
@@ -111,12 +116,16 @@ def check_format(name: str) -> type[Format]:
 
 
 class Layer:
-    """A file of buildings that gets its name when it is whole; to be used as a context.
+    """A file of buildings that gets its final name when it is complete; a context manager.
 
     Args:
-        stem: of its path, to which the format adds its suffix.
-        format_: of `FORMATS`.
+        stem: of its path; the format adds the suffix.
+        format_: one of `FORMATS`.
         frame: of the map.
+
+    Attributes:
+        count: buildings written so far.
+        area_m2: their ground area.
     """
 
     def __init__(self, stem: Path, format_: type[Format], frame: Frame) -> None:
@@ -141,7 +150,7 @@ class Layer:
                 leftover.unlink()
 
     def add(self, buildings: Buildings) -> None:
-        """Takes buildings over."""
+        """Adds buildings, given in pixels of the map."""
         self.waiting.append(buildings)
         if sum(map(len, self.waiting)) >= BATCH:
             self._write()
@@ -150,15 +159,15 @@ class Layer:
         polygons = np.concatenate([np.array([], dtype=object), *(part.polygons for part in self.waiting)])
         confidence = np.concatenate([np.array([]), *(part.confidence for part in self.waiting)])
         self.waiting = []
-        on_earth = placed(polygons, self.frame, degrees=True)
-        shown = on_earth if self.format.degrees else placed(polygons, self.frame, degrees=False)
-        there = ~shapely.is_missing(on_earth) & ~shapely.is_missing(shown)
-        areas = np.round(areas_m2(on_earth[there]), 2)
-        self._try(lambda: self.format.put(shown[there], areas, np.round(confidence[there], 4)))
+        degrees = in_degrees(polygons, self.frame)
+        written = degrees if self.format.degrees else in_crs(polygons, self.frame)
+        kept = ~shapely.is_missing(degrees) & ~shapely.is_missing(written)
+        areas = np.round(areas_m2(degrees[kept]), 2)
+        self._try(lambda: self.format.put(written[kept], areas, np.round(confidence[kept], 4)))
         self.count, self.area_m2 = self.count + len(areas), self.area_m2 + float(areas.sum())
 
     def _try(self, write: Callable[[], object]) -> None:
-        """Does what may find the disk full."""
+        """Writes; a full disk or a folder that cannot be written is a KitError."""
         try:
             write()
         except (OSError, DataSourceError, DataLayerError, GeometryError) as cause:

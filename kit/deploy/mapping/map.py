@@ -1,13 +1,11 @@
-"""A scene to a map: probability and mask as rasters, buildings as polygons, on the scene's own grid."""
+"""`kit map`: a scene's probability and mask as rasters on the scene's own grid, and its buildings as polygons."""
 
-import json
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
-from pathlib import Path, PurePosixPath
-from typing import Any
-from urllib.parse import unquote, urlsplit
+from pathlib import Path
 
 import numpy as np
 import rasterio
@@ -16,12 +14,14 @@ from numpy.typing import NDArray
 
 from kit.console import meter
 from kit.data.rasters import gdal_options
-from kit.data.sources.remote import fingerprint, is_remote, local_path
+from kit.data.sources.remote import fingerprint, is_remote
 from kit.deploy.adaptive.calibrate import LOOK_PX, end_early, learnt_bounds
-from kit.deploy.engine.backends import EngineOptions, check_engine
+from kit.deploy.engine.backends import EngineOptions
 from kit.deploy.engine.predict import has_ground, predict_image
 from kit.deploy.engine.tuning import TILES, set_up
+from kit.deploy.mapping.banded_cleaning import BandedCleaning, Mask
 from kit.deploy.mapping.cogs import (
+    BLOCK_PX,
     NO_DATA,
     is_building,
     read_bands,
@@ -30,46 +30,44 @@ from kit.deploy.mapping.cogs import (
     writing,
 )
 from kit.deploy.mapping.layers import FORMATS, Layer, check_format
+from kit.deploy.mapping.map_files import MapFiles, PredictionKey
 from kit.deploy.mapping.overlay import Overlay
-from kit.deploy.mapping.polygons import Rules, clean
-from kit.deploy.mapping.predicting import Predictor, edges_on, predict_strips
-from kit.deploy.mapping.reader import Reader
-from kit.deploy.mapping.scene import Frame
-from kit.deploy.mapping.strips import Strips
+from kit.deploy.mapping.polygons import outlined
+from kit.deploy.mapping.scene import Frame, SceneReader
+from kit.deploy.mapping.strips import Predictor, Strips, predict_strips
 from kit.deploy.mapping.tracing import Tracer
 from kit.deploy.mapping.windows import Axis, along, check_window
+from kit.deploy.weights.cleaning import Cleaning
 from kit.deploy.weights.load import Weights, load_weights
-from kit.errors import KitError, OutputError
-from kit.outputs import as_name, check_apart, check_name
-from kit.system.files import locked, replacing
+from kit.errors import KitError, RasterError
+from kit.outputs import check_name
+from kit.system.files import check_writable, locked
 
-VERSION = 1  # of the strips and of what they are made by
-CACHE_BYTES = 256 << 20  # decoded imagery: the row of a scene's blocks that two rows of windows share
+CACHE_BYTES = 256 << 20  # decoded blocks of the scene that two rows of windows share
+MOST_BYTES = 8 << 30  # memory for one row of windows
 GRIDS = ("scene", "training")
-RASTERS = {"probability": "_probability.tif", "mask": "_mask.tif", "overlay": "_overlay.png"}
-SAMPLE_PX, SAMPLES = 512, 4  # of what is measured on: side, and places along each direction that are looked at
-LOOKS = 8  # pieces that are looked at in full to fit an adaptive vote
-SIMPLIFIED_PX = 2.0  # by default, of the coarser of map and weights: the steps of a slanted outline are one high
+SAMPLE_PX, SAMPLES = 512, 4  # pieces of the scene to tune on: their side, and candidate positions along each direction
+LOOKS = 8  # pieces that the adaptive vote is calibrated on
+SIMPLIFIED_PX = 2.0  # default tolerance, in pixels of the coarser of map and weights: smooths the steps of pixels
+CLEANING = Cleaning(smallest_m2=2.0, holes_m2=2.0)
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a map shall be.
+class MapOptions:
+    """Options of a map.
 
     Args:
-        threshold: of the mask, 0..1: buildings are above.
-        gsd_m: metres per pixel at which the weights look at the scene; 0 for what they were trained with.
-        grid: of the map: `scene`, or `training` for that resolution.
-        window_px: side of a window, at that resolution.
-        overlap_px: what neighbouring windows share.
+        cleaning: threshold, smallest object and smallest hole of the mask; the polygons are traced from it.
+        gsd_m: ground resolution to predict at, metres per pixel; 0 for that of the weights' training.
+        grid: of the rasters: `scene`, or `training` for the resolution predicted at.
+        window_px: largest side of a window, px at that resolution.
+        overlap_px: least overlap of neighbouring windows.
         format: of the polygons, a key of `FORMATS`.
-        square: right angles.
+        square: turns walls to right angles.
         simplify_m: how far an outline may move, metres; 0 for two pixels.
-        min_area_m2: smaller objects are no polygons.
-        min_hole_m2: smaller holes are filled.
     """
 
-    threshold: float = 0.5
+    cleaning: Cleaning = CLEANING
     gsd_m: float = 0.0
     grid: str = "scene"
     window_px: int = 1024
@@ -77,39 +75,41 @@ class Wanted:
     format: str = "gpkg"
     square: bool = False
     simplify_m: float = 0.0
-    min_area_m2: float = 2.0
-    min_hole_m2: float = 2.0
 
     def check(self) -> None:
-        """Checks what was asked for, before anything is read.
+        """Checks the values before anything is read.
 
         Raises:
-            KitError: something is unknown or impossible.
+            KitError: a value is unknown or impossible.
         """
         check_window(self.window_px, self.overlap_px)
         check_format(self.format)
         if self.grid not in GRIDS:
             raise KitError(f"no grid {self.grid!r}", f"expected {' or '.join(GRIDS)}")
-        if not 0 <= self.threshold < 1:
-            raise KitError(f"a threshold of {self.threshold:g}", "expected 0 to below 1")
-        for name in ("gsd_m", "simplify_m", "min_area_m2", "min_hole_m2"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise KitError(f"{name} is {getattr(self, name):g}", "expected 0 or more")
+        if not 0 <= self.cleaning.threshold < 1:
+            raise KitError(f"a threshold of {self.cleaning.threshold:g}", "expected 0 to below 1")
+        lengths = {
+            "--gsd": self.gsd_m, "--simplify": self.simplify_m,
+            "--smallest": self.cleaning.smallest_m2, "--holes": self.cleaning.holes_m2,
+        }  # fmt: skip
+        for option, value in lengths.items():
+            if not 0 <= value < float("inf"):
+                raise KitError(f"{option} is {value:g}", "expected 0 or more")
 
 
 @dataclass(frozen=True)
-class Mapped:
+class MapSummary:
     """A finished map.
 
     Args:
-        probability: the raster, 0 to 255.
-        mask: the raster, 0 and 1, 255 without imagery.
-        polygons: the buildings.
-        overlay: a small picture.
-        buildings: how many.
-        area_m2: of all of them.
-        gsd_m: metres per pixel at which the weights have seen the scene.
-        windows: how many were predicted now.
+        probability: raster, 0 to 255.
+        mask: raster, 0 and 1, 255 without imagery.
+        polygons: layer of buildings.
+        overlay: small picture.
+        buildings: their number.
+        area_m2: their ground area.
+        gsd_m: ground resolution predicted at, metres per pixel.
+        windows: number of windows predicted by this call.
     """
 
     probability: Path
@@ -122,167 +122,139 @@ class Mapped:
     windows: int
 
 
-def name_of(href: str) -> str:
-    """Returns what a scene is called: its file's name without suffix, as a name for files."""
-    path = PurePosixPath(unquote(urlsplit(href).path)) if is_remote(href) else local_path(href)
-    return as_name(path.stem, "scene")
-
-
-def files_of(stem: Path) -> dict[str, Path]:
-    """Returns the files that a map may have: `probability`, `mask`, `overlay`, and one a format of `FORMATS`."""
-    suffixes = RASTERS | {name: format_.suffix for name, format_ in FORMATS.items()}
-    return {kind: stem.with_name(stem.name + suffix) for kind, suffix in suffixes.items()}
-
-
-def check_files(stem: Path, href: str) -> None:
-    """Checks that a map replaces no file but those that its record says kit wrote.
-
-    Args:
-        stem: of the files: folder and name.
-        href: of the scene.
-
-    Raises:
-        OutputError: a file is there already, or is the scene itself.
-    """
-    record = record_of(stem)
-    targets = [record, *files_of(stem).values()]
-    if not is_remote(href):
-        for target in targets:
-            check_apart(target, [local_path(href)], "--name or --out")
-    written = _written(record)
-    for target in targets:
-        if (target.exists() or target.is_symlink()) and target.name not in written:
-            raise OutputError(
-                f"{target} exists, and kit map did not write it", "choose another --name or --out, or move it away"
-            )
-
-
-def record_of(stem: Path) -> Path:
-    """Returns the file that tells what a map was made of, and which files kit wrote."""
-    return stem.with_name(f"{stem.name}.json")
-
-
-def _written(record: Path) -> set[str]:
-    """Returns the names of the files that a map's record says kit wrote, itself among them; none without a record."""
-    told = _read(record)
-    if isinstance(names := told.get("files"), list):
-        return {record.name, *map(str, names)}
-    if "prediction" not in told:
-        return set()
-    return {record.name, *(file.name for file in files_of(record.with_suffix("")).values())}  # of kit 0.1.0
-
-
 def map_scene(
-    href: str, weights_path: Path, out_dir: Path, name: str, wanted: Wanted = Wanted(), device: str = "cpu",
-    tuning: bool = True, engine: str = "torch", adaptive: bool = False,
-) -> Mapped:  # fmt: skip
-    """Maps the buildings of a scene, and returns what was written: `NAME_probability.tif` and so on.
+    href: str,
+    weights_path: Path,
+    out_dir: Path,
+    name: str,
+    options: MapOptions = MapOptions(),
+    engine: EngineOptions = EngineOptions(),
+) -> MapSummary:
+    """Maps the buildings of a scene into files `NAME_probability.tif` and so on.
 
-    A second call predicts only the strips that are missing, and none where a finished map has all that it needs; the
-    files come out byte for byte as from one call.
+    A rerun predicts only the rows of windows that are missing, and none of a finished map; the files come out byte for
+    byte as from one call.
 
     Args:
         href: path or address of a GeoTIFF, uint8 RGB or RGBA.
-        weights_path: as `kit export` wrote it.
-        out_dir: where to.
+        weights_path: a file that `kit export` wrote.
+        out_dir: folder of the files.
         name: that the files begin with.
-        wanted: what the map shall be.
-        device: as torch names it.
-        tuning: measures how this machine predicts fastest, see `kit.deploy.engine.tuning`.
-        engine: see `kit.deploy.engine.backends`.
-        adaptive: ends the vote where it is clear, as far as a few pieces bear it, see `kit.deploy.adaptive`.
+        options: see `MapOptions`.
+        engine: see `EngineOptions`.
 
     Raises:
-        RasterError: the scene cannot be read, or lies nowhere; finished strips are kept.
+        OutputError: the folder cannot be written, or a file exists that kit did not write.
+        RasterError: the scene cannot be read, or has no place on the earth; finished rows of windows are kept.
         WeightsError: the weights are missing or not kit's.
-        KitError: something else was impossible to do, or the disk is full.
+        KitError: an option is impossible, or the disk or the device's memory is full.
     """
-    wanted.check()
-    options = EngineOptions(device, check_engine(engine), tuning, adaptive)
-    check_name(name)
-    check_files(out_dir / name, href)
-    shipped = load_weights(weights_path, device)
-    if adaptive:
+    options.check()
+    files = MapFiles(out_dir / check_name(name))
+    files.check(href)
+    check_writable(out_dir)
+    shipped = load_weights(weights_path, engine.device)
+    if engine.adaptive:
         learnt_bounds(shipped)  # before anything is measured
-    with rasterio.Env(**gdal_options(CACHE_BYTES, is_remote(href))), Reader(href) as reader:
-        reader.look_at(wanted.gsd_m or shipped.card.gsd_m)
-        rows, columns = windows_of(reader.work, wanted, shipped.card.pad_multiple)
-        ready = set_up(shipped, partial(_some, reader, TILES, SAMPLE_PX), options)
-        if adaptive:
-            identity = f"{href} {fingerprint(href)} {reader.work}"
-            ready = end_early(ready, partial(_some, reader, LOOKS, LOOK_PX), identity)
-        key = {"scene": href, "version": fingerprint(href), "weights": ready.sha256, "plan": ready.plan}
-        with locked(out_dir / name):
-            return draw_map(reader, rows, columns, lambda rgba: _predicted(ready, rgba), key, out_dir / name, wanted)
+    with rasterio.Env(**gdal_options(CACHE_BYTES, is_remote(href))), SceneReader(href) as reader:
+        reader.set_resolution(options.gsd_m or shipped.card.gsd_m)
+        rows, columns = windows_of(reader.work, options, shipped.card.pad_multiple)
+        _check_memory(rows, columns, reader.scene)
+        ready, version = set_up(shipped, partial(_samples, reader, TILES, SAMPLE_PX), engine), fingerprint(href)
+        if engine.adaptive:
+            ready = end_early(ready, partial(_samples, reader, LOOKS, LOOK_PX), f"{href} {version} {reader.work}")
+        key = PredictionKey(href, version, ready.sha256, ready.plan, (rows, columns))
+        with locked(files.stem):
+            return draw_map(reader, partial(_predicted, ready), key, files, options)
 
 
-def windows_of(work: Frame, wanted: Wanted, stride_px: int = 1) -> tuple[Axis, Axis]:
+def windows_of(work: Frame, options: MapOptions, stride_px: int = 1) -> tuple[Axis, Axis]:
     """Returns the windows along the columns and along the rows of a frame; see `along`."""
-    down, across = (along(size, wanted.window_px, wanted.overlap_px, stride_px) for size in (work.height, work.width))
+    down, across = (along(size, options.window_px, options.overlap_px, stride_px) for size in (work.height, work.width))
     return down, across
 
 
 def draw_map(
-    reader: Reader, rows: Axis, columns: Axis, predict: Predictor, key: dict[str, Any], stem: Path, wanted: Wanted
-) -> Mapped:
+    reader: SceneReader, predict: Predictor, key: PredictionKey, files: MapFiles, options: MapOptions
+) -> MapSummary:
     """Maps a scene with any predictor; see `map_scene`.
 
     Args:
-        reader: of the scene, looking at it as the predictor wants to.
-        rows: of windows, along the columns of the frame that is looked at.
-        columns: likewise along its rows.
-        predict: a window's probability.
-        key: what the predictor and the scene are, for JSON: of another map nothing is kept.
-        stem: of the files: folder and name.
-        wanted: what the map shall be.
+        reader: of the scene, set to the resolution of the predictor.
+        predict: returns a window's probability.
+        key: scene, predictor and windows, without the raster's size.
+        files: of the map.
+        options: see `MapOptions`.
     """
-    frame = reader.scene if wanted.grid == "scene" else reader.work
-    key = {"kit": VERSION, **key, "windows": [asdict(rows), asdict(columns)], "size": [frame.width, frame.height]}
-    key = json.loads(json.dumps(key))
-    files, record = files_of(stem), record_of(stem)
-    probability, predicted = files["probability"], 0
-    written = _written(record) - {record.name}
-    ours = {"files": sorted({*written, *(files[kind].name for kind in (*RASTERS, wanted.format))})}
-    if not (_read(record).get("prediction") == key and probability.is_file()):
-        _write(record, ours)
-        edges = edges_on(rows, reader.work.height, frame.height)
-        strips = Strips(stem.with_name(f".{stem.name}.strips"), key, rows.edges, edges)
-        predicted = predict_strips(reader, rows, columns, frame, predict, strips)
-        write_probability(probability, frame, reader.work, strips)
-        _write(record, {**ours, "prediction": key})
+    frame = reader.scene if options.grid == "scene" else reader.work
+    rows, columns = key.windows
+    key, windows = replace(key, size=(frame.width, frame.height)), 0
+    old, written = files.read(), files.written()
+    now = {files[kind].name for kind in files if kind not in FORMATS or kind == options.format}
+    if old.prediction != key or not files["probability"].is_file():
+        files.write(written | now, None)
+        strips = Strips(files.strips, asdict(key), rows.edges, rows.edges_on(frame.height))
+        windows = predict_strips(reader, rows, columns, frame, predict, strips)
+        write_probability(files["probability"], frame, reader.work, strips)
+        files.write(written | now, key)
         shutil.rmtree(strips.folder)
-    _write(record, {**ours, "prediction": key})  # the counts of another mask no longer hold
+    files.write(written | now, key)  # without the counts of an earlier mask
     for kind in FORMATS:
-        if kind != wanted.format and files[kind].name in written:
-            files[kind].unlink(missing_ok=True)  # of another mask, perhaps
-    made = _vectorise(reader, frame, stem, wanted, predicted)
-    told = {"buildings": made.buildings, "area_m2": round(made.area_m2, 2), "gsd_m": round(made.gsd_m, 6)}
-    ours["files"] = sorted(files[kind].name for kind in (*RASTERS, wanted.format))
-    _write(record, {**told, **ours, "wanted": asdict(wanted), "prediction": key})
-    return made
+        if files[kind].name in written - now:
+            files[kind].unlink(missing_ok=True)
+    layer = _trace(reader, frame, files, options)
+    summary = MapSummary(
+        files["probability"], files["mask"], layer.path, files["overlay"],
+        layer.count, layer.area_m2, reader.work.gsd_m, windows,
+    )  # fmt: skip
+    counts = {"buildings": layer.count, "area_m2": round(layer.area_m2, 2), "gsd_m": round(summary.gsd_m, 6)}
+    files.write(now, key, **counts, options=asdict(options))
+    return summary
 
 
-def _vectorise(reader: Reader, frame: Frame, stem: Path, wanted: Wanted, predicted: int) -> Mapped:
-    """Writes mask, polygons and picture of a probability that is written."""
-    simplify_m = wanted.simplify_m or SIMPLIFIED_PX * max(frame.gsd_m, reader.work.gsd_m)
-    rules = Rules(simplify_m, wanted.square, wanted.min_area_m2, wanted.min_hole_m2)
-    tracer = Tracer(wanted.min_area_m2 / (frame.x_m * frame.y_m) / 2)  # half: holes may be filled
-    probability, mask_path, picture = (files_of(stem)[kind] for kind in RASTERS)
-    overlay = Overlay(reader.source, frame)
-    layer = Layer(stem, FORMATS[wanted.format], frame)
-    with layer, writing(mask_path, frame, "mode", NO_DATA) as target, meter("trace rows", frame.height) as running:
-        for top, level, valid in read_bands(probability):
-            mask = is_building(level, valid, wanted.threshold)
+def _trace(reader: SceneReader, frame: Frame, files: MapFiles, options: MapOptions) -> Layer:
+    """Writes mask, polygons and picture from a finished probability raster, and returns the layer of polygons."""
+
+    def masks() -> Iterator[Mask]:
+        return (is_building(level, options.cleaning.threshold) for level, _ in read_bands(files["probability"]))
+
+    cleaning = BandedCleaning(options.cleaning, frame.pixel_m2, masks)
+    simplify_m = options.simplify_m or SIMPLIFIED_PX * max(frame.gsd_m, reader.work.gsd_m)
+    tracer, overlay, top = Tracer(), Overlay(reader.source, frame), 0
+    layer = Layer(files.stem, FORMATS[options.format], frame)
+    with (
+        layer,
+        writing(files["mask"], frame, "mode", NO_DATA) as target,
+        meter("trace rows", frame.height) as running,
+    ):
+        for index, (level, valid) in enumerate(read_bands(files["probability"])):
+            mask = cleaning.cleaned(index, is_building(level, options.cleaning.threshold)) & valid
             write_mask_band(target, top, mask, valid)
             pieces = tracer.add(level, mask, top)
-            if top + len(mask) == frame.height:
+            top += len(mask)
+            if top == frame.height:
                 pieces += tracer.close()
-            found = clean(pieces, frame, rules)
-            layer.add(found)
-            overlay.draw(found.polygons)
+            buildings = outlined(pieces, frame, simplify_m, options.square)
+            layer.add(buildings)
+            overlay.draw(buildings.polygons)
             running.advance(len(mask))
-    overlay.write(picture)
-    return Mapped(probability, mask_path, layer.path, picture, layer.count, layer.area_m2, reader.work.gsd_m, predicted)
+    overlay.write(files["overlay"])
+    return layer
+
+
+def _check_memory(rows: Axis, columns: Axis, scene: Frame) -> None:
+    """Checks that a row of windows, and a band of the rasters, fit into memory.
+
+    Raises:
+        RasterError: the scene is too wide.
+    """
+    needed = max(8 * rows.side_px * columns.size_px, 24 * BLOCK_PX * scene.width)  # bytes: sums, or labels and masks
+    if needed > MOST_BYTES:
+        raise RasterError(
+            f"the scene is {scene.width:,} px wide: a row of its windows takes {needed / 2**30:,.0f} GiB of memory, "
+            f"at most {MOST_BYTES >> 30} are used",
+            "cut it into narrower scenes: gdal_translate -srcwin; or take a smaller --window",
+        )
 
 
 def _predicted(weights: Weights, rgba: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -300,9 +272,9 @@ def _predicted(weights: Weights, rgba: NDArray[np.uint8]) -> NDArray[np.float32]
         ) from cause
 
 
-def _some(reader: Reader, count: int, side_px: int) -> list[NDArray[np.uint8]]:
-    """Returns up to `count` pieces of a scene, (h, w, 4) uint8, that are at least half imagery; none where none is."""
-    found: list[NDArray[np.uint8]] = []
+def _samples(reader: SceneReader, count: int, side_px: int) -> list[NDArray[np.uint8]]:
+    """Returns up to `count` pieces of a scene that are at least half imagery, uint8 (h, w, 4); maybe none."""
+    samples: list[NDArray[np.uint8]] = []
     height, width = reader.work.height, reader.work.width
     side_y, side_x = min(side_px, height), min(side_px, width)
     for down, across in product((1, 2, 0, 3), (2, 1, 3, 0)):  # the middle first
@@ -310,21 +282,7 @@ def _some(reader: Reader, count: int, side_px: int) -> list[NDArray[np.uint8]]:
         left = (width - side_x) * across // (SAMPLES - 1)
         rgba = reader.read((top, top + side_y), (left, left + side_x)).rgba
         if has_ground(rgba) and (rgba[..., 3] > 0).mean() >= 0.5:
-            found.append(rgba)
-        if len(found) == count:
+            samples.append(rgba)
+        if len(samples) == count:
             break
-    return found
-
-
-def _read(record: Path) -> dict[str, Any]:
-    """Returns a map's record; an empty one where there is none."""
-    try:
-        found = json.loads(record.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _write(record: Path, content: dict[str, Any]) -> None:
-    with replacing(record) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
+    return samples

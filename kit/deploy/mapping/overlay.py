@@ -1,4 +1,4 @@
-"""A small picture of a map: outlines over the scene, to see at a glance whether they sit on the roofs."""
+"""A small picture of the scene with the buildings' outlines: shows at a glance whether they fit the roofs."""
 
 from pathlib import Path
 
@@ -14,16 +14,16 @@ from kit.errors import RasterError
 from kit.system.files import replacing
 
 LONGEST_PX = 2000
-COLOUR = (0, 80, 255)  # BGR: stands out against roofs, soil and trees
-FINE = 4  # bits of a pixel's fraction that OpenCV draws with
+COLOUR = (0, 80, 255)  # BGR orange: stands out against roofs, soil and trees
+FRACTION_BITS = 4  # OpenCV takes coordinates in 16ths of a pixel
 
 
 class Overlay:
-    """A scene, small, that gets outlines.
+    """A small picture of a scene, to draw outlines on.
 
     Args:
-        source: the scene, open.
-        frame: of the polygons that will come, in its pixels.
+        source: the open scene.
+        frame: in whose pixels the outlines are given.
 
     Raises:
         RasterError: the scene is broken.
@@ -40,16 +40,17 @@ class Overlay:
         self.scale = width / frame.width, height / frame.height
 
     def draw(self, polygons: NDArray[np.object_]) -> None:
-        """Draws outlines, in pixels of the frame."""
+        """Draws the outlines of polygons, given in pixels of the frame."""
         rings = shapely.get_rings(polygons)
         points = [
-            np.rint((shapely.get_coordinates(ring) * self.scale - 0.5) * 2**FINE).astype(np.int32) for ring in rings
+            np.rint((shapely.get_coordinates(ring) * self.scale - 0.5) * 2**FRACTION_BITS).astype(np.int32)
+            for ring in rings
         ]
         thick = 2 if max(self.scale) > 0.5 else 1
-        cv2.polylines(self.image, points, True, COLOUR, thick, cv2.LINE_AA, FINE)
+        cv2.polylines(self.image, points, True, COLOUR, thick, cv2.LINE_AA, FRACTION_BITS)
 
     def write(self, path: Path) -> None:
-        """Writes the picture, a PNG.
+        """Writes the picture as PNG.
 
         Raises:
             KitError: the disk is full.

@@ -1,4 +1,4 @@
-"""Traced pieces to clean polygons: whole, without small holes, simplified, with right angles if wanted."""
+"""Turns traced pieces of a mask into polygons: simplified, squared if asked, in the scene's CRS or in degrees."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,39 +8,23 @@ import pyproj
 import shapely
 from numpy.typing import NDArray
 
-from kit.deploy.mapping.blending import LEVELS
+from kit.deploy.mapping.longitudes import POLYGON, cut_at_180, needs_cut
 from kit.deploy.mapping.scene import DEGREES, Frame
 from kit.deploy.mapping.squares import square
 from kit.deploy.mapping.tracing import Piece
+from kit.deploy.mapping.windows import LEVELS
 
-POLYGON = 3  # shapely's type id
 DECIMALS = 8  # of degrees: a millimetre
-
-
-@dataclass(frozen=True)
-class Rules:
-    """How polygons are cleaned.
-
-    Args:
-        simplify_m: how far an outline may move, metres.
-        square: right angles.
-        min_area_m2: smaller objects are left out.
-        min_hole_m2: smaller holes are filled.
-    """
-
-    simplify_m: float
-    square: bool = False
-    min_area_m2: float = 2.0
-    min_hole_m2: float = 2.0
+POLAR = 85.0  # degrees of latitude
 
 
 @dataclass(frozen=True)
 class Buildings:
-    """Some buildings of a map, a row each.
+    """Some buildings of a map, one per row.
 
     Args:
         polygons: valid, in pixels of the map, (n,).
-        confidence: mean probability of building over the mask's pixels, 0..1, (n,).
+        confidence: mean probability over the building's pixels in the mask, 0..1, (n,).
     """
 
     polygons: NDArray[np.object_]
@@ -50,21 +34,33 @@ class Buildings:
         return len(self.polygons)
 
 
-def clean(pieces: Sequence[Piece], frame: Frame, rules: Rules) -> Buildings:
-    """Returns the buildings that pieces of a map are, in pixels of its frame."""
+def outlined(pieces: Sequence[Piece], frame: Frame, simplify_m: float, squared: bool = False) -> Buildings:
+    """Returns the buildings that pieces of a mask make.
+
+    Args:
+        pieces: of the mask.
+        frame: of the map.
+        simplify_m: how far an outline may move, metres.
+        squared: turns walls to right angles.
+    """
     whole = np.array([shapely.unary_union(piece.polygons) for piece in pieces], dtype=object)
     confidence = np.array([piece.levels / max(1, piece.pixels) / LEVELS for piece in pieces], np.float64)
-    whole = shapely.simplify(shapely.normalize(whole), 0)  # no corners where bands met, also none to begin with
+    whole = shapely.simplify(shapely.normalize(whole), 0)  # drops corners where bands met, also a ring's first
     outlines, owners = _simple(_scaled(whole, frame.x_m, frame.y_m))  # in metres
-    outlines = _filled(outlines, rules.min_hole_m2)
-    outlines = shapely.simplify(outlines, rules.simplify_m, preserve_topology=True)
-    if rules.square:
-        squared = [square(outline, rules.simplify_m) for outline in outlines]
-        outlines = np.array([*squared, None], dtype=object)[:-1]
-    outlines, again = _simple(_scaled(outlines, 1 / frame.x_m, 1 / frame.y_m))
-    smallest_px = max(1.0, rules.min_area_m2 / (frame.x_m * frame.y_m))  # less than a pixel is a splinter
-    large = shapely.area(outlines) >= smallest_px
-    return Buildings(outlines[large], confidence[owners[again[large]]])
+    outlines = shapely.simplify(outlines, simplify_m, preserve_topology=True)
+    if squared:
+        outlines = np.array([*(square(outline, simplify_m) for outline in outlines), None], dtype=object)[:-1]
+    outlines, sources = _simple(_scaled(outlines, 1 / frame.x_m, 1 / frame.y_m))
+    kept = _no_splinters(shapely.area(outlines), sources)
+    return Buildings(outlines[kept], confidence[owners[sources[kept]]])
+
+
+def _no_splinters(areas_px: NDArray[np.float64], sources: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Returns which polygons have at least a pixel's area, or are the largest that came of their outline."""
+    largest = np.zeros(sources.max(initial=-1) + 1)
+    np.maximum.at(largest, sources, areas_px)
+    kept: NDArray[np.bool_] = (areas_px >= 1) | (areas_px == largest[sources])
+    return kept
 
 
 def _scaled(polygons: NDArray[np.object_], x: float, y: float) -> NDArray[np.object_]:
@@ -73,7 +69,7 @@ def _scaled(polygons: NDArray[np.object_], x: float, y: float) -> NDArray[np.obj
 
 
 def _simple(shapes: NDArray[np.object_]) -> tuple[NDArray[np.object_], NDArray[np.int64]]:
-    """Returns shapes as valid polygons, and which shape each is of: parts that only touch at corners are apart."""
+    """Returns shapes as valid polygons, and each one's place in `shapes`; parts that touch at corners are split."""
     broken = ~shapely.is_valid(shapes)
     mended = shapes.copy()
     mended[broken] = shapely.make_valid(shapes[broken], method="structure", keep_collapsed=False)
@@ -82,38 +78,50 @@ def _simple(shapes: NDArray[np.object_]) -> tuple[NDArray[np.object_], NDArray[n
     return parts[kept], owners[kept]
 
 
-def _filled(polygons: NDArray[np.object_], smallest: float) -> NDArray[np.object_]:
-    """Returns polygons without the holes that are smaller."""
-    filled = polygons.copy()
-    for at in np.flatnonzero(shapely.get_num_interior_rings(polygons)):
-        rings = polygons[at].interiors
-        holes = [ring for ring in rings if shapely.Polygon(ring).area >= smallest]
-        if len(holes) < len(rings):
-            filled[at] = shapely.Polygon(polygons[at].exterior, holes)
-    return filled
+def in_crs(polygons: NDArray[np.object_], frame: Frame) -> NDArray[np.object_]:
+    """Returns polygons in pixels of a frame in its CRS, exterior rings counterclockwise; None for those that vanish."""
+    return _tidy(_in_crs(polygons, frame))
 
 
-def placed(polygons: NDArray[np.object_], frame: Frame, degrees: bool) -> NDArray[np.object_]:
-    """Returns polygons in pixels of a frame in its CRS, or in EPSG:4326; None for what vanishes there.
+def in_degrees(polygons: NDArray[np.object_], frame: Frame) -> NDArray[np.object_]:
+    """Returns polygons in pixels of a frame in EPSG:4326, cut and oriented as RFC 7946 asks.
 
-    Rings turn as RFC 7946 wants them to.
+    A polygon across the 180th meridian becomes a MultiPolygon, one that vanishes None.
     """
+    degrees = _in_degrees(polygons, frame)
+    cut = needs_cut(degrees)
+    polar = cut & (np.abs(shapely.bounds(degrees)[:, [1, 3]]).max(axis=1, initial=0) > POLAR)
+    degrees[polar] = _in_degrees(shapely.segmentize(polygons[polar], 1.0), frame)  # straight walls are arcs there
+    for place in np.flatnonzero(cut):
+        degrees[place] = cut_at_180(degrees[place])
+    return _tidy(shapely.transform(degrees, lambda points: np.round(points, DECIMALS)))
+
+
+def _in_degrees(polygons: NDArray[np.object_], frame: Frame) -> NDArray[np.object_]:
+    change = pyproj.Transformer.from_crs(frame.crs, DEGREES, always_xy=True)
+    degrees: NDArray[np.object_] = shapely.transform(_in_crs(polygons, frame), change.transform, interleaved=False)
+    return degrees
+
+
+def _in_crs(polygons: NDArray[np.object_], frame: Frame) -> NDArray[np.object_]:
     a, b, c, d, e, f = frame.transform[:6]
-    found: NDArray[np.object_] = shapely.transform(
+    placed: NDArray[np.object_] = shapely.transform(
         polygons, lambda x, y: (a * x + b * y + c, d * x + e * y + f), interleaved=False
     )
-    if degrees:
-        change = pyproj.Transformer.from_crs(frame.crs, DEGREES, always_xy=True)
-        found = shapely.transform(found, change.transform, interleaved=False)
-        found = shapely.transform(found, lambda points: np.round(points, DECIMALS))
-    found = shapely.orient_polygons(found, exterior_cw=False)
-    for at in np.flatnonzero(~shapely.is_valid(found)):  # two points of a ring have become one
-        parts, _ = _simple(found[at : at + 1])
-        found[at] = max(parts, key=shapely.area, default=None)
-    return found
+    return placed
+
+
+def _tidy(polygons: NDArray[np.object_]) -> NDArray[np.object_]:
+    """Returns polygons oriented and valid: rounding may have merged two corners of a ring."""
+    tidy: NDArray[np.object_] = shapely.orient_polygons(polygons, exterior_cw=False)
+    for place in np.flatnonzero(~shapely.is_valid(tidy)):
+        parts, _ = _simple(tidy[place : place + 1])
+        cut = tidy[place].geom_type == "MultiPolygon"
+        tidy[place] = shapely.MultiPolygon(list(parts)) if cut else max(parts, key=shapely.area, default=None)
+    return tidy
 
 
 def areas_m2(degrees: NDArray[np.object_]) -> NDArray[np.float64]:
-    """Returns the area on the ground of polygons in EPSG:4326, exterior rings counterclockwise: geodesic, (n,)."""
+    """Returns the geodesic ground area of polygons in EPSG:4326, exterior rings counterclockwise, (n,)."""
     geod = pyproj.Geod(ellps="WGS84")
     return np.array([abs(geod.geometry_area_perimeter(polygon)[0]) for polygon in degrees], np.float64)

@@ -1,6 +1,5 @@
-"""Buildings of a mask as polygons, band by band: pieces that touch across bands are one."""
+"""Traces a mask band by band: components that touch across bands become one piece."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import cv2
@@ -14,13 +13,13 @@ from shapely.geometry import shape
 
 @dataclass(eq=False)
 class Piece:
-    """Pixels of a building that hang together by their sides.
+    """A connected component of a mask: pixels that touch by their sides.
 
     Args:
-        polygons: they are made of, in pixels of the map.
-        levels: sum of their probability, 0 to 255 each.
-        pixels: how many.
-        joined: the piece that this one has become a part of.
+        polygons: the parts of its outline, one or more for each band, in pixels of the map.
+        levels: sum of the probability over its pixels, each 0 to 255.
+        pixels: their number.
+        joined: the piece that this one has been joined to.
     """
 
     polygons: list[shapely.Polygon] = field(default_factory=list)
@@ -29,14 +28,14 @@ class Piece:
     joined: "Piece | None" = None
 
     def whole(self) -> "Piece":
-        """Returns the piece that this one belongs to by now."""
+        """Returns the piece that this one is part of by now."""
         piece = self
         while piece.joined is not None:
             piece = piece.joined
         return piece
 
     def join(self, other: "Piece") -> None:
-        """Takes another piece in, with all that it has become part of."""
+        """Joins another piece, with all that it is part of, to this one."""
         piece, other = self.whole(), other.whole()
         if piece is not other:
             piece.polygons += other.polygons
@@ -45,16 +44,11 @@ class Piece:
 
 
 class Tracer:
-    """Traces a mask that comes band by band, from top to bottom.
+    """Traces a mask that comes in bands, from top to bottom."""
 
-    Args:
-        smallest_px: pieces of fewer pixels are left out.
-    """
-
-    def __init__(self, smallest_px: float) -> None:
-        self.smallest_px = smallest_px
-        self.open: list[Piece] = []  # that touch the last row
-        self.last: NDArray[np.int64] | None = None  # of each pixel there: its piece's place in `open`; -1 background
+    def __init__(self) -> None:
+        self.open: list[Piece] = []  # pieces that reach the last row
+        self.last: NDArray[np.int64] | None = None  # for each pixel of that row: its piece's place in `open`, or -1
 
     def add(self, level: NDArray[np.uint8], mask: NDArray[np.bool_], top: int) -> list[Piece]:
         """Returns the pieces that no later band can add to.
@@ -62,10 +56,10 @@ class Tracer:
         Args:
             level: probability, 0 to 255, (h, W).
             mask: buildings, (h, W).
-            top: the band's first row.
+            top: first row of the band.
         """
-        count, labels = _labelled(mask)
-        fresh = self._pieces(level, mask, labels, count, top)
+        count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4, ltype=cv2.CV_32S)
+        fresh = _pieces(level, mask, np.asarray(labels, np.int32), count, top)
         if self.last is not None:
             touching = np.flatnonzero((self.last >= 0) & (labels[0] > 0))
             pairs = np.unique(np.stack([self.last[touching], labels[0, touching]]), axis=1)
@@ -78,34 +72,22 @@ class Tracer:
         lookup = np.full(count, -1, np.int64)
         lookup[ends] = [places[fresh[label].whole()] for label in ends]
         self.open, self.last = alive, lookup[labels[-1]]
-        return self._kept(piece for piece in candidates if piece not in places)
+        return [piece for piece in candidates if piece not in places]
 
     def close(self) -> list[Piece]:
         """Returns the pieces that reach the end."""
         last, self.open, self.last = self.open, [], None
-        return self._kept(last)
-
-    def _kept(self, pieces: Iterable[Piece]) -> list[Piece]:
-        return [piece for piece in pieces if piece.pixels >= self.smallest_px]
-
-    def _pieces(
-        self, level: NDArray[np.uint8], mask: NDArray[np.bool_], labels: NDArray[np.int32], count: int, top: int
-    ) -> dict[int, Piece]:
-        """Returns the pieces of a band by their label; small ones that touch neither of its ends are left out."""
-        inside = labels[mask]
-        pixels = np.bincount(inside, minlength=count)
-        levels = np.bincount(inside, weights=level[mask], minlength=count)
-        kept = pixels >= self.smallest_px
-        kept[labels[0]] = kept[labels[-1]] = True
-        kept[0] = False
-        found = {int(label): Piece([], int(levels[label]), int(pixels[label])) for label in np.flatnonzero(kept)}
-        outlines = shapes(labels, mask=kept[labels], connectivity=4, transform=Affine.translation(0, top))
-        for outline, label in outlines:
-            found[int(label)].polygons.append(shape(outline))
-        return found
+        return last
 
 
-def _labelled(mask: NDArray[np.bool_]) -> tuple[int, NDArray[np.int32]]:
-    """Returns how many labels there are, and that of each pixel, (h, W): 0 background, else its piece."""
-    count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4, ltype=cv2.CV_32S)
-    return count, np.asarray(labels, np.int32)
+def _pieces(
+    level: NDArray[np.uint8], mask: NDArray[np.bool_], labels: NDArray[np.int32], count: int, top: int
+) -> dict[int, Piece]:
+    """Returns the pieces of a band by their label."""
+    inside = labels[mask]
+    pixels = np.bincount(inside, minlength=count)
+    levels = np.bincount(inside, weights=level[mask], minlength=count)
+    pieces = {label: Piece([], int(levels[label]), int(pixels[label])) for label in range(1, count)}
+    for outline, label in shapes(labels, mask=mask, connectivity=4, transform=Affine.translation(0, top)):
+        pieces[int(label)].polygons.append(shape(outline))
+    return pieces

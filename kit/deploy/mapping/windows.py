@@ -1,4 +1,10 @@
-"""Windows along an axis: of one size, overlapping, and with weights that add up to the same everywhere."""
+"""Overlapping windows of a scene, and the sum that blends their probabilities.
+
+Sums are whole numbers, so that they do not depend on the order of additions and equal windows blend without loss.
+A probability p is stored as 255 p + 0.5 in 256ths, rounded down: its whole part is p as a rounded byte. The weights of
+the windows over a pixel add up to 2**16, so a sum is at most 255.5 x 2**24, fits into 32 bits, and its highest byte is
+the blended probability.
+"""
 
 import math
 from dataclasses import dataclass
@@ -9,9 +15,11 @@ from numpy.typing import NDArray
 
 from kit.errors import KitError
 
-WHOLE = 256  # what the weights along one axis add up to: whole numbers, so that sums are exact
+TOTAL_WEIGHT = 256  # of the windows over a pixel, along one axis
 SMALLEST_PX = 64
-MOST_SHARED = 4  # an overlap is at most a window's side by this: then only neighbours overlap
+MOST_OVERLAP = 4  # an overlap is at most a window's side divided by this, so that only neighbours overlap
+LEVELS = 255  # the byte of a probability of 1
+FRACTION = 256
 
 
 @dataclass(frozen=True)
@@ -19,8 +27,8 @@ class Axis:
     """Windows along one axis of a grid.
 
     Args:
-        starts: first pixel of each, ascending.
-        side_px: of all of them.
+        starts: first pixel of each window, ascending.
+        side_px: of every window.
         size_px: of the axis; the last window ends there.
     """
 
@@ -32,43 +40,47 @@ class Axis:
         return len(self.starts)
 
     def span(self, index: int) -> tuple[int, int]:
-        """Returns the first pixel of a window and the one behind its last."""
+        """Returns a window's first pixel and the one after its last."""
         return self.starts[index], self.starts[index] + self.side_px
 
     @property
     def edges(self) -> tuple[int, ...]:
-        """Where each window begins and, last, where the axis ends: what lies between is finished with that window."""
+        """Start of each window, then the end of the axis: from one edge to the next no later window adds anything."""
         return (*self.starts, self.size_px)
 
+    def edges_on(self, size_px: int) -> tuple[int, ...]:
+        """Returns `edges` in pixels of another frame of the same scene, whose axis has `size_px` pixels."""
+        return tuple(round(edge * size_px / self.size_px) for edge in self.edges)
+
     def weights(self, index: int) -> NDArray[np.uint32]:
-        """Returns a window's weights, (side,), 0 to `WHOLE`: a raised cosine where it overlaps its neighbours."""
-        weights = np.full(self.side_px, WHOLE, np.uint32)
+        """Returns a window's weights, (side,), 0 to `TOTAL_WEIGHT`: a raised cosine where neighbours overlap."""
+        weights = np.full(self.side_px, TOTAL_WEIGHT, np.uint32)
         start, stop = self.span(index)
         if index > 0:
-            shared = self.starts[index - 1] + self.side_px - start
-            weights[:shared] = _rising(shared)
+            overlap = self.starts[index - 1] + self.side_px - start
+            weights[:overlap] = _rising(overlap)
         if index + 1 < len(self):
-            shared = stop - self.starts[index + 1]
-            weights[-shared:] = WHOLE - _rising(shared)
+            overlap = stop - self.starts[index + 1]
+            weights[-overlap:] = TOTAL_WEIGHT - _rising(overlap)
         return weights
 
 
 def _rising(length: int) -> NDArray[np.uint32]:
-    """Returns weights that rise smoothly, (length,)."""
+    """Returns weights that rise smoothly from 0 to `TOTAL_WEIGHT`, (length,)."""
     share = np.sin(np.pi / 2 * (np.arange(length) + 0.5) / length) ** 2
-    weights: NDArray[np.uint32] = np.rint(WHOLE * share).astype(np.uint32)
+    weights: NDArray[np.uint32] = np.rint(TOTAL_WEIGHT * share).astype(np.uint32)
     return weights
 
 
 def along(size_px: int, side_px: int, overlap_px: int, stride_px: int = 1) -> Axis:
-    """Returns the fewest windows that cover an axis, and of those the smallest that do.
+    """Returns the fewest windows that cover an axis, as small as that number of windows allows.
 
     Args:
         size_px: of the axis.
-        side_px: the largest that a window may be.
-        overlap_px: the least that neighbours share.
-        stride_px: windows begin at its multiples, where it is small enough: a network that looks at an image in steps
-            of that many pixels sees the same ones in each of them.
+        side_px: largest side of a window.
+        overlap_px: least overlap of neighbours.
+        stride_px: windows start at its multiples where it is small enough. With the total stride of a network's
+            encoder, all windows that cover a pixel place it alike on the network's coarse grid.
     """
     if size_px <= side_px:
         return Axis((0,), size_px, size_px)
@@ -82,20 +94,59 @@ def along(size_px: int, side_px: int, overlap_px: int, stride_px: int = 1) -> Ax
 
 
 def _fits(starts: tuple[int, ...], side_px: int, overlap_px: int) -> bool:
-    """Returns whether windows share what they shall with their neighbours, and nothing with others."""
-    shared = all(later - start <= side_px - overlap_px for start, later in pairwise(starts))
-    return shared and all(after - start >= side_px for start, after in zip(starts, starts[2:], strict=False))
+    """Returns whether neighbouring windows overlap enough, and no others overlap."""
+    enough = all(later - start <= side_px - overlap_px for start, later in pairwise(starts))
+    return enough and all(after - start >= side_px for start, after in zip(starts, starts[2:], strict=False))
 
 
 def check_window(side_px: int, overlap_px: int) -> None:
-    """Checks what was asked for.
+    """Checks the side and the overlap of windows.
 
     Raises:
-        KitError: windows too small, or an overlap too large for them.
+        KitError: the windows are too small, or the overlap is too large for them.
     """
     if side_px < SMALLEST_PX:
-        raise KitError(f"windows of {side_px} px", f"expected at least {SMALLEST_PX} px: --window 1024")
-    if not 1 <= overlap_px <= side_px // MOST_SHARED:
+        raise KitError(f"windows of {side_px} px", f"expected at least {SMALLEST_PX} px, for example --window 1024")
+    if not 1 <= overlap_px <= side_px // MOST_OVERLAP:
         raise KitError(
-            f"an overlap of {overlap_px} px between windows of {side_px} px", f"expected 1 to {side_px // MOST_SHARED}"
+            f"an overlap of {overlap_px} px between windows of {side_px} px",
+            f"expected 1 to {side_px // MOST_OVERLAP} px: --overlap",
         )
+
+
+def fixed(probability: NDArray[np.float32]) -> NDArray[np.uint32]:
+    """Returns probabilities, 0..1, as whole numbers to add up; see the module."""
+    return ((probability.astype(np.float64) * LEVELS + 0.5) * FRACTION).astype(np.uint32)
+
+
+def as_levels(probability: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Returns probabilities, 0..1, as bytes, 0 to 255; blending equal probabilities gives the same bytes."""
+    return (fixed(probability) // FRACTION).astype(np.uint8)
+
+
+class Band:
+    """The blended probabilities of one row of windows.
+
+    Args:
+        rows: windows along the columns of the grid.
+        columns: windows along its rows.
+        index: of the row of windows.
+        carried: sums of the row of windows above where it overlaps this one, uint32 (overlap, W).
+    """
+
+    def __init__(self, rows: Axis, columns: Axis, index: int, carried: NDArray[np.uint32] | None) -> None:
+        self.rows, self.columns, self.index = rows, columns, index
+        self.sums = np.zeros((rows.side_px, columns.size_px), np.uint32)
+        if carried is not None:
+            self.sums[: len(carried)] = carried
+
+    def add(self, column: int, probability: NDArray[np.float32]) -> None:
+        """Adds a window's probability, (side, side) float32, 0..1."""
+        start, stop = self.columns.span(column)
+        weights = self.rows.weights(self.index)[:, None] * self.columns.weights(column)
+        self.sums[:, start:stop] += fixed(probability) * weights
+
+    def finished(self) -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:
+        """Returns the rows that no window below adds to, as bytes (h, W), and the sums to carry to the next band."""
+        done = self.rows.edges[self.index + 1] - self.rows.edges[self.index]
+        return (self.sums[:done] >> 24).astype(np.uint8), self.sums[done:]

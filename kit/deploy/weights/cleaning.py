@@ -102,6 +102,7 @@ def chosen_cleaning(
     threshold: float | None = None,
     smallest_m2: float | None = None,
     holes_m2: float | None = None,
+    default: Cleaning = AS_SHIPPED,
 ) -> Cleaning:
     """Returns how masks shall be cut.
 
@@ -112,11 +113,12 @@ def chosen_cleaning(
         threshold: by hand, instead of the card's or 0.5; likewise the others.
         smallest_m2: of objects.
         holes_m2: of holes.
+        default: without `clean`.
 
     Raises:
         WeightsError: the card's choice is wanted, and there is none.
     """
-    base = AS_SHIPPED
+    base = default
     if clean:
         if card.postprocess is None:
             raise WeightsError(

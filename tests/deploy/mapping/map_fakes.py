@@ -7,8 +7,10 @@ import cv2
 import numpy as np
 import rasterio
 
-from kit.deploy.mapping.map import Mapped, Wanted, draw_map, windows_of
-from kit.deploy.mapping.reader import Reader
+from kit.deploy.mapping.map import MapOptions, MapSummary, draw_map, windows_of
+from kit.deploy.mapping.map_files import MapFiles, PredictionKey
+from kit.deploy.mapping.scene import SceneReader
+from kit.deploy.weights.cleaning import Cleaning
 
 SMALL = {"window_px": 64, "overlap_px": 16}
 
@@ -23,15 +25,22 @@ def faint_at_edges(rgba: np.ndarray) -> np.ndarray:
     return cv2.blur(brightness(rgba), (31, 31), borderType=cv2.BORDER_CONSTANT)
 
 
+def options_of(
+    smallest_m2: float = 2.0, holes_m2: float = 2.0, threshold: float = 0.5, **options: object
+) -> MapOptions:
+    """Returns options with small windows."""
+    return MapOptions(Cleaning(threshold, smallest_m2, holes_m2), **{**SMALL, **options})
+
+
 def map_with(
-    predict: Callable[[np.ndarray], np.ndarray], scene: Path, folder: Path, gsd_m: float = 0.0, **wanted: object
-) -> Mapped:
-    """Maps a scene into a folder, as `m`; at its own resolution unless another is told."""
-    asked = Wanted(**{**SMALL, **wanted})
-    with Reader(str(scene)) as reader:
-        reader.look_at(gsd_m or reader.scene.gsd_m)
-        rows, columns = windows_of(reader.work, asked)
-        return draw_map(reader, rows, columns, predict, {"scene": str(scene)}, folder / "m", asked)
+    predict: Callable[[np.ndarray], np.ndarray], scene: Path, folder: Path, gsd_m: float = 0.0, **options: object
+) -> MapSummary:
+    """Maps a scene into a folder, as `m`; at its own resolution by default."""
+    chosen = options_of(**options)
+    with SceneReader(str(scene)) as reader:
+        work = reader.set_resolution(gsd_m or reader.scene.gsd_m)
+        key = PredictionKey(str(scene), "", "", "", windows_of(work, chosen))
+        return draw_map(reader, predict, key, MapFiles(folder / "m"), chosen)
 
 
 def band(path: Path) -> np.ndarray:

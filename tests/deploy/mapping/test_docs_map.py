@@ -10,15 +10,18 @@ from factories import at_kampala, write_bands
 from test_docs import COMMANDS, DOCS, inline, kit_arguments, rows_below, shell
 
 import kit
+from kit.deploy.engine.backends import EngineOptions
 from kit.deploy.mapping.layers import FIELDS, FORMATS, LAYER
-from kit.deploy.mapping.map import SIMPLIFIED_PX, Wanted, map_scene
+from kit.deploy.mapping.map import CLEANING, SIMPLIFIED_PX, MapOptions, map_scene
 from kit.deploy.mapping.overlay import LONGEST_PX
-from kit.deploy.mapping.scene import AS_IT_IS, COARSEST
-from kit.deploy.mapping.squares import SLANTED
+from kit.deploy.mapping.scene import COARSEST, SAME_RESOLUTION
+from kit.deploy.mapping.squares import OBLIQUE
+from kit.deploy.weights.cleaning import Cleaning
 from kit.pipeline.export import Exported
 
 PAGE = (DOCS / "map.md").read_text()
-OPTIONS = {text for p in COMMANDS["map"].params for text in [*p.opts, *p.secondary_opts] if text.startswith("--")}
+SHOWN = [p for p in COMMANDS["map"].params if not getattr(p, "hidden", False)]
+OPTIONS = {text for p in SHOWN for text in [*p.opts, *p.secondary_opts] if text.startswith("--")}
 
 
 @pytest.mark.parametrize("line", shell(PAGE))
@@ -27,9 +30,9 @@ def test_commands_parse(line: str):
     COMMANDS[words[0]].make_context(words[0], words[1:])
 
 
-def test_every_option_is_told_and_no_other():
-    told = re.findall(r"`(--[\w-]+)", " ".join(row[0] + row[1] for row in rows_below("Options", PAGE)))
-    assert set(told) == OPTIONS - {"--root", "--debug", "--help"}
+def test_every_option_is_documented_and_no_other():
+    documented = re.findall(r"`(--[\w-]+)", " ".join(row[0] + row[1] for row in rows_below("Options", PAGE)))
+    assert set(documented) == OPTIONS - {"--root", "--debug", "--help"}
     for code in inline(PAGE):
         if code.startswith("--"):
             assert code.split()[0] in OPTIONS, code
@@ -39,7 +42,8 @@ def test_files_and_fields_are_as_told(tmp_path: Path, tiny_weights: Exported):
     scene = write_bands(tmp_path / "s.tif", noise(70, 80).transpose(2, 0, 1), at_kampala(pixel=0.15))
     made = set()
     for kind in FORMATS:
-        map_scene(str(scene), tiny_weights.path, tmp_path / kind, "NAME", Wanted(format=kind), tuning=False)
+        options, engine = MapOptions(format=kind), EngineOptions(tuning=False)
+        map_scene(str(scene), tiny_weights.path, tmp_path / kind, "NAME", options, engine)
         made |= {path.name for path in (tmp_path / kind).iterdir() if not path.name.startswith(".")}
     assert {row[0].strip("`") for row in rows_below("Its files", PAGE)} == made
     assert [row[0].strip("`") for row in rows_below("Fields", PAGE)] == list(FIELDS)
@@ -47,17 +51,20 @@ def test_files_and_fields_are_as_told(tmp_path: Path, tiny_weights: Exported):
 
 
 def test_numbers_are_those_of_the_code():
-    assert "by more than a tenth" in PAGE
-    assert AS_IT_IS == 1.1
-    assert f"more than {COARSEST:g}\ntimes coarser" in PAGE
-    assert f"{LONGEST_PX} px at most" in PAGE
-    assert f"than {round(SLANTED * 57.2958)} degrees off" in PAGE
-    assert "by default two pixels" in PAGE
+    page = " ".join(PAGE.split())
+    assert "by more than a tenth" in page
+    assert SAME_RESOLUTION == 1.1
+    assert f"more than {COARSEST:g} times coarser" in page
+    assert f"{LONGEST_PX} px at most" in page
+    assert f"than {round(OBLIQUE * 57.2958)} degrees off" in page
+    assert "by default two pixels" in page
     assert SIMPLIFIED_PX == 2
     defaults = {p.name: p.default for p in COMMANDS["map"].params}
-    assert f"up to {defaults['window']} px (`--window`) that share at least {defaults['overlap']} px" in PAGE
-    for name, field in (("window", "window_px"), ("overlap", "overlap_px"), ("min_area", "min_area_m2")):
-        assert defaults[name] == getattr(Wanted(), field)
+    assert f"up to {defaults['window']} px (`--window`) that share at least {defaults['overlap']} px" in page
+    assert (defaults["window"], defaults["overlap"]) == (MapOptions().window_px, MapOptions().overlap_px)
+    assert Cleaning(0.5, 2, 2) == CLEANING
+    assert "0.5 by default" in page
+    assert page.count("2 m² by default") == 2
 
 
 def test_the_messages_are_kit_s():

@@ -20,15 +20,17 @@ import shapely
 from affine import Affine
 from deploy_fakes import noise
 from factories import LATITUDE, LONGITUDE, MERCATOR, UTM, at_kampala, write_bands, write_scene
-from map_fakes import SMALL, band, brightness, faint_at_edges, imagery, map_with
+from map_fakes import band, brightness, faint_at_edges, imagery, map_with, options_of
 from web import Web
 
+from kit.deploy.engine.backends import EngineOptions
 from kit.deploy.engine.predict import predict_image
 from kit.deploy.mapping import cogs
 from kit.deploy.mapping import map as room
-from kit.deploy.mapping.blending import as_levels
-from kit.deploy.mapping.map import Mapped, Wanted, map_scene, name_of
+from kit.deploy.mapping.map import MapOptions, MapSummary, map_scene
+from kit.deploy.mapping.map_files import name_of
 from kit.deploy.mapping.overlay import COLOUR
+from kit.deploy.mapping.windows import as_levels
 from kit.deploy.weights.load import load_weights
 from kit.errors import KitError, RasterError
 from kit.pipeline.export import Exported
@@ -71,7 +73,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_a_pointwise_predictor_gives_the_whole_image_s_result(tmp_path: Path):
     image = noise(230, 310)
     scene = write_bands(tmp_path / "s.tif", image.transpose(2, 0, 1))
-    made = map_with(brightness, scene, tmp_path / "out", threshold=0.48)
+    made = map_with(brightness, scene, tmp_path / "out", threshold=0.48, smallest_m2=0, holes_m2=0)
     assert made.windows == 5 * 7
     expected = as_levels(brightness(np.dstack([image, np.full((230, 310), 255, np.uint8)])))
     np.testing.assert_array_equal(band(made.probability), expected)
@@ -256,7 +258,7 @@ def test_a_stopped_map_goes_on(tmp_path: Path):
 def test_stopped_while_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str):
     scene = write_bands(tmp_path / "s.tif", town(), at_kampala())
     map_with(brightness, scene, tmp_path / "whole", format=kind)
-    for name in ("write_probability", "clean"):
+    for name in ("write_probability", "outlined"):
         with monkeypatch.context() as patch:
 
             def stopped(*_: object) -> None:
@@ -279,7 +281,7 @@ def test_other_polygons_take_no_prediction(tmp_path: Path):
     assert not first.polygons.exists()  # they would be of another mask
     assert map_with(brightness, scene, tmp_path / "m", overlap_px=8).windows > 0
     record = json.loads((tmp_path / "m/m.json").read_text())
-    assert (record["buildings"], record["wanted"]["overlap_px"]) == (3, 8)
+    assert (record["buildings"], record["options"]["overlap_px"]) == (3, 8)
     again.probability.unlink()
     assert map_with(brightness, scene, tmp_path / "m", overlap_px=8).windows > 0
 
@@ -288,12 +290,12 @@ def test_other_polygons_take_no_prediction(tmp_path: Path):
 def test_a_full_disk_is_told_and_nothing_half_is_left(tmp_path: Path, size: int):
     scene = write_bands(tmp_path / "s.tif", noise(300, 300).transpose(2, 0, 1))
     with small_disk(size), pytest.raises(KitError, match=r"cannot write .*(File too large|m_|strip|m\.gpkg)") as caught:
-        map_with(brightness, scene, tmp_path / "cut", min_area_m2=0)
+        map_with(brightness, scene, tmp_path / "cut", smallest_m2=0)
     assert "free some space" in caught.value.hint
     left = {path.name for path in (tmp_path / "cut").iterdir()}
     assert left <= {".m.strips", "m.json", "m_probability.tif", "m_mask.tif"}
-    map_with(brightness, scene, tmp_path / "cut", min_area_m2=0)
-    map_with(brightness, scene, tmp_path / "whole", min_area_m2=0)
+    map_with(brightness, scene, tmp_path / "cut", smallest_m2=0)
+    map_with(brightness, scene, tmp_path / "whole", smallest_m2=0)
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
@@ -327,13 +329,14 @@ def test_another_engine(tmp_path: Path, tiny_weights: Exported):
     pytest.importorskip("openvino", reason="the extra openvino is not installed")
     scene = write_bands(tmp_path / "s.tif", noise(100, 120).transpose(2, 0, 1), at_kampala(pixel=0.15))
     made = tiny(scene, tiny_weights, tmp_path / "torch")
-    other = map_scene(str(scene), tiny_weights.path, tmp_path / "o", "m", Wanted(), tuning=False, engine="openvino")
+    options, engine = MapOptions(), EngineOptions(engine="openvino", tuning=False)
+    other = map_scene(str(scene), tiny_weights.path, tmp_path / "o", "m", options, engine)
     assert np.abs(band(made.probability).astype(int) - band(other.probability)).max() <= 1
 
 
-def tiny(scene: object, weights: Exported, folder: Path, **wanted: object) -> Mapped:
-    asked = Wanted(**{**SMALL, "window_px": 128, "threshold": 0.6, **wanted})
-    return map_scene(str(scene), weights.path, folder, "m", asked, tuning=False)
+def tiny(scene: object, weights: Exported, folder: Path, **options: object) -> MapSummary:
+    chosen = options_of(**{"window_px": 128, "threshold": 0.6, **options})
+    return map_scene(str(scene), weights.path, folder, "m", chosen, EngineOptions(tuning=False))
 
 
 def test_exported_weights(tmp_path: Path, tiny_weights: Exported):
@@ -381,16 +384,16 @@ def test_names(href: str, name: str):
 
 
 @pytest.mark.parametrize(
-    ("wanted", "message"),
+    ("options", "message"),
     [
         ({"threshold": 1.5}, "a threshold of 1.5"), ({"format": "shp"}, "no format 'shp'"),
         ({"grid": "z19"}, "no grid 'z19'"),
-        ({"window_px": 10}, "windows of 10 px"), ({"min_area_m2": float("nan")}, "min_area_m2 is nan"),
+        ({"window_px": 10}, "windows of 10 px"), ({"smallest_m2": float("nan")}, "--smallest is nan"),
     ],
 )  # fmt: skip
-def test_impossible_maps(tmp_path: Path, wanted: dict[str, object], message: str):
+def test_impossible_maps(tmp_path: Path, options: dict[str, object], message: str):
     with pytest.raises(KitError, match=message):
-        map_scene("s.tif", tmp_path / "w.pt", tmp_path, "m", Wanted(**wanted))
+        map_scene("s.tif", tmp_path / "w.pt", tmp_path, "m", options_of(**options))
 
 
 def test_a_name_that_leaves_the_folder(tmp_path: Path):
@@ -407,7 +410,7 @@ def test_the_command(cli: Cli, tmp_path: Path, tiny_weights: Exported):
     names = ["tiny-town_probability.tif", "tiny-town_mask.tif", "tiny-town_overlay.png", "tiny-town.geojson"]
     assert out.split() == [str(folder / name) for name in names]
     assert {path.name for path in folder.iterdir()} == {*names, "tiny-town.json", ".tiny-town.lock"}
-    assert "seen at 0.15 m per pixel" in err
+    assert "predicted at 0.15 m per pixel" in err
     code, out, err = cli("map", scene, *more, "--out", tmp_path / "here", "--name", "n", "--no-tune")
     assert code == 0, err
     assert out.splitlines()[-1] == str(tmp_path / "here/n.geojson")
@@ -419,8 +422,8 @@ def test_mistakes_are_told(cli: Cli, tmp_path: Path, tiny_weights: Exported):
     grey = write_bands(tmp_path / "grey.tif", town()[:1], photometric="minisblack")
     nowhere = write_bands(tmp_path / "nowhere.tif", town(), crs=None)
     for arguments, message in (
-        ((tmp_path / "none.tif", *weights), "none.tif cannot be read"),
-        ((grey, *weights), "has 1 bands of uint8, expected 3 or 4"),
+        ((tmp_path / "none.tif", *weights), "none.tif: No such file"),
+        ((grey, *weights), "has 1 band of uint8, expected 3 or 4"),
         ((nowhere, *weights), "has no coordinate system"),
         ((scene, "--weights", "other"), "no weights"),
         ((scene,), "no weights are listed"),

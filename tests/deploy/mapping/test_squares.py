@@ -7,7 +7,7 @@ from affine import Affine
 from rasterio.features import rasterize
 from shapely import affinity
 
-from kit.deploy.mapping.polygons import Rules, clean
+from kit.deploy.mapping.polygons import outlined
 from kit.deploy.mapping.scene import Frame
 from kit.deploy.mapping.squares import main_direction, square
 from kit.deploy.mapping.tracing import Tracer
@@ -18,14 +18,14 @@ HOUSE = shapely.box(0, 0, 9, 6)
 YARD = shapely.Polygon(shapely.box(0, 0, 14, 12).exterior, [shapely.box(4, 4, 9, 8).exterior])
 
 
-def seen(shape: shapely.Polygon, squared: bool) -> shapely.Polygon:
+def mapped(shape: shapely.Polygon, squared: bool) -> shapely.Polygon:
     """Returns what becomes of a shape, in metres, that is masked at 0.1 m per pixel."""
     pixels = affinity.scale(affinity.translate(shape, 5, 5), 1 / PIXEL_M, 1 / PIXEL_M, origin=(0, 0))
     mask = rasterize([pixels], (300, 300)).astype(bool)
-    tracer = Tracer(0)
+    tracer = Tracer()
     pieces = tracer.add(mask.astype(np.uint8) * 255, mask, 0) + tracer.close()
     frame = Frame(300, 300, Affine.identity(), "", PIXEL_M, PIXEL_M)
-    (found,) = clean(pieces, frame, Rules(2 * PIXEL_M, squared)).polygons
+    (found,) = outlined(pieces, frame, 2 * PIXEL_M, squared).polygons
     return affinity.translate(affinity.scale(found, PIXEL_M, PIXEL_M, origin=(0, 0)), -5, -5)
 
 
@@ -45,7 +45,7 @@ def alike(first: shapely.Polygon, second: shapely.Polygon) -> float:
 @pytest.mark.parametrize("degrees", [0, 7, 30, 45, 81])
 def test_houses_get_right_angles(shape: shapely.Polygon, degrees: float):
     turned = affinity.rotate(shape, degrees, origin=shapely.Point(6, 5))
-    found, plain = seen(turned, True), seen(turned, False)
+    found, plain = mapped(turned, True), mapped(turned, False)
     assert found.is_valid
     assert len(found.exterior.coords) == len(shape.exterior.coords)
     assert turns(found).max() < 1e-6

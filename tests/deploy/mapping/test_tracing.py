@@ -1,6 +1,5 @@
 import cv2
 import numpy as np
-import pytest
 import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,9 +8,9 @@ from rasterio.features import rasterize
 from kit.deploy.mapping.tracing import Piece, Tracer
 
 
-def traced(mask: np.ndarray, level: np.ndarray, rows: int, smallest_px: float = 0) -> list[Piece]:
+def traced(mask: np.ndarray, level: np.ndarray, rows: int) -> list[Piece]:
     """Traces a mask in bands of so many rows."""
-    tracer = Tracer(smallest_px)
+    tracer = Tracer()
     found: list[Piece] = []
     for top in range(0, len(mask), rows):
         found += tracer.add(level[top : top + rows], mask[top : top + rows], top)
@@ -58,15 +57,6 @@ def test_corners_do_not_join():
     mask[1:4, 1:4] = mask[4:7, 4:7] = True
     for rows in (8, 4, 1):
         assert [piece.pixels for piece in traced(mask, np.zeros(mask.shape, np.uint8), rows)] == [9, 9]
-
-
-@pytest.mark.parametrize("rows", [4, 64])
-def test_small_ones_are_left_out_but_not_parts_of_large_ones(rows: int):
-    mask = np.zeros((32, 32), bool)
-    mask[1, 1] = mask[9:11, 20] = True
-    mask[7:23, 5] = True
-    found = traced(mask, np.full(mask.shape, 255, np.uint8), rows, smallest_px=5)
-    assert [piece.pixels for piece in found] == [16]
 
 
 def test_nothing_and_everything():

@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kit.deploy.mapping.blending import Band, as_levels, fixed
-from kit.deploy.mapping.windows import WHOLE, along, check_window
+from kit.deploy.mapping.windows import TOTAL_WEIGHT, Band, along, as_levels, check_window, fixed
 from kit.errors import KitError
 
 SIZES = st.integers(1, 900)
@@ -22,7 +21,7 @@ def test_windows_cover_an_axis_and_their_weights_are_one(size: int, side: int, s
         start, stop = axis.span(index)
         assert 0 <= start < stop <= size
         total[start:stop] += axis.weights(index)
-    assert (total == WHOLE).all()
+    assert (total == TOTAL_WEIGHT).all()
     assert axis.side_px <= side
     assert all(later - start <= axis.side_px - overlap for start, later in pairwise(axis.starts))
     assert axis.edges[0] == 0
@@ -52,9 +51,9 @@ def test_windows_are_as_few_and_small_as_can_be():
 def test_weights_rise_smoothly():
     rising = along(200, 128, 32).weights(1)[:32].astype(int)
     assert rising[0] <= 1
-    assert rising[-1] >= WHOLE - 1
+    assert rising[-1] >= TOTAL_WEIGHT - 1
     assert (np.diff(rising) >= 0).all()
-    assert np.diff(rising).max() < 1.7 * WHOLE / 32
+    assert np.diff(rising).max() < 1.7 * TOTAL_WEIGHT / 32
 
 
 @pytest.mark.parametrize(
@@ -69,7 +68,7 @@ def test_impossible_windows(side: int, overlap: int, message: str):
 def test_levels_are_rounded_probabilities():
     probability = np.linspace(0, 1, 10_001, dtype=np.float32)
     np.testing.assert_array_equal(as_levels(probability), np.floor(probability.astype(float) * 255 + 0.5))
-    assert fixed(np.ones(1, np.float32))[0] * WHOLE**2 < 2**32
+    assert fixed(np.ones(1, np.float32))[0] * TOTAL_WEIGHT**2 < 2**32
 
 
 def test_equal_windows_lose_nothing():
