@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from kit.cli.application import HERE, Debug, Json, Root, app
-from kit.cli.printing import show_prepared
 from kit.console import result, say, table
 from kit.errors import CutError
 from kit.paths import Paths
@@ -63,6 +62,7 @@ def prepare(
 
     Example: kit prepare train_tier_1 --name tier1
     """
+    from kit.cli.printing import show_prepared
     from kit.data.tiles.prepare import prepare as prepare_tiles
 
     paths = Paths(root)
