@@ -6,7 +6,6 @@ Source:
 
 import os
 import re
-import stat
 import time
 from collections.abc import Iterable
 from email.message import Message
@@ -21,6 +20,7 @@ from kit import __version__
 from kit.console import say
 from kit.data.sources.signing import signed
 from kit.errors import KitError
+from kit.system.files import file_version, read_limited
 
 GDAL_PREFIXES = {
     "http": "/vsicurl/http://",
@@ -59,8 +59,13 @@ def is_remote(href: str) -> bool:
 
 def local_path(href: str) -> Path:
     """Returns the file of an href that is not remote: a path as it is, or the path of a `file:` address."""
+    return Path(file_name(href))
+
+
+def file_name(href: str) -> str:
+    """Returns `local_path` as text."""
     match = FILE_ADDRESS.fullmatch(href)
-    return Path(os.fsdecode(unquote_to_bytes(match[1]))) if match else Path(href)
+    return os.fsdecode(unquote_to_bytes(match[1])) if match else href
 
 
 def suffix_of(href: str) -> str:
@@ -90,31 +95,14 @@ def resolve(href: str, base: str) -> str:
     if is_remote(href) or FILE_ADDRESS.fullmatch(href):
         return href
     if not is_remote(base):
-        path = local_path(base).parent / href
-        decoded = local_path(base).parent / os.fsdecode(unquote_to_bytes(href)) if "%" in href else path
-        return str(decoded if decoded != path and not path.exists() and decoded.exists() else path)
+        folder, _ = os.path.split(file_name(base))
+        path = os.path.join(folder, href)  # noqa: PTH118  # pathlib takes longer than reading an item
+        decoded = os.path.join(folder, os.fsdecode(unquote_to_bytes(href))) if "%" in href else path  # noqa: PTH118
+        return decoded if decoded != path and not Path(path).exists() and Path(decoded).exists() else path
     if _scheme(base) in ("http", "https"):
         return urljoin(base, href)
     scheme, found, rest = base.rpartition("://")
     return scheme + found + normpath(str(PurePosixPath(rest).parent / href))
-
-
-def check_file(href: str) -> Path:
-    """Returns the path of a local href.
-
-    Raises:
-        KitError: there is no file, or it is a folder, a pipe or a device: reading one may never end.
-    """
-    path = local_path(href)
-    try:
-        mode = path.stat().st_mode
-    except (OSError, ValueError) as cause:  # ValueError: a NUL in the path
-        reason = getattr(cause, "strerror", None) or cause
-        raise KitError(f"{href} cannot be read: {reason}", "is the path right?") from cause
-    if not stat.S_ISREG(mode):
-        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
-        raise KitError(f"{href} is {kind}, expected a file", "is the path right?")
-    return path
 
 
 def read_bytes(href: str, most_bytes: int = MOST_BYTES) -> bytes:
@@ -125,12 +113,7 @@ def read_bytes(href: str, most_bytes: int = MOST_BYTES) -> bytes:
     """
     if is_remote(href):
         return _ask(href, "GET", most_bytes=most_bytes)[0]
-    path = check_file(href)
-    _check_size(href, path.stat().st_size, most_bytes)
-    try:
-        return path.read_bytes()
-    except OSError as cause:
-        raise KitError(f"{href} cannot be read: {cause.strerror}", "is the path right?") from cause
+    return read_limited(local_path(href), most_bytes, hint="is the path right?")
 
 
 def fingerprint(href: str) -> str:
@@ -139,13 +122,15 @@ def fingerprint(href: str) -> str:
     What lies in an archive changes with the archive.
 
     Raises:
-        KitError: it is missing, or its server gives neither tag, time nor length.
+        KitError: it is missing or no regular file, or its server gives neither tag, time nor length.
     """
     if archive := ARCHIVE.match(href):
         return fingerprint(archive[1] or archive[2])
     if not is_remote(href):
-        status = check_file(href).stat()
-        return f"{status.st_size} {status.st_mtime_ns}"
+        path = local_path(href)
+        if path.exists() and not path.is_file():  # reading a pipe or a device may never end
+            raise KitError(f"{path} is not a regular file", "is the path right?")
+        return file_version(path)
     _, headers = _ask(href, "HEAD")
     tags = [headers.get("ETag"), headers.get("Last-Modified"), headers.get("Content-Range", headers["Content-Length"])]
     if not any(tags):
@@ -221,9 +206,7 @@ def _scheme(href: str) -> str:
 
 def _check_size(href: str, size: int, most_bytes: int) -> None:
     if size > most_bytes:
-        raise KitError(
-            f"{href} has more than {most_bytes >> 20} MB, expected a catalogue or a table", "is the address right?"
-        )
+        raise KitError(f"{href} is larger than {most_bytes:,} bytes, the most that is read", "is the address right?")
 
 
 def _ask(href: str, method: str, part: str = "", most_bytes: int = MOST_BYTES) -> tuple[bytes, Message]:

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kit.data.sources.inputs import TIFF_SUFFIXES, VECTOR_SUFFIXES, Scene
-from kit.data.sources.remote import is_remote, local_path, read_bytes, resolve, suffix_of
+from kit.data.sources.remote import file_name, is_remote, local_path, read_bytes, resolve, suffix_of
 from kit.errors import CatalogError, KitError
 
 LABELS_SUFFIX = "-labels"
@@ -164,7 +164,7 @@ def _below(base: str, hrefs: Iterable[str], seen: set[str]) -> list[str]:
 def _absolute(href: str, base: str) -> str:
     """Returns an absolute href such that two hrefs of one place are equal."""
     place = resolve(href, base)
-    return place if is_remote(place) else os.path.normpath(local_path(place))
+    return place if is_remote(place) else os.path.normpath(file_name(place))
 
 
 def _item(href: str, file: _File, parent: str) -> Item:

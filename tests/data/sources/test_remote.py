@@ -265,7 +265,7 @@ def special(folder: Path, kind: str) -> Path:
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
 @pytest.mark.parametrize("ask", [read_bytes, fingerprint])
 def test_only_regular_files_are_read(tmp_path: Path, kind: str, ask):
-    with pytest.raises(KitError, match=r"is (a folder|a pipe or a device), expected a file"):
+    with pytest.raises(KitError, match=r"is not a regular file"):
         ask(str(special(tmp_path, kind)))
 
 
@@ -278,13 +278,13 @@ def test_large_files_are_refused_before_they_are_read(web: Web):
     with (web.folder / "big.json").open("wb") as file:
         file.truncate(2 << 20)
     for href in (str(web.folder / "big.json"), f"{web.url}/big.json"):
-        with pytest.raises(KitError, match="has more than 1 MB, expected a catalogue"):
+        with pytest.raises(KitError, match="is larger than 1,048,576 bytes"):
             read_bytes(href, 1 << 20)
 
 
 def test_a_server_that_never_stops_is_given_up(web: Web, monkeypatch: pytest.MonkeyPatch):
     web.order(endless=True)
-    with pytest.raises(KitError, match="has more than 1 MB"):
+    with pytest.raises(KitError, match="is larger than 1,048,576 bytes"):
         read_bytes(f"{web.url}/a.json", 1 << 20)
     monkeypatch.setattr(kit.data.sources.remote, "LONGEST_S", 0.2)
     with pytest.raises(KitError, match=r"is still being sent after 0\.2 s"):
