@@ -157,6 +157,15 @@ def metres_per_unit(crs: CRS, x: float, y: float) -> float:
     return float(crs.linear_units_factor[1]) * (narrowing if crs.to_dict().get("proj") == "merc" else 1.0)
 
 
+def world_width(crs: str) -> float:
+    """Returns the width of the world in units of a CRS whose x follows the longitude; 0 of others."""
+    known = CRS.from_user_input(crs)
+    if known.is_geographic:
+        return 360.0
+    mercator = known.to_dict().get("proj") in ("merc", "webmerc")
+    return MERCATOR_M / float(known.linear_units_factor[1]) if mercator else 0.0
+
+
 def ground_m(grid: Grid, row: int, column: int) -> float:
     """Returns metres on the ground per pixel at a tile's centre."""
     x, y = grid.transform(row, column) @ (grid.side_px / 2, grid.side_px / 2)

@@ -42,12 +42,20 @@ def test_invalid_rings_are_repaired_and_empty_ones_counted(tmp_path: Path):
     assert shapely.is_valid(found.polygons).all()
 
 
-@pytest.mark.parametrize("content", ['{"type": "FeatureCollection", "features": []}', "no json at all"])
-def test_nothing_to_draw_is_an_error(tmp_path: Path, content: str):
-    file = tmp_path / "empty.geojson"
-    file.write_text(content)
-    with pytest.raises(FootprintError, match=r"empty\.geojson"):
-        read_footprints((str(file),), "EPSG:4326")
+def test_a_file_without_features_is_a_scene_without_buildings(tmp_path: Path):
+    found = read_footprints(write_geojson(tmp_path / "a.geojson", []), UTM, outline=shapely.box(0, 0, 1, 1))
+    assert (len(found.polygons), found.dropped, found.far, found.surround) == (0, 0, 0, True)
+
+
+DEEP = '{"type": "FeatureCollection", "features": [' + '{"a":' * 100_000
+
+
+@pytest.mark.parametrize("content", ["no json at all", "", DEEP], ids=["text", "empty", "deep"])
+@pytest.mark.parametrize("name", ["a.geojson", "a.gpkg", "a.shp", "a.fgb"])
+def test_what_cannot_be_read_is_an_error(tmp_path: Path, name: str, content: str):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(FootprintError, match=f"footprints .*{name} cannot be read"):
+        read_footprints((str(tmp_path / name),), "EPSG:4326")
 
 
 def write_geojson(path: Path, geometries: list[dict | None], crs: object = None) -> tuple[str]:
