@@ -52,6 +52,10 @@ def prepare(
     pattern: Annotated[str, typer.Option(help="Searched in a folder's paths: (?P<area>...) and (?P<scene>...).")] = "",
     tier: Annotated[int, typer.Option(help="Of the labels: 1 careful, 2 dirty; else as the catalogue's id tells.")] = 0,
     gsd: Annotated[float, typer.Option(help="Metres per pixel of images without a place on earth.")] = 0.0,
+    where: Annotated[str, typer.Option(help="Use the labels that fit an SQL condition: \"kind = 'building'\".")] = "",
+    allow_outside: Annotated[
+        bool, typer.Option("--allow-outside", help="Accept scenes such as VRTs that read files outside their folder.")
+    ] = False,
     scene: Annotated[list[str] | None, typer.Option(help="Cut AREA/SCENE again, and no other; repeatable.")] = None,
     workers: Annotated[int, typer.Option(help="Processes; by default one a core.", min=0)] = 0,
     as_json: Json = False,
@@ -72,8 +76,8 @@ def prepare(
     }  # fmt: skip
     try:
         made = prepare_tiles(
-            source, paths, name, by=by, k=k, pattern=pattern, tier=tier, gsd_m=gsd, only=scene or (), workers=workers,
-            **style,
+            source, paths, name, by=by, k=k, pattern=pattern, tier=tier, gsd_m=gsd, where=where,
+            allow_outside=allow_outside, only=scene or (), workers=workers, **style,
         )  # fmt: skip
     except CutError as error:
         if error.made:

@@ -47,6 +47,8 @@ def show_prepared(made: Prepared, as_json: bool) -> None:
     """Prints a table of the scenes, or JSON, and tells what else there is to know."""
     if made.kept:
         say(f"{made.kept} of {len(made.scenes)} scenes were cut before, and are as they were")
+    for notice in made.notices:
+        say(notice)
     if made.notice:
         say(f"folds: {made.notice}")
     rows = summary(made)

@@ -5,7 +5,9 @@ import re
 from dataclasses import dataclass
 from typing import Protocol
 
+import pyproj
 from affine import Affine
+from pyproj.exceptions import ProjError
 from rasterio.crs import CRS
 from rasterio.warp import transform as project
 
@@ -164,6 +166,15 @@ def world_width(crs: str) -> float:
         return 360.0
     mercator = known.to_dict().get("proj") in ("merc", "webmerc")
     return MERCATOR_M / float(known.linear_units_factor[1]) if mercator else 0.0
+
+
+def on_earth(crs: CRS) -> bool:
+    """Returns whether a coordinate system has a place on earth: that of a technical drawing has none."""
+    try:
+        pyproj.Transformer.from_crs(crs.to_wkt(), "EPSG:4326")
+    except ProjError:
+        return False
+    return True
 
 
 def ground_m(grid: Grid, row: int, column: int) -> float:

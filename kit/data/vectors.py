@@ -21,6 +21,7 @@ DEGREES = "EPSG:4326"
 GEOJSON_SUFFIXES = (".geojson", ".json")
 POLYGON, MULTIPOLYGON, COLLECTION = 3, 6, 7  # shapely's type ids
 KINDS = {0: "points", 1: "lines", 2: "lines", 4: "points", 5: "lines", COLLECTION: "collections"}
+SURFACES = (15, 16, 17)  # polyhedral surface, TIN, triangle in WKB
 LARGE_BYTES = 64 << 20  # of a GeoJSON: from here on only what lies near the scene is kept in memory
 LARGE_FEATURES = 200_000  # likewise of other formats
 NEAR = 0.05  # of a scene's size: what lies this far beyond its frame is read too
@@ -123,12 +124,11 @@ def _large(file: str, layer: str | None) -> _Summary | None:
 
 def _read(file: str, layer: str | None, where: str, boxes: list[Bounds]) -> tuple[Geometries, Fields, str | None]:
     """Returns the geometries of the features in any box (all without boxes), class fields, and the CRS in the file."""
-    columns = [name for field in CLASS_FIELDS for name in (field, field.title(), field.upper())]
 
-    def read(encoding: str | None) -> tuple[Geometries, Fields, str | None]:
+    def read(columns: list[str] | None) -> tuple[Geometries, Fields, str | None]:
         parts = [
             pyogrio.raw.read(
-                gdal_path(file), layer=layer, columns=columns, where=where or None, bbox=box, encoding=encoding,
+                gdal_path(file), layer=layer, columns=columns, where=where or None, bbox=box,
                 return_fids=True,
             )
             for box in boxes or [None]
@@ -140,28 +140,40 @@ def _read(file: str, layer: str | None, where: str, boxes: list[Bounds]) -> tupl
             str(name): np.concatenate([part[3][place] for part in parts])[once]
             for place, name in enumerate(meta["fields"])
         }
-        # fix: rings that do not end where they began are closed
-        return shapely.force_2d(shapely.from_wkb(wkb, on_invalid="fix")), fields, meta["crs"]
+        geometries = shapely.from_wkb(wkb, on_invalid="fix")  # rings that do not end where they began are closed
+        lost = wkb[shapely.is_missing(geometries) & (wkb != None)]  # noqa: E711  # of each element
+        if any(int.from_bytes(content[1:5], "little") % 1000 in SURFACES for content in lost):
+            raise FootprintError(
+                f"footprints {file} hold surfaces of triangles or faces", "convert them: ogr2ogr -nlt MULTIPOLYGON"
+            )
+        return shapely.force_2d(geometries), fields, meta["crs"]
 
     try:
-        return read(None)
-    except UnicodeDecodeError:  # a .cpg file that does not fit the table
-        return read("latin-1")
+        if where:  # GDAL compares nothing with a field that is not read
+            return read(None)
+        return read([name for field in CLASS_FIELDS for name in (field, field.title(), field.upper())])
+    except UnicodeDecodeError:
+        if where:
+            raise
+        return read([])  # a Shapefile whose .cpg does not fit: its polygons are whole
 
 
 def _unreadable(file: str, where: str, cause: Exception) -> FootprintError:
-    if "Unknown WKB type" in str(cause):
-        return FootprintError(
-            f"footprints {file} hold surfaces of triangles or faces", "convert them: ogr2ogr -nlt MULTIPOLYGON"
-        )
     if where:
         return FootprintError(
             f"--where {where!r} cannot be applied to {file}: {cause}",
-            "expected a condition on its fields such as kind = 'building'; `ogrinfo -so` lists them",
+            f"expected a condition such as kind = 'building' on its fields {_field_names(file)}",
         )
     return FootprintError(
         f"footprints {file} cannot be read: {cause}", f"expected polygons in {', '.join(VECTOR_SUFFIXES)}"
     )
+
+
+def _field_names(file: str) -> str:
+    try:
+        return ", ".join(pyogrio.read_info(gdal_path(file), layer=_layer(file))["fields"])
+    except (RuntimeError, ValueError):
+        return "(not readable)"
 
 
 def _layer(file: str) -> str | None:
@@ -289,9 +301,10 @@ def _classes(file: str, fields: Fields) -> tuple[str, ...]:
         if 2 <= len(counts) <= MOST_CLASSES:
             shown = [f"{value} ({count})" for value, count in counts.most_common(SHOWN)]
             more = [f"{len(counts) - SHOWN} more"] if len(counts) > SHOWN else []
+            building = next((value for value in counts if "building" in value.casefold()), "...")
             return (
                 f"{file}: all features are taken as buildings, but its field {name} holds {', '.join(shown + more)}: "
-                f"choose with --where \"{name} = '...'\"",
+                f"choose with --where \"{name} = '{building}'\"",
             )
     return ()
 

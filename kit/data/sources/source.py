@@ -7,6 +7,7 @@ from unicodedata import normalize
 
 from kit.data.sources.folders import read_folder
 from kit.data.sources.inputs import Pair, Scene
+from kit.data.sources.outside import check_inside
 from kit.data.sources.remote import announce, is_remote, local_path, suffix_of
 from kit.data.sources.stac import read_scenes
 from kit.data.sources.tables import read_table
@@ -31,7 +32,9 @@ class Source:
     pairs: tuple[Pair, ...]
 
 
-def read_source(place: str | Path, pattern: str = "", tier: int = 0, where: str = "") -> Source:
+def read_source(
+    place: str | Path, pattern: str = "", tier: int = 0, where: str = "", allow_outside: bool = False
+) -> Source:
     """Returns what `kit prepare` is to cut.
 
     Args:
@@ -42,10 +45,12 @@ def read_source(place: str | Path, pattern: str = "", tier: int = 0, where: str 
             of each image of a folder or table, without its suffix.
         tier: of the labels; 0: as the table or the catalogue's id says (`train_tier_2`), else 1.
         where: SQL condition that chooses features of the footprint files; empty: all.
+        allow_outside: accept scenes and labels that name files outside their folder, such as VRTs.
 
     Raises:
         CatalogError: a catalogue is missing or incomplete.
-        DataError: a folder or a table is empty or incomplete, or the pattern does not fit.
+        DataError: a folder or a table is empty or incomplete, the pattern does not fit, or a file names others outside
+            its folder.
     """
     href = str(place)
     folder = local_path(href)
@@ -61,6 +66,8 @@ def read_source(place: str | Path, pattern: str = "", tier: int = 0, where: str 
     else:
         name, scenes = read_scenes(place)
     scenes = [replace(scene, tier=tier or scene.tier, where=where) for scene in scenes]
+    for href in () if allow_outside else dict.fromkeys(h for scene in scenes for h in (scene.image, *scene.labels)):
+        check_inside(href)
     announce(href for scene in scenes for href in (scene.image, *scene.labels))
     announce(href for pair in pairs for href in (pair.image, pair.mask))
     return _named(name, scenes, pairs)

@@ -57,10 +57,12 @@ class Failed:
     Args:
         tile: id, as of `Tile`; of a scene that could not be opened, `area/scene`.
         reason: the error.
+        hint: what to do about it.
     """
 
     tile: str
     reason: str
+    hint: str = ""
 
 
 @dataclass
@@ -131,7 +133,7 @@ def cut_block(block: Block) -> Cut:
                 for spot in spots:
                     _cut_tile(spot, imagery, footprints, block, made)
         except RasterError as error:  # the scene cannot be opened any more
-            made.failed += [Failed(spot.tile, error.message) for spot in spots[len(made) :]]
+            made.failed += [Failed(spot.tile, error.message, error.hint) for spot in spots[len(made) :]]
     return made
 
 
@@ -142,7 +144,7 @@ def _cut_tile(spot: Spot, imagery: Imagery, footprints: Footprints, block: Block
         try:
             rgb, valid = imagery.read(spot.row, spot.column)
         except RasterError as error:
-            made.failed.append(Failed(spot.tile, error.message))
+            made.failed.append(Failed(spot.tile, error.message, error.hint))
             return
         if too_little(spot, valid, block.style, made):
             return

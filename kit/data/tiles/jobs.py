@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Collection, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import rasterio
 
 from kit.console import Meter
 from kit.data.footprints import read_footprints
-from kit.data.grids import grid_of, ground_m
+from kit.data.grids import grid_of, ground_m, on_earth, world_width
 from kit.data.rasters import find_collar, gdal_options, open_scene, outline
 from kit.data.sources.inputs import Pair, Scene
 from kit.data.sources.remote import fingerprint, is_remote
@@ -18,7 +18,7 @@ from kit.data.tiles.cutting import BLOCK, CACHE_BYTES, Block, Cut, Failed, Style
 from kit.data.tiles.ledger import Ledger, Record, key_of
 from kit.data.tiles.pairs import BATCH, Batch, building_value, side_of, take_over
 from kit.data.tiles.tile import SCENE
-from kit.errors import DataError, FootprintError, KitError, nearest
+from kit.errors import DataError, FootprintError, KitError, RasterError, nearest
 from kit.system.workers import spread
 
 VERSION = 1  # of what is cut: another number, and everything is cut again
@@ -109,7 +109,7 @@ class Scenes:
     def _fail(self, record: Record, error: KitError) -> None:
         """Keeps that a scene cannot be cut."""
         self._change()
-        record.cut.failed = [Failed(record.name, error.message)]
+        record.cut.failed = [Failed(record.name, error.message, error.hint)]
         self._end(record)
 
     def _jobs(self, progress: Meter) -> Iterator[tuple[str, Job]]:
@@ -132,25 +132,26 @@ class Scenes:
             self.ledger.begin(area, scene, key)
             record = Record(area, scene, key)
             try:
-                record.counts, jobs, total = self._plan(part)
+                planned = self._plan(part)
             except KitError as error:
                 self._fail(record, error)
                 continue
-            progress.total += total
-            self.open[name], self.left[name] = record, len(jobs)
-            for job in jobs:
+            record.counts, record.notices = planned.counts, planned.notices
+            progress.total += planned.tiles
+            self.open[name], self.left[name] = record, len(planned.jobs)
+            for job in planned.jobs:
                 yield name, job
 
-    def _plan(self, part: Part) -> tuple[dict[str, int], "list[Job]", int]:
-        """Returns counts of footprints, the jobs that cut a part, and how many tiles they make."""
+    def _plan(self, part: Part) -> "Planned":
         if isinstance(part, Scene):
             return plan(part, self.style, self.folder)
-        return {}, self._batches(part), len(part)
+        return Planned(self._batches(part), len(part))
 
     def _key(self, part: Part) -> str:
         style = asdict(self.style)
         if isinstance(part, Scene):
             where = [part.image] if self.style.images == SCENE else []
+            where += [f"where {part.where}"] if part.where else []
             return key_of(VERSION, style, part.tier, where, [fingerprint(href) for href in (part.image, *part.labels)])
         return key_of(VERSION, style, self.gsd_m, part[0].tier, self._files_of_pairs)
 
@@ -181,23 +182,52 @@ class Scenes:
         ]
 
 
-def plan(scene: Scene, style: Style, folder: Path) -> tuple[dict[str, int], "list[Job]", int]:
-    """Returns the counts of a scene's footprints, the blocks that cover it, and how many tiles they hold.
+@dataclass(frozen=True)
+class Planned:
+    """How a part of a data set is to be cut.
+
+    Args:
+        jobs: what processes do, each a few tiles.
+        tiles: how many tiles they make.
+        counts: of the footprints, see `Record`.
+        notices: what the user should know of the labels.
+    """
+
+    jobs: list[Job]
+    tiles: int
+    counts: dict[str, int] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
+
+
+def plan(scene: Scene, style: Style, folder: Path) -> Planned:
+    """Returns the blocks of tiles that cover a scene. One without footprints is background.
 
     Raises:
-        RasterError: the scene cannot be opened.
-        FootprintError: no footprint lies on it.
+        RasterError: the scene cannot be opened, has no place on earth, or its grid ends at 180 degrees within it.
+        FootprintError: the labels cannot be read, or lie elsewhere.
     """
     options = gdal_options(CACHE_BYTES, is_remote(scene.image))
     with rasterio.Env(**options), open_scene(scene.image) as source:
+        if not on_earth(source.crs):
+            raise RasterError(
+                f"the coordinate system of {scene.image} has no place on earth: {source.crs.to_string():.60}",
+                "assign the real one: gdal_edit.py -a_srs EPSG:...",
+            )
         grid = grid_of(style.grid, style.side_px, source, style.overlap_px)
         frame = outline(source, grid.crs)
         collar = find_collar(source)
-    footprints = read_footprints(scene.labels, grid.crs)
+    left, _, right, _ = frame.bounds
+    if 0 < world_width(grid.crs) / 2 < right - left:
+        raise RasterError(
+            f"{scene.image} lies across 180 degrees, where the tiles of --grid {style.grid} end",
+            "use --grid 0.1m, or another resolution",
+        )
+    footprints = read_footprints(scene.labels, grid.crs, scene.where, frame)
     here, crossing = footprints.on(frame)
-    if not len(here.polygons):
+    count = len(footprints.polygons) + footprints.far
+    if not len(here.polygons) and not footprints.surround:
         raise FootprintError(
-            f"none of the {len(footprints.polygons)} footprints of {scene.area}/{scene.scene} lies on the scene",
+            f"none of the {count} footprints of {scene.area}/{scene.scene} lies on the scene",
             f"check the coordinates in {scene.labels[0]}: GeoJSON is longitude, latitude",
         )
     rows, columns = grid.span(frame.bounds)
@@ -211,9 +241,9 @@ def plan(scene: Scene, style: Style, folder: Path) -> tuple[dict[str, int], "lis
             blocks.append(Block(scene, grid, down, across, near, collar, style, folder))
     counts = {
         "used": len(here.polygons), "repaired": footprints.repaired, "dropped": footprints.dropped,
-        "beyond": len(footprints.polygons) - len(here.polygons), "crossing": crossing,
+        "beyond": count - len(here.polygons), "crossing": crossing,
     }  # fmt: skip
-    return counts, blocks, len(rows) * len(columns)
+    return Planned(blocks, len(rows) * len(columns), counts, list(footprints.notices))
 
 
 def _perform(task: tuple[str, Job]) -> Cut:

@@ -25,6 +25,7 @@ class Record:
         key: of its inputs and of how it is cut.
         cut: what came of its tiles.
         counts: footprints `used`, `repaired`, `dropped`, `beyond` (off the scene) and `crossing` (its edge).
+        notices: what the user should know of its labels.
         done: whether all tiles have been tried.
     """
 
@@ -33,6 +34,7 @@ class Record:
     key: str
     cut: Cut = field(default_factory=Cut)
     counts: dict[str, int] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
     done: bool = False
 
     @property

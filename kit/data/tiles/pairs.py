@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 
-from kit.data.grids import Grid
+from kit.data.grids import Grid, on_earth
 from kit.data.masks import BUILDING, IGNORE
 from kit.data.orientation import orientation_of, upright
 from kit.data.rasters import Picture, image_size, open_picture, read_picture, unreadable
@@ -58,7 +58,7 @@ def take_over(batch: Batch) -> Cut:
             try:
                 rgb, mask, grid = _read_pair(pair, batch)
             except KitError as error:
-                made.failed.append(Failed(f"{pair.area}_{pair.scene}_{pair.name}", error.message))
+                made.failed.append(Failed(f"{pair.area}_{pair.scene}_{pair.name}", error.message, error.hint))
             else:
                 _write_tiles(pair, rgb, mask, grid, batch, made)
     return made
@@ -139,7 +139,7 @@ def _grid_of(source: Picture, batch: Batch) -> Grid:
     """Returns the grid of an image's own pixels; one that lies nowhere, or is turned, has no CRS."""
     a, b, _, d, e, _ = source.transform[:6]
     side, overlap = batch.side_px, batch.style.overlap_px
-    if source.crs is None or b or d or a < 0 or e > 0:
+    if source.crs is None or not on_earth(source.crs) or b or d or a < 0 or e > 0:
         return Grid("", 1.0, 1.0, 0.0, 0.0, side, overlap)
     return Grid(source.crs.to_string(), a, -e, source.transform.c, source.transform.f, side, overlap)
 

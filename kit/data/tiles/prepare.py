@@ -22,11 +22,11 @@ from kit.data.tiles.jobs import Part, Scenes
 from kit.data.tiles.ledger import Json, Ledger, Record
 from kit.data.tiles.sheets import Sheet, draw_sheet
 from kit.data.tiles.tile import IMAGE_FORMATS, SCENE, Skipped
-from kit.errors import CutError, DataError, KitError, nearest
+from kit.errors import CutError, DataError, FootprintError, KitError, nearest
 from kit.outputs import check_apart
 from kit.paths import Paths
 from kit.system.cpu import cpu_count
-from kit.system.files import locked, replacing
+from kit.system.files import locked, read_json, replacing
 
 SMALL_BYTES = 1 << 20  # imagery that is cut sooner than processes start
 
@@ -50,6 +50,15 @@ class Prepared:
     kept: int
 
     @property
+    def notices(self) -> list[str]:
+        """What the user should know of the labels."""
+        bare = [record.name for record in self.scenes if record.counts.get("used") == 0]
+        background = f"{len(bare)} of {len(self.scenes)} scenes have no footprints and are kept as background, first "
+        labels = list(dict.fromkeys(notice for record in self.scenes for notice in record.notices))
+        more = f" (and {len(labels) - 1} more label files)" if len(labels) > 1 else ""
+        return [*([background + bare[0]] if bare else []), *(notice + more for notice in labels[:1])]
+
+    @property
     def skipped(self) -> dict[tuple[str, str], int]:
         """Tiles that were not kept, per (area, scene)."""
         return {(record.area, record.scene): len(record.cut.skipped) for record in self.scenes}
@@ -65,6 +74,8 @@ def prepare(
     pattern: str = "",
     tier: int = 0,
     gsd_m: float = 0.0,
+    where: str = "",
+    allow_outside: bool = False,
     only: Collection[str] = (),
     workers: int = 0,
     **style: Any,
@@ -83,6 +94,8 @@ def prepare(
         pattern: where area and scene stand in the paths of a folder, see `read_source`.
         tier: of the labels; 0: as the catalogue's id says.
         gsd_m: metres on the ground per pixel, for ready-made images that lie nowhere.
+        where: SQL condition that chooses features of the labels, see `read_source`.
+        allow_outside: accept scenes and labels that name files outside their folder, see `read_source`.
         only: scenes, as `area/scene`, to cut again; the others stay as they are, cut or not.
         workers: processes; 0: one a core, and one in all for a little imagery.
         style: of the tiles, see `kit.data.tiles.cutting.Style`.
@@ -94,7 +107,7 @@ def prepare(
     wanted = Style(**style)
     _check(wanted)
     check_way(by, k)
-    source = read_source(place, pattern, tier)
+    source = read_source(place, pattern, tier, where, allow_outside)
     name = name or source.name
     folder = paths.data(name)
     parts: list[Part] = [*source.scenes]
@@ -111,6 +124,7 @@ def prepare(
         failed = [failure for record in records for failure in record.cut.failed]
         if not tiles:
             raise _nothing(records, failed)
+        _check_buildings(records)
         _draw_sheets(folder, records)
         index, notice = _write_index(folder, records, settings, changed=work.changed)
     made = Prepared(name, index, records, notice, work.kept)
@@ -169,7 +183,7 @@ def _draw_sheets(folder: Path, records: Sequence[Record]) -> None:
 def _write_index(folder: Path, records: Sequence[Record], settings: Json, changed: bool) -> tuple[pd.DataFrame, str]:
     """Writes the index and what belongs to it; folds that were made anew since are kept if nothing else has changed."""
     file, told = folder / "index.csv", folder / "settings.json"
-    if not changed and file.exists() and told.exists() and json.loads(told.read_text()) == settings:
+    if not changed and file.exists() and _settings(told) == settings:
         return read_table(file), ""
     index = pd.DataFrame([asdict(tile) for record in records for tile in record.cut.tiles])
     if not index["tile"].is_unique:
@@ -189,6 +203,14 @@ def _write_index(folder: Path, records: Sequence[Record], settings: Json, change
     return index, notice
 
 
+def _settings(file: Path) -> Json | None:
+    """Returns the settings of a data set; None where they are missing or damaged: then its index is made again."""
+    try:
+        return read_json(file, Json)
+    except KitError:
+        return None
+
+
 def _write_table(file: Path, table: pd.DataFrame) -> None:
     with replacing(file) as temporary:
         table.to_csv(temporary, index=False)
@@ -196,9 +218,21 @@ def _write_table(file: Path, table: pd.DataFrame) -> None:
 
 def _nothing(records: Sequence[Record], failed: Sequence[Failed]) -> KitError:
     if failed:
-        return CutError(f"no scene could be cut, first {failed[0].tile}: {failed[0].reason}", "mend it and try again")
+        return CutError(
+            f"no scene could be cut, first {failed[0].tile}: {failed[0].reason}",
+            failed[0].hint or "mend it, and give the same command again",
+        )
     named = ", ".join(record.name for record in records[:3])
     return DataError(f"no tile of {named} holds imagery", "check the alpha band, or lower --min-valid")
+
+
+def _check_buildings(records: Sequence[Record]) -> None:
+    """Checks that not all scenes are background."""
+    if all(record.counts.get("used") == 0 for record in records):
+        raise FootprintError(
+            f"none of the {len(records)} scenes has a footprint, first {records[0].name}",
+            "check the label files, and --where if it was given",
+        )
 
 
 def _failure(made: Prepared, failed: Sequence[Failed]) -> CutError:
@@ -208,6 +242,7 @@ def _failure(made: Prepared, failed: Sequence[Failed]) -> CutError:
     parts += [f"{tiles} of {len(made.index) + tiles} tiles"] if tiles else []
     return CutError(
         f"{' and '.join(parts)} could not be cut, first {failed[0].tile}: {failed[0].reason}",
-        f"all are in data/{made.name}/failed.csv; the others are cut: mend it, and give the same command again",
+        f"{failed[0].hint or 'mend it'}; then give the same command again: the others are cut, "
+        f"and data/{made.name}/failed.csv lists what is not",
         made,
     )
