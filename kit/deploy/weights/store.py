@@ -146,6 +146,8 @@ def list_in_index(weights_dir: Path, name: str, card: Card, file_sha256: str) ->
                 if isinstance(cause, OutputError) or attempt == LOCK_TRIES - 1:
                     raise
                 time.sleep(LOCK_WAIT_S)
+        for leftover in weights_dir.glob(".index.*.part.csv"):  # of a killed process
+            leftover.unlink(missing_ok=True)
         rows = [row.cells() for row in _read_rows(weights_dir) if row.name != name]
         temporary = stack.enter_context(replacing(weights_dir / INDEX))
         with temporary.open("w", newline="") as file:
@@ -257,12 +259,10 @@ def settle(weights_dir: Path, name: str = "") -> None:
 def _move_in(folder: Path) -> None:
     """Moves the files of one valid export into place, removes what it does not have, lists it, removes the folder."""
     weights_dir, name = folder.parent, folder.stem[1:]
-    try:
-        contents = read_json(folder / CONTENTS, list[str], error=WeightsError)
-    except WeightsError:
-        if not folder.exists():  # another process was faster
-            return
-        raise
+    if not (folder / CONTENTS).is_file():  # all was moved, or another process is about to finish
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    contents = read_json(folder / CONTENTS, list[str], error=WeightsError, hint=f"remove {folder}, and export again")
     for suffix in SUFFIXES:
         if suffix in contents:
             with suppress(FileNotFoundError):  # moved before

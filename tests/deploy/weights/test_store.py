@@ -1,167 +1,168 @@
-"""`kit weights`: what index.csv lists, held against files and cards; and what lies there unlisted."""
+"""The folder of weights: exports that are killed, two at once, leftovers, and an index that somebody edited."""
 
 import json
-import shutil
-import subprocess
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from deploy_fakes import export_tiny
+from deploy_fakes import left_in
 
-from kit.deploy.weights.listing import COLUMNS, list_weights
-from kit.deploy.weights.store import INDEX_COLUMNS, list_in_index, read_index
-from kit.system.files import sha256_of
+from kit.deploy.weights.card import CLASSES, Card, Member
+from kit.deploy.weights.store import SUFFIXES, check_free, list_in_index, read_index, staged
+from kit.errors import KitError, OutputError, WeightsError
+from kit.system.files import locked
 
-Cli = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root with two exports, of two members and of one. Read only."""
-    root = tmp_path_factory.mktemp("root")
-    export_tiny(root / "weights", "duo")
-    export_tiny(root / "weights", "solo", "none", (1,))
-    return root
+CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "open"}
+CARD = Card(
+    "0.1.0", "tiny", (Member("tiny", 0, 7, "ab" * 32, 0.5),), 0.5, CLASSES, 0.15, ((1.0, 2.0, 3.0),),
+    ((1.0, 2.0, 3.0),), "none", 16, "an image", "a mask", "2.15", "2026-01-01T00:00:00Z", 0.0, 1.0,
+)  # fmt: skip
 
 
-@pytest.fixture
-def root(two: Path, tmp_path: Path) -> Path:
-    """A copy that may be broken."""
-    return Path(shutil.copytree(two, tmp_path / "root"))
+def export(folder: Path, content: str, suffixes: tuple[str, ...] = (".pt",), name: str = "duo") -> None:
+    """Writes files as an export does; `content` stands for the networks and their checksum."""
+    with staged(folder, name) as part:
+        for suffix in suffixes:
+            (part / f"{name}{suffix}").write_text(content)
+        (part / f"{name}.json").write_text(CARD.to_json(file_sha256=content))
 
 
-def rows(out: str) -> dict[str, str]:
-    """Lines of the table by the name that they begin with."""
-    return {line.split()[0]: line for line in out.splitlines()[1:]}
+def state(folder: Path) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """What readers find: the files of `duo`, and the index."""
+    rows = [(row.name, row.file_sha256) for row in read_index(folder)]
+    files = {suffix: (folder / f"duo{suffix}") for suffix in SUFFIXES if suffix != ".json"}
+    found = {suffix: file.read_text() for suffix, file in files.items() if file.exists()}
+    return found | {".json": json.loads((folder / "duo.json").read_text())["file_sha256"]}, rows
 
 
-def test_the_table_when_piped(root: Path, cli: Cli):
-    (root / "weights/duo.onnx").touch()
-    code, out, err = cli("weights", "--root", root)
-    assert (code, err) == (0, "")
-    listed = {each.name: each for each in list_weights(root / "weights")}
-    days = {name: each.created[:10] for name, each in listed.items()}
-    parity = {name: f"{each.parity_max_abs:.0e}" for name, each in listed.items()}
-    sums = {name: sha256_of(root / f"weights/{name}.pt")[:8] for name in listed}
-    duo, solo = ("tiny", "2", "flips", "0.5000", "0.15"), ("newest", "tiny", "1", "none", "0.5000", "0.15")
-    assert [line.split() for line in out.splitlines()] == [
-        list(COLUMNS),
-        ["duo", *duo, parity["duo"], "pt", "onnx", days["duo"], sums["duo"]],
-        ["solo", *solo, parity["solo"], "pt", days["solo"], sums["solo"]],
-    ]
+def dies_at(step: int, action: Callable[[], None]) -> bool:
+    """Runs an action in a process that is killed before its n-th change of the disk; False where it ended before."""
+    child = os.fork()
+    if child == 0:
+        left = step
+
+        def count(event: str, _: object) -> None:
+            nonlocal left
+            left -= event in CHANGES
+            if not left:
+                os._exit(9)
+
+        sys.addaudithook(count)
+        try:
+            action()
+        except BaseException:
+            os._exit(3)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, 9)
+    return code == 9
 
 
-def test_json(root: Path, cli: Cli):
-    code, out, _ = cli("weights", "--json", "--root", root)
-    assert code == 0
-    listed = json.loads(out)
-    assert [(each["name"], each["newest"], each["state"], each["problem"]) for each in listed] == [
-        ("duo", False, "", None),
-        ("solo", True, "", None),
-    ]
-    card = json.loads((root / "weights/duo.json").read_text())
-    for key in ("recipe", "views", "score", "gsd_m", "created", "file_sha256", "parity_max_abs", "parity_equal_masks"):
-        assert listed[0][key] == card[key], key
-    assert listed[0]["members"] == 2
-    assert listed[0]["formats"] == ["pt"]
+@pytest.mark.skipif(sys.platform != "linux", reason="needs fork")
+def test_a_kill_leaves_the_old_weights_or_the_new_ones(tmp_path: Path):
+    before = {".pt": "old", ".onnx": "old", ".json": "old"}, [("duo", "old")]
+    after = {".pt": "new", ".pt2": "new", ".json": "new"}, [("duo", "new")]
+    seen = []
+    for step in range(1, 200):
+        folder = tmp_path / str(step)
+        export(folder, "old", (".pt", ".onnx"))
+        killed = dies_at(step, lambda folder=folder: export(folder, "new", (".pt", ".pt2")))
+        seen.append(state(folder))
+        assert seen[-1] in (before, after), step
+        export(folder, "third")
+        assert {path.name for path in left_in(folder)} == {"duo.pt", "duo.json", "index.csv"}, step
+        if not killed:
+            break
+    else:
+        pytest.fail("the export never ended")
+    turn = seen.index(after)
+    assert turn > 10
+    assert all(each == after for each in seen[turn:])
 
 
-def test_a_missing_file(root: Path, cli: Cli):
-    (root / "weights/solo.pt").unlink()
-    code, out, err = cli("weights", "--root", root)
-    assert code == 0
-    assert "newest, missing" in rows(out)["solo"]
-    assert "solo.pt is listed, but missing: export or fetch it again" in err
-    assert "duo" in rows(out)
+@pytest.mark.skipif(sys.platform != "linux", reason="needs fork")
+def test_a_kill_while_a_reader_completes_an_export(tmp_path: Path):
+    for step in range(1, 100):
+        folder = tmp_path / str(step)
+        export(folder, "old", (".pt", ".onnx"))
+        with staged(folder, "duo") as part:
+            (part / "duo.pt").write_text("new")
+            (part / "duo.json").write_text(CARD.to_json(file_sha256="new"))
+            (part / "contents.json").write_text('[".pt", ".json"]')
+            part.rename(folder / ".duo.new")
+            part.mkdir()
+            killed = dies_at(step, lambda folder=folder: read_index(folder))
+            assert state(folder) == ({".pt": "new", ".json": "new"}, [("duo", "new")]), step
+            (part / "duo.pt").write_text("new")
+            (part / "duo.json").write_text(CARD.to_json(file_sha256="new"))
+        if not killed:
+            return
+    pytest.fail("the reader never ended")
 
 
-def test_a_file_that_is_another_one(root: Path, cli: Cli):
-    shutil.copy(root / "weights/solo.pt", root / "weights/duo.pt")
-    code, out, err = cli("weights", "--root", root)
-    assert code == 0
-    assert rows(out)["duo"].split()[1] == "changed"
-    assert f"duo.pt has sha256 {sha256_of(root / 'weights/solo.pt')[:8]}..., but is listed with" in err
+def test_what_fails_leaves_the_old_weights(tmp_path: Path):
+    export(tmp_path, "old")
+    with pytest.raises(ZeroDivisionError), staged(tmp_path, "duo") as part:
+        (part / "duo.pt").write_text("new")
+        raise ZeroDivisionError
+    assert state(tmp_path) == ({".pt": "old", ".json": "old"}, [("duo", "old")])
+    assert {path.name for path in left_in(tmp_path)} == {"duo.pt", "duo.json", "index.csv"}
 
 
-def test_a_card_of_another_file(root: Path, cli: Cli):
-    shutil.copy(root / "weights/solo.json", root / "weights/duo.json")
-    _, out, err = cli("weights", "--root", root)
-    assert rows(out)["duo"].split()[1] == "changed"
-    assert "duo.json is the card of another file than duo.pt" in err
+def test_leftovers_of_killed_exports_are_removed(tmp_path: Path):
+    """Those of kit 0.1.0, too; not those of other names, nor begun downloads."""
+    (tmp_path / ".duo.part").mkdir()
+    for name in (".duo.123.part.pt", ".duo.123.part.json", ".duo.parity.123.part.json", ".duo.part/duo.pt"):
+        (tmp_path / name).write_text("left")
+    others = [".duo.v2.123.part.pt", ".other.123.part.pt", ".duo.pt.0123456789ab.part"]
+    for name in others:
+        (tmp_path / name).write_text("left")
+    export(tmp_path, "new")
+    assert {path.name for path in left_in(tmp_path)} == {"duo.pt", "duo.json", "index.csv", *others}
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"recipe": 1}', b"\xff"])
-def test_a_broken_card_does_not_end_the_listing(root: Path, cli: Cli, text: str | bytes):
-    (root / "weights/duo.json").write_bytes(text if isinstance(text, bytes) else text.encode())
-    code, out, err = cli("weights", "--root", root)
-    assert code == 0
-    assert rows(out)["duo"].split()[1] == "unreadable"
-    assert "/weights/duo.json is" in err
-    assert rows(out)["solo"].split()[1] == "newest"
+def test_two_exports_of_one_name(tmp_path: Path):
+    export(tmp_path, "old")
+    with locked(tmp_path / "duo"), pytest.raises(KitError, match="another process writes"):
+        export(tmp_path, "new")
+    export(tmp_path, "other", name="solo")
+    assert state(tmp_path)[0] == {".pt": "old", ".json": "old"}
 
 
-def test_without_a_card_beside(root: Path):
-    (root / "weights/duo.json").unlink()
-    duo, _ = list_weights(root / "weights")
-    assert (duo.state, duo.problem, duo.members, duo.parity_max_abs) == ("", None, 2, None)
-    assert duo.cells()[COLUMNS.index("parity")] == ""
+@pytest.mark.skipif(sys.platform != "linux", reason="needs fork")
+def test_exports_of_several_names_at_once_are_all_listed(tmp_path: Path):
+    children = []
+    for number in range(8):
+        if not (child := os.fork()):
+            try:
+                list_in_index(tmp_path, f"w{number}", CARD, "ab" * 32)
+            except BaseException:
+                os._exit(1)
+            os._exit(0)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 8
+    assert {row.name for row in read_index(tmp_path)} == {f"w{number}" for number in range(8)}
 
 
-def test_files_that_are_not_listed(root: Path, cli: Cli):
-    weights = root / "weights"
-    shutil.copy(weights / "solo.pt", weights / "copy.pt")
-    (weights / "alien.pt").write_bytes(b"not weights")
-    code, out, err = cli("weights", "--root", root)
-    assert code == 0
-    assert list(rows(out)) == ["duo", "solo", "alien", "copy"]
-    for name in ("alien", "copy"):
-        assert rows(out)[name].split()[1] == "unlisted"
-        assert f"{name}.pt is not listed; to use it: kit submit --weights {weights / name}.pt" in err
-    shutil.copy(weights / "solo.json", weights / "copy.json")
-    assert list_weights(weights)[-1].recipe == "tiny"
+@pytest.mark.parametrize("name", ["duo.pt", "duo.json", "duo.onnx"])
+def test_files_of_others_are_not_replaced(tmp_path: Path, name: str):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(OutputError, match=rf"{name} exists, and kit did not write it"):
+        check_free(tmp_path, "duo")
 
 
-def test_numbers_that_were_edited_away(root: Path):
-    index = root / "weights/index.csv"
-    index.write_text(index.read_text().replace(",2,flips,0.5000,", ",two,flips,,"))
-    (root / "weights/duo.json").unlink()
-    duo, solo = list_weights(root / "weights")
-    assert (duo.members, duo.score) == (None, None)
-    assert duo.cells()[COLUMNS.index("score")] == ""
-    assert solo.score == 0.5
+def test_the_folder_is_checked_before_any_work(tmp_path: Path):
+    (tmp_path / "weights").write_text("a file")
+    with pytest.raises(OutputError, match=r"cannot write .*weights"):
+        check_free(tmp_path / "weights", "duo")
 
 
-@pytest.mark.parametrize("text", ["name,recipe\na,b\n", b"\xff\xfe", "\0", ",".join(INDEX_COLUMNS) + "\nduo,tiny\n"])
-def test_a_broken_index(root: Path, cli: Cli, text: str | bytes):
-    (root / "weights/index.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
-    for command in (("weights",), ("submit", root)):
-        code, out, err = cli(*command, "--root", root)
-        assert (code, out) == (1, "")
-        assert f"{root / 'weights/index.csv'} is unreadable" in err
-        assert "move it away" in err.splitlines()[-1]
-
-
-def test_a_name_is_listed_once(root: Path):
-    weights = root / "weights"
-    card = export_tiny(root / "other", "duo", "d4", (3,)).card
-    list_in_index(weights, "duo", card, "ab" * 32)
-    assert [(row.name, row.views) for row in read_index(weights)] == [("solo", "none"), ("duo", "d4")]
-
-
-def test_no_weights_yet(tmp_path: Path, cli: Cli):
-    code, out, err = cli("weights", "--root", tmp_path)
-    assert (code, out.split()) == (0, list(COLUMNS))
-    assert "kit run RECIPE" in err
-    assert json.loads(cli("weights", "--json", "--root", tmp_path)[1]) == []
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_listing_imports_nothing_heavy(root: Path):
-    code = (
-        "import sys; from pathlib import Path; from kit.deploy.weights.listing import list_weights\n"
-        "assert len(list_weights(Path(sys.argv[1]))) == 2\n"
-        "sys.exit(', '.join({'torch', 'numpy', 'rasterio'} & set(sys.modules)) or 0)"
-    )
-    subprocess.run([sys.executable, "-c", code, root / "weights"], check=True)
+@pytest.mark.parametrize("name", ["../evil", "a/b", "", ".hidden"])
+def test_names_in_the_index_stay_in_the_folder(tmp_path: Path, name: str):
+    list_in_index(tmp_path, "duo", CARD, "ab" * 32)
+    index = tmp_path / "index.csv"
+    index.write_text(index.read_text().replace("\nduo,", f"\n{name},"))
+    with pytest.raises(WeightsError, match=r"index\.csv is unreadable: .* names no weights"):
+        read_index(tmp_path)
