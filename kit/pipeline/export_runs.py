@@ -157,10 +157,9 @@ def _check_best(run: str, folder: Path, result: Result) -> str:
     if not file.is_file():
         raise RunError(f"{run} has no {BEST}", f"train it again: kit run {result.recipe} --restart")
     sha256 = sha256_of(file)
-    expected = getattr(result, "best_sha256", "")  # empty in results of older versions
-    if expected and sha256 != expected:
+    if result.best_sha256 and sha256 != result.best_sha256:
         raise RunError(
-            f"{file} is damaged: sha256 {sha256[:12]}..., expected {str(expected)[:12]}...",
+            f"{file} is damaged: sha256 {sha256[:12]}..., expected {result.best_sha256[:12]}...",
             f"restore it from a copy, or train again: kit run {result.recipe} --restart",
         )
     return sha256

@@ -22,6 +22,7 @@ class Result:
         scenes: counts per `area/scene`.
         seconds: of the fit, validation included.
         epoch: the one whose weights were kept.
+        best_sha256: of best.safetensors, in hex; empty in results of older versions.
     """
 
     recipe: str
@@ -30,6 +31,7 @@ class Result:
     scenes: dict[str, Counts]
     seconds: float
     epoch: int
+    best_sha256: str = ""
 
 
 def read_result(folder: Path) -> Result | None:

@@ -1,6 +1,5 @@
 """Archives that are damaged or too large: found before torch reads them, in little memory."""
 
-import resource
 import subprocess
 import sys
 import zipfile
@@ -32,13 +31,15 @@ def test_damaged_bytes_are_found_without_a_card_beside(small_weights: Exported, 
         data[random.randrange(len(data))] ^= random.randrange(1, 256)
     path = tmp_path / "alone.pt"
     path.write_bytes(data)
+    try:
+        same = read_records(path, ("",)) == read_records(small_weights.path, ("",))
+    except WeightsError:
+        same = False
+    if same:  # local headers repeat the directory; nobody reads what they repeat
+        return
     for read in (load_weights, verify):
-        try:
+        with pytest.raises(WeightsError, match=r"alone\.pt"):
             read(path)
-        except WeightsError as error:
-            assert "alone.pt" in error.message
-        else:  # local headers repeat the directory; nobody reads what they repeat
-            assert read_records(path, ("",)) == read_records(small_weights.path, ("",))
 
 
 def test_a_flipped_bit_of_any_record_is_found(small_weights: Exported, tmp_path: Path):
@@ -107,13 +108,12 @@ def test_a_size_that_lies_takes_no_memory(tmp_path: Path):
     lying(path, LARGEST_EXTRA_BYTES)
     run = subprocess.run([sys.executable, "-c", MEMORY, path], capture_output=True, text=True, check=True)
     assert int(run.stdout) < 100 * 1024, run.stdout
-    assert resource  # the child's
 
 
 def test_many_packed_bytes_are_refused(small_weights: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = write_archive(tmp_path / "w.pt", entries_of(small_weights.path), zipfile.ZIP_DEFLATED)
     monkeypatch.setattr("kit.deploy.trust.zip_records.LARGEST_BYTES", 20_000)
-    with pytest.raises(WeightsError, match="MB of (code|packed records)"):
+    with pytest.raises(WeightsError, match=r"MB of (code|packed records)"):
         read_records(path, (".py",))
 
 

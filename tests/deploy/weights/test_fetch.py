@@ -5,6 +5,7 @@ import hashlib
 import json
 import shutil
 import socket
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -255,6 +256,55 @@ def test_a_full_disk(server: Server, tmp_path: Path):
     with pytest.raises(WeightsError, match=r"cannot write .*\.part: No space left") as error:
         fetch(f"{server.url}/best.pt", sum_, tmp_path)
     assert "free some space" in error.value.hint
+
+
+class Endless(Handler):
+    """Sends bytes without telling how many, one every `pause` seconds, until the other side hangs up."""
+
+    pause = 0.0
+
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        try:
+            while True:
+                self.wfile.write(b" " * (1 if self.pause else 2**16))
+                time.sleep(self.pause)
+        except OSError:
+            self.close_connection = True
+
+
+@pytest.mark.parametrize(
+    ("pause", "message"), [(0.0, "has more than 1,000,000 bytes"), (0.02, "the server sends too slowly")]
+)
+def test_a_server_that_never_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pause: float, message: str):
+    monkeypatch.setattr(fetching, "LIMIT_BYTES", 10**6)
+    monkeypatch.setattr(fetching, "STALL_S", 0.3)
+    monkeypatch.setattr(Endless, "pause", pause)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Endless) as endless:
+        endless.daemon_threads = True
+        Thread(target=endless.serve_forever, args=(0.01,), daemon=True).start()
+        with pytest.raises(WeightsError, match=message):
+            fetch(f"http://127.0.0.1:{endless.server_port}/best.pt", "0" * 64, tmp_path)
+        endless.shutdown()
+    assert not (tmp_path / "best.pt").exists()
+
+
+def test_a_length_beyond_the_limit_is_refused_before_it_is_read(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(fetching, "LIMIT_BYTES", 1000)
+    with pytest.raises(WeightsError, match="has more than 1,000 bytes: too large for weights"):
+        fetch(f"{server.url}/best.pt", sha256(server.content), tmp_path)
+    assert left(tmp_path) == []
+
+
+def test_files_of_others_beside_the_name_are_kept(server: Server, tmp_path: Path):
+    (tmp_path / "best.json").write_text("mine")
+    with pytest.raises(KitError, match=r"best\.json exists, and kit did not write it"):
+        fetch(f"{server.url}/best.pt", sha256(server.content), tmp_path)
+    assert (tmp_path / "best.json").read_text() == "mine"
+    assert server.asked == []
 
 
 def test_two_at_once(server: Server, tmp_path: Path):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from deploy_fakes import export_tiny
 
+from kit.deploy.weights import listing
 from kit.deploy.weights.listing import COLUMNS, list_weights
 from kit.deploy.weights.store import INDEX_COLUMNS, list_in_index, read_index
 from kit.system.files import sha256_of
@@ -165,3 +166,36 @@ def test_listing_imports_nothing_heavy(root: Path):
         "sys.exit(', '.join({'torch', 'numpy', 'rasterio'} & set(sys.modules)) or 0)"
     )
     subprocess.run([sys.executable, "-c", code, root / "weights"], check=True)
+
+
+def test_leftovers_of_killed_exports_are_not_listed(root: Path):
+    shutil.copy(root / "weights/duo.pt", root / "weights/.duo.123.part.pt")
+    assert [line.name for line in list_weights(root / "weights")] == ["duo", "solo"]
+
+
+def test_files_that_have_not_changed_are_read_once(root: Path, monkeypatch: pytest.MonkeyPatch):
+    weights, read = root / "weights", []
+    monkeypatch.setattr(listing, "sha256_of", lambda path: read.append(path.name) or sha256_of(path))
+    first = list_weights(weights)
+    assert sorted(read) == ["duo.pt", "solo.pt"]
+    read.clear()
+    assert list_weights(weights) == first
+    assert read == []
+    shutil.copy(weights / "solo.pt", weights / "duo.pt")
+    assert [line.state for line in list_weights(weights)] == ["changed", ""]
+    assert read == ["duo.pt"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"a": 1}', "\0"])
+def test_a_broken_cache_is_no_harm(root: Path, cache: Path, text: str):
+    first = list_weights(root / "weights")
+    (cache / listing.CHECKSUMS).write_text(text)
+    assert list_weights(root / "weights") == first
+
+
+def test_an_index_of_wrong_numbers(root: Path):
+    index = root / "weights/index.csv"
+    index.write_text(index.read_text().replace(",2,flips,0.5000,0.1500,", f",{'9' * 5000},flips,nan,1e999,"))
+    (root / "weights/duo.json").unlink()
+    duo = list_weights(root / "weights")[0]
+    assert (duo.members, duo.score, duo.gsd_m) == (None, None, None)
