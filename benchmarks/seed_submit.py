@@ -99,7 +99,7 @@ def kit_side(first: Path, chips: Path, weights: Path, engine: str, dtype: str = 
 
     submit._predict = warmed
     with tempfile.TemporaryDirectory() as out:
-        submit.submit(chips, weights, Path(out) / "all", engine=engine)
+        submit.submit(chips, weights, Path(out) / "all", submit.SubmitOptions(submit.EngineOptions(engine=engine)))
     (began, tuned), ended, peak = begun[0], time.perf_counter(), peak_gb()
     images = [torch.from_numpy(read_image(path)).permute(2, 0, 1)[None] for path in sorted(chips.glob("*.tif"))]
     decoded = time.perf_counter()

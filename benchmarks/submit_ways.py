@@ -27,23 +27,25 @@ import torch
 
 from kit.data.masks import Counts, count, pool
 from kit.data.sources.chips import find_chips
+from kit.deploy.engine.backends import EngineOptions
 from kit.deploy.freeze.ensemble import view
 from kit.deploy.mosaics.find import find_mosaics
 from kit.deploy.mosaics.mosaic import RESOLUTIONS, Mosaic
 from kit.deploy.submission.mask_tiff import decode_mask
 from kit.deploy.submission.score import score
-from kit.deploy.submission.submit import submit
+from kit.deploy.submission.submit import SubmitOptions, submit
 from kit.deploy.weights.load import read_card
 from kit.sample.sample import draw_sample
 
 SEAM_PX = 64
+ADAPTIVE = EngineOptions(adaptive=True)
 WAYS = {
-    "full": {},
-    "--adaptive": {"adaptive": True},
-    "--mosaic": {"mosaic": True},
-    "--scale": {"scale": True},
-    "--mosaic --scale": {"mosaic": True, "scale": True},
-    "--mosaic --scale --adaptive": {"mosaic": True, "scale": True, "adaptive": True},
+    "full": SubmitOptions(),
+    "--adaptive": SubmitOptions(ADAPTIVE),
+    "--mosaic": SubmitOptions(mosaic=True),
+    "--scale": SubmitOptions(scale=True),
+    "--mosaic --scale": SubmitOptions(mosaic=True, scale=True),
+    "--mosaic --scale --adaptive": SubmitOptions(ADAPTIVE, mosaic=True, scale=True),
 }
 
 
@@ -119,7 +121,7 @@ def main() -> None:
             order = list(ways)[number % len(ways) :] + list(ways)[: number % len(ways)]
             for name in order:
                 start = time.perf_counter()
-                submit(test, options.weights, folder / f"{number}{name.replace(' ', '')}", **ways[name])
+                submit(test, options.weights, folder / f"{number}{name.replace(' ', '')}", ways[name])
                 seconds[name].append(time.perf_counter() - start)
         print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {os.cpu_count()} cores")
         print(f"{len(chips)} chips, {len(card.members)} networks, views {card.views}, {card.gsd_m:.3f} m\n")

@@ -58,6 +58,8 @@ def submit(
 
     Example: kit submit test --weights lite0
     """
+    from kit.deploy.engine.backends import EngineOptions, check_engine
+    from kit.deploy.submission.submit import SubmitOptions
     from kit.deploy.submission.submit import submit as submit_chips
     from kit.deploy.weights.cleaning import AS_SHIPPED, chosen_cleaning
     from kit.deploy.weights.fetch import find_weights
@@ -81,13 +83,13 @@ def submit(
             say(f"masks: {cleaning}")
         where = chips.parent if chips.suffix == ".json" else chips
         folder = paths.submission(name or as_name(f"{chosen.stem}-{where.resolve().name}"))
-        made = submit_chips(
-            chips, chosen, folder, str(picked), tune, engine, rle, cleaning, adaptive, mosaic, gsd or scale
-        )
-    say(f"{made.chips} chips checked: {made.building_fraction:.1%} building, {made.empty} without any")
+        engine_options = EngineOptions(str(picked), check_engine(engine), tune, adaptive)
+        options = SubmitOptions(engine_options, rle, cleaning, mosaic, scale, gsd)
+        summary = submit_chips(chips, chosen, folder, options)
+    say(f"{summary.chips} chips checked: {summary.building_fraction:.1%} building, {summary.empty} without any")
     if rle:
         result(str(folder / "rle.csv"))
-    result(str(made.path))
+    result(str(summary.path))
     return None
 
 

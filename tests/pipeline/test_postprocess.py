@@ -201,5 +201,5 @@ def test_a_run_keeps_its_choice_in_the_card(cli: Cli, workplace: Path):
     data.unlink()
     code, _, err = cli("export", "tiny/fold0", "--name", "later", "--root", workplace)
     assert code == 0, err
-    assert "no cleaning of masks is chosen: no data set" in err
+    assert "the card gets no threshold and cleaning: no data set" in err
     assert json.loads((workplace / "weights/later.json").read_text())["postprocess"] is None

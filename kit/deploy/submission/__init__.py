@@ -1,1 +1,1 @@
-"""A folder of chips to an archive: checks, masks, score."""
+"""Predicts a test set: masks, tables and the archive to hand in. Checks and scores such masks."""

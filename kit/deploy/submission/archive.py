@@ -1,4 +1,4 @@
-"""Masks kept together: a folder, a .tgz or a .zip; read as from a stranger, with bounds on what is unpacked."""
+"""Folders, .tgz and .zip of masks. Archives may come from anybody: nothing is unpacked to disk, sizes are bounded."""
 
 import bz2
 import gzip
@@ -15,101 +15,92 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO
 
 from kit.errors import SubmissionError
+from kit.outputs import visible_files
 from kit.system.files import replacing
 
-Entry: TypeAlias = tuple[str, Callable[[], bytes]]
-
-LARGEST_BYTES = 256 * 1024**2  # of one file: a mask of 16,384 x 16,384 px, not compressed
-LARGEST_TOTAL_BYTES = 64 * 1024**3  # of all: four times the challenge's 11,481 masks, not compressed
-HELD_BYTES = 4 * 1024**3  # of what `entries` holds in memory
+LARGEST_BYTES = 256 * 1024**2  # of a file: a mask of 16,384 x 16,384 px, uncompressed
+LARGEST_TOTAL_BYTES = 64 * 1024**3  # of all files: four times the challenge's 11,481 masks, uncompressed
+HELD_BYTES = 4 * 1024**3  # that `read_files` keeps in memory
 MOST = 100_000  # files
 UNPACKED: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
-ZIPPED = (b"PK\3\4", b"PK\5\6")  # how a zip begins; an empty one
+ZIPPED = (b"PK\3\4", b"PK\5\6")  # how a zip begins, also an empty one
 BROKEN = (
     tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, ValueError,
     RuntimeError,
 )  # fmt: skip
-OUTSIDE = re.compile(r"(^|[/\\])\.\.([/\\]|$)|^[/\\]|^[A-Za-z]:")  # a path that leads out of the folder it is put into
+OUTSIDE = re.compile(r"(^|[/\\])\.\.([/\\]|$)|^[/\\]|^[A-Za-z]:")  # a path that leads out of its folder
 HINT = "pack the masks alone, without folders: kit submit writes such an archive"
 
 
 @dataclass(frozen=True)
-class Member:
-    """What lies in a folder or an archive.
+class PackedFile:
+    """A file or folder in a folder or an archive.
 
     Args:
-        name: as it stands there, with folders.
-        read: returns its bytes; of an archive, until the next member is taken.
-        folder: whether it is one.
-        link: whether it is one; of folders on the disk alone, since no archive may hold any.
+        name: its path there.
+        read: returns its bytes; in an archive only until the next file is taken.
+        is_folder: whether it is a folder.
+        is_link: whether it is a link; only in a folder on disk, archives with links are refused.
     """
 
     name: str
     read: Callable[[], bytes]
-    folder: bool = False
-    link: bool = False
+    is_folder: bool = False
+    is_link: bool = False
 
 
-def entries(path: Path) -> list[Entry]:
-    """Returns name and reader of each file: of a folder (hidden files aside), or of an archive, paths as they stand.
+def read_files(path: Path) -> dict[str, Callable[[], bytes]]:
+    """Returns a reader of each file, by its path in a folder or an archive; hidden files in a folder are left out.
 
-    An archive is held in memory, compressed masks of a few KiB each; a folder is read file by file.
+    The files of an archive are held in memory; those of a folder and its subfolders are read on demand.
 
     Raises:
-        SubmissionError: see `members`; or an archive holds more than fits into memory.
+        SubmissionError: see `packed_files`; or an archive is too large for memory.
     """
     if path.is_dir():
-        return [
-            (member.name, member.read)
-            for member in members(path)
-            if not member.folder and not member.name.startswith(".")
-        ]
-    found: list[Entry] = []
+        return {str(file.relative_to(path)): partial(_bytes_of, file) for file in visible_files(path) if file.is_file()}
+    files: dict[str, Callable[[], bytes]] = {}
     held = 0
-    for member in members(path):
-        data = member.read()
+    for file in packed_files(path):
+        data = file.read()
         if (held := held + len(data)) > HELD_BYTES:
-            raise SubmissionError(f"{path} unpacks to more than {_gib(HELD_BYTES)}", "unpack it, and give the folder")
-        found.append((member.name, partial(bytes, data)))
-    return found
+            raise SubmissionError(f"{path} unpacks to more than {_gib(HELD_BYTES)}", "unpack it and give the folder")
+        if file.name in files:
+            raise SubmissionError(f"{path} holds {file.name} twice", HINT)
+        files[file.name] = partial(bytes, data)
+    return files
 
 
-def members(path: Path) -> Iterator[Member]:
-    """Yields what lies in a folder, by name, or in an archive, in its order, one at a time in memory.
+def packed_files(path: Path) -> Iterator[PackedFile]:
+    """Yields the files and folders of a folder, by name, or of an archive, in its order, one at a time in memory.
 
     Raises:
-        SubmissionError: it is missing, not an archive, or damaged; or it is made to harm: names that lead out of the
-            folder or cannot be shown, links, devices, more or larger files than masks need.
+        SubmissionError: it is missing, no archive, or damaged; or it is dangerous: names that lead out of the folder or
+            cannot be printed, links, devices, more or larger files than masks need.
     """
     if path.is_dir():
-        yield from _in_folder(path)
+        for child in sorted(path.iterdir()):
+            if child.is_dir() or child.is_file():
+                yield PackedFile(child.name, partial(_bytes_of, child), child.is_dir(), child.is_symlink())
         return
     if not path.is_file():
         raise SubmissionError(f"no folder or archive {path}", "give a folder of masks, a .tgz or a .zip")
     with _reading(path):
-        with path.open("rb") as file:
-            start = file.read(6)
-        found = _in_zip(path) if start.startswith(ZIPPED) else _in_tar(path, start)
+        with path.open("rb") as stream:
+            start = stream.read(6)
         total = 0
-        for number, (size, member) in enumerate(found):
-            if OUTSIDE.search(member.name) or not member.name.isprintable():
-                raise SubmissionError(f"{path} holds {member.name!r}: a name that leads out of its folder", HINT)
+        for number, (size, file) in enumerate(_in_zip(path) if start.startswith(ZIPPED) else _in_tar(path, start)):
+            if OUTSIDE.search(file.name) or not file.name.isprintable():
+                raise SubmissionError(f"{path} holds {file.name!r}: a name that leads out of its folder", HINT)
             total += size
             if size > LARGEST_BYTES:
-                raise SubmissionError(f"{path} holds {member.name} of {_gib(size)}: more than a mask needs", HINT)
+                raise SubmissionError(f"{path} holds {file.name} of {_gib(size)}: more than a mask needs", HINT)
             if total > LARGEST_TOTAL_BYTES or number >= MOST:
                 raise SubmissionError(f"{path} holds {number + 1} files, {_gib(total)}: more than masks need", HINT)
-            yield member
-
-
-def _in_folder(folder: Path) -> Iterator[Member]:
-    """Yields files, folders and links of a folder on the disk."""
-    for path in sorted(folder.iterdir()):
-        if path.is_dir() or path.is_file():
-            yield Member(path.name, partial(_bytes_of, path), path.is_dir(), path.is_symlink())
+            yield file
 
 
 def _bytes_of(path: Path) -> bytes:
@@ -121,69 +112,61 @@ def _bytes_of(path: Path) -> bytes:
         raise SubmissionError(f"cannot read {path}: {cause.strerror}", "write it again") from cause
 
 
-def _in_zip(path: Path) -> Iterator[tuple[int, Member]]:
-    """Yields the size, once unpacked, and each member of a zip."""
+def _in_zip(path: Path) -> Iterator[tuple[int, PackedFile]]:
+    """Yields the unpacked size and each file of a zip."""
+
+    def read(info: zipfile.ZipInfo) -> bytes:
+        with _reading(path):
+            return archive.read(info)
+
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             if stat.S_ISLNK(info.external_attr >> 16):
                 raise SubmissionError(f"{path} holds {info.filename!r}, a link", HINT)
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack without a bound
                 raise SubmissionError(f"{path} holds {info.filename!r}, packed in a rare way", "zip it with deflate")
-            yield info.file_size, Member(info.filename, partial(_unzipped, archive, info, path), info.is_dir())
-
-
-def _unzipped(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> bytes:
-    with _reading(path):
-        return archive.read(info)
+            yield info.file_size, PackedFile(info.filename, partial(read, info), info.is_dir())
 
 
 class _Bounded(io.RawIOBase):
-    """A stream that gives no more at once than one mask may have: tarfile would read long names of any size."""
+    """A stream of which no more than a mask is read at once: tarfile would read a long name of any size."""
 
     def __init__(self, stream: BinaryIO) -> None:
-        self.stream = stream
+        self.stream, self.seek, self.tell = stream, stream.seek, stream.tell  # type: ignore[method-assign]
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= LARGEST_BYTES:
             raise tarfile.ReadError(f"a header of {_gib(size)}")
         return self.stream.read(size)
 
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self.stream.seek(offset, whence)
 
-    def tell(self) -> int:
-        return self.stream.tell()
+def _in_tar(path: Path, start: bytes) -> Iterator[tuple[int, PackedFile]]:
+    """Yields the size and each file of a tar, compressed or not."""
 
+    def read(info: tarfile.TarInfo) -> bytes:
+        with _reading(path):
+            file = archive.extractfile(info)  # None for a folder
+            return file.read() if file else b""
 
-def _in_tar(path: Path, start: bytes) -> Iterator[tuple[int, Member]]:
-    """Yields the size and each member of a tar, packed or not."""
-    opened = next((opened for magic, opened in UNPACKED.items() if start.startswith(magic)), open)
-    with opened(path, "rb") as stream, tarfile.open(fileobj=_Bounded(stream), mode="r:") as archive:
+    unpack = next((unpack for magic, unpack in UNPACKED.items() if start.startswith(magic)), open)
+    with unpack(path, "rb") as stream, tarfile.open(fileobj=_Bounded(stream), mode="r:") as archive:
         for info in archive:
             if not (info.isfile() or info.isdir()):
                 kind = "a link" if info.issym() or info.islnk() else "no file"
                 raise SubmissionError(f"{path} holds {info.name!r}, {kind}", HINT)
-            yield info.size, Member(info.name, partial(_untarred, archive, info, path), info.isdir())
+            yield info.size, PackedFile(info.name, partial(read, info), info.isdir())
         stream.seek(archive.offset)
-        ended = False
-        while rest := stream.read(tarfile.RECORDSIZE):  # zeros end an archive; behind them a checksum is compared
-            if rest.strip(b"\0"):
+        rest = b""
+        while block := stream.read(tarfile.RECORDSIZE):  # an archive ends with zeros; then its checksum is compared
+            if (rest := block).strip(b"\0"):
                 raise tarfile.ReadError(f"damaged behind byte {archive.offset}")
-            ended = True
-        if not ended:
+        if not rest:
             raise tarfile.ReadError("it ends early")
-
-
-def _untarred(archive: tarfile.TarFile, info: tarfile.TarInfo, path: Path) -> bytes:
-    """Returns a member's bytes; none for a folder."""
-    with _reading(path):
-        file = archive.extractfile(info)
-        return file.read() if file else b""
 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turns what the unpackers raise into a SubmissionError."""
+    """Turns an unpacker's error into a SubmissionError."""
     try:
         yield
     except BROKEN as cause:
@@ -195,7 +178,7 @@ def _gib(size: int) -> str:
 
 
 def write_tgz(files: Iterable[Path], path: Path) -> None:
-    """Writes files into a flat archive whose bytes depend on their names and contents alone.
+    """Writes a flat archive whose bytes depend only on the files' names and contents.
 
     Args:
         files: in any order; the archive is sorted by name.

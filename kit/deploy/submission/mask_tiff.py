@@ -1,4 +1,4 @@
-"""Masks of a submission as TIFF files in memory."""
+"""Masks as TIFF files in memory: encoded and decoded."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,16 +26,16 @@ def encode_mask(mask: NDArray[np.uint8]) -> bytes:
 
 @contextmanager
 def opened_mask(data: bytes, name: str) -> Iterator[Any]:
-    """Yields a mask's TIFF as an open dataset; other formats that GDAL knows are refused: some name files to read.
+    """Yields a mask's TIFF as an open dataset; other formats of GDAL are refused: some make it read further files.
 
     Args:
         data: the file's bytes.
-        name: for the error.
+        name: of the file, for the error.
 
     Raises:
-        RasterError: it is broken; also for what fails while it is read within the block.
+        RasterError: it is broken, also where that shows only when it is read within the block.
     """
-    if not data:  # rasterio takes it for a file to be written
+    if not data:  # rasterio would take it for a file to be written
         raise RasterError(f"{name} is empty, expected a TIFF", "write it again")
     try:
         with without_notice, MemoryFile(data) as memory, memory.open(driver="GTiff") as dataset:
@@ -49,7 +49,7 @@ def decode_mask(data: bytes, name: str) -> NDArray[Any]:
 
     Args:
         data: the file's bytes.
-        name: for the error.
+        name: of the file, for the error.
 
     Raises:
         RasterError: it is broken, too large, or has more bands.

@@ -1,22 +1,26 @@
-"""Predictions against truth: the Jaccard index of building, per chip, per scene and pooled over all pixels."""
+"""Scores predictions against truth: the Jaccard index of building per chip, per scene, and pooled over all pixels."""
 
 import csv
+import io
 import json
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kit.data.masks import IGNORE, Counts, count, pool
+from kit.data.masks import BUILDING, IGNORE, Counts, pool
 from kit.data.sources.inputs import TIFF_SUFFIXES
-from kit.deploy.submission.archive import Entry, entries
+from kit.deploy.submission.archive import read_files
 from kit.deploy.submission.mask_tiff import decode_mask
 from kit.errors import RasterError, ScoreError, SubmissionError
 
-SCENES = "chips.csv"  # columns chip, scene; stands beside the truth where scenes are known
+SCENES = "chips.csv"  # columns chip, scene; beside the truth where the scenes are known
+VALUES = (0, BUILDING, IGNORE)  # of a mask, in the order of a table's rows and columns
+Reader = Callable[[], bytes]
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Score:
     Args:
         chips: counts by chip.
         scenes: the scene of each chip, where known.
-        unscored: predictions that have no truth.
+        unscored: predictions without truth.
     """
 
     chips: dict[str, Counts]
@@ -47,17 +51,17 @@ class Score:
 
     def to_json(self) -> str:
         """Returns pooled, per scene and per chip scores as JSON text."""
-        scored = {
+        record = {
             "pooled": self.pooled,
             **asdict(pool(self.chips.values())),
             "scenes": {name: {"jaccard": c.jaccard, **asdict(c)} for name, c in self.per_scene().items()},
             "chips": {name: {"jaccard": c.jaccard, **asdict(c)} for name, c in self.chips.items()},
             "unscored": self.unscored,
         }
-        return json.dumps(scored, indent=2)
+        return json.dumps(record, indent=2)
 
     def lines(self) -> list[str]:
-        """Returns the text to print: a line a scene, then `pooled 0.8123`."""
+        """Returns the text to print: one line per scene, then `pooled 0.8123`."""
         scenes = self.per_scene()
         width = max((len(name) for name in scenes), default=0)
         lines = [f"scene {name:<{width}} {counts.jaccard:.4f}" for name, counts in scenes.items()]
@@ -67,33 +71,36 @@ class Score:
 
 
 def score(predictions: Path, truth: Path) -> Score:
-    """Returns the score of predicted masks (0, 1) against true masks (0, 1, 255 ignored).
+    """Returns the score of predicted masks against true masks.
+
+    Building is 1 in a mask. In a set of masks in which none holds a 1, building is 255. Beside 1, 255 is no data in the
+    truth, and refused in predictions.
 
     Args:
-        predictions: a folder or archive of one-band uint8 TIFFs.
+        predictions: a folder or archive of one-band TIFFs, matched with the truth by stem.
         truth: likewise; a `chips.csv` (chip, scene) among them gives the scenes.
 
     Raises:
-        ScoreError: a chip of the truth has no prediction, the sizes differ, or a mask holds other values.
+        ScoreError: a chip of the truth has no prediction, sizes differ, or a mask holds unclear values.
     """
     try:
-        found, expected = entries(predictions), entries(truth)
+        predicted_files, true_files = read_files(predictions), read_files(truth)
     except SubmissionError as cause:
         raise ScoreError(cause.message, cause.hint) from cause
-    masks, labels = _tiffs(found), _tiffs(expected)
+    masks, labels = _tiffs(predicted_files, predictions), _tiffs(true_files, truth)
     if not labels:
-        raise ScoreError(f"no .tif in {truth}", "the truth is a folder or archive of masks, one a chip")
+        raise ScoreError(f"no .tif in {truth}", "the truth is a folder or archive of masks, one per chip")
     if missing := sorted(labels.keys() - masks.keys()):
         raise ScoreError(
             f"{len(missing)} of {len(labels)} chips have no prediction in {predictions}, first {missing[0]}",
             "predict them: kit submit",
         )
-    chips: dict[str, Counts] = {}
+    tables: dict[str, NDArray[np.int64]] = {}
     mismatched: list[str] = []
     for name in sorted(labels):
         mask, true = _read(masks[name], f"prediction {name}"), _read(labels[name], f"truth {name}")
         if mask.shape == true.shape:
-            chips[name] = _count(mask, true, name)
+            tables[name] = np.bincount((3 * mask + true).ravel(), minlength=9).reshape(3, 3)
         else:
             sizes = [f"{array.shape[1]} x {array.shape[0]} px" for array in (mask, true)]
             mismatched.append(f"{name} is {sizes[0]}, its truth {sizes[1]}")
@@ -102,39 +109,94 @@ def score(predictions: Path, truth: Path) -> Score:
             f"{len(mismatched)} of {len(labels)} predictions have another size than their truth, first {mismatched[0]}",
             "predict the chips as they are: kit submit",
         )
-    return Score(chips, _scenes(expected), len(masks.keys() - labels.keys()))
+    found = 1 + _is_255_building({name: table.sum(1) for name, table in tables.items()}, "prediction", False)
+    built = 1 + _is_255_building({name: table.sum(0) for name, table in tables.items()}, "truth", True)
+    counts = {name: _counts(table, found, built) for name, table in tables.items()}
+    return Score(counts, _scenes(true_files), len(masks.keys() - labels.keys()))
 
 
-def _tiffs(found: Iterable[Entry]) -> dict[str, Entry]:
-    """Returns the TIFFs by stem."""
-    return {Path(name).stem: (name, read) for name, read in found if Path(name).suffix.lower() in TIFF_SUFFIXES}
-
-
-def _read(entry: Entry, name: str) -> NDArray[Any]:
-    """Returns a mask, (H, W); a file that cannot be read is a ScoreError."""
-    try:
-        return decode_mask(entry[1](), name)
-    except RasterError as cause:
-        raise ScoreError(cause.message, cause.hint) from cause
-
-
-def _count(mask: NDArray[Any], true: NDArray[Any], name: str) -> Counts:
-    """Returns the counts of one chip: prediction (H, W) of 0 and 1, truth (H, W) of 0, 1 and 255."""
-    if not np.isin(mask, (0, 1)).all():
-        raise ScoreError(f"prediction {name} holds the value {mask.max()}, expected 0 and 1", "1 is building")
-    if not np.isin(true, (0, 1, IGNORE)).all():
-        raise ScoreError(f"truth {name} holds values other than 0, 1 and {IGNORE}", "is it a mask?")
-    return count(mask == 1, true)
-
-
-def _scenes(found: Iterable[Entry]) -> dict[str, str]:
-    """Returns the scene of each chip from `chips.csv`; nothing without one."""
-    for name, read in found:
-        if name == SCENES:
-            rows = list(csv.DictReader(read().decode().splitlines()))
-            if rows and not {"chip", "scene"} <= rows[0].keys():
+def _tiffs(files: Mapping[str, Reader], folder: Path) -> dict[str, Reader]:
+    """Returns the readers of the TIFFs by stem."""
+    names: dict[str, str] = {}
+    for name in files:
+        path = PurePosixPath(name)
+        if path.suffix.lower() in TIFF_SUFFIXES:
+            if path.stem in names:
                 raise ScoreError(
-                    f"{SCENES} has columns {', '.join(rows[0])}, expected chip and scene", "mend its header"
+                    f"{folder} holds two masks of {path.stem}: {names[path.stem]} and {name}", "remove one of them"
                 )
-            return {row["chip"]: row["scene"] for row in rows}
-    return {}
+            names[path.stem] = name
+    return {stem: files[name] for stem, name in names.items()}
+
+
+def _read(read: Reader, name: str) -> NDArray[np.uint8]:
+    """Returns where a mask holds each of VALUES, by its place among them, (H, W)."""
+    try:
+        band: NDArray[Any] = decode_mask(read(), name)
+    except (RasterError, SubmissionError) as cause:
+        raise ScoreError(cause.message, cause.hint) from cause
+    places = np.zeros(band.shape, np.uint8)
+    for place, value in enumerate(VALUES):
+        places[band == value] = place
+    if not (strange := band[(places == 0) & (band != 0)]).size:
+        return places
+    raise ScoreError(
+        f"{name} holds the value {strange.max()}, expected 0 and 1, or 0 and 255",
+        "1 is building; or 255 where no mask holds a 1",
+    )
+
+
+def _is_255_building(pixels: Mapping[str, NDArray[np.int64]], kind: str, may_ignore: bool) -> bool:
+    """Returns whether 255 means building in a set of masks, rather than no data.
+
+    Args:
+        pixels: how many pixels of each mask hold each of VALUES.
+        kind: `prediction` or `truth`, for the error.
+        may_ignore: whether 255 may mean no data, as it does in a mask that holds 1 as well.
+
+    Raises:
+        ScoreError: it cannot be both: some masks hold 1, others 255.
+    """
+    groups: dict[tuple[bool, bool], list[str]] = defaultdict(list)
+    for name, (_, ones, others) in pixels.items():
+        groups[bool(ones), bool(others)].append(name)
+    only_1, only_255, both = groups[True, False], groups[False, True], groups[True, True]
+    if not only_255 and (may_ignore or not both):
+        return False
+    if not only_1 and not both:
+        return True
+    if may_ignore and both:  # this set uses 255 for no data
+        return False
+    first, second = (only_1 or both)[0], (only_255 or both)[0]
+    raise ScoreError(
+        f"{len(only_1 or both)} masks hold 1, first {kind} {first}, and {len(only_255 or both)} hold the value 255, "
+        f"first {kind} {second}: is building 1 or 255?",
+        "write all of them alike: building is 1" + (", and 255 is no data" if may_ignore else ""),
+    )
+
+
+def _counts(table: NDArray[np.int64], found: int, built: int) -> Counts:
+    """Returns the counts of a chip.
+
+    Args:
+        table: pixels by value of the prediction (row) and of the truth (column), each of VALUES.
+        found: the row of building.
+        built: the column of building.
+    """
+    tp = int(table[found, built])
+    predicted, true = int(table[found, : built + 1].sum()), int(table[:, built].sum())  # columns behind are no data
+    return Counts(tp, predicted - tp, true - tp)
+
+
+def _scenes(files: Mapping[str, Reader]) -> dict[str, str]:
+    """Returns the scene of each chip from `chips.csv`; nothing without one."""
+    if SCENES not in files:
+        return {}
+    hint = "expected a CSV in UTF-8 with the columns chip and scene"
+    try:
+        rows = list(csv.DictReader(io.StringIO(files[SCENES]().decode("utf-8-sig"), newline="")))
+    except (ValueError, csv.Error, SubmissionError) as cause:
+        raise ScoreError(f"{SCENES} cannot be read: {cause}", hint) from cause
+    if rows and not {"chip", "scene"} <= rows[0].keys():
+        raise ScoreError(f"{SCENES} has columns {', '.join(map(str, rows[0]))}, expected chip and scene", hint)
+    return {row["chip"]: row["scene"] for row in rows if row["chip"] and row["scene"]}

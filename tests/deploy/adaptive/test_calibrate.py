@@ -13,10 +13,10 @@ from kit.deploy.adaptive import calibrate, cover, vote
 from kit.deploy.adaptive.calibrate import PassSums, end_early, fit, learn, seconds_a_pass
 from kit.deploy.adaptive.risk import Change
 from kit.deploy.adaptive.vote import AdaptiveEnsemble
-from kit.deploy.engine.backends import Network
+from kit.deploy.engine.backends import EngineOptions, Network
 from kit.deploy.engine.predict import predict_image
 from kit.deploy.engine.tuning import tune
-from kit.deploy.submission.submit import submit
+from kit.deploy.submission.submit import SubmitOptions, submit
 from kit.deploy.weights.card import Bounds, Card
 from kit.deploy.weights.load import Weights, load_weights
 from kit.errors import WeightsError
@@ -212,6 +212,6 @@ def test_weights_loaded_or_tuned_end_their_vote_early(tiny_weights: Exported, tu
 
 def test_a_submission_without_learnt_bounds_is_refused(chips: Path, tiny_weights: Exported, tmp_path: Path):
     with pytest.raises(WeightsError, match="has no adaptive in its card") as error:
-        submit(chips, tiny_weights.path, tmp_path / "one", tuning=False, adaptive=True)
+        submit(chips, tiny_weights.path, tmp_path / "one", SubmitOptions(EngineOptions(tuning=False, adaptive=True)))
     assert "kit export" in error.value.hint
     assert not (tmp_path / "one").exists()

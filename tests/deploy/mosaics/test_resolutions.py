@@ -91,11 +91,12 @@ def test_a_submission_sees_each_mosaic_at_its_size(
     """The weights know 0.15 m: m000 of 0.3 m is seen twice as large, as if --gsd had told it."""
     monkeypatch.setattr(room, "find_mosaics", lambda _: mosaics)
 
-    def masks(name: str, scale: bool | float) -> dict[str, np.ndarray]:
-        room.submit(tmp_path / "chips", tiny_weights.path, tmp_path / name, tuning=False, scale=scale)
+    def masks(name: str, scale: bool = False, gsd_m: float | None = None) -> dict[str, np.ndarray]:
+        options = room.SubmitOptions(room.EngineOptions(tuning=False), scale=scale, gsd_m=gsd_m)
+        room.submit(tmp_path / "chips", tiny_weights.path, tmp_path / name, options)
         return {id_: decode_mask((tmp_path / name / f"{id_}.tif").read_bytes(), id_) for id_ in "abcde"}
 
-    plain, told, found = masks("plain", False), masks("told", 0.3), masks("found", True)
+    plain, told, found = masks("plain"), masks("told", gsd_m=0.3), masks("found", True)
     for id_ in "abcde":
         assert found[id_].shape == (SIDE, SIDE)
         assert (found[id_] == (told if id_ in "ab" else plain)[id_]).all()
@@ -105,13 +106,18 @@ def test_a_submission_sees_each_mosaic_at_its_size(
     masks("found", True)
     assert (tmp_path / "found.tgz").read_bytes() == before
     assert estimated == ["m000", "m001"]
-    assert (masks("found", False)["a"] == plain["a"]).all()
+    assert (masks("found")["a"] == plain["a"]).all()
 
 
 @pytest.mark.parametrize("gsd_m", [0.03, 0.7])
 def test_a_resolution_far_off_is_refused(chips: Path, tiny_weights: Exported, tmp_path: Path, gsd_m: float):
-    with pytest.raises(KitError, match=r"knows 0\.15 m per pixel") as told:
-        room.submit(chips, tiny_weights.path, tmp_path / "out", tuning=False, scale=gsd_m)
+    with pytest.raises(KitError, match=r"trained at 0\.15 m per pixel") as told:
+        room.submit(
+            chips,
+            tiny_weights.path,
+            tmp_path / "out",
+            room.SubmitOptions(room.EngineOptions(tuning=False), gsd_m=gsd_m),
+        )
     assert told.value.hint == "give metres per pixel from 0.0375 to 0.6"
 
 

@@ -108,7 +108,8 @@ def test_masks_continue_across_seams(
     found = {}
     for kind, mosaics in (("alone", []), ("joined", [mosaic])):
         monkeypatch.setattr(room, "find_mosaics", lambda _, mosaics=mosaics: mosaics)
-        room.submit(tmp_path / "chips", tiny_weights.path, tmp_path / kind, tuning=False, mosaic=True)
+        options = room.SubmitOptions(room.EngineOptions(tuning=False), mosaic=True)
+        room.submit(tmp_path / "chips", tiny_weights.path, tmp_path / kind, options)
         found[kind] = decode_mask((tmp_path / kind / "c01.tif").read_bytes(), "c01")
     expected = whole[:SIDE, SIDE : 2 * SIDE]
     assert (found["joined"] == expected)[:, : SIDE - 24].all()  # to the right and below a chip is missing

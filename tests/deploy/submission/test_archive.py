@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kit.deploy.submission import archive
-from kit.deploy.submission.archive import entries, members
+from kit.deploy.submission.archive import packed_files, read_files
 from kit.errors import SubmissionError
 
 DATA = {"a.tif": b"first" * 300, "b.tif": b""}
@@ -38,7 +38,7 @@ def write_tar(path: Path, files: dict[str, bytes], *others: tarfile.TarInfo, mod
 
 
 def read(path: Path) -> dict[str, bytes]:
-    return {member.name: member.read() for member in members(path)}
+    return {file.name: file.read() for file in packed_files(path)}
 
 
 def special(kind: bytes, name: str = "x.tif", target: str = "/etc/passwd") -> tarfile.TarInfo:
@@ -59,7 +59,7 @@ def special(kind: bytes, name: str = "x.tif", target: str = "/etc/passwd") -> ta
 )
 def test_whole_archives_are_read(tmp_path: Path, write: Callable[..., Path]):
     assert read(write(tmp_path / "one", DATA)) == DATA  # known by what it begins with, not by its name
-    assert {name: reader() for name, reader in entries(tmp_path / "one")} == DATA
+    assert {name: reader() for name, reader in read_files(tmp_path / "one").items()} == DATA
 
 
 def test_a_folder_is_read_file_by_file(tmp_path: Path):
@@ -67,12 +67,12 @@ def test_a_folder_is_read_file_by_file(tmp_path: Path):
         (tmp_path / name).write_bytes(data)
     (tmp_path / "deeper").mkdir()
     (tmp_path / "c.tif").symlink_to(tmp_path / "a.tif")
-    found = {member.name: (member.folder, member.link) for member in members(tmp_path)}
+    found = {file.name: (file.is_folder, file.is_link) for file in packed_files(tmp_path)}
     assert found == {
         ".hidden": (False, False), "a.tif": (False, False), "b.tif": (False, False), "c.tif": (False, True),
         "deeper": (True, False),
     }  # fmt: skip
-    assert {name: reader() for name, reader in entries(tmp_path)} == {**DATA, "c.tif": DATA["a.tif"]}
+    assert {name: reader() for name, reader in read_files(tmp_path).items()} == {**DATA, "c.tif": DATA["a.tif"]}
 
 
 OUTSIDE = [
@@ -130,11 +130,11 @@ def claiming(path: Path, size: int) -> Path:
 
 def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(SubmissionError, match=r"x\.tif of 1024\.0 GiB: more than a mask needs"):
-        list(members(claiming(tmp_path / "one.tgz", 2**40)))
+        list(packed_files(claiming(tmp_path / "one.tgz", 2**40)))
     monkeypatch.setattr(archive, "LARGEST_BYTES", 1000)
     for write in (write_zip, write_tar):
         with pytest.raises(SubmissionError, match=r"a\.tif of 0\.0 GiB: more than a mask needs"):
-            list(members(write(tmp_path / "one", DATA)))
+            list(packed_files(write(tmp_path / "one", DATA)))
     for name, data in DATA.items():
         (tmp_path / name).write_bytes(data)
     with pytest.raises(SubmissionError, match=r"a\.tif has 0\.0 GiB: more than a mask needs"):
@@ -148,7 +148,7 @@ def test_a_header_bomb_is_not_read(tmp_path: Path):
         info.size = 2**40
         (tmp_path / "one.tgz").write_bytes(gzip.compress(info.tobuf(tarfile.GNU_FORMAT) + bytes(1024)))
         with pytest.raises(SubmissionError, match=r"a header of 1024\.0 GiB"):
-            list(members(tmp_path / "one.tgz"))
+            list(packed_files(tmp_path / "one.tgz"))
 
 
 def test_a_zip_that_claims_to_be_small(tmp_path: Path):
@@ -179,8 +179,8 @@ def test_too_many_files_and_too_much_in_all(
     monkeypatch.setattr(archive, "HELD_BYTES", 44)
     assert len(read(path)) == 9
     with pytest.raises(SubmissionError, match="unpacks to more than") as error:
-        entries(path)
-    assert error.value.hint == "unpack it, and give the folder"
+        read_files(path)
+    assert error.value.hint == "unpack it and give the folder"
     monkeypatch.setattr(archive, "LARGEST_TOTAL_BYTES", 44)
     with pytest.raises(SubmissionError, match="holds 9 files"):
         read(path)

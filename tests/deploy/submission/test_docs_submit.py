@@ -10,8 +10,10 @@ from deploy_fakes import noise, write_tiff
 from test_docs import COMMANDS, DOCS, inline, kit_arguments, rows_below, shell
 
 import kit
+from kit.data.rasters import MOST_PIXELS
 from kit.deploy.submission import archive, checks
-from kit.deploy.submission.checks import FORM, Check, check
+from kit.deploy.submission.checks import SubmissionCheck, check
+from kit.deploy.submission.inspect_masks import FORM
 from kit.deploy.weights.cleaning import Cleaning
 from kit.pipeline import postprocess
 from kit.pipeline.export import Exported
@@ -59,14 +61,14 @@ def test_the_checks_are_as_told(tmp_path: Path):
     checked = check(tmp_path / "masks", earlier=tmp_path / "masks")
     assert [row[0].strip("`") for row in rows_below("Checking", PAGE)] == [row.name for row in checked.checks]
     assert set(FORM) <= {row.name for row in checked.checks}
-    marks = [Check("", "").mark, Check("", "", warning="x").mark, Check("", "", ("x",)).mark]
+    marks = [SubmissionCheck("", "", *more).mark for more in ((), ((), "x"), (("x",),))]
     assert all(f"`{mark}`" in PAGE for mark in marks)
 
 
 def test_numbers_are_the_code_s():
     assert f"{archive.LARGEST_BYTES // 1024**2} MiB" in PAGE
     assert f"({archive.MOST:,})" in PAGE
-    side = int(checks.LARGEST_PX**0.5)
+    side = int(MOST_PIXELS**0.5)
     assert f"{side:,} x {side:,} px" in PAGE
     assert f"{postprocess.LARGEST_PX // 1024**2} tiles of 1,024 px" in PAGE
     assert (len(postprocess.SMALLEST_M2), len(postprocess.HOLE_M2)) == (9, 7)

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from kit.data.sources.chips import Chip, find_chips
+from kit.deploy.engine.backends import EngineOptions
 from kit.deploy.submission.checks import check
 from kit.deploy.submission.mask_tiff import decode_mask
 from kit.deploy.submission.rle import decode, encode, read_rle, write_rle
-from kit.deploy.submission.submit import submit
+from kit.deploy.submission.submit import SubmitOptions, submit
 from kit.errors import SubmissionError
 from kit.pipeline.export import Exported
 
@@ -153,7 +154,7 @@ def test_a_table_is_checked(table: Path):
         ("names", "ok"), ("readable", "ok"), ("buildings", "ok"), ("empty", "ok")
     ]  # fmt: skip
     assert checked.require().building_fraction == 0.5
-    with pytest.raises(SubmissionError, match=r"rle\.csv tells no sizes") as error:
+    with pytest.raises(SubmissionError, match=r"rle\.csv holds run lengths, which have no image sizes") as error:
         check(table)
     assert "--test" in error.value.hint
 
@@ -162,7 +163,7 @@ def test_a_table_is_checked(table: Path):
     ("row", "name", "fault"),
     [
         ("", "names", "y is missing"),
-        ("y,1 1\ny,2 1\n", "names", "y stands there 2 times"),
+        ("y,1 1\ny,2 1\n", "names", "y occurs 2 times"),
         ("y,\nw,\n", "names", "w is not <chip> of the test set"),
         ("y,12 2\n", "readable", "y has a run that ends behind the last of 12 pixels"),
     ],
@@ -178,24 +179,24 @@ def test_masks_and_their_run_lengths_agree(table: Path, tmp_path: Path):
         write_tiff(tmp_path / "masks" / f"{name}.tif", mask)
     for one, other in ((table, tmp_path / "masks"), (tmp_path / "masks", table)):
         checked = check(one, images(table), other)
-        assert "Jaccard 1.0000, 100.00%" in checked.checks[-1].said
+        assert "Jaccard 1.0000, 100.00%" in checked.checks[-1].result
         assert checked.differing == ()
 
 
 def test_submit_writes_them_from_the_masks_that_stand(chips: Path, tiny_weights: Exported, tmp_path: Path):
     out = tmp_path / "one"
-    submit(chips, tiny_weights.path, out, tuning=False)
+    submit(chips, tiny_weights.path, out, SubmitOptions(EngineOptions(tuning=False)))
     assert not (out / "rle.csv").exists()
-    submit(chips, tiny_weights.path, out, tuning=False, rle=True)
+    submit(chips, tiny_weights.path, out, SubmitOptions(EngineOptions(tuning=False), rle=True))
     rows = dict(read_rle(out / "rle.csv"))
     assert list(rows) == list("abcd")
     for name, runs in rows.items():
         mask = decode_mask((out / f"{name}.tif").read_bytes(), name)
         np.testing.assert_array_equal(decode(runs, mask.shape), mask)
-    submit(chips, tiny_weights.path, out, tuning=False)
+    submit(chips, tiny_weights.path, out, SubmitOptions(EngineOptions(tuning=False)))
     assert (out / "rle.csv").exists()  # still of these masks
     (out / "b.tif").unlink()
-    submit(chips, tiny_weights.path, out, tuning=False)
+    submit(chips, tiny_weights.path, out, SubmitOptions(EngineOptions(tuning=False)))
     assert not (out / "rle.csv").exists()
 
 
@@ -210,4 +211,4 @@ def test_the_commands(chips: Path, tiny_weights: Exported, tmp_path: Path, cli: 
     assert "Jaccard 1.0000" in out
     code, out, err = cli("check-submission", table)
     assert (code, out) == (1, "")
-    assert "hint:  give it with --test" in err
+    assert "hint:  give the test set: --test" in err

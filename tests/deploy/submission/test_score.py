@@ -68,8 +68,14 @@ def test_predictions_without_truth_are_told(folders: tuple[Path, Path]):
     [
         (lambda p, t: (p / "b.tif").unlink(), "1 of 2 chips have no prediction in .*, first b"),
         (lambda p, t: write_tiff(p / "b.tif", np.zeros((5, 4), np.uint8)), "1 of 2 .* b is 4 x 5 px, its truth 4 x 4"),
-        (lambda p, t: write_tiff(p / "b.tif", np.full((4, 4), 255, np.uint8)), "prediction b holds the value 255"),
-        (lambda p, t: write_tiff(t / "b.tif", np.full((4, 4), 7, np.uint8)), "truth b holds values other than"),
+        (
+            lambda p, t: write_tiff(p / "b.tif", np.full((4, 4), 255, np.uint8)),
+            "prediction a, and 1 hold the value 255",
+        ),
+        (
+            lambda p, t: write_tiff(t / "b.tif", np.full((4, 4), 7, np.uint8)),
+            "truth b holds the value 7, expected 0",
+        ),
         (lambda p, t: write_tiff(p / "b.tif", np.zeros((4, 4, 3), np.uint8)), "prediction b has 3 bands"),
         (lambda p, t: (t / "b.tif").write_bytes(b"no"), "truth b is not a readable TIFF"),
         (lambda p, t: [file.unlink() for file in t.iterdir()], r"no \.tif in .*truth"),

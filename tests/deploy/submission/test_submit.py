@@ -19,12 +19,12 @@ from deploy_fakes import export_tiny, noise, write_tiff
 
 from kit.data.rasters import read_image
 from kit.deploy.engine import tuning
-from kit.deploy.engine.backends import NetworkSetting
+from kit.deploy.engine.backends import EngineOptions, NetworkSetting
 from kit.deploy.engine.predict import predict_image
 from kit.deploy.mosaics import wide
 from kit.deploy.submission import submit as room
 from kit.deploy.submission.mask_tiff import decode_mask
-from kit.deploy.submission.submit import Summary, check_submission, find_chips
+from kit.deploy.submission.submit import SubmitOptions, Summary, check_submission, find_chips
 from kit.deploy.weights.load import load_weights
 from kit.errors import CatalogError, KitError, OutputError, RasterError, SubmissionError, WeightsError
 from kit.pipeline.export import Exported
@@ -32,7 +32,7 @@ from kit.pipeline.export import Exported
 
 def submit(test: Path, weights: Path, out: Path, tuning: bool = False) -> Summary:
     """As shipped: what a machine chooses to compute faster is no concern of most tests here."""
-    return room.submit(test, weights, out, tuning=tuning)
+    return room.submit(test, weights, out, SubmitOptions(EngineOptions(tuning=tuning)))
 
 
 def outputs(folder: Path) -> dict[str, str]:
@@ -328,7 +328,7 @@ def test_a_doubled_name(masks: Path):
     with tarfile.open(path, "w:gz") as archive:
         for name in ("x.tif", "y.tif", "x.tif"):
             archive.add(masks / name, name)
-    with pytest.raises(SubmissionError, match=r"x.tif stands there 2 times"):
+    with pytest.raises(SubmissionError, match=r"x.tif occurs 2 times"):
         check_submission(path, find_chips(masks.parent / "images"))
 
 
@@ -357,13 +357,15 @@ def test_a_tuned_submission_is_not_mixed_with_another(
     assert {name: found for name, found in outputs(out).items() if name.endswith(".tif")}.items() <= shipped.items()
     predicted.clear()
     submit(chips, tiny_weights.path, out, tuning=True)
-    assert predicted == []  # remembered: nothing to tune or to predict
+    assert predicted == []  # finished
 
 
 def test_another_engine_untuned(chips: Path, tiny_weights: Exported, tmp_path: Path):
     pytest.importorskip("openvino", reason="the extra openvino is not installed")
     submit(chips, tiny_weights.path, tmp_path / "torch")
-    room.submit(chips, tiny_weights.path, tmp_path / "openvino", tuning=False, engine="openvino")
+    room.submit(
+        chips, tiny_weights.path, tmp_path / "openvino", SubmitOptions(EngineOptions(engine="openvino", tuning=False))
+    )
     for name in "abcd":
         files = [tmp_path / engine / f"{name}.tif" for engine in ("torch", "openvino")]
         first, second = (decode_mask(file.read_bytes(), file.name) for file in files)
@@ -378,7 +380,7 @@ def test_ranks_share_the_chips(
     out.mkdir()
     monkeypatch.setattr(room, "ranks", lambda: 2)
     monkeypatch.setattr(room, "rank", lambda: 1)
-    said = iter([[], {}, list("abcd"), None])  # by rank 0: mosaics, factors, missing chips, the summary
+    said = iter([None, [], {}, list("abcd"), None])  # by rank 0: finished, mosaics, factors, missing chips, summary
     monkeypatch.setattr(room, "agreed", lambda _: next(said))
     predicted.clear()
     submit(chips, tiny_weights.path, out)
@@ -448,7 +450,7 @@ def test_two_processes_hand_over_what_one_does(chips: Path, tiny_weights: Export
 @pytest.mark.parametrize(("number", "looked"), [(3, 3), (20, 8), (100, 10), (11_481, 24)])
 def test_chips_that_are_looked_at_are_evenly_spread(number: int, looked: int):
     chips = [room.Chip(str(place), Path(f"{place}.tif")) for place in range(number)]
-    places = [int(chip.id) for chip in room._some(chips)]
+    places = [int(chip.id) for chip in room._sample(chips)]
     assert (len(places), places[0], places[-1]) == (looked, 0, number - 1)
     assert max(np.diff(places)) - min(np.diff(places)) <= 1
 

@@ -196,7 +196,9 @@ def test_cleaned_submissions_are_told_apart(
     for cleaning in ways:
         for expected in ("abcd", ""):
             predicted.clear()
-            room.submit(chips, tiny_weights.path, out, tuning=False, cleaning=cleaning)
+            room.submit(
+                chips, tiny_weights.path, out, room.SubmitOptions(room.EngineOptions(tuning=False), cleaning=cleaning)
+            )
             assert "".join(predicted) == expected
         for name in "abcd":
             image = read_image(chips / f"{name}.tif")

@@ -1,4 +1,4 @@
-"""Reading ahead and writing behind: decoding, computing and encoding at the same time, in bounded memory."""
+"""Threads that read images ahead and write masks behind, while the networks compute. Memory stays bounded."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -8,13 +8,13 @@ from typing import TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
-DEPTH = 2  # items that wait on each side: one in the making, one to spare
+DEPTH = 2  # items that wait on each side: one in work, one to spare
 
 
 def read_ahead(read: Callable[[T], R], items: Iterable[T], depth: int = DEPTH) -> Iterator[tuple[T, R]]:
-    """Yields each item with what `read` gave for it, in order; a thread reads up to `depth` items ahead.
+    """Yields each item with the result of `read`, in order; a thread reads up to `depth` items ahead.
 
-    An item that cannot be read raises in its turn: those before it are yielded.
+    What `read` raises is raised in the item's turn, after the items before it were yielded.
     """
     waiting: deque[tuple[T, Future[R]]] = deque()
     with ThreadPoolExecutor(1, "reader") as thread:
@@ -32,10 +32,13 @@ def read_ahead(read: Callable[[T], R], items: Iterable[T], depth: int = DEPTH) -
                 future.cancel()
 
 
-class WriteBehind:
-    """Runs calls one after the other in a thread, at most `depth` of them waiting; a context.
+class BackgroundWriter:
+    """Runs calls one after the other in a thread; a context manager that waits for all of them.
 
-    What a call raises is raised by the next one, or where the context ends. Calls that were taken are always run.
+    An error in a call is raised by a later call, or at the end of the context. Every call that was accepted is run.
+
+    Args:
+        depth: how many calls may wait.
     """
 
     def __init__(self, depth: int = DEPTH) -> None:
@@ -43,11 +46,11 @@ class WriteBehind:
         self.thread = ThreadPoolExecutor(1, "writer")
         self.waiting: deque[Future[None]] = deque()
 
-    def __enter__(self) -> "WriteBehind":
+    def __enter__(self) -> "BackgroundWriter":
         return self
 
     def __call__(self, call: Callable[[], None]) -> None:
-        """Takes a call; returns when there is room for the next."""
+        """Accepts a call; returns when there is room for the next."""
         self.waiting.append(self.thread.submit(call))
         while len(self.waiting) > self.depth:
             self.waiting.popleft().result()

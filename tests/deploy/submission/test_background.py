@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from kit.deploy.submission.flow import DEPTH, WriteBehind, read_ahead
+from kit.deploy.submission.background import DEPTH, BackgroundWriter, read_ahead
 
 
 def test_items_come_in_order_and_at_most_a_few_are_read_ahead():
@@ -50,7 +50,7 @@ def test_a_reader_that_is_left_stops():
 
 def test_calls_run_in_order_and_all_have_run_in_the_end():
     done: list[int] = []
-    with WriteBehind() as behind:
+    with BackgroundWriter() as behind:
         for number in range(20):
             behind(lambda number=number: done.append(number))
             assert len(behind.waiting) <= DEPTH
@@ -62,7 +62,7 @@ def test_what_a_call_raises_comes_out():
         raise OSError("full")
 
     done: list[int] = []
-    with pytest.raises(OSError, match="full"), WriteBehind() as behind:
+    with pytest.raises(OSError, match="full"), BackgroundWriter() as behind:
         behind(fail)
         behind(lambda: done.append(1))
     assert done == [1]
@@ -70,7 +70,7 @@ def test_what_a_call_raises_comes_out():
 
 def test_calls_are_finished_when_the_block_fails():
     done: list[int] = []
-    with pytest.raises(KeyboardInterrupt), WriteBehind() as behind:
+    with pytest.raises(KeyboardInterrupt), BackgroundWriter() as behind:
         behind(lambda: done.append(1))
         raise KeyboardInterrupt
     assert done == [1]
