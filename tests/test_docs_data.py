@@ -15,7 +15,7 @@ from factories import write_catalog, write_footprints, write_scene
 from test_docs import COMMANDS, DATA, inline, rows_below, shell
 
 import kit
-from kit.data import report
+from kit.cli import printing
 from kit.data.grids import grid_of, ground_m
 from kit.data.tiles.tile import Skipped
 
@@ -80,7 +80,7 @@ def test_what_the_command_makes_is_as_told(city: Path, cli: Cli, capsys: pytest.
     assert set(json.loads((folder / "settings.json").read_text())) == {"style", "by", "k"} <= set(CODE)
 
     heads = [name for row in rows_below("The table", DATA) for name in re.findall(r"`(\w+)`", row[0])]
-    assert heads == list(report.COLUMNS) == shown.splitlines()[0].split()
+    assert heads == list(printing.COLUMNS) == shown.splitlines()[0].split()
     assert " ".join(heads) in re.sub(r" +", " ", DATA)
 
     snippet = re.search(r"```python\n(.+?)```", DATA, re.S)

@@ -440,15 +440,14 @@ def test_a_killed_worker_ends_the_command_with_one_error(tmp_path: Path, large: 
     assert not members(process.pid)
 
 
-def test_labels_may_lie_in_several_files(tmp_path: Path, small: Path):
-    """Of which one that changes is noticed."""
+def test_labels_that_are_emptied_are_cut_again(tmp_path: Path, small: Path):
     folder = cut(small, tmp_path)
     before = marks(folder)
     write_footprints(small / "znz/c-labels/c.geojson", [])
-    with pytest.raises(CutError, match="first znz/c: no polygon"):
-        cut(small, tmp_path)
+    cut(small, tmp_path)
     assert written_anew(before, marks(folder)) == {"znz/c"}
-    assert set(pd.read_csv(folder / "index.csv")["scene"]) == {"a", "b"}
+    index = pd.read_csv(folder / "index.csv")
+    assert not index["building_fraction"][index["scene"] == "c"].any()
 
 
 def test_a_killed_write_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
