@@ -1,1 +1,1 @@
-"""A vote that ends where it is clear: by block, with bounds that are learnt at export and held against what comes."""
+"""Ends the ensemble's vote early where the mask is clear, as far as some of the images allow."""

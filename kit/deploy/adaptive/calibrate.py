@@ -1,14 +1,15 @@
-"""How early a vote may end: learnt at export on tiles with labels, held against the images that are to be predicted.
+"""Chooses how early a vote may end: on some of the images that are to be predicted, without labels.
 
-Both ask by how much an early end may change the Jaccard index, also without labels (`kit.deploy.adaptive.risk`). The
-networks know imagery that is like their tiles; on other imagery they disagree, more of them must be heard, and this
-shows it.
+These images are predicted in full first. Then the price of `kit.deploy.adaptive.vote` is lowered until the Jaccard
+index of all images, estimated by `kit.deploy.adaptive.risk`, stays within `CHANGE` of the full vote's. Networks agree
+on imagery like their training tiles; on other imagery they disagree, and the vote has to go on for longer.
 """
 
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,195 +18,94 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kit.console import say, track
-from kit.deploy.adaptive.cover import Window
-from kit.deploy.adaptive.risk import change_of, overlap
+from kit.deploy.adaptive.cover import BlockWindow
+from kit.deploy.adaptive.risk import change_of
 from kit.deploy.adaptive.vote import AdaptiveEnsemble, BlockGrid, Pass, run, stages, vote
 from kit.deploy.engine.backends import Network
 from kit.deploy.engine.memo import recall, remember
-from kit.deploy.engine.tuned import networks
+from kit.deploy.engine.tuned import TunedEnsemble, networks
 from kit.deploy.freeze.ensemble import VIEWS
-from kit.deploy.weights.card import Bounds
+from kit.deploy.weights import torchscript
 from kit.deploy.weights.load import Weights
-from kit.errors import WeightsError
 from kit.system.ranks import agreed, rank
 
-# bounds to choose from, undecided pixels for each that a network sees: 0 settles none, 1 all
-STEPS = (0.0, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.07, 1.0)
-LEAST = 0.002  # stricter ones settle next to nothing
-CHANGE = 0.002  # of the Jaccard index: the most that an early end may lose by labels, and change at most without
-SET = 100  # images of a test set that bounds are learnt for: on a smaller one chance weighs more, the look tells
-STRICTER = 0.85  # times: bounds that images do not bear, for the next try
-WORTH = 0.75  # of the passes: a vote that ends no earlier is taken in full
-LOOK_PX = 1024  # of the middle of an image that is looked at in full
+CHANGE = 0.002  # largest change of the Jaccard index
+START = 0.1  # the first price that is tried: nearly nothing but the first pass
+LOWER = 0.85  # each next price as a share of the one before
+LEAST = 0.002  # lower prices end next to nothing early
+WORTH = 0.75  # share of the passes: a vote that takes more is taken in full
+LOOK_PX = 1024  # of an image, its middle is predicted in full
+
+Image = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class PassSums:
-    """What the networks give on an image.
+class Calibration:
+    """How early a vote ends on a set of images.
 
     Args:
-        summed: by stage, what `run` returns, padded, on the CPU.
-        counts: (h, w), which pixels of the unpadded image do.
-    """
-
-    summed: Sequence[Tensor]
-    counts: NDArray[np.bool_]
-
-
-def look(
-    networks: Sequence[Network],
-    steps: Sequence[Sequence[Pass]],
-    image: NDArray[np.uint8],
-    pad: int,
-    device: str = "cpu",
-) -> list[Tensor]:
-    """Returns what all passes give for an image (H, W, 3), stage by stage: float32 (1, 1, H, W), padded, on the CPU."""
-    batch = _batch(image, device)
-    padded = F.pad(batch, [0, -batch.shape[3] % pad, 0, -batch.shape[2] % pad], mode="replicate")
-    with torch.inference_mode():
-        return [run(networks, step, padded).cpu() for step in steps]
-
-
-def seconds_a_pass(network: Network, pad: int, device: str = "cpu") -> float:
-    """Returns how long a network takes for 512 x 512 px or a little more, a multiple of `pad`; the better of two."""
-    side_px = -(-512 // pad) * pad
-    image = torch.zeros(1, 3, side_px, side_px, device=device)
-    found = []
-    with torch.inference_mode():
-        network(image)  # the first run on a size is the slowest
-        for _ in range(2):
-            start = time.perf_counter()
-            network(image)[0, 0, 0, 0].item()  # waits for a GPU, too
-            found.append(time.perf_counter() - start)
-    return min(found)
-
-
-def learn(
-    tiles: Sequence[PassSums], buildings: Sequence[NDArray[np.bool_]], order: Sequence[int], codes: Sequence[int],
-    seconds: Sequence[float], pad: int,
-) -> Bounds:  # fmt: skip
-    """Returns the bounds of least cost that lose no more than `CHANGE` by labels, nor may change more without.
-
-    Labels alone would not do: on a few tiles an early end makes as many pixels right as wrong, by luck.
-
-    Args:
-        tiles: what the passes give, best out of fold for the network that looks first.
-        buildings: (h, w), the labels of each.
         order: the networks, cheapest first.
-        codes: of the views.
-        seconds: of a pass of each network, by its number.
-        pad: see Ensemble.
-    """
-    steps = stages(order, codes)
-    costs = [sum(seconds[member] for member, _ in stage) for stage in steps]
-    whole = (0.0,) * (len(steps) - 1)
-    full, _ = _ended(tiles, steps, whole, costs, pad)
-    counts = [tile.counts for tile in tiles]
-    score_full = _labelled(full, buildings, tiles)
-    share = min(1.0, len(tiles) / SET)
-    best = Bounds(tuple(order), whole, score_full, score_full, 1.0)
-    for first in STEPS:
-        for later in reversed(STEPS):  # the cheapest comes first
-            settled = ((first,) + len(whole) * (later,))[: len(whole)]
-            ended, cost = _ended(tiles, steps, settled, costs, pad)
-            if cost >= best.cost:
-                break
-            score = _labelled(ended, buildings, tiles)
-            if score >= score_full - CHANGE and change_of(full, ended, counts).most(share) <= CHANGE:
-                best = replace(best, settled=settled, score=score, cost=cost)
-                break
-    return best
-
-
-@dataclass(frozen=True)
-class Fit:
-    """Bounds that images bear.
-
-    Args:
-        settled: see `Bounds`; all 0 where the full vote is to be taken.
-        passes: share of the full vote's that are taken, 0..1.
+        price: see `kit.deploy.adaptive.vote`; 0 for the full vote.
+        passes: share of the full vote's passes that are taken, 0..1.
         change: of the Jaccard index, at most.
-        images: that were looked at in full.
+        images: number that were predicted in full.
     """
 
-    settled: tuple[float, ...]
+    order: tuple[int, ...]
+    price: float
     passes: float
     change: float
     images: int
 
     def __str__(self) -> str:
-        if not any(self.settled):
-            return f"adaptive: nothing to gain, the full vote is taken ({self.images} images looked at)"
+        if not self.price:
+            return f"adaptive: nothing to gain, all passes are taken (calibrated on {self.images} images)"
         return (
-            f"adaptive: {self.passes:.0%} of the passes, "
-            f"Jaccard within {self.change:.4f} of the full vote's ({self.images} images looked at)"
+            f"adaptive: {self.passes:.0%} of the passes, Jaccard within {self.change:.4f} of the full vote's "
+            f"(calibrated on {self.images} images)"
         )
 
+    def plan(self, plan: str) -> str:
+        """Returns the `plan` of weights whose vote ends early, see `Weights`."""
+        return f"{plan} adaptive {','.join(map(str, self.order))} {self.price}" if self.price else plan
 
-def fit(weights: Weights, images: Iterable[NDArray[np.uint8]], share: float = 1.0) -> Fit:
-    """Returns the learnt bounds, or stricter ones, with which images change by no more than `CHANGE`.
 
-    Bounds that pass by what the passes give over whole images are tried in earnest: windows have edges.
+class PassSums(NamedTuple):
+    """What the networks give for one image.
+
     Args:
-        weights: tuned or as loaded.
-        images: uint8 (H, W, 3 or 4), like those that are to be predicted; of each the middle is looked at in full.
-        share: of all that are to be predicted that `images` stand for, 0..1: among many chance evens out.
+        stages: the sum of each stage's probabilities, float32 (1, 1, H, W), padded, on the CPU.
+        valid: (h, w), which pixels of the unpadded image count.
     """
-    bounds, members, pad = learnt_bounds(weights), networks(weights), weights.card.pad_multiple
-    whole = (0.0,) * len(bounds.settled)
-    if bounds.settled == whole:
-        return Fit(whole, 1.0, 0.0, 0)
-    steps = stages(bounds.order, VIEWS[weights.card.views])
-    seen, tiles = [], []
-    for image in map(_middle, images):
-        shown = image[..., 3] > 0 if image.shape[2] == 4 else np.ones(image.shape[:2], np.bool_)
-        seen.append(image[..., :3])
-        tiles.append(PassSums(look(members, steps, seen[-1], pad, weights.device), shown))
-    if not tiles:
-        return Fit(bounds.settled, bounds.cost, 0.0, 0)
-    costs, counts = [float(len(step)) for step in steps], [tile.counts for tile in tiles]
-    full, _ = _ended(tiles, steps, whole, costs, pad)
 
-    def change(ended: Sequence[NDArray[np.float32]]) -> float:
-        return change_of(full, ended, counts).most(share)
-
-    settled, tried = bounds.settled, 0.0
-    ended, passes = _ended(tiles, steps, settled, costs, pad)
-    while passes <= WORTH and max(settled) >= LEAST:
-        if passes != tried and change(ended) <= CHANGE:
-            early = _adaptive(weights, settled)
-            found = change([_probability(early, image, weights.device) for image in seen])
-            if found <= CHANGE:
-                return Fit(settled, passes, found, len(tiles))
-        settled, tried = tuple(round(kept * STRICTER, 6) for kept in settled), passes
-        ended, passes = _ended(tiles, steps, settled, costs, pad)
-    return Fit(whole, 1.0, 0.0, len(tiles))
+    stages: list[Tensor]
+    valid: NDArray[np.bool_]
 
 
 def end_early(
-    weights: Weights, images: Callable[[], Iterable[NDArray[np.uint8]]], identity: str, share: float = 1.0
+    weights: Weights, images: Callable[[], Iterable[Image]], identity: str, share: float = 1.0
 ) -> Weights:
-    """Returns weights whose vote ends where it is clear; the same ones where nothing is to be gained.
+    """Returns weights whose vote ends early where the mask is clear; the same weights where nothing is to be gained.
 
-    What images bear is found once and remembered. All ranks must call it; the first one looks.
+    The calibration is remembered in the user's cache. All ranks must call it.
 
     Args:
-        weights: tuned or as loaded, with learnt bounds.
-        images: returns some like those that are to be predicted, see `fit`; called only where nothing is remembered.
+        weights: tuned or as loaded.
+        images: returns some of those to be predicted, uint8 (H, W, 3 or 4); called only where nothing is remembered.
         identity: changes when the images do, for example their ids and versions.
-        share: see `fit`.
-
-    Raises:
-        WeightsError: see `learnt_bounds`.
+        share: of all that are to be predicted that `images` stand for, 0..1.
     """
-    found = agreed(_fitted(weights, images, identity, share) if rank() == 0 else None)
-    if found is None or not any(found.settled):
+    if not torchscript.has_cores(weights.module) and not isinstance(weights.module, TunedEnsemble):
+        say(f"{weights.path} is an old export, whose networks cannot be called one by one: all passes are taken")
         return weights
-    return replace(weights, module=_adaptive(weights, found.settled), plan=_plan(weights.plan, found))
+    found = agreed(_calibration(weights, images, identity, share) if rank() == 0 else None)
+    if found is None or not found.price:
+        return weights
+    return replace(weights, module=_adaptive(weights, found.order, found.price), plan=found.plan(weights.plan))
 
 
 def known_plan(sha256: str, plan: str, identity: str, share: float = 1.0) -> str | None:
-    """Returns the `plan` that `end_early` would give to weights without looking at images; None where it would look.
+    """Returns the `plan` that `end_early` would give to weights; None where it would have to calibrate first.
 
     Args:
         sha256: of the weights file.
@@ -213,94 +113,136 @@ def known_plan(sha256: str, plan: str, identity: str, share: float = 1.0) -> str
         identity: see `end_early`.
         share: see `end_early`.
     """
-    found = recall("adaptive", _key(sha256, plan, identity, share), Fit)
-    return _plan(plan, found) if found else None
-
-
-def _plan(plan: str, fit: Fit) -> str:
-    return f"{plan} adaptive {' '.join(map(str, fit.settled))}" if any(fit.settled) else plan
+    known = recall("adaptive", _key(sha256, plan, identity, share), Calibration)
+    return known.plan(plan) if known else None
 
 
 def _key(sha256: str, plan: str, identity: str, share: float) -> str:
     return f"{sha256} {plan} {share:.6f} {hashlib.sha256(identity.encode()).hexdigest()}"
 
 
-def learnt_bounds(weights: Weights) -> Bounds:
-    """Returns when a vote of weights may end.
-
-    Raises:
-        WeightsError: it was not learnt at export, or for other stages.
-    """
-    remedy = "export its runs again: kit export RUN... --name NAME --adaptive"
-    if (bounds := weights.card.adaptive) is None:
-        raise WeightsError(f"{weights.path} has no adaptive in its card: when a vote may end was not learnt", remedy)
-    known = sorted(bounds.order) == list(range(len(weights.card.members)))
-    if not known or len(bounds.settled) != len(stages(bounds.order, VIEWS[weights.card.views])) - 1:
-        raise WeightsError(f"{weights.path} has an adaptive in its card that does not fit its networks", remedy)
-    return bounds
-
-
-def _adaptive(weights: Weights, settled: tuple[float, ...]) -> AdaptiveEnsemble:
-    bounds = replace(learnt_bounds(weights), settled=settled)
-    return AdaptiveEnsemble(networks(weights), bounds, weights.card.views, weights.card.pad_multiple)
-
-
-def _probability(ensemble: AdaptiveEnsemble, image: NDArray[np.uint8], device: str) -> NDArray[np.float32]:
-    with torch.inference_mode():
-        probability: NDArray[np.float32] = ensemble.probability(_batch(image, device))[0, 0].cpu().numpy()
-    return probability
-
-
-def _batch(image: NDArray[np.uint8], device: str) -> Tensor:
-    """Returns an image (H, W, 3) as float32 (1, 3, H, W)."""
-    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float().to(device)
-
-
-def _fitted(weights: Weights, images: Callable[[], Iterable[NDArray[np.uint8]]], identity: str, share: float) -> Fit:
-    """Returns what images bear, remembered or measured now, and says so."""
-    learnt_bounds(weights)
+def _calibration(
+    weights: Weights, images: Callable[[], Iterable[Image]], identity: str, share: float
+) -> Calibration:
+    """Returns the calibration, remembered or made now, and reports it."""
     key = _key(weights.sha256, weights.plan, identity, share)
-    if (found := recall("adaptive", key, Fit)) is None:
-        found = fit(weights, track(list(images()), "look in full"), share)
+    if (found := recall("adaptive", key, Calibration)) is None:
+        found = calibrate(weights, track(list(images()), "calibrate"), share)
         remember("adaptive", key, found)
     say(str(found))
     return found
 
 
-def _middle(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Returns the middle of an image (H, W, C), at most `LOOK_PX` large."""
+def calibrate(weights: Weights, images: Iterable[Image], share: float = 1.0) -> Calibration:
+    """Returns the highest price with which the Jaccard index changes by no more than `CHANGE`.
+
+    A price that passes by the sums of whole images is checked by predicting with it: windows have edges.
+
+    Args:
+        weights: see `end_early`.
+        images: see `end_early`; of each the middle is predicted in full.
+        share: see `end_early`.
+    """
+    members, pad, device = networks(weights), weights.card.pad_multiple, weights.device
+    order = _cheapest_first(weights, members)
+    steps = stages(order, VIEWS[weights.card.views])
+    full_vote = Calibration(order, 0.0, 1.0, 0.0, 0)
+    if len(steps) == 1:
+        return full_vote
+    pixels, sums = [], []
+    for image in map(_middle, images):
+        valid = image[..., 3] > 0 if image.shape[2] == 4 else np.ones(image.shape[:2], np.bool_)
+        pixels.append(image[..., :3])
+        sums.append(PassSums(_all_passes(members, steps, _batch(image[..., :3], device), pad), valid))
+    if not sums:
+        return full_vote
+    valid = [image.valid for image in sums]
+    full, _ = _votes(sums, steps, 0.0, pad)
+
+    def change(early: Sequence[NDArray[np.float32]]) -> float:
+        return change_of(full, early, valid).most(share)
+
+    price, tried = START, 0.0
+    early, passes = _votes(sums, steps, price, pad)
+    while passes <= WORTH and price >= LEAST:
+        if passes != tried and change(early) <= CHANGE:
+            ensemble = _adaptive(weights, order, price)
+            measured = change([_probability(ensemble, image, device) for image in pixels])
+            if measured <= CHANGE:
+                return Calibration(order, price, passes, measured, len(sums))
+        price, tried = round(price * LOWER, 6), passes
+        early, passes = _votes(sums, steps, price, pad)
+    return replace(full_vote, images=len(sums))
+
+
+def _cheapest_first(weights: Weights, members: Sequence[Network]) -> tuple[int, ...]:
+    """Returns the networks by the time of a pass; those of one recipe in their own order, as they take the same time."""
+    seconds: dict[str, float] = {}
+    recipes = [member.recipe for member in weights.card.members]
+    for recipe, network in zip(recipes, members, strict=True):
+        seconds.setdefault(recipe, 0.0 if len(set(recipes)) == 1 else seconds_per_pass(network, weights))
+    return tuple(sorted(range(len(members)), key=lambda member: seconds[recipes[member]]))
+
+
+def seconds_per_pass(network: Network, weights: Weights) -> float:
+    """Returns how long a network takes for 512 x 512 px, or a little more where padding asks for it; best of two."""
+    pad = weights.card.pad_multiple
+    side_px = -(-512 // pad) * pad
+    image = torch.zeros(1, 3, side_px, side_px, device=weights.device)
+    seconds = []
+    with torch.inference_mode():
+        network(image)  # the first run at a size is the slowest
+        for _ in range(2):
+            start = time.perf_counter()
+            network(image)[0, 0, 0, 0].item()  # waits for a GPU, too
+            seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def _all_passes(members: Sequence[Network], steps: Sequence[Sequence[Pass]], batch: Tensor, pad: int) -> list[Tensor]:
+    """Returns the sum of each stage's probabilities for an image (1, 3, H, W): float32 (1, 1, H, W), padded, CPU."""
+    padded = F.pad(batch, [0, -batch.shape[3] % pad, 0, -batch.shape[2] % pad], mode="replicate")
+    with torch.inference_mode():
+        return [run(members, step, padded).cpu() for step in steps]
+
+
+def _adaptive(weights: Weights, order: Sequence[int], price: float) -> AdaptiveEnsemble:
+    return AdaptiveEnsemble(networks(weights), order, price, weights.card.views, weights.card.pad_multiple)
+
+
+def _probability(ensemble: AdaptiveEnsemble, image: Image, device: str) -> NDArray[np.float32]:
+    with torch.inference_mode():
+        probability: NDArray[np.float32] = ensemble.probability(_batch(image, device))[0, 0].cpu().numpy()
+    return probability
+
+
+def _batch(image: Image, device: str) -> Tensor:
+    """Returns an image (H, W, 3) as float32 (1, 3, H, W)."""
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float().to(device)
+
+
+def _middle(image: Image) -> Image:
+    """Returns the middle of an image (H, W, C), at most `LOOK_PX` on each side."""
     top, left = (max(0, side - LOOK_PX) // 2 for side in image.shape[:2])
     return np.ascontiguousarray(image[top : top + LOOK_PX, left : left + LOOK_PX])
 
 
-def _ended(
-    tiles: Sequence[PassSums],
-    steps: Sequence[Sequence[Pass]],
-    settled: Sequence[float],
-    costs: Sequence[float],
-    pad: int,
+def _votes(
+    sums: Sequence[PassSums], steps: Sequence[Sequence[Pass]], price: float, pad: int
 ) -> tuple[list[NDArray[np.float32]], float]:
-    """Returns the probabilities, (h, w) each, of votes with these bounds, and their share of the full vote's cost."""
-    found, spent = [], []
-    for tile in tiles:
-        height, width = tile.summed[0].shape[2:]
+    """Returns the probabilities, (h, w) each, of votes with this price, and the share of the passes that they take."""
+    probabilities, shares = [], []
+    asked = [len(step) for step in steps]
+    for image in sums:
+        height, width = image.stages[0].shape[2:]
         grid = BlockGrid.of(height, width, pad)
 
-        def summed(stage: int, seen: Window, tile: PassSums = tile) -> Tensor:
-            return tile.summed[stage][:, :, *seen.slices]
+        def summed(stage: int, window: BlockWindow, image: PassSums = image) -> Tensor:
+            return image.stages[stage][:, :, *window.slices]
 
-        probability, taken = vote(summed, steps, settled, grid, torch.zeros(1, 1, height, width))
-        areas = [sum(grid.seen(window).px for window in windows) / (height * width) for windows in taken]
-        rows, columns = tile.counts.shape
-        found.append(probability[0, 0, :rows, :columns].numpy())
-        spent.append(float(np.dot(areas, costs) / sum(costs)))
-    return found, float(np.mean(spent))
-
-
-def _labelled(
-    probabilities: Sequence[NDArray[np.float32]], buildings: Sequence[NDArray[np.bool_]], tiles: Sequence[PassSums]
-) -> float:
-    """Returns the pooled Jaccard index by labels; 1 where there are no buildings anywhere."""
-    votes = zip(probabilities, buildings, tiles, strict=True)
-    shared, union = np.sum([overlap(vote > 0.5, truth, tile.counts) for vote, truth, tile in votes], axis=0)
-    return float(shared / union) if union else 1.0
+        probability, windows = vote(summed, steps, price, grid, image.stages[0])
+        areas = [sum(grid.context(window).px for window in of_stage) / (height * width) for of_stage in windows]
+        rows, columns = image.valid.shape
+        probabilities.append(probability[0, 0, :rows, :columns].numpy())
+        shares.append(float(np.dot(areas, asked) / sum(asked)))
+    return probabilities, float(np.mean(shares))

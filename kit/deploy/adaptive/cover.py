@@ -1,4 +1,4 @@
-"""Blocks of an image that are worth computing again, as windows."""
+"""Gathers the blocks of an image that are worth another stage into windows."""
 
 from dataclasses import dataclass
 from functools import cache, partial
@@ -6,12 +6,12 @@ from functools import cache, partial
 import numpy as np
 from numpy.typing import NDArray
 
-CALL_PX = 256 * 256  # what a call of a network costs beside the pixels it sees
+CALL_PX = 256 * 256  # cost of a network's call beside the pixels it sees, in pixels
 
 
 @dataclass(frozen=True)
-class Window:
-    """A rectangle of an image in px: rows `top` to `bottom`, columns `left` to `right`, the ends excluded."""
+class BlockWindow:
+    """A rectangle of whole blocks, px: rows `top` to `bottom`, columns `left` to `right`, the ends excluded."""
 
     top: int
     bottom: int
@@ -33,30 +33,30 @@ class Window:
         rows = slice(self.top // block_px, -(-self.bottom // block_px))
         return rows, slice(self.left // block_px, -(-self.right // block_px))
 
-    def moved(self, down: int, right: int) -> "Window":
-        """Returns the window so many px further down and right."""
-        return Window(self.top + down, self.bottom + down, self.left + right, self.right + right)
+    def moved(self, down: int, right: int) -> "BlockWindow":
+        """Returns the rectangle shifted by so many pixels."""
+        return BlockWindow(self.top + down, self.bottom + down, self.left + right, self.right + right)
 
-    def joined(self, other: "Window") -> "Window":
-        """Returns the smallest window that holds both."""
-        return Window(
+    def joined(self, other: "BlockWindow") -> "BlockWindow":
+        """Returns the smallest rectangle that contains both."""
+        return BlockWindow(
             min(self.top, other.top), max(self.bottom, other.bottom),
             min(self.left, other.left), max(self.right, other.right),
         )  # fmt: skip
 
-    def shared(self, other: "Window") -> "Window | None":
-        """Returns what both hold, None where that is nothing."""
+    def shared(self, other: "BlockWindow") -> "BlockWindow | None":
+        """Returns the intersection; None where it is empty."""
         top, bottom = max(self.top, other.top), min(self.bottom, other.bottom)
         left, right = max(self.left, other.left), min(self.right, other.right)
-        return Window(top, bottom, left, right) if top < bottom and left < right else None
+        return BlockWindow(top, bottom, left, right) if top < bottom and left < right else None
 
-    def grown(self, margin: int, multiple: int, height: int, width: int) -> "Window":
-        """Returns the window with a margin, or more, on each side, within an image of that size.
+    def grown(self, margin: int, multiple: int, height: int, width: int) -> "BlockWindow":
+        """Returns the rectangle with at least a margin on each side, within an image of that size.
 
-        Its sides are multiples of `multiple`, or all of the image's.
+        Its sides are multiples of `multiple`, or the image's.
         """
         rows = _grown(self.top, self.bottom, margin, multiple, height)
-        return Window(*rows, *_grown(self.left, self.right, margin, multiple, width))
+        return BlockWindow(*rows, *_grown(self.left, self.right, margin, multiple, width))
 
 
 def _grown(start: int, end: int, margin: int, multiple: int, size: int) -> tuple[int, int]:
@@ -66,24 +66,24 @@ def _grown(start: int, end: int, margin: int, multiple: int, size: int) -> tuple
     return end - length, end
 
 
-def cover(gains: NDArray[np.int64], price: float, block_px: int, margin: int, height: int, width: int) -> list[Window]:
-    """Returns windows, without their margins, in which more is gained than they cost.
+def cover(gains: NDArray[np.int64], price: float, block_px: int, margin: int, height: int, width: int) -> list[BlockWindow]:
+    """Returns windows, without their margins, that gain more than they cost.
 
-    Blocks that gain more than their own area costs start as windows. Two become one where that is worth more: a lone
-    block is dear by its margins, many together share theirs, and one call is cheaper than two.
+    Blocks that gain more than their own area costs start as windows. Two windows are joined where that is worth more:
+    a single block is expensive because of its margins, neighbours share theirs, and one call is cheaper than two.
 
     Args:
         gains: (rows, columns), px that each block gains when it is computed again.
-        price: of a px that a network sees, in gained ones, above 0; a window costs that of its area, grown by the
-            margins to a multiple of a block, and of `CALL_PX`.
-        block_px: the side of a block; those of the last row and column may be cut by the image.
-        margin: px around a window.
-        height: of the image.
-        width: of it.
+        price: gained px per px that a network sees, above 0. A window costs the price of its area, grown by the margins
+            to a multiple of a block, and of `CALL_PX`.
+        block_px: side of a block; those of the last row and column may be cut off by the image.
+        margin: around a window, px.
+        height: of the image, px.
+        width: of the image, px.
     """
     sums = np.pad(gains.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0))).tolist()
 
-    def gain(window: Window | None) -> float:
+    def gain(window: BlockWindow | None) -> float:
         if window is None:
             return 0.0
         rows, columns = window.blocks(block_px)
@@ -92,14 +92,14 @@ def cover(gains: NDArray[np.int64], price: float, block_px: int, margin: int, he
         return gained
 
     @cache
-    def worth(window: Window) -> float:
+    def worth(window: BlockWindow) -> float:
         return gain(window) - price * (window.grown(margin, block_px, height, width).px + CALL_PX)
 
-    def more(one: Window, other: Window) -> float:
+    def more(one: BlockWindow, other: BlockWindow) -> float:
         return worth(one.joined(other)) - worth(one) - worth(other) + gain(one.shared(other))
 
     windows = [
-        Window(r * block_px, min((r + 1) * block_px, height), c * block_px, min((c + 1) * block_px, width))
+        BlockWindow(r * block_px, min((r + 1) * block_px, height), c * block_px, min((c + 1) * block_px, width))
         for r, c in np.argwhere(gains >= price * block_px**2).tolist()
     ]
     waiting = list(windows)

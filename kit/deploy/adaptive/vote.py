@@ -1,9 +1,12 @@
-"""A vote that ends where it is clear: cheap passes over the whole image, dear ones where they can change the mask.
+"""A vote that ends early where the mask is clear.
 
-The ensemble's passes (a network, a view) are taken in stages. After each one the pixels are counted, block by block,
-that the passes to come may still turn; where they are few beside the pixels that a network would have to see for them,
-the block keeps what it has. Where the bounds come from, see `kit.deploy.adaptive.calibrate`. Source: early exits of
-cascades (Viola and Jones 2001) and of ensembles (Schwartz et al. 2020, arXiv:1907.10597), by block instead of by image.
+The ensemble's passes (one network, one view) are taken in stages: the cheapest pass over the whole image first. After
+each stage the pixels are counted, block by block, that later passes may still turn. A window of blocks goes on to the
+next stage if it has more such pixels than the pixels that a network would have to see for it, times a price; other
+windows keep what they have. How the price is chosen: `kit.deploy.adaptive.calibrate`.
+
+Source: early exits of cascades (Viola and Jones 2001) and of ensembles (Schwartz et al. 2020, arXiv:1907.10597), here
+by block instead of by image.
 """
 
 import math
@@ -16,43 +19,47 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kit.deploy.adaptive.cover import Window, cover
+from kit.deploy.adaptive.cover import BlockWindow, cover
 from kit.deploy.engine.backends import Network
 from kit.deploy.engine.tuned import mean_over_views
 from kit.deploy.freeze.ensemble import TURN, Ensemble
-from kit.deploy.weights.card import Bounds
 
 BLOCK_PX = 128
-MARGIN_PX = 192  # what a network sees around a window: with 128 masks changed at its edges
-TOGETHER_PX = 1024 * 1024  # of views that go through a network at once: as much memory as a chip
-SPREAD = 0.2  # of the passes' probabilities about their mean, where they differ
+MARGIN_PX = 192  # context of a window; with 128 masks changed at its edges
+TOGETHER_PX = 1024 * 1024  # pixels of views that go through a network at once: as much memory as a chip
+SPREAD = 0.2  # standard deviation of the passes' probabilities where they differ
+FIRST = 0.3  # the price after the first stage, as a share of that of later ones: a single pass is often wrong
 
 Pass = tuple[int, int]  # a network's number, a view's code
 
 
 def stages(order: Sequence[int], codes: Sequence[int]) -> list[list[Pass]]:
-    """Returns the passes by stage: the cheapest network once, the others once, all once more, all in what is left.
+    """Returns the passes by stage: the cheapest network once, the other networks once, all once more, all the rest.
 
-    Each network looks in another view than the one before it, and then in the view turned by half: passes tell the
-    more, the less alike they are. On trained networks the mean of six passes out of twelve was a quarter nearer to
-    that of all than with a second view that differs in one flip.
+    Each network sees another view than the one before it, and then that view turned by half: the less alike passes
+    are, the more they add. With trained networks the mean of six passes out of twelve was a quarter nearer to that of
+    all than with a second view that differs in one flip.
+
+    Args:
+        order: the networks, cheapest first.
+        codes: of the views.
     """
     once = [(member, codes[place % len(codes)]) for place, member in enumerate(order)]
     again = [(member, code ^ TURN) for member, code in once if code ^ TURN in codes]
-    left = [(member, code) for member in order for code in codes if (member, code) not in [*once, *again]]
-    return [part for part in (once[:1], once[1:], again, left) if part]
+    rest = [(member, code) for member in order for code in codes if (member, code) not in [*once, *again]]
+    return [stage for stage in (once[:1], once[1:], again, rest) if stage]
 
 
 def near(done: int, passes: int) -> float:
-    """Returns how far from one half a mean of some of all passes may be and still turn.
+    """Returns how far from 0.5 the mean of `done` passes may be and still be turned by the rest of all `passes`.
 
-    It is the standard error of a mean of `done` out of `passes` values: of a sample drawn without replacement.
+    It is the standard error of the mean of a sample drawn without replacement.
     """
     return SPREAD * math.sqrt(1 / done - 1 / passes)
 
 
 def undecided(mean: Tensor, within: float, block_px: int = BLOCK_PX) -> NDArray[np.int64]:
-    """Returns the number of pixels `within` so much of one half in each block of a probability map (1, 1, H, W)."""
+    """Returns the number of pixels closer than `within` to 0.5 in each block of probabilities (1, 1, H, W)."""
     turning = ((mean - 0.5).abs() < within).float()
     blocks = F.pad(turning, [0, -mean.shape[3] % block_px, 0, -mean.shape[2] % block_px])
     counts: NDArray[np.int64] = F.avg_pool2d(blocks, block_px, divisor_override=1)[0, 0].long().cpu().numpy()
@@ -66,8 +73,8 @@ class BlockGrid:
     Args:
         height: of the image, px, a multiple of the ensemble's padding.
         width: likewise.
-        block_px: the side of a block, a multiple of the padding: windows of blocks need none of their own.
-        margin_px: what a network sees around a window, likewise.
+        block_px: side of a block, a multiple of the padding, so that windows of blocks need no padding.
+        margin_px: context that a network sees around a window, likewise.
     """
 
     height: int
@@ -77,18 +84,26 @@ class BlockGrid:
 
     @classmethod
     def of(cls, height: int, width: int, pad_multiple: int) -> "BlockGrid":
-        """Returns the grid of an image, of an ensemble that pads to `pad_multiple`."""
+        """Returns the grid of an image, for an ensemble that pads to `pad_multiple`."""
         block_px, margin_px = (-(-px // pad_multiple) * pad_multiple for px in (BLOCK_PX, MARGIN_PX))
         return cls(height, width, block_px, margin_px)
 
-    def seen(self, window: Window) -> Window:
-        """Returns what a network sees of a window; of few sizes, since the first run on each takes the longest."""
+    def context(self, window: BlockWindow) -> BlockWindow:
+        """Returns a window with its margin. There are few sizes, because a network's first run at each is slow."""
         return window.grown(self.margin_px, self.block_px, self.height, self.width)
 
     def open_windows(
-        self, total: Tensor, passes: Tensor, within: float, price: float, among: Sequence[Window]
-    ) -> list[Window]:
-        """Returns windows, among those of the last stage, that hold more undecided pixels than they cost; all for 0."""
+        self, total: Tensor, passes: Tensor, within: float, price: float, among: Sequence[BlockWindow]
+    ) -> list[BlockWindow]:
+        """Returns the windows that go on to the next stage; all of them for a price of 0.
+
+        Args:
+            total: sum of the probabilities so far, (1, 1, H, W).
+            passes: number of passes so far, (1, 1, H, W).
+            within: see `undecided`.
+            price: undecided pixels per pixel that a network would see.
+            among: windows of the last stage.
+        """
         if not price:
             return list(among)
         turning = np.zeros([-(-side // self.block_px) for side in (self.height, self.width)], np.int64)
@@ -99,51 +114,50 @@ class BlockGrid:
 
 
 def vote(
-    summed: Callable[[int, Window], Tensor],
-    stages: Sequence[Sequence[Pass]],
-    settled: Sequence[float],
-    grid: BlockGrid,
-    total: Tensor,
-) -> tuple[Tensor, list[list[Window]]]:
-    """Returns the mean probability, (1, 1, H, W), of the passes that each block got, and the windows of each stage.
+    summed: Callable[[int, BlockWindow], Tensor], stages: Sequence[Sequence[Pass]], price: float, grid: BlockGrid, like: Tensor
+) -> tuple[Tensor, list[list[BlockWindow]]]:
+    """Returns the mean probability of the passes that each block got, (1, 1, H, W), and the windows of each stage.
 
     Args:
-        summed: a stage's passes over what a network sees of a window: the sum of their probabilities, (1, 1, h, w).
+        summed: returns the sum of a stage's probabilities over a window with its margin, (1, 1, h, w).
         stages: passes by stage.
-        settled: see `Bounds`.
+        price: see `BlockGrid.open_windows`; 0 for the full vote.
         grid: of the image.
-        total: zeros, float32 (1, 1, H, W), to be filled.
+        like: float32 (1, 1, H, W), on the device to compute on.
     """
-    whole = Window(0, grid.height, 0, grid.width)
-    taken = [[whole]]
-    passes = torch.zeros_like(total)
+    windows = [[BlockWindow(0, grid.height, 0, grid.width)]]
+    total, passes = torch.zeros_like(like), torch.zeros_like(like)
+    asked = [len(stage) for stage in stages]
     for number, stage in enumerate(stages):
-        for window in taken[number]:
-            seen = grid.seen(window)
-            inner = window.moved(-seen.top, -seen.left)
-            total[:, :, *window.slices] += summed(number, seen)[:, :, *inner.slices]
+        for window in windows[number]:
+            context = grid.context(window)
+            inner = window.moved(-context.top, -context.left)
+            total[:, :, *window.slices] += summed(number, context)[:, :, *inner.slices]
             passes[:, :, *window.slices] += len(stage)
-        if number < len(settled):
-            asked = [len(stage) for stage in stages]
+        if number + 1 < len(stages):
             within = near(sum(asked[: number + 1]), sum(asked))
-            taken.append(grid.open_windows(total, passes, within, settled[number], taken[number]))
-    return total / passes, taken
+            stage_price = price * (1.0 if number else FIRST)
+            windows.append(grid.open_windows(total, passes, within, stage_price, windows[number]))
+    return total / passes, windows
 
 
 class AdaptiveEnsemble(Ensemble):
-    """The vote of `Ensemble`, over networks that are asked no more than they need be.
+    """The vote of `Ensemble`, ended early where the mask is clear.
 
     Args:
-        networks: one a core.
-        bounds: as learnt.
+        networks: one per member.
+        order: the networks' numbers, cheapest first.
+        price: see `BlockGrid.open_windows`; 0 for the full vote.
         views: see Ensemble.
         pad_multiple: see Ensemble.
     """
 
-    def __init__(self, networks: Sequence[Network], bounds: Bounds, views: str, pad_multiple: int) -> None:
+    def __init__(
+        self, networks: Sequence[Network], order: Sequence[int], price: float, views: str, pad_multiple: int
+    ) -> None:
         super().__init__([], views, pad_multiple)
-        self.networks, self.bounds = list(networks), bounds
-        self.stages = stages(bounds.order, self.codes)
+        self.networks, self.price = list(networks), price
+        self.stages = stages(order, self.codes)
 
     def probability(self, x: Tensor) -> Tensor:
         """Returns the probability of building, float32 (N, 1, H, W), 0..1."""
@@ -156,22 +170,22 @@ class AdaptiveEnsemble(Ensemble):
         return self.probability(x)
 
     def members(self, x: Tensor) -> Tensor:
-        """Raises NotImplementedError: not every network is asked everywhere."""
-        raise NotImplementedError("an adaptive vote knows no members")
+        """Raises NotImplementedError: not every network sees every pixel."""
+        raise NotImplementedError("an adaptive vote has no probabilities per member")
 
     def _vote(self, image: Tensor) -> Tensor:
-        def summed(stage: int, seen: Window) -> Tensor:
-            return run(self.networks, self.stages[stage], image[:, :, *seen.slices])
+        def summed(stage: int, window: BlockWindow) -> Tensor:
+            return run(self.networks, self.stages[stage], image[:, :, *window.slices])
 
         height, width = image.shape[2:]
         grid = BlockGrid.of(height, width, self.pad_multiple)
-        return vote(summed, self.stages, self.bounds.settled, grid, torch.zeros_like(image[:, :1]))[0]
+        return vote(summed, self.stages, self.price, grid, image[:, :1])[0]
 
 
 def run(networks: Sequence[Network], stage: Sequence[Pass], image: Tensor) -> Tensor:
-    """Returns the sum of the probabilities (1, 1, H, W) that the passes of a stage give for an image (1, 3, H, W).
+    """Returns the sum of the probabilities, (1, 1, H, W), of a stage's passes over an image (1, 3, H, W).
 
-    Views of a window go through a network together: small images cost more a pixel than large ones.
+    Views of a window go through a network together: small images cost more per pixel than large ones.
     """
     total = torch.zeros_like(image[:, :1])
     at_once = max(1, TOGETHER_PX // image[0, 0].numel())
