@@ -3,7 +3,7 @@
     python benchmarks/submit_ways.py --weights weights/NAME.pt [--test TEST --truth TRUTH] [--rounds 1]
         [--few [--copies 1]]
 
-Ways: as it is; `--adaptive` (where the card knows when to end); `--mosaic`; `--scale`; and all of them. A call that
+Ways: as it is; `--adaptive`; `--mosaic`; `--scale`; and all of them. A call that
 tunes is not counted. Then each way is called once, `first s`: an adaptive one looks at some chips in full, and
 remembers what they bear. Then come the rounds, their order turned from one to the next; `s` are their medians. All
 ways decode, write and check alike; `--mosaic` and `--scale` find the mosaics with each call, `--scale` estimates
@@ -112,8 +112,6 @@ def main() -> None:
         chips = find_chips(test)
         mosaics = None if options.few else find_mosaics(chips)
         ways = dict(list(WAYS.items())[: 2 if options.few else None])
-        if not card.adaptive:
-            ways = {name: way for name, way in ways.items() if "--adaptive" not in name}
         os.environ["KIT_CACHE"] = str(folder / "cache")
         submit(test, options.weights, folder / "tuned")
         seconds: dict[str, list[float]] = {name: [] for name in ways}

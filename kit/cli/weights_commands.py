@@ -20,7 +20,7 @@ def export(
         str, typer.Option("--format", help="pt2 and onnx beside the TorchScript file, with commas; minutes each.")
     ] = "torchscript",
     adaptive: Annotated[
-        bool, typer.Option("--adaptive", help="Learn where a vote may end early, for kit submit --adaptive.")
+        bool, typer.Option("--adaptive", hidden=True, help="Not needed: kit submit --adaptive calibrates itself.")
     ] = False,
     root: Root = HERE,
     debug: Debug = False,
@@ -33,7 +33,7 @@ def export(
     from kit.pipeline.export_runs import export_runs
 
     others = chosen(formats)
-    result(str(export_runs(runs, name, Paths(root), views, others, adaptive).path))
+    result(str(export_runs(runs, name, Paths(root), views, others).path))
 
 
 @app.command(rich_help_panel=PANEL)

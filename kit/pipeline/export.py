@@ -21,7 +21,7 @@ from kit.deploy.proof.parity import measure_parity
 from kit.deploy.proof.reference import REFERENCE, make_reference
 from kit.deploy.trust.allowlist import check_operators
 from kit.deploy.weights import torchscript
-from kit.deploy.weights.card import CLASSES, INPUT, OUTPUT, Bounds, Card, Channels, Member, Postprocess
+from kit.deploy.weights.card import CLASSES, INPUT, OUTPUT, Card, Channels, Member, Postprocess
 from kit.deploy.weights.store import check_free, staged
 from kit.errors import WeightsError
 from kit.system.files import sha256_of
@@ -44,7 +44,6 @@ class ExportRequest:
         cases: drawn images to compare on; by default `kit.deploy.proof.images.CASES`.
         formats: to write beside TorchScript, see `kit.deploy.freeze.formats.chosen`.
         postprocess: for the card; the file itself does not apply it.
-        adaptive: for the card; the file itself does not apply it.
     """
 
     name: str
@@ -56,7 +55,6 @@ class ExportRequest:
     cases: Sequence[images.Case] = ()
     formats: Sequence[str] = ()
     postprocess: Postprocess | None = None
-    adaptive: Bounds | None = None
 
 
 @dataclass(frozen=True)
@@ -155,7 +153,6 @@ def _card(eager: Sequence[nn.Module], members: Sequence[Member], request: Export
         parity_max_abs=0.0,
         parity_equal_masks=1.0,
         postprocess=request.postprocess,
-        adaptive=request.adaptive,
     )
 
 

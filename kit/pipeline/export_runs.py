@@ -1,6 +1,5 @@
 """Finished runs to one weights file (`kit export`, and the end of `kit run`)."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from kit.deploy.weights.store import check_free
 from kit.errors import DataError, RunError, WeightsError
 from kit.paths import Paths
 from kit.pipeline.export import Exported, ExportRequest, export_ensemble
-from kit.pipeline.learn_bounds import learn_bounds
 from kit.pipeline.postprocess import Choice, choose
 from kit.pipeline.runs import run_folder
 from kit.pipeline.scores import pooled_score
@@ -32,7 +30,6 @@ def export_runs(
     paths: Paths,
     views: str = "flips",
     formats: Sequence[str] = (),
-    adaptive: bool = False,
     recipe: Recipe | None = None,
 ) -> Exported:
     """Freezes finished runs into `weights/NAME.pt` with its card, and reports the parity with the trained networks.
@@ -43,7 +40,6 @@ def export_runs(
         paths: of the working root.
         views: `none`, `flips` or `d4`.
         formats: to write beside TorchScript, see `kit.deploy.freeze.formats.chosen`.
-        adaptive: learns when a vote may end, see `kit.deploy.adaptive`.
         recipe: one that is loaded already, and may lie anywhere.
 
     Raises:
@@ -70,12 +66,10 @@ def export_runs(
             Member(recipe=result.recipe, fold=result.fold, seed=options["seed"], sha256=sha256, score=result.score)
         )
     choice = _choice(folders, paths)
-    pad_multiple = math.lcm(*(int(model.pad_multiple) for model in models))
-    bounds = learn_bounds(models, folders, views, pad_multiple, paths) if adaptive else None
     request = ExportRequest(
         name, "+".join(sorted({member.recipe for member in members})), views, pooled_score(results),
         settings[0]["gsd_m"], _parity_tiles(settings[0]["data"], paths), formats=tuple(formats),
-        postprocess=choice.best if choice else None, adaptive=bounds,
+        postprocess=choice.best if choice else None,
     )  # fmt: skip
     exported = export_ensemble(paths.weights, models, members, request)
     _report(exported, before, choice)
@@ -99,11 +93,6 @@ def _report(exported: Exported, before: Sequence[str], choice: Choice | None) ->
         say(f"{file}: read back, {difference:.1e} from the frozen file at most")
     if choice:
         say(str(choice))
-    if bounds := card.adaptive:
-        say(
-            f"adaptive: {bounds.cost:.0%} of the time by count, Jaccard {bounds.score_full:.4f} -> {bounds.score:.4f} "
-            "on validation tiles (kit submit --adaptive)"
-        )
 
 
 def _runs_in(weights: Path) -> list[str]:

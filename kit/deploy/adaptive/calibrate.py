@@ -82,9 +82,7 @@ class PassSums(NamedTuple):
     valid: NDArray[np.bool_]
 
 
-def end_early(
-    weights: Weights, images: Callable[[], Iterable[Image]], identity: str, share: float = 1.0
-) -> Weights:
+def end_early(weights: Weights, images: Callable[[], Iterable[Image]], identity: str, share: float = 1.0) -> Weights:
     """Returns weights whose vote ends early where the mask is clear; the same weights where nothing is to be gained.
 
     The calibration is remembered in the user's cache. All ranks must call it.
@@ -104,28 +102,9 @@ def end_early(
     return replace(weights, module=_adaptive(weights, found.order, found.price), plan=found.plan(weights.plan))
 
 
-def known_plan(sha256: str, plan: str, identity: str, share: float = 1.0) -> str | None:
-    """Returns the `plan` that `end_early` would give to weights; None where it would have to calibrate first.
-
-    Args:
-        sha256: of the weights file.
-        plan: of the weights, see `kit.deploy.engine.tuning.known_plan`.
-        identity: see `end_early`.
-        share: see `end_early`.
-    """
-    known = recall("adaptive", _key(sha256, plan, identity, share), Calibration)
-    return known.plan(plan) if known else None
-
-
-def _key(sha256: str, plan: str, identity: str, share: float) -> str:
-    return f"{sha256} {plan} {share:.6f} {hashlib.sha256(identity.encode()).hexdigest()}"
-
-
-def _calibration(
-    weights: Weights, images: Callable[[], Iterable[Image]], identity: str, share: float
-) -> Calibration:
+def _calibration(weights: Weights, images: Callable[[], Iterable[Image]], identity: str, share: float) -> Calibration:
     """Returns the calibration, remembered or made now, and reports it."""
-    key = _key(weights.sha256, weights.plan, identity, share)
+    key = f"{weights.sha256} {weights.plan} {share:.6f} {hashlib.sha256(identity.encode()).hexdigest()}"
     if (found := recall("adaptive", key, Calibration)) is None:
         found = calibrate(weights, track(list(images()), "calibrate"), share)
         remember("adaptive", key, found)
@@ -176,7 +155,7 @@ def calibrate(weights: Weights, images: Iterable[Image], share: float = 1.0) -> 
 
 
 def _cheapest_first(weights: Weights, members: Sequence[Network]) -> tuple[int, ...]:
-    """Returns the networks by the time of a pass; those of one recipe in their own order, as they take the same time."""
+    """Returns the networks by the time of a pass; those of one recipe take the same time and keep their order."""
     seconds: dict[str, float] = {}
     recipes = [member.recipe for member in weights.card.members]
     for recipe, network in zip(recipes, members, strict=True):

@@ -66,7 +66,9 @@ def _grown(start: int, end: int, margin: int, multiple: int, size: int) -> tuple
     return end - length, end
 
 
-def cover(gains: NDArray[np.int64], price: float, block_px: int, margin: int, height: int, width: int) -> list[BlockWindow]:
+def cover(
+    gains: NDArray[np.int64], price: float, block_px: int, margin: int, height: int, width: int
+) -> list[BlockWindow]:
     """Returns windows, without their margins, that gain more than they cost.
 
     Blocks that gain more than their own area costs start as windows. Two windows are joined where that is worth more:

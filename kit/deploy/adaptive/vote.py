@@ -28,7 +28,7 @@ BLOCK_PX = 128
 MARGIN_PX = 192  # context of a window; with 128 masks changed at its edges
 TOGETHER_PX = 1024 * 1024  # pixels of views that go through a network at once: as much memory as a chip
 SPREAD = 0.2  # standard deviation of the passes' probabilities where they differ
-FIRST = 0.3  # the price after the first stage, as a share of that of later ones: a single pass is often wrong
+FIRST = 0.15  # the price after the first stage, as a share of that of later ones: a single pass is often wrong
 
 Pass = tuple[int, int]  # a network's number, a view's code
 
@@ -114,7 +114,11 @@ class BlockGrid:
 
 
 def vote(
-    summed: Callable[[int, BlockWindow], Tensor], stages: Sequence[Sequence[Pass]], price: float, grid: BlockGrid, like: Tensor
+    summed: Callable[[int, BlockWindow], Tensor],
+    stages: Sequence[Sequence[Pass]],
+    price: float,
+    grid: BlockGrid,
+    like: Tensor,
 ) -> tuple[Tensor, list[list[BlockWindow]]]:
     """Returns the mean probability of the passes that each block got, (1, 1, H, W), and the windows of each stage.
 

@@ -65,9 +65,8 @@ def networks(weights: Weights) -> list[Network]:
 
 
 def first_network(weights: Weights) -> Weights:
-    """Returns weights of which one network alone predicts, in one view: the cheapest, where the card knows it."""
+    """Returns weights of which the first network alone predicts, in one view."""
     if not torchscript.has_cores(weights.module) and not isinstance(weights.module, TunedEnsemble):
         return weights
-    first = weights.card.adaptive.order[0] if weights.card.adaptive else 0
-    module = TunedEnsemble([networks(weights)[first]], [1], "none", weights.card.pad_multiple)
+    module = TunedEnsemble(networks(weights)[:1], [1], "none", weights.card.pad_multiple)
     return replace(weights, module=module, plan=f"{weights.plan} first")

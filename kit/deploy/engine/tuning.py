@@ -68,20 +68,6 @@ def set_up(weights: Weights, samples: Callable[[], Sequence[Image]], options: En
     return tuned(weights, [NetworkSetting()] * len(weights.card.members), options.engine)
 
 
-def known_plan(sha256: str, members: int, options: EngineOptions) -> str | None:
-    """Returns the `plan` that `set_up` would give to weights without measuring; None where it would have to measure.
-
-    Args:
-        sha256: of the weights file.
-        members: number of networks.
-        options: with `adaptive` off.
-    """
-    if not options.tuning:
-        return Weights.plan if options.engine == "torch" else _plan(options.engine, [NetworkSetting()] * members)
-    settings = _remembered(sha256, members, options.engine, options.device)
-    return _plan(options.engine, settings) if settings else None
-
-
 def tune(weights: Weights, samples: Callable[[], Sequence[Image]], engine: Engine = "torch") -> Weights:
     """Returns the weights with each network set as this machine predicts fastest.
 
@@ -113,30 +99,23 @@ def tune(weights: Weights, samples: Callable[[], Sequence[Image]], engine: Engin
 
 def _settings(weights: Weights, samples: Callable[[], Sequence[Image]], engine: Engine) -> list[NetworkSetting]:
     """Returns the networks' settings, remembered or measured now; as exported where there is nothing to measure on."""
-    count = len(weights.card.members)
-    if settings := _remembered(weights.sha256, count, engine, weights.device):
-        return settings
+    key, count = _key(weights, engine), len(weights.card.members)
+    known = recall("tuning", key, list[NetworkSetting]) or []
+    int8_models = [int8_path(weights.sha256, n) for n, setting in enumerate(known) if setting.dtype == "int8"]
+    if len(known) == count and all(path.is_file() for path in int8_models):
+        return known
     tiles = [torch.from_numpy(image).permute(2, 0, 1)[None] for image in samples()]
     if not tiles:
         return [NetworkSetting()] * count
     settings = [choose(weights, member, tiles, engine) for member in track(range(count), "tune networks")]
-    remember("tuning", _key(weights.sha256, engine, weights.device), settings)
+    remember("tuning", key, settings)
     return settings
 
 
-def _remembered(sha256: str, members: int, engine: Engine, device: str) -> list[NetworkSetting]:
-    """Returns the settings that were chosen before; empty where there are none, or an int8 model is gone."""
-    settings = recall("tuning", _key(sha256, engine, device), list[NetworkSetting]) or []
-    lost = any(
-        setting.dtype == "int8" and not int8_path(sha256, member).is_file() for member, setting in enumerate(settings)
-    )
-    return [] if lost or len(settings) != members else settings
-
-
-def _key(sha256: str, engine: Engine, device: str) -> str:
+def _key(weights: Weights, engine: Engine) -> str:
     """Returns what a choice depends on: the file, the engine, the machine and its threads."""
-    processor, threads = processor_name(torch.device(device)), torch.get_num_threads()
-    return f"{sha256} {engine} {processor}, {threads} threads, torch {torch.__version__}"
+    processor, threads = processor_name(torch.device(weights.device)), torch.get_num_threads()
+    return f"{weights.sha256} {engine} {processor}, {threads} threads, torch {torch.__version__}"
 
 
 def tuned(weights: Weights, settings: Sequence[NetworkSetting], engine: Engine = "torch") -> Weights:
@@ -144,11 +123,7 @@ def tuned(weights: Weights, settings: Sequence[NetworkSetting], engine: Engine =
     networks = [network(weights, member, setting, engine) for member, setting in enumerate(settings)]
     card = weights.card
     ensemble = TunedEnsemble(networks, [setting.views for setting in settings], card.views, card.pad_multiple)
-    return replace(weights, module=ensemble, plan=_plan(engine, settings))
-
-
-def _plan(engine: Engine, settings: Sequence[NetworkSetting]) -> str:
-    return f"{engine} {' '.join(map(str, settings))}"
+    return replace(weights, module=ensemble, plan=f"{engine} {' '.join(map(str, settings))}")
 
 
 def choose(weights: Weights, member: int, images: Sequence[Tensor], engine: Engine) -> NetworkSetting:

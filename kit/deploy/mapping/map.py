@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from kit.console import meter
 from kit.data.rasters import gdal_options
 from kit.data.sources.remote import fingerprint, is_remote
-from kit.deploy.adaptive.calibrate import LOOK_PX, end_early, learnt_bounds
+from kit.deploy.adaptive.calibrate import LOOK_PX, end_early
 from kit.deploy.engine.backends import EngineOptions
 from kit.deploy.engine.predict import has_ground, predict_image
 from kit.deploy.engine.tuning import TILES, set_up
@@ -154,8 +154,6 @@ def map_scene(
     files.check(href)
     check_writable(out_dir)
     shipped = load_weights(weights_path, engine.device)
-    if engine.adaptive:
-        learnt_bounds(shipped)  # before anything is measured
     with rasterio.Env(**gdal_options(CACHE_BYTES, is_remote(href))), SceneReader(href) as reader:
         reader.set_resolution(options.gsd_m or shipped.card.gsd_m)
         rows, columns = windows_of(reader.work, options, shipped.card.pad_multiple)

@@ -215,22 +215,6 @@ class ResolutionRow:
         return f"{self.mosaic}, {self.chips} chips: {self.gsd_m:.3f} m per pixel ({span}), {resized_}"
 
 
-def known_resolutions(sha256: str, mosaics: Sequence[Mosaic], table: Path) -> list[ResolutionRow] | None:
-    """Returns the rows of all mosaics of two or more chips; None where the table lacks one of them.
-
-    Args:
-        sha256: of the weights.
-        mosaics: as found.
-        table: that `find_resolutions` wrote.
-
-    Raises:
-        RasterError: a chip is missing.
-    """
-    known = _read(table)
-    rows = [known.get(_made_from(sha256, mosaic)) for mosaic in mosaics if len(mosaic.placed) > 1]
-    return None if None in rows else [row for row in rows if row]
-
-
 def find_resolutions(weights: Weights, mosaics: Sequence[Mosaic], table: Path) -> list[ResolutionRow]:
     """Returns the resolution of each mosaic of two or more chips; those in the table are not estimated again.
 
@@ -243,7 +227,7 @@ def find_resolutions(weights: Weights, mosaics: Sequence[Mosaic], table: Path) -
         RasterError: a chip is missing or broken.
     """
     known = _read(table)
-    joined = {_made_from(weights.sha256, mosaic): mosaic for mosaic in mosaics if len(mosaic.placed) > 1}
+    joined = {_made_from(weights, mosaic): mosaic for mosaic in mosaics if len(mosaic.placed) > 1}
     missing = [made_from for made_from in joined if made_from not in known]
     with meter("estimate resolutions", len(missing)) as progress:
         for made_from in missing:
@@ -267,9 +251,9 @@ def _estimate(weights: Weights, mosaic: Mosaic, made_from: str) -> ResolutionRow
     return ResolutionRow(mosaic.name, count, *span, made_from)
 
 
-def _made_from(sha256: str, mosaic: Mosaic) -> str:
+def _made_from(weights: Weights, mosaic: Mosaic) -> str:
     chips = " ".join(f"{placed.chip.id} {file_version(placed.chip.path)}" for placed in mosaic.placed)
-    return hashlib.sha256(f"{sha256} {mosaic.name} {chips}".encode()).hexdigest()
+    return hashlib.sha256(f"{weights.sha256} {mosaic.name} {chips}".encode()).hexdigest()
 
 
 def _read(table: Path) -> dict[str, ResolutionRow]:

@@ -17,7 +17,7 @@ from kit import __version__
 from kit.console import meter, say
 from kit.data.rasters import read_image
 from kit.data.sources.chips import Chip, find_chips
-from kit.deploy.adaptive.calibrate import end_early, learnt_bounds
+from kit.deploy.adaptive.calibrate import end_early
 from kit.deploy.engine.backends import EngineOptions
 from kit.deploy.engine.predict import has_ground, predict_image
 from kit.deploy.engine.tuning import TILES, set_up
@@ -149,8 +149,6 @@ def submit(test: Path, weights_path: Path, out_dir: Path, options: SubmitOptions
     if rank() == 0:
         _check_folder(out_dir, chips)
     shipped = load_weights(weights_path, options.engine.device)
-    if options.engine.adaptive:
-        learnt_bounds(shipped)  # raises before anything is measured or written
     with locked(out_dir) if rank() == 0 else nullcontext():
         job = _prepare(chips, shipped, out_dir, options)
         todo = set(agreed(_begin(job, chips) if rank() == 0 else []))

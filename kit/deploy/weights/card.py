@@ -59,26 +59,6 @@ class Postprocess:
 
 
 @dataclass(frozen=True)
-class Bounds:
-    """When an adaptive vote ends, see `kit.deploy.adaptive`; learnt on tiles with labels.
-
-    Args:
-        order: the networks, cheapest first.
-        settled: one a stage but the last: a window ends with fewer undecided pixels for each pixel that a network
-            reads of it; 0 ends none.
-        score_full: pooled Jaccard of the full vote on those tiles, 0..1.
-        score: of the adaptive vote.
-        cost: its time as a share of the full vote's, computed from areas and the time of a pass.
-    """
-
-    order: tuple[int, ...]
-    settled: tuple[float, ...]
-    score_full: Share
-    score: Share
-    cost: Size
-
-
-@dataclass(frozen=True)
 class Card:
     """The metadata of a weights file.
 
@@ -100,7 +80,6 @@ class Card:
         parity_max_abs: the largest difference in probability between the file and the trained networks.
         parity_equal_masks: the share of pixels whose mask is the same in both, 0..1.
         postprocess: what `kit submit --clean` applies; None when no fold was held out, and in older files.
-        adaptive: what `kit submit --adaptive` applies; None unless the export learnt it.
     """
 
     kit_version: str
@@ -120,7 +99,6 @@ class Card:
     parity_max_abs: Size
     parity_equal_masks: Share
     postprocess: Postprocess | None = None
-    adaptive: Bounds | None = None
 
     def to_json(self, **added: str) -> str:
         """Returns the card as JSON text, with the `added` keys at the end."""

@@ -7,21 +7,17 @@ from deploy_fakes import TinyNet, noise
 from torch import Tensor
 
 from kit.deploy.adaptive import cover, vote
-from kit.deploy.adaptive.cover import Window
+from kit.deploy.adaptive.cover import BlockWindow
 from kit.deploy.adaptive.vote import AdaptiveEnsemble, BlockGrid, near, stages, undecided
 from kit.deploy.freeze.ensemble import VIEWS, Core, Ensemble
-from kit.deploy.weights.card import Bounds
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(vote, "BLOCK_PX", 32)
     monkeypatch.setattr(vote, "MARGIN_PX", 16)
+    monkeypatch.setattr(vote, "FIRST", 1.0)
     monkeypatch.setattr(cover, "CALL_PX", 0)
-
-
-def bounds(*settled: float, order: tuple[int, ...] = (1, 0)) -> Bounds:
-    return Bounds(order, settled, 0.8, 0.8, 1.0)
 
 
 def batch(height: int, width: int) -> Tensor:
@@ -55,10 +51,9 @@ def test_the_more_passes_are_taken_the_less_they_turn():
 @pytest.mark.parametrize("size", [(64, 64), (75, 50), (5, 130)])
 def test_a_vote_that_settles_nothing_is_the_full_one(views: str, size: tuple[int, int]):
     networks = [Core(TinyNet(seed).eval()) for seed in range(2)]
-    steps = len(stages((1, 0), VIEWS[views]))
     with torch.inference_mode():
         full = Ensemble(networks, views, 16).probability(batch(*size))
-        found = AdaptiveEnsemble(networks, bounds(*[0.0] * (steps - 1)), views, 16)(batch(*size))
+        found = AdaptiveEnsemble(networks, (1, 0), 0.0, views, 16)(batch(*size))
     torch.testing.assert_close(found, full, atol=1e-6, rtol=0)
 
 
@@ -76,14 +71,14 @@ def test_what_is_settled_costs_one_pass_and_what_is_not_is_seen_with_a_margin():
     image[:, :, :32, 128:] = 0
     seen: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
     networks = [counting(lambda x, n=n: x[:, :1] / 25.5 + 3 * n, seen[n]) for n in range(2)]
-    found = AdaptiveEnsemble(networks, bounds(0.2, order=(0, 1)), "none", 16)(image)
+    found = AdaptiveEnsemble(networks, (0, 1), 0.2, "none", 16)(image)
     assert seen == ([(96, 160)], [(64, 64)])
     assert found[0, 0, 0, 0] == torch.sigmoid(torch.tensor(10.0))
     assert found[0, 0, 0, 159] == torch.sigmoid(torch.tensor([0.0, 3.0])).mean()
 
 
 def test_alpha_is_kept_and_wrong_input_told():
-    network = AdaptiveEnsemble([lambda x: x[:, :1] + 100], bounds(order=(0,)), "none", 16)
+    network = AdaptiveEnsemble([lambda x: x[:, :1] + 100], (0,), 0.1, "none", 16)
     x = batch(20, 30)
     x[:, 3, :5] = 0
     assert not network(x)[:, :, :5].any()
@@ -101,8 +96,8 @@ def test_pixels_beyond_the_image_do_not_count():
 def test_blocks_that_were_left_are_not_taken_up_again():
     grid = BlockGrid(64, 96, 32, 16)
     unsure, sure, passes = (torch.full((1, 1, 64, 96), value) for value in (1.0, 1.8, 2.0))
-    among = [Window(0, 32, 0, 32), Window(32, 64, 64, 96)]
+    among = [BlockWindow(0, 32, 0, 32), BlockWindow(32, 64, 64, 96)]
     assert grid.open_windows(unsure, passes, 0.1, 0.0, among) == among
     assert grid.open_windows(unsure, passes, 0.1, 0.001, among[:1]) == among[:1]
     assert grid.open_windows(unsure, passes, 0.1, 0.001, []) == []
-    assert grid.open_windows(sure, passes, 0.1, 0.001, [Window(0, 64, 0, 96)]) == []
+    assert grid.open_windows(sure, passes, 0.1, 0.001, [BlockWindow(0, 64, 0, 96)]) == []

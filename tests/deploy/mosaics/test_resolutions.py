@@ -11,7 +11,7 @@ from deploy_fakes import noise, write_tiff
 from kit.data.sources.chips import Chip
 from kit.deploy.mosaics import resolution
 from kit.deploy.mosaics.mosaic import RESOLUTIONS, Mosaic, PlacedChip
-from kit.deploy.mosaics.resolution import Resolution, ResolutionRow, find_resolutions, known_resolutions
+from kit.deploy.mosaics.resolution import Resolution, ResolutionRow, find_resolutions
 from kit.deploy.submission import submit as room
 from kit.deploy.submission.mask_tiff import decode_mask
 from kit.deploy.weights.load import load_weights
@@ -49,10 +49,7 @@ def estimated(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_they_are_estimated_once(mosaics: list[Mosaic], tiny_weights: Exported, tmp_path: Path, estimated: list[str]):
     weights, table = load_weights(tiny_weights.path), tmp_path / "found.csv"
-    assert known_resolutions(weights.sha256, mosaics, table) is None
     first = find_resolutions(weights, mosaics, table)
-    assert known_resolutions(weights.sha256, mosaics, table) == first
-    assert known_resolutions("another", mosaics, table) is None
     assert [(row.mosaic, row.chips, row.gsd_m, row.low_m, row.high_m) for row in first] == [
         ("m000", 2, 0.3, 0.25, 0.36), ("m001", 2, None, None, None),
     ]  # fmt: skip

@@ -15,7 +15,7 @@ import kit
 from kit.deploy.freeze import formats
 from kit.deploy.freeze.ensemble import METHODS, VIEWS
 from kit.deploy.weights import torchscript
-from kit.deploy.weights.card import Bounds, Card, Member, Postprocess
+from kit.deploy.weights.card import Card, Member, Postprocess
 from kit.pipeline.export import Exported
 
 PAGE = (DOCS / "weights.md").read_text()
@@ -77,7 +77,6 @@ def test_the_card_is_as_told(
     assert rows.keys() == {field.name for field in fields(Card)} | {"file_sha256"}
     assert {field.name for field in fields(Member)} == set(names(rows["members"])) - {"model.members"}
     assert {field.name for field in fields(Postprocess)} == set(names(rows["postprocess"]))
-    assert {field.name for field in fields(Bounds)} == set(names(rows["adaptive"]))
     assert set(names(rows["views"])) == VIEWS.keys()
     shutil.copytree(tiny_weights.path.parent, tmp_path / "weights")
     (tmp_path / "weights/tiny.pt").rename(tmp_path / "weights/lite0.pt")
