@@ -1,13 +1,13 @@
 """What people see: results on stdout, progress and notices on stderr; plain text when not a terminal.
 
-Of several processes that train together, the first alone speaks, save for errors. The only importer of rich.
+Of several processes that work together only rank 0 prints, errors aside. The only importer of rich.
 """
 
 import io
 import logging
-import os
 import sys
 import time
+import unicodedata
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -22,8 +22,40 @@ T = TypeVar("T")
 PLAIN_EVERY_S = 10.0  # a log file gets a progress line no more often than this
 
 
-def _silent() -> bool:
-    return os.environ.get("RANK", "0") != "0"
+KNOWN_WARNINGS = (  # of libraries, about nothing that a user could change
+    "Dataset has no geotransform|The given matrix is equal to Affine.identity",  # chips have no place on earth
+    ".*torch.jit",  # deprecated; fastai and timm use it as they are imported
+)
+
+_only_errors = False
+
+
+def only_errors(value: bool) -> None:
+    """Sets whether this process prints errors alone, as ranks behind rank 0 do."""
+    global _only_errors
+    _only_errors = value
+
+
+def ignore_known_warnings() -> None:
+    """Hides the warnings of libraries in `KNOWN_WARNINGS`, in this process."""
+    for message in KNOWN_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+
+
+def printable(text: str, kept: str = "\n\t") -> str:
+    """Returns a text whose control characters, invisible direction marks and lone surrogates are escaped.
+
+    A file's name may hold escape sequences that a terminal obeys.
+
+    Args:
+        text: to be shown.
+        kept: control characters that stay.
+    """
+    return "".join(
+        character if character in kept or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
+        else character.encode("unicode_escape", "surrogatepass").decode()
+        for character in text
+    )  # fmt: skip
 
 
 def _stderr(quiet: bool = False) -> "Console":
@@ -32,25 +64,25 @@ def _stderr(quiet: bool = False) -> "Console":
     return Console(file=sys.stderr, soft_wrap=True, highlight=False, emoji=False, quiet=quiet)
 
 
-def say(text: str) -> None:
-    """Tells the user something on stderr."""
-    _stderr(_silent()).print(text, markup=False)
+def say(text: str, every_rank: bool = False) -> None:
+    """Prints a notice on stderr; only rank 0 does, unless `every_rank`."""
+    _stderr(_only_errors and not every_rank).print(printable(text), markup=False)
 
 
 def result(text: str) -> None:
     """Prints a result line on stdout, plain, so that it can be piped."""
-    if not _silent():
-        print(text)
+    if not _only_errors:
+        print(printable(text))
 
 
 def failure(message: str, hint: str = "") -> None:
     """Shows an error and its remedy on stderr."""
     console = _stderr()
     console.print("error:", style="bold red", end=" ")
-    console.print(message, markup=False)
+    console.print(printable(message), markup=False)
     if hint:
         console.print("hint: ", style="bold cyan", end=" ")
-        console.print(hint, markup=False)
+        console.print(printable(hint), markup=False)
 
 
 @contextmanager
@@ -77,8 +109,8 @@ def table(
         title: above a framed table.
         spare: columns that a terminal, which is narrow, does without where all they say is 0 or nothing.
     """
-    cells = [[f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
-    if sys.stdout.isatty() and not _silent():
+    cells = [[f"{cell:.4f}" if isinstance(cell, float) else printable(str(cell), "") for cell in row] for row in rows]
+    if sys.stdout.isatty() and not _only_errors:
         from rich.console import Console
         from rich.table import Table
 
@@ -108,7 +140,7 @@ def _live_bar() -> "Progress":
     return Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
-        console=_stderr(_silent()),
+        console=_stderr(_only_errors),
     )  # fmt: skip
 
 
@@ -143,14 +175,14 @@ class Meter:
     def line(self, text: str) -> None:
         """Prints a line above the bar."""
         if self.bar:
-            self.bar.console.print(text, markup=False)
+            self.bar.console.print(printable(text), markup=False)
         else:
             say(text)
 
     def advance(self, n: int = 1, note: str | None = None) -> None:
         """Counts `n` more; `note` stands behind the bar, for example the loss."""
         self.done += n
-        self.note = self.note if note is None else note
+        self.note = self.note if note is None else printable(note)
         if self.bar:
             self.bar.update(self.task, advance=n, total=self.total, rate=f"{self.rate():.1f}/s", note=self.note)
         elif time.monotonic() - self.last_line > PLAIN_EVERY_S and self.done < self.total:

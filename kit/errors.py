@@ -1,4 +1,4 @@
-"""What can go wrong, one class per cause; each error carries the remedy as a hint."""
+"""Errors, one class per cause; each carries a hint: what to do about it."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class KitError(Exception):
-    """A cause that the user can mend: shown as `error:` and `hint:`, exit code 1.
+    """An error that the user can mend: shown as `error:` and `hint:`, exit code 1.
 
     Args:
         message: what is wrong, with the value, and what was expected.
@@ -20,7 +20,7 @@ class KitError(Exception):
 
 
 class OutputError(KitError):
-    """An output has an impossible name, or would replace or remove what kit did not write."""
+    """An output has an impossible name, cannot be written, or would replace or remove what kit did not write."""
 
 
 class CatalogError(KitError):
@@ -56,23 +56,25 @@ class RecipeError(KitError):
 
 
 class EncoderError(KitError):
-    """An encoder or its pretrained weights cannot be had."""
+    """An encoder is unknown, or its pretrained weights cannot be loaded."""
 
 
 class RunError(KitError):
-    """A training run is missing, unfinished or made with other settings."""
+    """A training run is missing, unfinished or was trained with other settings."""
 
 
 class RankError(KitError):
-    """One of several processes that train together has ended early.
+    """One of several processes that work together ended early, or never started.
 
     Args:
-        told: whether it has shown its own error already.
+        message: see `KitError`.
+        hint: see `KitError`.
+        shown: whether that process has shown its own error already.
     """
 
-    def __init__(self, message: str, hint: str = "", told: bool = False) -> None:
+    def __init__(self, message: str, hint: str = "", shown: bool = False) -> None:
         super().__init__(message, hint)
-        self.told = told
+        self.shown = shown
 
 
 class WeightsError(KitError):

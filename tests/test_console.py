@@ -3,7 +3,7 @@ import re
 import pytest
 
 from kit import console
-from kit.console import Meter, failure, meter, result, say, table, track
+from kit.console import Meter, failure, meter, printable, result, say, table, track
 
 
 def test_progress_is_plain_when_not_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
@@ -64,7 +64,7 @@ def test_the_first_of_several_processes_speaks_alone(
     monkeypatch.setattr(console, "PLAIN_EVERY_S", -1.0)
     for stream in ("stdout", "stderr"):
         monkeypatch.setattr(f"sys.{stream}.isatty", lambda: terminal, raising=False)
-    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(console, "_only_errors", True)
     speak()
     assert capsys.readouterr() == ("", "")
     failure("rank 1 has no memory left", "fewer crops")
@@ -73,7 +73,7 @@ def test_the_first_of_several_processes_speaks_alone(
     assert "error:" in err
     assert "rank 1 has no memory left" in err
     assert "fewer crops" in err
-    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr(console, "_only_errors", False)
     speak()
     out, err = capsys.readouterr()
     for told in ("/root/weights/tiny.pt", "0.5000"):
@@ -99,3 +99,20 @@ def test_what_was_done_before_took_no_time(capsys: pytest.CaptureFixture[str], m
     assert bar.rate() == 2
     bar.close()
     assert capsys.readouterr().err == "train 80/100, 2.0/s, 10 s left\n"
+
+
+@pytest.mark.parametrize("name", ["\x1b[2Jbad", "a\rb", "a\u202eb", "a\u2028b", "a\x9bb", "a\udcffb", "a\x00b"])
+def test_names_never_steer_the_terminal(capsys: pytest.CaptureFixture[str], name: str):
+    say(name)
+    result(name)
+    failure(name, name)
+    table(("chip",), [(name,)])
+    with meter("read", 1) as bar:
+        bar.advance(note=name)
+    shown = "".join(capsys.readouterr())
+    assert name not in shown
+    assert "\\x" in shown or "\\u" in shown or "\\r" in shown
+
+
+def test_a_name_in_any_script_is_shown_as_it_is():
+    assert printable("Zürich, 東京, كمبالا\n") == "Zürich, 東京, كمبالا\n"

@@ -1,17 +1,18 @@
 """The application: options that commands share, exit codes, and how errors are shown."""
 
+import io
 import os
 import sys
 import traceback
-import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from kit import __version__
-from kit.console import failure, result
+from kit.console import failure, ignore_known_warnings, only_errors, result, say
 from kit.errors import KitError, RankError
+from kit.system.launcher import ignored_variables, launched, launched_by_kit, own_rank
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
@@ -30,8 +31,6 @@ INTERRUPTED = 130  # how typer answers Ctrl-C
 
 def refuse_nproc_in_a_launched_process(nproc: int) -> None:
     """Raises a usage error where a launcher has started several processes already, and --nproc asks for more."""
-    from kit.system.processes import launched, launched_by_kit
-
     if nproc > 1 and launched() and not launched_by_kit():
         raise typer.BadParameter("several processes were started already: leave it out", param_hint="--nproc")
 
@@ -51,8 +50,8 @@ def _common(
 
 
 def _fail(message: str, hint: str) -> None:
-    """Shows an error; of several processes that train together, the first to fail does."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    """Shows an error; of several processes that work together, the first to fail does."""
+    if launched():
         from kit.system.processes import first_to_fail
 
         if not first_to_fail():
@@ -64,9 +63,14 @@ def main() -> None:
     """Runs a command: exit 0 done, 1 for what the user can mend, 2 for usage."""
     debug = "--debug" in sys.argv
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for its version
-    # fastai and timm script some functions as they are imported, and torch calls that deprecated
-    warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
-    warnings.filterwarnings("ignore", message="Dataset has no geotransform")  # chips lie nowhere: no news
+    ignore_known_warnings()
+    own = own_rank()
+    only_errors(own is not None and own.number > 0)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names that the terminal's encoding lacks
+    if notice := ignored_variables():
+        say(notice)
     try:
         code = app(standalone_mode=False)
         if code != INTERRUPTED:
@@ -77,7 +81,7 @@ def main() -> None:
     except KitError as error:
         if debug:
             traceback.print_exc()
-        if not (isinstance(error, RankError) and error.told):
+        if not (isinstance(error, RankError) and error.shown):
             _fail(error.message, error.hint)
     except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # usage, as typer tells it

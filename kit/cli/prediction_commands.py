@@ -64,7 +64,8 @@ def submit(
     from kit.deploy.weights.cleaning import AS_SHIPPED, chosen_cleaning
     from kit.deploy.weights.fetch import find_weights
     from kit.deploy.weights.load import read_card
-    from kit.system.processes import joined, launch, launched
+    from kit.system.launcher import launched
+    from kit.system.processes import joined, launch
     from kit.system.ranks import agreed, rank
 
     refuse_nproc_in_a_launched_process(nproc)

@@ -117,7 +117,8 @@ def run(
     from kit.models.pretrained import Source
     from kit.pipeline.run import Plan, run_side_by_side
     from kit.pipeline.run import run as run_recipe
-    from kit.system.processes import launch, launched, launched_by_kit
+    from kit.system.launcher import launched, launched_by_kit
+    from kit.system.processes import launch
 
     if resume and restart:
         raise typer.BadParameter("goes on, and --restart begins anew: one of them", param_hint="--resume")

@@ -3,6 +3,8 @@
 import os
 from typing import TYPE_CHECKING
 
+from kit.system.launcher import own_rank
+
 if TYPE_CHECKING:
     import torch
 
@@ -14,8 +16,8 @@ def cpu_count(shared: bool = True) -> int:
         shared: divide them by the number of processes that a launcher started on this machine.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    processes = os.environ.get("LOCAL_WORLD_SIZE", "") if shared else ""
-    return max(1, cores // int(processes)) if processes.isdecimal() and int(processes) else cores
+    own = own_rank() if shared else None
+    return max(1, cores // own.count_here) if own else cores
 
 
 def default_workers(device: "torch.device") -> int:

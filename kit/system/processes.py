@@ -1,10 +1,11 @@
-"""Several processes, one work: they are started, joined, and ended together. Source: torch.distributed, torchrun."""
+"""Processes that work together: started, joined, and ended together. Source: torch.distributed, torchrun."""
 
 import ctypes
 import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -12,41 +13,33 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous
 
+from kit.console import say
 from kit.errors import RankError
 from kit.system.cpu import cpu_count
 from kit.system.devices import pick_device
+from kit.system.launcher import OURS, Rank, own_rank
 
 TIMEOUT = timedelta(minutes=30)  # of one collective: rank 0 may prepare data while the others wait
-OURS = "kit"  # run id of processes that kit started itself
+NOTICE_S, NOTICE_AGAIN_S = 3, 60  # of waiting for other ranks
+CONNECT_S = 2  # of one attempt: torch is deaf to Ctrl-C meanwhile
 SHUTDOWN_S = 20  # between asking the others to end, and making them
 
-_store: Any = None  # where ranks leave a word for each other; outlives the process group
-
-
-def launched() -> bool:
-    """Tells whether a launcher started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-def launched_by_kit() -> bool:
-    """Tells whether that was `launch`."""
-    return launched() and os.environ.get("TORCHELASTIC_RUN_ID") == OURS
+_store: Any = None  # where ranks count themselves and their errors; outlives the process group
 
 
 def launch(nproc: int, arguments: Sequence[str]) -> None:
     """Runs `python -m kit ARGUMENTS` as `nproc` processes on this machine, and returns when all are done.
 
     Raises:
-        RankError: one of them ended early; the others were ended, too. `told` says whether it gave its reason.
+        RankError: one of them ended early, and the others were ended. `shown` says whether it gave its reason.
         KeyboardInterrupt: they were interrupted.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # kit tells what happened, in its own words
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # kit reports the error itself
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // nproc)))
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=nproc, run_id=OURS, max_restarts=0, shutdown_timeout=SHUTDOWN_S,
@@ -56,20 +49,20 @@ def launch(nproc: int, arguments: Sequence[str]) -> None:
         elastic_launch(config, sys.executable)("-m", "kit", *arguments)
     except ChildFailedError as cause:
         number, failure = cause.get_first_failure()
-        raise RankError(*_told(number, nproc, failure.exitcode), told=failure.exitcode == 1) from cause
+        raise RankError(*_how_it_ended(number, nproc, failure.exitcode), shown=failure.exitcode == 1) from cause
     except SignalException as cause:
         raise KeyboardInterrupt from cause
 
 
-def _told(number: int, nproc: int, exitcode: int) -> tuple[str, str]:
+def _how_it_ended(number: int, nproc: int, exitcode: int) -> tuple[str, str]:
     """Returns message and hint."""
     known = {int(one): one.name for one in signal.Signals}
     killed_by = known.get(-exitcode, f"signal {-exitcode}")
     how = f"was ended by {killed_by}" if exitcode < 0 else f"ended with exit code {exitcode}"
-    why = "; SIGKILL is what Linux sends when memory runs out: fewer processes, or in training fewer crops a step"
+    why = "; SIGKILL is what Linux sends when memory runs out: use fewer processes, or in training smaller batches"
     return (
         f"rank {number} of {nproc} {how}, and the others were ended",
-        f"the same command again goes on{why if exitcode == -signal.SIGKILL else ''}",
+        f"rerun the same command to resume{why if exitcode == -signal.SIGKILL else ''}",
     )
 
 
@@ -87,25 +80,82 @@ def joined(device: str = "") -> Iterator[torch.device]:
         RankError: another process ended while this one waited for it.
     """
     global _store
-    if not launched():
+    own = own_rank()
+    if own is None:
         yield pick_device(device)
         return
-    if launched_by_kit():
+    if own.by_kit:
         _end_with_launcher()
+    _store = _meet(own)
     try:
-        _store, number, size = next(rendezvous("env://", timeout=TIMEOUT))
-        picked = _own_device(device)
+        picked = _own_device(device, own)
         backend = "cpu:gloo,cuda:nccl" if picked.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=_store, rank=number, world_size=size, timeout=TIMEOUT)
+        dist.init_process_group(backend, store=_store, rank=own.number, world_size=own.count, timeout=TIMEOUT)
         yield picked
     except Exception as cause:
         if not _lost(cause):
             raise
         raise RankError(
-            f"rank {os.environ['RANK']}: another rank has ended, and this one cannot go on",
-            "its own message says why; the same command again goes on",
+            f"rank {own.number}: another rank ended, and this one cannot continue",
+            "see its own message; rerun the same command to resume",
         ) from cause
     dist.destroy_process_group()
+
+
+def _meet(own: Rank) -> dist.Store:
+    """Returns the ranks' common store once all of them have reached it. Ctrl-C is heard meanwhile.
+
+    Raises:
+        RankError: some did not come within `TIMEOUT`, or rank 0 cannot listen.
+    """
+    waiting = Waiting(own)
+    listens = own.number == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    store: dist.Store | None = None
+    while store is None:
+        try:
+            attempt = timedelta(seconds=CONNECT_S)
+            store = dist.TCPStore(own.host, own.port, own.count, listens, attempt, wait_for_workers=False)
+        except (dist.DistError, RuntimeError) as cause:
+            if listens:
+                raise RankError(
+                    f"rank 0 cannot listen at {own.host}:{own.port}: {str(cause).splitlines()[0]}",
+                    "choose another MASTER_PORT, or unset WORLD_SIZE to run one process",
+                ) from cause
+            waiting.notice(f"rank {own.number} is waiting for rank 0 at {own.host}:{own.port}")
+            time.sleep(0.2)
+    store.set_timeout(TIMEOUT)
+    store = dist.PrefixStore(f"kit/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    arrived = store.add("arrived", 1)
+    while arrived < own.count:
+        missing = own.count - arrived
+        waiting.notice(f"rank {own.number} is waiting for {missing} more process{'es' if missing > 1 else ''}")
+        time.sleep(0.05)
+        arrived = store.add("arrived", 0)
+    return store
+
+
+class Waiting:
+    """Notices while a rank waits for others, and the end of its patience.
+
+    Args:
+        own: the rank.
+    """
+
+    def __init__(self, own: Rank) -> None:
+        self.own, self.start, self.next_s = own, time.monotonic(), float(NOTICE_S)
+
+    def notice(self, text: str) -> None:
+        """Says what is missing, now and then.
+
+        Raises:
+            RankError: this has taken longer than `TIMEOUT`.
+        """
+        waited_s = time.monotonic() - self.start
+        if waited_s > TIMEOUT.total_seconds():
+            raise RankError(f"{text}, for {waited_s / 60:.0f} minutes", "unset WORLD_SIZE to run one process")
+        if waited_s > self.next_s:
+            self.next_s = waited_s + NOTICE_AGAIN_S
+            say(f"{text} (WORLD_SIZE={self.own.count}; unset it to run one process)", every_rank=True)
 
 
 def _end_with_launcher() -> None:
@@ -115,19 +165,19 @@ def _end_with_launcher() -> None:
         ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGTERM))
 
 
-def _own_device(device: str) -> torch.device:
+def _own_device(device: str, own: Rank) -> torch.device:
     """Returns this rank's device: of GPUs the one with its number on this machine."""
     picked = pick_device(device)
     if picked.type == "cuda":
         if picked.index is not None:
             raise RankError(f"several processes cannot share {picked}", "leave --device out, or give --device cuda")
-        picked = pick_device(f"cuda:{os.environ['LOCAL_RANK']}")
+        picked = pick_device(f"cuda:{own.number_here}")
         torch.cuda.set_device(picked)
     return picked
 
 
 def _lost(error: BaseException | None) -> bool:
-    """Tells whether an error, or what caused it, is that of a connection to another rank."""
+    """Returns whether an error, or what caused it, is that of a connection to another rank."""
     while error is not None:
         by_name = any(name in str(error) for name in ("gloo", "NCCL"))
         if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and by_name):
@@ -137,13 +187,13 @@ def _lost(error: BaseException | None) -> bool:
 
 
 def first_to_fail() -> bool:
-    """Tells whether this rank is the first with an error to show: a mistake of all is told once.
+    """Returns whether this rank is the first with an error: one that all ranks meet is shown once.
 
-    Before they have joined, each one tells its own.
+    Before they have joined, each shows its own.
     """
     if _store is None:
         return True
     try:
         return bool(_store.add("failed", 1) == 1)
-    except RuntimeError:  # the store has gone with the rank that held it
+    except RuntimeError:  # rank 0 held the store and has ended
         return True

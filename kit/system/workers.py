@@ -1,4 +1,4 @@
-"""Work spread over processes: each reads and writes by itself, and ends with the one that started it."""
+"""A pool of worker processes, which end with the process that started them."""
 
 import multiprocessing
 import os
@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import cv2
 
+from kit.console import ignore_known_warnings
 from kit.errors import KitError
 
 J = TypeVar("J")
@@ -20,13 +21,17 @@ R = TypeVar("R")
 AHEAD = 2  # jobs waiting per process: enough to keep it busy, few enough to keep memory flat
 
 
-def spread(work: Callable[[J], R], jobs: Iterable[J], processes: int) -> Iterator[tuple[J, R]]:
-    """Yields each job with its result, in the order in which they end; one process does them here, in turn.
+def spread(work: Callable[[J], R], jobs: Iterable[J], processes: int, doing: str) -> Iterator[tuple[J, R]]:
+    """Yields each job with its result, in the order in which they end.
 
-    Jobs are taken from the iterable as processes become free.
+    Args:
+        work: called with a job, in one of the processes; must be importable by name.
+        jobs: taken from the iterable as processes become free.
+        processes: 1 does the jobs in this process, in turn.
+        doing: what the processes do, for the error: `cutting tiles`.
 
     Raises:
-        KitError: a process was killed, most often for want of memory.
+        KitError: a process was killed, most often because memory ran out.
         Exception: what `work` raised.
     """
     if processes == 1:
@@ -49,7 +54,8 @@ def spread(work: Callable[[J], R], jobs: Iterable[J], processes: int) -> Iterato
             yield from _ended(waiting)
     except BrokenProcessPool as cause:
         raise KitError(
-            "a process that cut tiles was killed", "was memory short? go on with the same command and fewer --workers"
+            f"a process {doing} was killed, perhaps because memory ran out",
+            "rerun with fewer --workers to resume",
         ) from cause
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -67,10 +73,11 @@ def _ended(waiting: dict[Future[R], J]) -> Iterator[tuple[J, R]]:
 
 
 def _begin(leash: int = -1, end: int = -1) -> None:
-    """Prepares a process: one thread, deaf to Ctrl-C, and gone when the one that started it is, however it ended."""
+    """Prepares a worker: one thread, Ctrl-C ignored, exit when the starting process ends, however that happens."""
+    ignore_known_warnings()
     if cv2.getNumThreads() != 1:  # not forked
         cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the starting process hears it too, and tells once
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the starting process gets it too, and reports it
     if leash < 0:
         return
     os.close(end)

@@ -9,10 +9,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from kit import cli as commands
+from kit.cli import application
 from kit.errors import KitError, RankError
 from kit.system import processes
-from kit.system.processes import _lost, _told, first_to_fail, joined, launched, launched_by_kit
+from kit.system.launcher import NEEDED, launched, launched_by_kit
+from kit.system.processes import _how_it_ended, _lost, first_to_fail, joined
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -20,13 +21,20 @@ Cli = Callable[..., tuple[int, str, str]]
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """No launcher has been here."""
-    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
+    for name in (*NEEDED, "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
 
 
 def as_rank(monkeypatch: pytest.MonkeyPatch, number: int, size: int = 2, run_id: str = "torchrun") -> None:
     """Sets what a launcher sets."""
-    values = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": size, "TORCHELASTIC_RUN_ID": run_id}
+    values = {
+        "RANK": number,
+        "LOCAL_RANK": number,
+        "WORLD_SIZE": size,
+        "TORCHELASTIC_RUN_ID": run_id,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": 29577,
+    }
     for name, value in values.items():
         monkeypatch.setenv(name, str(value))
 
@@ -100,10 +108,10 @@ def test_a_launchers_local_rank_is_taken_before_the_command(cli: Cli, tmp_path: 
     ],
 )
 def test_how_a_rank_has_ended(exitcode: int, how: str):
-    message, hint = _told(1, 4, exitcode)
+    message, hint = _how_it_ended(1, 4, exitcode)
     assert message.startswith(f"rank 1 of 4 {how}")
     assert message.endswith(", and the others were ended")
-    assert hint.startswith("the same command again goes on")
+    assert hint.startswith("rerun the same command to resume")
     assert ("memory" in hint) == (exitcode == -signal.SIGKILL)
 
 
@@ -123,19 +131,19 @@ class Launcher:
         return start
 
 
-@pytest.mark.parametrize(("exitcode", "told"), [(1, True), (2, False), (-9, False)])
+@pytest.mark.parametrize(("exitcode", "shown"), [(1, True), (2, False), (-9, False)])
 def test_an_error_that_was_shown_is_not_shown_again(
-    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exitcode: int, told: bool
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exitcode: int, shown: bool
 ):
     """A rank that ended with 1 has told its own error."""
     monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", Launcher(exitcode))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     with pytest.raises(RankError) as caught:
         processes.launch(2, ["run", "tiny"])
-    assert caught.value.told == told
+    assert caught.value.shown == shown
     code, out, err = cli("run", "tiny", "--root", tmp_path, "--nproc", 2)
     assert (code, out) == (1, "")
-    assert ("error: rank 1 of 2" in err) != told
+    assert ("error: rank 1 of 2" in err) != shown
     assert "Traceback" not in err
 
 
@@ -168,7 +176,7 @@ def test_a_mistake_of_all_is_told_by_the_first(cli: Cli, tmp_path: Path, monkeyp
         store.add("failed", 1)  # by another rank
     as_rank(monkeypatch, 1)
     monkeypatch.setattr(processes, "_store", None)
-    monkeypatch.setattr(processes, "rendezvous", lambda *_, **__: iter([(store, 1, 2)]))
+    monkeypatch.setattr(processes, "_meet", lambda _: store)
     monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: None)
     code, out, err = cli("run", "lite1", "--root", tmp_path)
     assert (code, out) == (1, "")
@@ -185,7 +193,7 @@ def test_what_one_rank_alone_meets_before_they_join_is_told(cli: Cli, workplace:
 
     as_rank(monkeypatch, 1, run_id="kit")
     monkeypatch.setattr(processes, "_store", None)
-    monkeypatch.setattr(processes, "rendezvous", lambda *_, **__: iter([(dist.HashStore(), 1, 2)]))
+    monkeypatch.setattr(processes, "_meet", lambda _: dist.HashStore())
     monkeypatch.setattr(processes, "pick_device", one_gpu)
     code, _, err = cli("run", "tiny", "--root", workplace, "--nproc", 2)
     assert code == 1
@@ -194,7 +202,7 @@ def test_what_one_rank_alone_meets_before_they_join_is_told(cli: Cli, workplace:
 
 def test_a_process_by_itself_tells_its_errors(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr(processes, "first_to_fail", lambda: pytest.fail("there are no others"))
-    commands._fail("no such thing", "look elsewhere")
+    application._fail("no such thing", "look elsewhere")
     assert capsys.readouterr().err == "error: no such thing\nhint:  look elsewhere\n"
 
 
@@ -232,7 +240,7 @@ def test_a_process_by_itself_joins_none():
 
 def test_several_processes_cannot_share_a_gpu(monkeypatch: pytest.MonkeyPatch):
     as_rank(monkeypatch, 1)
-    monkeypatch.setattr(processes, "rendezvous", lambda *_, **__: iter([(dist.HashStore(), 1, 2)]))
+    monkeypatch.setattr(processes, "_meet", lambda _: dist.HashStore())
     monkeypatch.setattr(processes, "pick_device", lambda _: torch.device("cuda", 1))
     with pytest.raises(RankError, match="several processes cannot share cuda:1") as caught, joined("cuda:1"):
         pass

@@ -35,11 +35,13 @@ def die_at_three(number: int) -> int:
 
 @pytest.mark.parametrize("processes", [1, 3])
 def test_each_job_comes_back_with_its_result(processes: int):
-    assert sorted(spread(square, range(50), processes)) == [(number, number * number) for number in range(50)]
+    assert sorted(spread(square, range(50), processes, "drawing squares")) == [
+        (number, number * number) for number in range(50)
+    ]
 
 
 def test_processes_share_the_jobs_with_one_thread_each():
-    found = {result for _, result in spread(own_process, range(12), 2)}
+    found = {result for _, result in spread(own_process, range(12), 2, "drawing squares")}
     assert len(found) == 2
     assert {threads for _, threads in found} == {1}
     assert os.getpid() not in {process for process, _ in found}
@@ -51,7 +53,7 @@ def test_processes_start_where_opencv_has_run_in_many_threads():
     cv2.setNumThreads(4)
     try:
         cv2.GaussianBlur(np.random.default_rng(0).integers(0, 255, (2000, 2000, 3), dtype=np.uint8), (0, 0), 5)
-        assert len(list(spread(square, range(4), 2))) == 4
+        assert len(list(spread(square, range(4), 2, "drawing squares"))) == 4
         assert cv2.getNumThreads() == 4
     finally:
         cv2.setNumThreads(before)
@@ -69,7 +71,7 @@ def test_jobs_are_taken_as_they_are_needed(processes: int):
             most = max(most, taken - done)
             yield number
 
-    for _ in spread(square, jobs(), processes):
+    for _ in spread(square, jobs(), processes, "drawing squares"):
         done += 1
     assert done == 60
     assert most <= 4 * processes
@@ -78,18 +80,18 @@ def test_jobs_are_taken_as_they_are_needed(processes: int):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_an_error_comes_through(processes: int):
     with pytest.raises(KitError, match="the third is broken"):
-        list(spread(fail_at_three, range(20), processes))
+        list(spread(fail_at_three, range(20), processes, "drawing squares"))
 
 
 def test_a_killed_process_is_told_and_nothing_hangs():
-    with pytest.raises(KitError, match="a process that cut tiles was killed") as caught:
-        list(spread(die_at_three, range(100), 2))
+    with pytest.raises(KitError, match="a process drawing squares was killed") as caught:
+        list(spread(die_at_three, range(100), 2, "drawing squares"))
     assert "fewer --workers" in caught.value.hint
 
 
 def test_all_processes_end_with_the_work():
     before = set(children())
-    processes = {process for _, (process, _) in spread(own_process, range(8), 2)}
+    processes = {process for _, (process, _) in spread(own_process, range(8), 2, "drawing squares")}
     assert len(processes) == 2
     assert set(children()) == before
 

@@ -82,7 +82,7 @@ class Scenes:
             if f"{area}/{scene}" not in self.parts:
                 self._change()
                 self.ledger.remove(area, scene)
-        for (name, _), made in spread(_perform, self._jobs(progress), workers):
+        for (name, _), made in spread(_perform, self._jobs(progress), workers, "cutting tiles"):
             self.open[name].cut.add(made)
             progress.advance(len(made))
             self.left[name] -= 1

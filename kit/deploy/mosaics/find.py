@@ -71,7 +71,7 @@ def read_all(chips: Sequence[Chip], processes: int) -> list[ChipSides]:
     """
     sides: dict[Chip, ChipSides] = {}
     with meter("read chips", len(chips)) as progress:
-        for chip, of_chip in spread(read_sides, chips, min(processes, max(1, len(chips)))):
+        for chip, of_chip in spread(read_sides, chips, min(processes, max(1, len(chips))), "reading chips"):
             sides[chip] = of_chip
             progress.advance()
     return [sides[chip] for chip in chips]

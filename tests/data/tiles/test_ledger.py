@@ -434,7 +434,7 @@ def test_a_killed_worker_ends_the_command_with_one_error(tmp_path: Path, large: 
     out, err = process.communicate(timeout=30)
     assert process.returncode == 1
     assert err.count("error:") == 1
-    assert "a process that cut tiles was killed" in err
+    assert "a process cutting tiles was killed" in err
     assert out == ""
     assert "Traceback" not in err
     assert not members(process.pid)

@@ -1,0 +1,66 @@
+"""What a launcher (torchrun, `kit run --nproc`) says in the environment about the processes that it started."""
+
+import os
+from dataclasses import dataclass
+
+OURS = "kit"  # run id of processes that kit started itself
+NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class Rank:
+    """This process as one of several that work together.
+
+    Args:
+        number: of this process, from 0.
+        count: of all processes, at least 2.
+        number_here: of this process on this machine, from 0.
+        count_here: of the processes on this machine.
+        host: where rank 0 listens.
+        port: likewise.
+        by_kit: whether kit itself started them.
+    """
+
+    number: int
+    count: int
+    number_here: int
+    count_here: int
+    host: str
+    port: int
+    by_kit: bool
+
+
+def own_rank() -> Rank | None:
+    """Returns this process's rank; None for one process alone, and where a launcher's variables are incomplete."""
+    number, count, port = (_number(name) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
+    host = os.environ.get("MASTER_ADDR", "")
+    if number is None or count is None or port is None or not host or not number < count or count < 2:
+        return None
+    here, count_here = _number("LOCAL_RANK"), _number("LOCAL_WORLD_SIZE")
+    by_kit = os.environ.get("TORCHELASTIC_RUN_ID") == OURS
+    return Rank(number, count, here or 0, max(1, count_here or 1), host, port, by_kit)
+
+
+def _number(name: str) -> int | None:
+    text = os.environ.get(name, "")
+    return int(text) if text.isdecimal() and text.isascii() and len(text) < 10 else None
+
+
+def ignored_variables() -> str:
+    """Returns a notice about a launcher's variables that are set, but incomplete or no numbers; else nothing."""
+    size = os.environ.get("WORLD_SIZE", "")
+    if size in ("", "1") or own_rank():
+        return ""
+    others = ", ".join(name for name in NEEDED if name != "WORLD_SIZE")
+    return f"WORLD_SIZE={size!r} is ignored: {others} do not tell which of {size} processes this one is"
+
+
+def launched() -> bool:
+    """Returns whether a launcher started this process as one of several."""
+    return own_rank() is not None
+
+
+def launched_by_kit() -> bool:
+    """Returns whether that was `kit.system.processes.launch`."""
+    own = own_rank()
+    return own is not None and own.by_kit
