@@ -19,6 +19,7 @@ import pandas as pd
 import rasterio
 from watching import watched
 
+from kit.data.tiles.options import PrepareOptions
 from kit.data.tiles.prepare import prepare
 from kit.paths import Paths
 from kit.sample.large_city import draw_large_city
@@ -33,7 +34,7 @@ def drawn(home: Path, side_px: int) -> Path:
 def cut(catalog: Path, root: Path) -> None:
     """Cuts in this process, and prints seconds, tiles of the grid, tiles kept, footprints."""
     start = time.perf_counter()
-    made = prepare(catalog, Paths(root), name="tiles", by="tile")
+    made = prepare(catalog, Paths(root), PrepareOptions("tiles", "tile"))
     seconds = time.perf_counter() - start
     (record,) = made.scenes
     print(seconds, len(record.cut), len(record.cut.tiles), record.counts["used"])

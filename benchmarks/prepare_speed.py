@@ -41,6 +41,7 @@ from rasterio.windows import Window
 from seed_prepare import SIDE_PX, XYZ, ZOOM, Place, write_tiff
 from watching import watched
 
+from kit.data.tiles.options import PrepareOptions, Style
 from kit.data.tiles.prepare import prepare
 from kit.data.tiles.tile import IMAGE_FORMATS, MASK_FORMAT
 from kit.paths import Paths
@@ -97,7 +98,11 @@ def rasterio_side(scene: Path, places: list[Place], out: Path, processes: int) -
 
 def kit_side(catalog: Path, root: Path, layers: bool, images: str, processes: int) -> float:
     start = time.perf_counter()
-    prepare(catalog, Paths(root), name="tiles", by="tile", layers=layers, images=images, workers=processes)
+    prepare(
+        catalog,
+        Paths(root),
+        PrepareOptions("tiles", "tile", workers=processes, style=Style(layers=layers, images=images)),
+    )
     return time.perf_counter() - start
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from kit.data.dataset import Fold, split_fold
 from kit.data.folds.assign import fold_numbers
 from kit.data.index import read_index
+from kit.data.tiles.options import PrepareOptions
 from kit.data.tiles.prepare import prepare
 from kit.paths import Paths
 from kit.sample.sample import draw_sample
@@ -23,7 +24,7 @@ def data_root(given: Path | None) -> Iterator[Path]:
     with TemporaryDirectory() as folder:
         paths = Paths(Path(folder))
         draw_sample(paths.sample)
-        prepare(paths.sample / "train_tier_1", paths, name="sample", by="scene", k=2)
+        prepare(paths.sample / "train_tier_1", paths, PrepareOptions(name="sample", by="scene", k=2))
         yield paths.root
 
 

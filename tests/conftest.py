@@ -44,7 +44,8 @@ def catalog(tmp_path: Path) -> Path:
 @pytest.fixture
 def workplace(tmp_path: Path, catalog: Path) -> Path:
     """A root folder with a prepared data set of native 64 px tiles, two folds, and the recipe `tiny`."""
-    from kit.data.tiles.prepare import prepare
+    from factories import prepare
+
     from kit.paths import Paths
 
     root = tmp_path / "root"

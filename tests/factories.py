@@ -2,13 +2,19 @@
 
 import json
 import os
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyproj
 import rasterio
 import shapely
 from rasterio.transform import Affine
+
+from kit.data.tiles import prepare as preparing
+from kit.data.tiles.options import PrepareOptions, Style
+from kit.paths import Paths
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
@@ -180,3 +186,11 @@ def on_earth(polygons: list[shapely.Polygon], transform: Affine, crs: str = UTM)
         shapely.Polygon([back.transform(*(transform @ corner)) for corner in polygon.exterior.coords])
         for polygon in polygons
     ]
+
+
+def prepare(place: str | Path, paths: Paths, name: str = "", **options: Any) -> preparing.Prepared:
+    """Returns what `kit prepare` makes, with the fields of `PrepareOptions` and of its `Style` as keywords."""
+    own = {field.name for field in fields(Style)}
+    style = Style(**{key: value for key, value in options.items() if key in own})
+    rest = {key: value for key, value in options.items() if key not in own}
+    return preparing.prepare(place, paths, PrepareOptions(name, style=style, **rest))

@@ -64,7 +64,7 @@ SIDE_PX = 512  # of a tile: the crop of the page's first recipe
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set with layers, a tile a scene, and the page's recipes."""
-    from kit.data.tiles.prepare import prepare
+    from factories import prepare
 
     folder = tmp_path_factory.mktemp("docs")
     size = {"width": SIDE_PX, "height": SIDE_PX}

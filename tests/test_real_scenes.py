@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from factories import prepare
 
 from kit.data.alignment import Pair, agreements, best_shift, read_pair, ring
 from kit.data.sources.stac import read_scenes
-from kit.data.tiles.prepare import Prepared, prepare
+from kit.data.tiles.prepare import Prepared
 from kit.deploy.submission.submit import find_chips
 from kit.paths import Paths
 

@@ -51,8 +51,12 @@ def prepare(
     k: Annotated[int, typer.Option("-k", help="Number of folds.")] = 5,
     pattern: Annotated[str, typer.Option(help="Searched in a folder's paths: (?P<area>...) and (?P<scene>...).")] = "",
     tier: Annotated[int, typer.Option(help="Of the labels: 1 careful, 2 dirty; else as the catalogue's id tells.")] = 0,
-    gsd: Annotated[float, typer.Option(help="Metres per pixel of images without a place on earth.")] = 0.0,
+    gsd: Annotated[float, typer.Option(help="Metres per pixel of images without a georeference.")] = 0.0,
     where: Annotated[str, typer.Option(help="Use the labels that fit an SQL condition: \"kind = 'building'\".")] = "",
+    building_value: Annotated[
+        list[str] | None,
+        typer.Option(help="Class or colour of buildings in ready-made masks: 2 or 255,0,0; repeatable."),
+    ] = None,
     allow_outside: Annotated[
         bool, typer.Option("--allow-outside", help="Accept scenes such as VRTs that read files outside their folder.")
     ] = False,
@@ -67,18 +71,18 @@ def prepare(
     Example: kit prepare train_tier_1 --name tier1
     """
     from kit.cli.printing import show_prepared
+    from kit.data.tiles.options import PrepareOptions, Style
     from kit.data.tiles.prepare import prepare as prepare_tiles
+    from kit.data.tiles.ready_masks import parse_values
 
     paths = Paths(root)
-    style = {
-        "grid": grid, "side_px": side, "overlap_px": overlap, "min_valid": min_valid, "layers": layers,
-        "boundary": boundary, "contact": contact, "images": images,
-    }  # fmt: skip
+    style = Style(grid, side, overlap, min_valid, layers, boundary, contact, images)
+    options = PrepareOptions(
+        name, by, k, pattern, where, allow_outside, tier, gsd, parse_values(building_value or ()), tuple(scene or ()),
+        workers, style,
+    )  # fmt: skip
     try:
-        made = prepare_tiles(
-            source, paths, name, by=by, k=k, pattern=pattern, tier=tier, gsd_m=gsd, where=where,
-            allow_outside=allow_outside, only=scene or (), workers=workers, **style,
-        )  # fmt: skip
+        made = prepare_tiles(source, paths, options)
     except CutError as error:
         if error.made:
             show_prepared(error.made, as_json)

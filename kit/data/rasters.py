@@ -221,13 +221,13 @@ def _leave_collar_out(rgb: NDArray[np.uint8], valid: NDArray[np.bool_], nodata: 
         valid &= ~in_collar(rgb, cv2.resize(near, (width, height), interpolation=cv2.INTER_NEAREST))
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def image_size(href: str | Path) -> tuple[int, int]:
     """Returns height and width of an image as `read_image` would return it, px, without reading its pixels.
 
     Raises:
         RasterError: see `open_picture`.
     """
-    with open_picture(str(path)) as source:
+    with open_picture(str(href)) as source:
         turned = orientation_of(source) in TURNED
         return (source.width, source.height) if turned else (source.height, source.width)
 
@@ -260,6 +260,14 @@ def _coarse(height: int, width: int) -> tuple[int, int]:
     """Returns height and width of the copy that a collar is looked for in, px."""
     shrink = max(1.0, max(width, height) / COARSE_PX)
     return max(1, round(height / shrink)), max(1, round(width / shrink))
+
+
+def off_earth(href: str, crs: CRS) -> RasterError:
+    """Returns the error for an image whose coordinates, such as a drawing's, are no place on earth."""
+    return RasterError(
+        f"the coordinate system of {href} has no place on earth: {crs.to_string():.60}",
+        "assign the real one: gdal_edit.py -a_srs EPSG:...",
+    )
 
 
 def outline(source: DatasetReader, crs: str) -> shapely.Polygon:

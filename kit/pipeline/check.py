@@ -22,6 +22,7 @@ from kit.data.dataset import Fold, split_fold
 from kit.data.folds.assign import fold_numbers
 from kit.data.index import read_index
 from kit.data.masks import IGNORE
+from kit.data.tiles.options import PrepareOptions, Style
 from kit.data.tiles.prepare import prepare
 from kit.deploy.proof.images import SMALL_CASES
 from kit.deploy.weights.card import Card, Member
@@ -141,7 +142,7 @@ def _data(paths: Paths, name: str) -> Iterator[tuple[str, pd.DataFrame]]:
     with TemporaryDirectory() as folder:
         root = Path(folder)
         draw_sample(root / "sample", shrink=DRAWN_SHRINK)
-        prepare(root / "sample" / "train_tier_1", Paths(root), grid="native", layers=True)
+        prepare(root / "sample" / "train_tier_1", Paths(root), PrepareOptions(style=Style(grid="native", layers=True)))
         _, index = read_index(Paths(root))
         places = np.arange(TIER_1_TILES)
         yield "the challenge's tier 1", index.iloc[places % len(index)].assign(fold=places % TIER_1_FOLDS)

@@ -10,6 +10,7 @@ from kit.console import say
 from kit.data.dataset import split_fold
 from kit.data.folds.assign import fold_numbers
 from kit.data.index import read_index
+from kit.data.tiles.options import PrepareOptions
 from kit.data.tiles.prepare import prepare
 from kit.deploy.weights.load import load_weights
 from kit.errors import RunError
@@ -142,7 +143,7 @@ def find_data(recipe: Recipe, paths: Paths, name: str) -> None:
         if not (paths.sample / "train_tier_1" / "catalog.json").exists():  # one of another seed or scale will do
             say(f"no data set here: drawing the sample city into {paths.sample}")
             draw_sample(paths.sample)
-        prepare(paths.sample / "train_tier_1", paths, name="sample", by="scene", k=2)
+        prepare(paths.sample / "train_tier_1", paths, PrepareOptions(name="sample", by="scene", k=2))
 
 
 def folds_of(plan: Plan, index: pd.DataFrame) -> tuple[int | str, ...]:

@@ -5,11 +5,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from factories import prepare
 
 from kit.data.augment import D4, PadIfNeeded
 from kit.data.dataset import Fold, TileDataset, dataloaders, read_tile, split_fold
 from kit.data.index import read_index
-from kit.data.tiles.prepare import prepare
 from kit.errors import DataError
 from kit.paths import Paths
 

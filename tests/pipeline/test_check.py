@@ -23,7 +23,7 @@ Cli = Callable[..., tuple[int, str, str]]
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared data set with layers."""
-    from kit.data.tiles.prepare import prepare
+    from factories import prepare
 
     folder = tmp_path_factory.mktemp("check")
     catalog = write_catalog(folder / "train", {"kam": {"a": {"seed": 1}, "b": {"seed": 2}}})

@@ -10,10 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from factories import TINY_RECIPE, write_catalog, write_run
+from factories import TINY_RECIPE, prepare, write_catalog, write_run
 from safetensors.torch import load_file, save_file
 
-from kit.data.tiles.prepare import prepare
 from kit.errors import KitError, RunError, WeightsError
 from kit.paths import Paths
 from kit.pipeline import start_from

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import rasterio
 import shapely
+from factories import prepare
 from rasterio.features import rasterize
 
 from kit.data.footprints import read_footprints
 from kit.data.sources.stac import read_scenes
-from kit.data.tiles.prepare import prepare
 from kit.errors import DataError
 from kit.paths import Paths
 from kit.sample import large_city

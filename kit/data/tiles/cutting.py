@@ -9,13 +9,14 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 
-from kit.data.burning import BOUNDARY, CONTACT, draw_layers, draw_mask, margin_px, read_width
+from kit.data.burning import draw_layers, draw_mask, margin_px, read_width
 from kit.data.collars import Collar
 from kit.data.footprints import Footprints
 from kit.data.grids import Grid
 from kit.data.rasters import gdal_options
 from kit.data.sources.inputs import Scene
 from kit.data.sources.remote import is_remote
+from kit.data.tiles.options import Style
 from kit.data.tiles.tile import SCENE, Skipped, Spot, Tile, encode_image, encode_mask, read_mask, row_of
 from kit.data.tiles.warping import Imagery
 from kit.errors import RasterError
@@ -23,31 +24,6 @@ from kit.system.files import write_bytes
 
 BLOCK = 4  # tiles a side of a block: most decoded parts of the scene are used by several of its tiles
 CACHE_BYTES = 128 << 20  # decoded imagery per process: the row of a block's tiles above is still there
-
-
-@dataclass(frozen=True)
-class Style:
-    """How tiles are made.
-
-    Args:
-        grid: see `kit.data.grids.grid_of`.
-        side_px: side of a tile.
-        overlap_px: what neighbours share.
-        min_valid: tiles with a smaller share of imagery are skipped, and listed.
-        layers: masks get the bands footprint, boundary and contact.
-        boundary: width of the window that makes boundaries, `5px` or `0.4m`.
-        contact: how near two footprints are in contact, `5m` or `60px`.
-        images: a key of `IMAGE_FORMATS`, or `scene` for windows into the scenes.
-    """
-
-    grid: str = "z19"
-    side_px: int = 1024
-    overlap_px: int = 0
-    min_valid: float = 0.01
-    layers: bool = False
-    boundary: str = BOUNDARY
-    contact: str = CONTACT
-    images: str = "lossless"
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """All scenes of a data set: planned as blocks of tiles, cut by processes, kept in the ledger."""
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,17 +11,19 @@ import rasterio
 from kit.console import Meter
 from kit.data.footprints import read_footprints
 from kit.data.grids import grid_of, ground_m, on_earth, world_width
-from kit.data.rasters import find_collar, gdal_options, open_scene, outline
+from kit.data.rasters import find_collar, gdal_options, off_earth, open_scene, outline
 from kit.data.sources.inputs import Pair, Scene
 from kit.data.sources.remote import fingerprint, is_remote
-from kit.data.tiles.cutting import BLOCK, CACHE_BYTES, Block, Cut, Failed, Style, cut_block, margin_of
+from kit.data.tiles.cutting import BLOCK, CACHE_BYTES, Block, Cut, Failed, cut_block, margin_of
 from kit.data.tiles.ledger import Ledger, Record, key_of
-from kit.data.tiles.pairs import BATCH, Batch, building_value, side_of, take_over
+from kit.data.tiles.options import PrepareOptions, Style
+from kit.data.tiles.pairs import BATCH, Batch, side_of, take_over
+from kit.data.tiles.ready_masks import Meaning, find_meaning
 from kit.data.tiles.tile import SCENE
 from kit.errors import DataError, FootprintError, KitError, RasterError, nearest
 from kit.system.workers import spread
 
-VERSION = 1  # of what is cut: another number, and everything is cut again
+VERSION = 2  # of what is cut: another number, and everything is cut again
 
 Job = Block | Batch
 Part = Scene | tuple[Pair, ...]  # of a data set: a scene, or all pairs of one
@@ -38,21 +40,20 @@ class Scenes:
 
     Args:
         folder: of the data set.
-        style: of its tiles.
-        gsd_m: of images that lie nowhere.
         parts: scenes, or pairs of one scene.
-        only: see `prepare`.
+        options: of `kit prepare`.
     """
 
-    def __init__(self, folder: Path, style: Style, gsd_m: float, parts: list[Part], only: Collection[str]) -> None:
-        self.folder, self.style, self.gsd_m = folder, style, gsd_m
+    def __init__(self, folder: Path, parts: list[Part], options: PrepareOptions) -> None:
+        self.folder, self.options, self.style = folder, options, options.style
+        only = set(options.only)
         self.ledger = Ledger(folder)
         self.parts = {"/".join(_names(part)): part for part in parts}
-        for unknown in sorted(set(only) - set(self.parts)):
+        for unknown in sorted(only - set(self.parts)):
             raise DataError(f"no scene {unknown!r} to cut again", nearest(unknown, self.parts))
         self._check_names()
         self._check_pairs()
-        self.only = set(only)
+        self.only = only
         self.changed, self.kept = False, 0
         self.open: dict[str, Record] = {}
         self.left: dict[str, int] = {}
@@ -131,6 +132,8 @@ class Scenes:
                 self.ledger.remove(area, scene)
             self.ledger.begin(area, scene, key)
             record = Record(area, scene, key)
+            if not isinstance(part, Scene):
+                _ = self._of_all_pairs  # masks that contradict each other are no fault of one scene
             try:
                 planned = self._plan(part)
             except KitError as error:
@@ -150,10 +153,11 @@ class Scenes:
     def _key(self, part: Part) -> str:
         style = asdict(self.style)
         if isinstance(part, Scene):
-            where = [part.image] if self.style.images == SCENE else []
-            where += [f"where {part.where}"] if part.where else []
-            return key_of(VERSION, style, part.tier, where, [fingerprint(href) for href in (part.image, *part.labels)])
-        return key_of(VERSION, style, self.gsd_m, part[0].tier, self._files_of_pairs)
+            read_from = [part.image] if self.style.images == SCENE else []
+            files = [fingerprint(href) for href in (part.image, *part.labels)]
+            return key_of(VERSION, style, part.tier, part.where, read_from, files)
+        options = self.options
+        return key_of(VERSION, style, options.gsd_m, options.building_values, part[0].tier, self._files_of_pairs)
 
     @cached_property
     def _pairs(self) -> list[Pair]:
@@ -170,14 +174,15 @@ class Scenes:
         )
 
     @cached_property
-    def _of_all_pairs(self) -> tuple[int, int]:
-        """The side of the tiles, and the masks' value of buildings."""
-        return side_of(self._pairs, self.style.side_px), building_value(self._pairs)
+    def _of_all_pairs(self) -> tuple[int, Meaning]:
+        """The side of the tiles, px, and what the values of the masks mean."""
+        masks = [pair.mask for pair in self._pairs]
+        return side_of(self._pairs, self.style.side_px), find_meaning(masks, self.options.building_values)
 
     def _batches(self, pairs: tuple[Pair, ...]) -> list[Job]:
-        side_px, building = self._of_all_pairs
+        side_px, meaning = self._of_all_pairs
         return [
-            Batch(pairs[start : start + BATCH], side_px, building, self.gsd_m, self.style, self.folder)
+            Batch(pairs[start : start + BATCH], side_px, meaning, self.options.gsd_m, self.style, self.folder)
             for start in range(0, len(pairs), BATCH)
         ]
 
@@ -209,10 +214,7 @@ def plan(scene: Scene, style: Style, folder: Path) -> Planned:
     options = gdal_options(CACHE_BYTES, is_remote(scene.image))
     with rasterio.Env(**options), open_scene(scene.image) as source:
         if not on_earth(source.crs):
-            raise RasterError(
-                f"the coordinate system of {scene.image} has no place on earth: {source.crs.to_string():.60}",
-                "assign the real one: gdal_edit.py -a_srs EPSG:...",
-            )
+            raise off_earth(scene.image, source.crs)
         grid = grid_of(style.grid, style.side_px, source, style.overlap_px)
         frame = outline(source, grid.crs)
         collar = find_collar(source)

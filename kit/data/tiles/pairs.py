@@ -1,20 +1,21 @@
 """Ready-made images with masks, as on Kaggle, taken over as tiles."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from rasterio.errors import RasterioError
 
 from kit.data.grids import Grid, on_earth
-from kit.data.masks import BUILDING, IGNORE
-from kit.data.orientation import orientation_of, upright
-from kit.data.rasters import Picture, image_size, open_picture, read_picture, unreadable
+from kit.data.masks import IGNORE
+from kit.data.rasters import Picture, image_size, off_earth, read_picture
 from kit.data.sources.inputs import Pair
-from kit.data.tiles.cutting import Cut, Failed, Style, at_work, cut_before, too_little
+from kit.data.tiles.cutting import Cut, Failed, at_work, cut_before, too_little
+from kit.data.tiles.options import Style
+from kit.data.tiles.ready_masks import Meaning, decode, place_mask, read_ready_mask
 from kit.data.tiles.tile import Spot, encode_image, encode_mask, row_of
 from kit.errors import KitError, RasterError
 from kit.system.files import write_bytes
@@ -30,7 +31,7 @@ class Batch:
     Args:
         pairs: of one scene.
         side_px: of the tiles.
-        building: the masks' value of buildings: 1, or 255.
+        meaning: of the masks' values.
         gsd_m: metres on the ground per pixel, of images that lie nowhere.
         style: of the tiles.
         folder: of the data set.
@@ -38,7 +39,7 @@ class Batch:
 
     pairs: tuple[Pair, ...]
     side_px: int
-    building: int
+    meaning: Meaning
     gsd_m: float
     style: Style
     folder: Path
@@ -67,27 +68,15 @@ def take_over(batch: Batch) -> Cut:
 def side_of(pairs: Iterable[Pair], most_px: int) -> int:
     """Returns the tiles' side: that of the largest image, a multiple of 32 px, and `most_px` at most.
 
-    Raises:
-        RasterError: an image cannot be read.
+    Images that cannot be read are left out: they fail later.
     """
-    longest = 0
+    longest = MULTIPLE_PX
     for pair in pairs:
-        longest = max(longest, *image_size(Path(pair.image)))
+        with suppress(RasterError):
+            longest = max(longest, *image_size(pair.image))
         if longest >= most_px:
             return most_px
     return min(most_px, -(-longest // MULTIPLE_PX) * MULTIPLE_PX)
-
-
-def building_value(pairs: Iterable[Pair]) -> int:
-    """Returns which value of the masks is building: 1 (and 255 no data) where some hold a 1, else 255.
-
-    Raises:
-        RasterError: see `_read_truth`.
-    """
-    for pair in pairs:
-        if (_read_truth(pair.mask) == BUILDING).any():
-            return BUILDING
-    return IGNORE
 
 
 def _write_tiles(
@@ -125,12 +114,19 @@ def _read_pair(pair: Pair, batch: Batch) -> tuple[NDArray[np.uint8], NDArray[np.
     """
     picture = read_picture(pair.image)
     rgb, valid, grid = picture.bands[:3], picture.valid, _grid_of(picture, batch)
-    raw = _read_truth(pair.mask)
-    if raw.shape != valid.shape:
-        (height, width), (h, w) = valid.shape, raw.shape
+    ready = read_ready_mask(pair.mask)
+    for href, crs in ((pair.image, picture.crs), (pair.mask, ready.crs)):
+        if crs is not None and not on_earth(crs):
+            raise off_earth(href, crs)
+    truth = place_mask(decode(ready, batch.meaning, pair.mask), ready, picture)
+    if truth is None:
+        raise RasterError(
+            f"mask {pair.mask} lies on other ground than {pair.image}", "check their georeferences: gdalinfo"
+        )
+    if truth.shape != valid.shape:
+        (height, width), (h, w) = valid.shape, truth.shape
         raise RasterError(f"{pair.image} has {width} x {height} px, its mask {pair.mask} {w} x {h}", "pair them anew")
-    mask = np.where(raw == batch.building, BUILDING, 0).astype(np.uint8)
-    mask[~valid | ((raw == IGNORE) & (batch.building != IGNORE))] = IGNORE
+    mask = np.where(valid, truth, IGNORE).astype(np.uint8)
     rgb[:, ~valid] = 0
     return rgb, mask, grid
 
@@ -139,28 +135,6 @@ def _grid_of(source: Picture, batch: Batch) -> Grid:
     """Returns the grid of an image's own pixels; one that lies nowhere, or is turned, has no CRS."""
     a, b, _, d, e, _ = source.transform[:6]
     side, overlap = batch.side_px, batch.style.overlap_px
-    if source.crs is None or not on_earth(source.crs) or b or d or a < 0 or e > 0:
+    if source.crs is None or b or d or a < 0 or e > 0:
         return Grid("", 1.0, 1.0, 0.0, 0.0, side, overlap)
     return Grid(source.crs.to_string(), a, -e, source.transform.c, source.transform.f, side, overlap)
-
-
-def _read_truth(href: str) -> NDArray[np.uint8]:
-    """Returns a mask's first band, (H, W) uint8.
-
-    Raises:
-        RasterError: it cannot be read, or holds other values than 0, 1 and 255.
-    """
-    with open_picture(href) as source:
-        try:
-            band: NDArray[np.uint8] = upright(source.read(1), orientation_of(source))
-        except RasterioError as cause:
-            raise unreadable(href, cause) from cause
-    if band.dtype != np.uint8:
-        raise RasterError(f"mask {href} holds {band.dtype}, expected uint8", "convert it: gdal_translate -ot Byte")
-    other = np.setdiff1d(np.flatnonzero(np.bincount(band.ravel())), (0, BUILDING, IGNORE))
-    if other.size:
-        raise RasterError(
-            f"mask {href} holds the value {other[0]}, expected 0 and 1 (255 is no data), or 0 and 255",
-            "masks with more classes, or of JPEG, must be made into masks of buildings first",
-        )
-    return band

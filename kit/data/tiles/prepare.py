@@ -1,34 +1,47 @@
 """Imagery with labels to a data set on disk, and a data set to its index."""
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from kit.console import meter
-from kit.data.burning import read_width
-from kit.data.folds.assign import assign_folds, check_way
-from kit.data.grids import check_grid
+from kit.data.folds.assign import assign_folds
 from kit.data.index import read_table
 from kit.data.sources.inputs import Scene
 from kit.data.sources.remote import is_remote, local_path
 from kit.data.sources.source import read_source
-from kit.data.tiles.cutting import Failed, Style
+from kit.data.tiles.cutting import Failed
 from kit.data.tiles.jobs import Part, Scenes
-from kit.data.tiles.ledger import Json, Ledger, Record
+from kit.data.tiles.ledger import Ledger, Record
+from kit.data.tiles.options import PrepareOptions, Style
 from kit.data.tiles.sheets import Sheet, draw_sheet
-from kit.data.tiles.tile import IMAGE_FORMATS, SCENE, Skipped
-from kit.errors import CutError, DataError, FootprintError, KitError, nearest
+from kit.data.tiles.tile import Skipped
+from kit.errors import CutError, DataError, FootprintError, KitError
 from kit.outputs import check_apart
 from kit.paths import Paths
 from kit.system.cpu import cpu_count
-from kit.system.files import locked, read_json, replacing
+from kit.system.files import locked, read_json, replacing, write_bytes
 
 SMALL_BYTES = 1 << 20  # imagery that is cut sooner than processes start
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The content of a data set's `settings.json`.
+
+    Args:
+        style: of the tiles.
+        by: how `kit prepare` assigned the tiles to folds.
+        k: number of folds.
+    """
+
+    style: Style
+    by: str
+    k: int
 
 
 @dataclass(frozen=True)
@@ -64,61 +77,35 @@ class Prepared:
         return {(record.area, record.scene): len(record.cut.skipped) for record in self.scenes}
 
 
-def prepare(
-    place: str | Path,
-    paths: Paths,
-    name: str = "",
-    *,
-    by: str = "auto",
-    k: int = 5,
-    pattern: str = "",
-    tier: int = 0,
-    gsd_m: float = 0.0,
-    where: str = "",
-    allow_outside: bool = False,
-    only: Collection[str] = (),
-    workers: int = 0,
-    **style: Any,
-) -> Prepared:
+def prepare(place: str | Path, paths: Paths, options: PrepareOptions | None = None) -> Prepared:
     """Cuts scenes into `data/NAME`: images, masks, contact sheets, `index.csv` with folds, `skipped.csv`.
 
-    The index appears when all is cut, and not before. Stopped and called again, it goes on; called once more, it does
-    nothing. A scene whose image, labels or style has changed is cut again.
+    The index appears when all is cut, and not before. An interrupted call is resumed by the next one; called once
+    more, it does nothing. A scene whose image, labels or style has changed is cut again.
 
     Args:
         place: what to cut, see `kit.data.sources.source.read_source`.
         paths: of the working root.
-        name: of the data set; by default the catalogue's id, or the folder's name.
-        by: how tiles are put into folds, see `kit.data.folds.assign`.
-        k: number of folds.
-        pattern: where area and scene stand in the paths of a folder, see `read_source`.
-        tier: of the labels; 0: as the catalogue's id says.
-        gsd_m: metres on the ground per pixel, for ready-made images that lie nowhere.
-        where: SQL condition that chooses features of the labels, see `read_source`.
-        allow_outside: accept scenes and labels that name files outside their folder, see `read_source`.
-        only: scenes, as `area/scene`, to cut again; the others stay as they are, cut or not.
-        workers: processes; 0: one a core, and one in all for a little imagery.
-        style: of the tiles, see `kit.data.tiles.cutting.Style`.
+        options: see `PrepareOptions`.
 
     Raises:
         CutError: some scenes or tiles could not be cut; the others are, with an index.
-        CatalogError, DataError, KitError: what is asked for makes no sense, or the disk is full.
+        CatalogError, DataError, KitError: the options are out of range, the data incomplete, or the disk is full.
     """
-    wanted = Style(**style)
-    _check(wanted)
-    check_way(by, k)
-    source = read_source(place, pattern, tier, where, allow_outside)
-    name = name or source.name
+    options = options or PrepareOptions()
+    options.check()
+    source = read_source(place, options.pattern, options.tier, options.where, options.allow_outside)
+    name = options.name or source.name
     folder = paths.data(name)
     parts: list[Part] = [*source.scenes]
     parts += [tuple(pairs) for _, pairs in groupby(source.pairs, key=lambda pair: (pair.area, pair.scene))]
     check_apart(folder, _inputs(str(place), parts), "--name or --root")
-    settings = {"style": asdict(wanted), "by": by, "k": k}
+    settings = Settings(options.style, options.by, options.k)
     with locked(folder):
         Ledger(folder).check_owned()
-        work = Scenes(folder, wanted, gsd_m, parts, only)
+        work = Scenes(folder, parts, options)
         with meter("cut tiles", 0) as progress:
-            work.cut_all(progress, workers or (1 if _small(parts) else cpu_count()))
+            work.cut_all(progress, options.workers or (1 if _small(parts) else cpu_count()))
         records = work.records()
         tiles = [tile for record in records for tile in record.cut.tiles]
         failed = [failure for record in records for failure in record.cut.failed]
@@ -127,22 +114,10 @@ def prepare(
         _check_buildings(records)
         _draw_sheets(folder, records)
         index, notice = _write_index(folder, records, settings, changed=work.changed)
-    made = Prepared(name, index, records, notice, work.kept)
+    prepared = Prepared(name, index, records, notice, work.kept)
     if failed:
-        raise _failure(made, failed)
-    return made
-
-
-def _check(style: Style) -> None:
-    """Checks what was asked for before anything is read."""
-    check_grid(style.grid, style.side_px, style.overlap_px)
-    read_width(style.boundary)
-    read_width(style.contact)
-    formats = [*IMAGE_FORMATS, SCENE]
-    if style.images not in formats:
-        raise DataError(f"no images of the kind {style.images!r}", nearest(style.images, formats))
-    if not 0 <= style.min_valid <= 1:
-        raise DataError(f"a least share of imagery of {style.min_valid:g}", "expected 0 to 1")
+        raise _failure(prepared, failed)
+    return prepared
 
 
 def _inputs(place: str, parts: Sequence[Part]) -> Iterator[Path]:
@@ -180,33 +155,34 @@ def _draw_sheets(folder: Path, records: Sequence[Record]) -> None:
             draw_sheet(sheet, record.cut.tiles)
 
 
-def _write_index(folder: Path, records: Sequence[Record], settings: Json, changed: bool) -> tuple[pd.DataFrame, str]:
-    """Writes the index and what belongs to it; folds that were made anew since are kept if nothing else has changed."""
-    file, told = folder / "index.csv", folder / "settings.json"
-    if not changed and file.exists() and _settings(told) == settings:
+def _write_index(
+    folder: Path, records: Sequence[Record], settings: Settings, changed: bool
+) -> tuple[pd.DataFrame, str]:
+    """Writes the index and the tables beside it. Folds of `kit folds` are kept if nothing else has changed."""
+    file = folder / "index.csv"
+    if not changed and file.exists() and _read_settings(folder) == settings:
         return read_table(file), ""
     index = pd.DataFrame([asdict(tile) for record in records for tile in record.cut.tiles])
     if not index["tile"].is_unique:
         twice = index["tile"][index["tile"].duplicated()].iloc[0]
         raise DataError(f"two tiles are named {twice}", "rename an area or a scene: areas and scenes are joined by _")
     index.insert(4, "fold", 0)
-    index["fold"], notice = assign_folds(index, settings["by"], settings["k"])
+    index["fold"], notice = assign_folds(index, settings.by, settings.k)
     skipped = [asdict(tile) for record in records for tile in record.cut.skipped]
     _write_table(folder / "skipped.csv", pd.DataFrame(skipped, columns=list(Skipped.__dataclass_fields__)))
     failed = [asdict(tile) for record in records for tile in record.cut.failed]
     (folder / "failed.csv").unlink(missing_ok=True)
     if failed:
         _write_table(folder / "failed.csv", pd.DataFrame(failed))
-    with replacing(told) as temporary:
-        temporary.write_text(json.dumps(settings, indent=2) + "\n")
+    write_bytes(folder / "settings.json", (json.dumps(asdict(settings), indent=2) + "\n").encode())
     _write_table(file, index)
     return index, notice
 
 
-def _settings(file: Path) -> Json | None:
-    """Returns the settings of a data set; None where they are missing or damaged: then its index is made again."""
+def _read_settings(folder: Path) -> Settings | None:
+    """Returns the settings that a data set was prepared with, or None where they are missing or damaged."""
     try:
-        return read_json(file, Json)
+        return read_json(folder / "settings.json", Settings)
     except KitError:
         return None
 
@@ -235,14 +211,14 @@ def _check_buildings(records: Sequence[Record]) -> None:
         )
 
 
-def _failure(made: Prepared, failed: Sequence[Failed]) -> CutError:
+def _failure(prepared: Prepared, failed: Sequence[Failed]) -> CutError:
     scenes = sum("/" in failure.tile for failure in failed)
     tiles = len(failed) - scenes
-    parts = [f"{scenes} of {len(made.scenes)} scenes"] if scenes else []
-    parts += [f"{tiles} of {len(made.index) + tiles} tiles"] if tiles else []
+    parts = [f"{scenes} of {len(prepared.scenes)} scenes"] if scenes else []
+    parts += [f"{tiles} of {len(prepared.index) + tiles} tiles"] if tiles else []
     return CutError(
         f"{' and '.join(parts)} could not be cut, first {failed[0].tile}: {failed[0].reason}",
         f"{failed[0].hint or 'mend it'}; then give the same command again: the others are cut, "
-        f"and data/{made.name}/failed.csv lists what is not",
-        made,
+        f"and data/{prepared.name}/failed.csv lists what is not",
+        prepared,
     )

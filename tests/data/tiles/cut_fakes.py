@@ -10,8 +10,9 @@ from factories import write_footprints
 
 from kit.data.grids import Grid
 from kit.data.sources.inputs import Scene
-from kit.data.tiles.cutting import Block, Cut, Style, cut_block
+from kit.data.tiles.cutting import Block, Cut, cut_block
 from kit.data.tiles.jobs import plan
+from kit.data.tiles.options import Style
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,12 @@ import pytest
 import rasterio
 import shapely
 from cut_fakes import cut_scene, place_of
-from factories import LATITUDE, LONGITUDE, MERCATOR, UTM, at_kampala, on_earth, write_bands, write_catalog
+from factories import LATITUDE, LONGITUDE, MERCATOR, UTM, at_kampala, on_earth, prepare, write_bands, write_catalog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rasterio.transform import Affine
 
 from kit.cli.printing import COLUMNS
-from kit.data.tiles.prepare import prepare
 from kit.errors import CutError, DataError
 from kit.paths import Paths
 

@@ -13,14 +13,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from factories import write_catalog, write_footprints
+from factories import prepare, write_catalog, write_footprints
 
 import kit
 from kit.data.index import refold
 from kit.data.tiles import jobs
 from kit.data.tiles import ledger as records
 from kit.data.tiles.cutting import Block, Cut
-from kit.data.tiles.prepare import prepare
 from kit.errors import CutError, DataError, KitError, OutputError
 from kit.paths import Paths
 from kit.system.files import write_bytes

@@ -3,13 +3,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-from factories import at_kampala, write_bands
+from factories import at_kampala, prepare, write_bands
 
 from kit.data.dataset import read_tile
 from kit.data.sources.inputs import Pair
 from kit.data.sources.source import Source
 from kit.data.tiles import prepare as preparing
-from kit.data.tiles.prepare import Prepared, prepare
+from kit.data.tiles.prepare import Prepared
 from kit.errors import CutError, DataError
 from kit.paths import Paths
 

@@ -4,9 +4,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from factories import prepare
 from web import Web
 
-from kit.data.tiles.prepare import prepare
 from kit.errors import CutError
 from kit.paths import Paths
 

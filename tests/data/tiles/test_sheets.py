@@ -6,9 +6,8 @@ import pytest
 import rasterio
 import shapely
 from cut_fakes import CutScene, cut_scene
-from factories import at_kampala, on_earth, write_bands, write_catalog
+from factories import at_kampala, on_earth, prepare, write_bands, write_catalog
 
-from kit.data.tiles.prepare import prepare
 from kit.data.tiles.sheets import GAP_PX, OUTLINE, TITLE_PX, UNKNOWN, VIEW_PX, Sheet, draw_sheet
 from kit.errors import RasterError
 from kit.paths import Paths

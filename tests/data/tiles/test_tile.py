@@ -5,13 +5,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import rasterio
-from factories import LATITUDE, write_catalog, write_footprints, write_scene
+from factories import LATITUDE, prepare, write_catalog, write_footprints, write_scene
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kit.data.grids import Grid
 from kit.data.index import read_index, refold
-from kit.data.tiles.prepare import prepare
 from kit.errors import CutError, DataError
 from kit.paths import Paths
 

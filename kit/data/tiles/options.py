@@ -1,0 +1,85 @@
+"""What can be chosen for a data set: how its tiles look, which labels count, how folds are assigned."""
+
+from dataclasses import dataclass, field
+
+from kit.data.burning import BOUNDARY, CONTACT, read_width
+from kit.data.folds.assign import check_way
+from kit.data.grids import check_grid
+from kit.data.tiles.ready_masks import Value
+from kit.data.tiles.tile import IMAGE_FORMATS, SCENE
+from kit.errors import DataError, nearest
+
+
+@dataclass(frozen=True)
+class Style:
+    """How tiles look.
+
+    Args:
+        grid: see `kit.data.grids.grid_of`.
+        side_px: side of a tile.
+        overlap_px: what neighbours share.
+        min_valid: tiles with a smaller share of imagery are skipped, and listed.
+        layers: masks get the bands footprint, boundary and contact.
+        boundary: width of the window that makes boundaries, `5px` or `0.4m`.
+        contact: how near two footprints are in contact, `5m` or `60px`.
+        images: a key of `IMAGE_FORMATS`, or `scene` for windows into the scenes.
+    """
+
+    grid: str = "z19"
+    side_px: int = 1024
+    overlap_px: int = 0
+    min_valid: float = 0.01
+    layers: bool = False
+    boundary: str = BOUNDARY
+    contact: str = CONTACT
+    images: str = "lossless"
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """The options of `kit prepare`.
+
+    Args:
+        name: of the data set; by default the catalogue's id, or the folder's name.
+        by: how tiles are assigned to folds, see `kit.data.folds.assign`.
+        k: number of folds.
+        pattern: where area and scene stand in the paths of a folder, see `kit.data.sources.source.read_source`.
+        where: SQL condition that chooses features of footprint files; empty: all.
+        allow_outside: accepts scenes and labels that name files outside their folder.
+        tier: of the labels; 0: as the catalogue's id says.
+        gsd_m: metres on the ground per pixel, for ready-made images without a georeference.
+        building_values: classes or colours that are buildings in ready-made masks; empty: 1, else 255.
+        only: scenes, as `area/scene`, to cut again; the others stay as they are, cut or not.
+        workers: processes; 0: one per core, and one in all for little imagery.
+        style: of the tiles.
+    """
+
+    name: str = ""
+    by: str = "auto"
+    k: int = 5
+    pattern: str = ""
+    where: str = ""
+    allow_outside: bool = False
+    tier: int = 0
+    gsd_m: float = 0.0
+    building_values: tuple[Value, ...] = ()
+    only: tuple[str, ...] = ()
+    workers: int = 0
+    style: Style = field(default_factory=Style)
+
+    def check(self) -> None:
+        """Checks the options before anything is read.
+
+        Raises:
+            DataError: an unknown grid, image format or way to make folds, or a number out of range.
+        """
+        style = self.style
+        check_grid(style.grid, style.side_px, style.overlap_px)
+        read_width(style.boundary)
+        read_width(style.contact)
+        formats = [*IMAGE_FORMATS, SCENE]
+        if style.images not in formats:
+            raise DataError(f"image format {style.images!r} is unknown", nearest(style.images, formats))
+        if not 0 <= style.min_valid <= 1:
+            raise DataError(f"smallest share of imagery {style.min_valid:g} is out of range", "expected 0 to 1")
+        check_way(self.by, self.k)
