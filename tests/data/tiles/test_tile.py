@@ -127,7 +127,7 @@ def test_wrong_bands(tmp_path: Path, catalog: Path):
         band = source.read(1)
     with rasterio.open(catalog / "kam/a/a.tif", "w", **profile) as target:
         target.write(band, 1)
-    with pytest.raises(CutError, match="has 1 bands of uint8, expected 3 or 4"):
+    with pytest.raises(CutError, match="has 1 band of uint8, expected 3 or 4"):
         prepare(catalog, Paths(tmp_path), side_px=64)
 
 
