@@ -30,12 +30,12 @@ def cut_scene(folder: Path, image: Path, polygons: list[shapely.Polygon], **styl
     """Cuts a scene with footprints in EPSG:4326 into `folder`, in this process."""
     labels = folder / "labels.geojson"
     write_footprints(labels, polygons)
-    counts, blocks, total = plan(Scene("kam", "a", 1, str(image), (str(labels),)), Style(**style), folder)
+    planned = plan(Scene("kam", "a", 1, str(image), (str(labels),)), Style(**style), folder)
     cut = Cut()
-    for block in blocks:
+    for block in planned.jobs:
         assert isinstance(block, Block)
         cut.add(cut_block(block))
-    return CutScene(folder, cut, blocks[0].grid, total, counts)
+    return CutScene(folder, cut, planned.jobs[0].grid, planned.tiles, planned.counts)
 
 
 def place_of(tile: str) -> tuple[int, int]:

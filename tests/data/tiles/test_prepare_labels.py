@@ -7,10 +7,9 @@ import pyproj
 import pytest
 import rasterio
 import shapely
-from factories import write_catalog, write_footprints, write_scene
+from factories import prepare, write_catalog, write_footprints, write_scene
 from rasterio.transform import Affine
 
-from kit.data.tiles.prepare import prepare
 from kit.errors import CutError, FootprintError
 from kit.paths import Paths
 
