@@ -84,7 +84,7 @@ def verify(
     if as_json:
         result(verified.to_json())
     else:
-        table(("check", "found"), [(check.name, check.fault or check.said) for check in verified.checks])
+        table(("check", "found"), [(check.name, check.fault or check.result) for check in verified.checks])
         table(COLUMNS, [row.cells() for row in verified.rows])
     verified.require()
     if not verified.compared:

@@ -16,7 +16,7 @@ from kit.deploy.freeze import formats
 from kit.deploy.freeze.ensemble import freeze, portable
 from kit.deploy.freeze.runners import checked_difference
 from kit.deploy.proof import images
-from kit.deploy.proof.comparing import compare, report, report_of, runner_of
+from kit.deploy.proof.comparing import candidate_of, compare, report, report_of
 from kit.deploy.proof.parity import measure_parity
 from kit.deploy.proof.reference import REFERENCE, make_reference
 from kit.deploy.trust.allowlist import check_operators
@@ -114,7 +114,7 @@ def export_ensemble(
         if not on_tiles.holds:
             raise WeightsError(f"{name}: the exported file differs from its networks by {on_tiles}", HINT)
         reference = make_reference(eager, views, pad_multiple, request.cases or images.CASES)
-        rows = compare(runner_of(saved, weights.name, pad_multiple), reference.expected)
+        rows = compare(candidate_of(saved, weights.name, pad_multiple), reference.answers)
         if faults := [row.fault for row in rows if row.fault]:
             raise WeightsError(faults[0], HINT)
         parity = sum((row.parity for row in rows if row.parity), on_tiles)

@@ -1,4 +1,4 @@
-"""Weights files, of any format, run on drawn images and compared with what the networks gave."""
+"""Weights files of any format, run on drawn images and compared with the answers of the trained networks."""
 
 import json
 import math
@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kit.console import track
+from kit.deploy.freeze.ensemble import METHODS
 from kit.deploy.proof import images
 from kit.deploy.proof.parity import EQUAL_LIMIT, PARITY_LIMIT, Parity
-from kit.deploy.proof.reference import HEAD, Expected, Reference
+from kit.deploy.proof.reference import HEAD, HINT, Answer, Reference
 from kit.errors import WeightsError
 
-METHODS = ("probability", "mask", "members")
 COLUMNS = ("file", "image", "building", "difference", "equal", "seconds")
 
 Batch = Callable[[Tensor], Tensor]  # uint8 (N, 3 or 4, H, W) -> float32 (N, 1, H, W), 0..1, both on the CPU
@@ -28,7 +28,7 @@ Batch = Callable[[Tensor], Tensor]  # uint8 (N, 3 or 4, H, W) -> float32 (N, 1, 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A file, ready to run.
+    """A file to compare with the trained networks.
 
     Args:
         file: its name.
@@ -42,15 +42,15 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Row:
-    """How a file did on one image.
+class Comparison:
+    """A file's result on one image.
 
     Args:
         file: its name.
         image: which.
-        building: the share of building that was expected, 0..1.
-        parity: how it compares; None where it failed, or is itself what the others are compared with.
-        seconds: of one run; the first of a size includes what prepares it.
+        building: the expected share of building, 0..1.
+        parity: the difference from the networks; None where the file failed, or is what the others are compared with.
+        seconds: of one run; the first of a size includes preparations.
         fault: what is wrong; empty when nothing is.
     """
 
@@ -67,20 +67,20 @@ class Row:
         return self.file, self.image, f"{self.building:.1%}", *parity, f"{self.seconds:.2f}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the row as JSON values."""
-        measured: dict[str, float | None] = {"max_abs": None, "equal_masks": None}
-        if self.parity:
-            largest = self.parity.max_abs if math.isfinite(self.parity.max_abs) else None  # JSON has no NaN
-            measured = {"max_abs": largest, "equal_masks": self.parity.equal_masks}
-        known = {"file": self.file, "image": self.image, "building": round(self.building, 4)}
-        return known | measured | {"seconds": round(self.seconds, 3)}
+        """Returns JSON values."""
+        finite = self.parity and math.isfinite(self.parity.max_abs)  # JSON has no NaN
+        return {
+            "file": self.file, "image": self.image, "building": round(self.building, 4),
+            "max_abs": self.parity.max_abs if self.parity and finite else None,
+            "equal_masks": self.parity.equal_masks if self.parity else None, "seconds": round(self.seconds, 3),
+        }  # fmt: skip
 
 
-def runner_of(module: Any, file: str, pad_multiple: int, device: str = "cpu") -> Candidate:
-    """Returns the runner of a TorchScript ensemble that was loaded on `device`.
+def candidate_of(module: Any, file: str, pad_multiple: int, device: str = "cpu") -> Candidate:
+    """Returns a loaded TorchScript ensemble as a candidate.
 
     Args:
-        module: as `kit.deploy.weights.torchscript.load` returns it.
+        module: as `kit.deploy.weights.torchscript.load` returns it, on `device`.
         file: its name.
         pad_multiple: of its card, px.
         device: as torch names it.
@@ -94,8 +94,8 @@ def runner_of(module: Any, file: str, pad_multiple: int, device: str = "cpu") ->
         )
 
     def ensemble(x: Tensor) -> Tensor:
-        found: Tensor = module.probability(x.to(device)).cpu()
-        return found
+        probability: Tensor = module.probability(x.to(device)).cpu()
+        return probability
 
     def core(x: Tensor) -> Tensor:
         height, width = x.shape[2:]
@@ -106,24 +106,24 @@ def runner_of(module: Any, file: str, pad_multiple: int, device: str = "cpu") ->
     return Candidate(file, ensemble, core if hasattr(module, "core_0") else None)
 
 
-def compare(runner: Candidate, expected: Sequence[Expected]) -> list[Row]:
-    """Returns how a file does on each image that it can run; what it cannot do is a fault of that row."""
-    able = [one for one in expected if runner.core or not one.case.core]
-    return [_row(runner, one) for one in track(able, f"compare {runner.file}")]
+def compare(candidate: Candidate, answers: Sequence[Answer]) -> list[Comparison]:
+    """Returns a file's result on each image that it can run; what goes wrong is the fault of that comparison."""
+    possible = [answer for answer in answers if candidate.core or not answer.case.core]
+    return [_compared(candidate, answer) for answer in track(possible, f"compare {candidate.file}")]
 
 
-def run_alone(runner: Candidate) -> tuple[list[Expected], list[Row]]:
-    """Returns what a file itself gives, for others to be compared with, and its rows."""
-    expected, rows = [], []
-    for case in track([case for case in images.CASES if not case.core], f"run {runner.file}"):
+def run_alone(candidate: Candidate) -> tuple[list[Answer], list[Comparison]]:
+    """Returns a file's own answers, to compare others with, and its results."""
+    answers, rows = [], []
+    for case in track([case for case in images.CASES if not case.core], f"run {candidate.file}"):
         image = case.image()
         start = time.perf_counter()
-        probability = _run(runner, case, image)
+        probability = _run(candidate, case, image)
         seconds = time.perf_counter() - start
-        expected.append(Expected.of(case, image, probability))
-        fault = "" if np.isfinite(probability).all() else f"{runner.file} gives NaN on {case}"
-        rows.append(Row(runner.file, str(case), expected[-1].building, None, seconds, fault))
-    return expected, rows
+        answers.append(Answer.of(case, image, probability))
+        fault = "" if np.isfinite(probability).all() else f"{candidate.file} gives NaN on {case}"
+        rows.append(Comparison(candidate.file, str(case), answers[-1].building, None, seconds, fault))
+    return answers, rows
 
 
 def report_of(path: Path) -> Path:
@@ -131,15 +131,15 @@ def report_of(path: Path) -> Path:
     return path.with_suffix(".parity.json")
 
 
-def report(file: str, file_sha256: str, reference: Reference, tiles: Parity, rows: Iterable[Row]) -> str:
-    """Returns what was measured at export as JSON text, to read; what verifies is inside the weights.
+def report(file: str, file_sha256: str, reference: Reference, tiles: Parity, rows: Iterable[Comparison]) -> str:
+    """Returns the measurements of an export as JSON text, for people; `kit verify` reads the reference in the weights.
 
     Args:
         file: name of the weights.
         file_sha256: of them, in hex.
         reference: of the networks.
-        tiles: how the file compares on tiles of the training set and on noise, over all pixels.
-        rows: how it compares on the drawn images.
+        tiles: the difference on tiles of the training set and on noise, over all pixels.
+        rows: the differences on the drawn images.
     """
     machine = {key: getattr(reference, key) for key in HEAD}
     limits = {"max_abs": PARITY_LIMIT, "equal_masks": EQUAL_LIMIT}
@@ -154,36 +154,36 @@ def batch_of(image: NDArray[np.uint8]) -> Tensor:
 
 
 def exact() -> Any:
-    """Returns a context in which GPUs multiply in float32, not in TF32: a file is compared here, not a machine."""
+    """Returns a context in which GPUs multiply in float32, not in TF32: files are compared, not machines."""
     return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 
 
 def last_line(cause: Exception) -> str:
-    """Returns what a TorchScript error ends with: the message, below its traceback."""
+    """Returns the message of a TorchScript error, which stands below its traceback."""
     return str(cause).strip().splitlines()[-1]
 
 
-def _row(runner: Candidate, one: Expected) -> Row:
-    """Returns how a file does on one image."""
-    image, label = one.image(), str(one.case)
+def _compared(candidate: Candidate, answer: Answer) -> Comparison:
+    """Returns a file's result on one image."""
+    image, label = answer.image(), str(answer.case)
     start = time.perf_counter()
     try:
-        parity = one.compared(_run(runner, one.case, image))
+        parity = answer.compared(_run(candidate, answer.case, image))
+        fault = "" if parity.holds else f"{candidate.file} differs from its networks on {label} by {parity}"
     except WeightsError as cause:
-        return Row(runner.file, label, one.building, None, time.perf_counter() - start, cause.message)
-    fault = "" if parity.holds else f"{runner.file} differs from its networks on {label} by {parity}"
-    return Row(runner.file, label, one.building, parity, time.perf_counter() - start, fault)
+        parity, fault = None, cause.message
+    return Comparison(candidate.file, label, answer.building, parity, time.perf_counter() - start, fault)
 
 
-def _run(runner: Candidate, case: images.Case, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+def _run(candidate: Candidate, case: images.Case, image: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Returns the probability, float32 (H, W); WeightsError where the file fails."""
-    asked = runner.core if case.core and runner.core else runner.ensemble
+    predict = candidate.core if case.core and candidate.core else candidate.ensemble
     try:
         with torch.inference_mode(), exact():
-            found = asked(batch_of(image))
+            batch = predict(batch_of(image))
     except RuntimeError as cause:
-        raise WeightsError(f"{runner.file} fails on {case}: {last_line(cause)}", "export it again") from cause
-    if found.shape != (1, 1, case.height_px, case.width_px):
-        raise WeightsError(f"{runner.file} gives {tuple(found.shape)} on {case}", "export it again")
-    probability: NDArray[np.float32] = found[0, 0].float().numpy()
+        raise WeightsError(f"{candidate.file} fails on {case}: {last_line(cause)}", HINT) from cause
+    if batch.shape != (1, 1, case.height_px, case.width_px):
+        raise WeightsError(f"{candidate.file} gives {tuple(batch.shape)} on {case}", HINT)
+    probability: NDArray[np.float32] = batch[0, 0].float().numpy()
     return probability

@@ -1,21 +1,21 @@
-"""What the trained networks gave on drawn images: kept inside the weights, so that one file proves itself anywhere.
+"""The answers of the trained networks on drawn images, kept inside the weights: one file proves itself anywhere.
 
-The images are drawn again where the file is verified; what is kept of each is the mask, whole, and some probabilities.
+The images are drawn again where the file is verified. Of each answer the whole mask is kept, and some probabilities.
 """
 
 import base64
 import hashlib
 import json
-import platform
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import nn
 
 from kit import __version__
@@ -23,18 +23,50 @@ from kit.console import track
 from kit.deploy.proof.images import Case, some_of
 from kit.deploy.proof.parity import Parity, eager_members, eager_probability
 from kit.deploy.trust.zip_records import read_extra
+from kit.deploy.weights.card import Text
 from kit.errors import WeightsError
+from kit.system.devices import processor_name
+from kit.system.files import parse_json
 
 REFERENCE = "parity.json"  # inside the weights
 SAMPLED = 4096  # probabilities kept of an image: 16 KiB, all of one of 64 x 64 px
-UNDECIDED = 1e-5  # nearer to one half, the mask may turn on another machine: not compared
+UNDECIDED = 1e-5  # nearer to one half, the mask may differ on another machine: not compared
 HEAD = ("kit_version", "torch_version", "cpu", "threads")
-LARGEST_PX = 4096  # side of an image that a file may ask for
+HINT = "export or fetch it again"
+
+Side = Annotated[int, Field(ge=1, le=4096)]
 
 
 @dataclass(frozen=True)
-class Expected:
-    """What is kept of one image.
+class StoredAnswer:
+    """`Answer` in JSON: arrays as base64 of float32 (little endian) and of packed bits, compressed."""
+
+    height_px: Side
+    width_px: Side
+    channels: Annotated[int, Field(ge=3, le=4)]
+    core: bool
+    image_sha256: str
+    mask: str
+    undecided: str
+    sampled: str
+
+
+@dataclass(frozen=True)
+class StoredReference:
+    """`Reference` in JSON."""
+
+    kit_version: Text
+    torch_version: Text
+    cpu: Text
+    threads: int
+    members: Annotated[int, Field(ge=1, le=1000)]
+    votes: str
+    images: Annotated[tuple[StoredAnswer, ...], Field(min_length=1, max_length=32)]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The networks' answer on one image.
 
     Args:
         case: the image.
@@ -51,7 +83,7 @@ class Expected:
     sampled: NDArray[np.float32]
 
     @classmethod
-    def of(cls, case: Case, image: NDArray[np.uint8], probability: NDArray[np.float32]) -> "Expected":
+    def of(cls, case: Case, image: NDArray[np.uint8], probability: NDArray[np.float32]) -> "Answer":
         """Returns what is kept of a probability, float32 (H, W)."""
         near = np.abs(probability - 0.5) <= UNDECIDED
         sampled = probability.ravel()[some_of(probability.size, SAMPLED)]
@@ -66,7 +98,7 @@ class Expected:
         """Returns the image, uint8 (H, W, C).
 
         Raises:
-            WeightsError: it is not the one that the networks saw.
+            WeightsError: this kit draws another image than the one that the networks predicted.
         """
         image = self.case.image()
         if hashlib.sha256(image.tobytes()).hexdigest() != self.image_sha256:
@@ -79,42 +111,40 @@ class Expected:
     def compared(self, probability: NDArray[np.float32]) -> Parity:
         """Returns how a probability, float32 (H, W), compares."""
         if probability.shape != self.mask.shape:
-            raise WeightsError(f"a probability of {probability.shape} pixels for the image {self.case}")
+            raise WeightsError(f"a probability of {probability.shape} pixels for the image {self.case}", HINT)
         differences = np.abs(probability.ravel()[some_of(probability.size, SAMPLED)] - self.sampled)
         largest = float(differences.max()) if np.isfinite(probability).all() else float("nan")
         equal = ((probability > 0.5) == self.mask) & ~self.undecided
         return Parity(largest, int(equal.sum()), int((~self.undecided).sum()))
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns JSON: arrays as base64 of float32 (little endian) and of packed bits, compressed."""
+        """Returns the fields of `StoredAnswer`."""
         return asdict(self.case) | {
             "image_sha256": self.image_sha256, "mask": _bits_to_text(self.mask),
             "undecided": _bits_to_text(self.undecided), "sampled": _floats_to_text(self.sampled),
         }  # fmt: skip
 
     @classmethod
-    def from_dict(cls, found: dict[str, Any]) -> "Expected":
-        """Returns what `to_dict` gave; ValueError, KeyError or TypeError where it cannot have."""
-        case = Case(**{key: found[key] for key in ("height_px", "width_px", "channels", "core")})
-        if not (0 < case.height_px <= LARGEST_PX and 0 < case.width_px <= LARGEST_PX and case.channels in (3, 4)):
-            raise ValueError(f"no image {case}")
-        shape = case.height_px, case.width_px
-        mask, undecided = (_text_to_bits(found[key], shape) for key in ("mask", "undecided"))
-        sampled = _text_to_floats(found["sampled"], (len(some_of(mask.size, SAMPLED)),))
-        return cls(case, found["image_sha256"], mask, undecided, sampled)
+    def from_stored(cls, stored: StoredAnswer) -> "Answer":
+        """Returns what `to_dict` wrote; ValueError or zlib.error where it cannot have."""
+        shape = stored.height_px, stored.width_px
+        case = Case(*shape, stored.channels, stored.core)
+        mask, undecided = (_text_to_bits(text, shape) for text in (stored.mask, stored.undecided))
+        sampled = _text_to_floats(stored.sampled, (len(some_of(mask.size, SAMPLED)),))
+        return cls(case, stored.image_sha256, mask, undecided, sampled)
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What the networks gave, and where.
+    """The networks' answers, and the machine that computed them.
 
     Args:
         kit_version: of the kit that exported.
         torch_version: that ran the networks.
         cpu: that ran them.
         threads: that torch used.
-        votes: float32 (M, H, W), each network's on the first image.
-        expected: one an image.
+        votes: float32 (M, H, W), each network's probability on the first image.
+        answers: one an image.
     """
 
     kit_version: str
@@ -122,13 +152,13 @@ class Reference:
     cpu: str
     threads: int
     votes: NDArray[np.float32]
-    expected: tuple[Expected, ...]
+    answers: tuple[Answer, ...]
 
     def to_json(self) -> str:
-        """Returns the reference as JSON text."""
+        """Returns the reference as JSON text, see `StoredReference`."""
         head = {key: getattr(self, key) for key in HEAD}
         votes = {"members": len(self.votes), "votes": _floats_to_text(self.votes)}
-        return json.dumps(head | votes | {"images": [one.to_dict() for one in self.expected]}) + "\n"
+        return json.dumps(head | votes | {"images": [answer.to_dict() for answer in self.answers]}) + "\n"
 
     @classmethod
     def from_json(cls, text: str, source: str) -> "Reference":
@@ -136,41 +166,38 @@ class Reference:
 
         Args:
             text: the JSON.
-            source: where the text was found, for the error.
+            source: where the text was read, for the error.
 
         Raises:
             WeightsError: it is damaged.
         """
+        stored = parse_json(text, StoredReference, f"{REFERENCE} in {source}", WeightsError, HINT)
         try:
-            found = json.loads(text)
-            expected = tuple(Expected.from_dict(one) for one in found["images"])
-            first = expected[0].case
-            votes = _text_to_floats(found["votes"], (found["members"], first.height_px, first.width_px))
-            head = {key: found[key] for key in HEAD}
-        except (ValueError, KeyError, TypeError, IndexError, zlib.error) as cause:
-            raise WeightsError(
-                f"{REFERENCE} in {source} is damaged: {type(cause).__name__} {cause}", "export or fetch it again"
-            ) from cause
-        return cls(**head, votes=votes, expected=expected)
+            answers = tuple(Answer.from_stored(each) for each in stored.images)
+            first = answers[0].case
+            votes = _text_to_floats(stored.votes, (stored.members, first.height_px, first.width_px))
+        except (ValueError, zlib.error) as cause:
+            raise WeightsError(f"{REFERENCE} in {source} is damaged: {cause}", HINT) from cause
+        return cls(**{key: getattr(stored, key) for key in HEAD}, votes=votes, answers=answers)
 
 
-def make_reference(members: Sequence[nn.Module], views: str, pad_multiple: int, cases: Sequence[Case]) -> Reference:
-    """Returns what networks give on drawn images.
+def make_reference(networks: Sequence[nn.Module], views: str, pad_multiple: int, cases: Sequence[Case]) -> Reference:
+    """Returns the answers of networks on drawn images.
 
     Args:
-        members: networks in eval mode on the CPU.
+        networks: in eval mode on the CPU.
         views: `none`, `flips` or `d4`.
         pad_multiple: px.
         cases: the images; the first, a small one, runs twice: its votes are kept by network.
     """
-    expected = []
+    answers = []
     for case in track(cases, "networks on drawn images"):
         image = case.image()
-        asked = (members[:1], image, "none") if case.core else (members, image, views)
-        expected.append(Expected.of(case, image, eager_probability(*asked, pad_multiple)))
-    votes = eager_members(members, cases[0].image(), views, pad_multiple)
-    torch_version = str(torch.__version__)
-    return Reference(__version__, torch_version, _cpu(), torch.get_num_threads(), votes, tuple(expected))
+        job = (networks[:1], image, "none") if case.core else (networks, image, views)
+        answers.append(Answer.of(case, image, eager_probability(*job, pad_multiple)))
+    votes = eager_members(networks, cases[0].image(), views, pad_multiple)
+    cpu = processor_name(torch.device("cpu"))
+    return Reference(__version__, str(torch.__version__), cpu, torch.get_num_threads(), votes, tuple(answers))
 
 
 def read_reference(path: Path) -> Reference | None:
@@ -181,17 +208,6 @@ def read_reference(path: Path) -> Reference | None:
     """
     text = read_extra(path, REFERENCE)
     return None if text is None else Reference.from_json(text, str(path))
-
-
-def _cpu() -> str:
-    """Returns the name of this machine's processor and what torch uses of it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # not Linux
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    name = names[0] if names else platform.processor() or platform.machine()
-    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _bits_to_text(bits: NDArray[np.bool_]) -> str:

@@ -1,4 +1,4 @@
-"""A weights file proven: whole, as its card says, and equal to the trained networks in every format beside it."""
+"""Proof of a weights file: complete, as its card says, and equal to the trained networks in every format beside it."""
 
 import json
 from collections.abc import Callable
@@ -13,27 +13,28 @@ from kit.deploy.proof import images
 from kit.deploy.proof.comparing import (
     Batch,
     Candidate,
-    Row,
+    Comparison,
     batch_of,
+    candidate_of,
     compare,
     exact,
     last_line,
     report_of,
     run_alone,
-    runner_of,
 )
 from kit.deploy.proof.parity import PARITY_LIMIT
-from kit.deploy.proof.reference import Expected, Reference, read_reference
+from kit.deploy.proof.reference import Answer, Reference, read_reference
 from kit.deploy.trust.allowlist import operators
 from kit.deploy.weights.card import Card
 from kit.deploy.weights.load import Weights, load_weights
+from kit.deploy.weights.store import read_beside, read_checksum
 from kit.errors import KitError, WeightsError
 
 LISTED = 10  # faults shown in one error
 
 
 def _opened(path: Path) -> Batch:
-    """Returns what runs a file of another format."""
+    """Returns a file of another format as a function of tensors."""
     run = runner(path)
     return lambda x: torch.from_numpy(run(x.numpy()))
 
@@ -43,28 +44,28 @@ FORMATS: dict[str, Callable[[Path], Batch]] = {".pt2": _opened, ".onnx": _opened
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """One property of a weights file that was checked.
 
     Args:
-        name: of it.
-        said: what was found.
+        name: of the property.
+        result: the value.
         fault: what is wrong; empty when nothing is.
     """
 
     name: str
-    said: str
+    result: str
     fault: str = ""
 
 
 @dataclass(frozen=True)
 class Verified:
-    """What was found about a weights file.
+    """The results of verifying a weights file.
 
     Args:
         path: of it.
         sha256: of it, in hex.
-        compared: whether it holds what the networks gave, and was compared with that.
-        checks: what was looked at.
+        compared: whether it holds the networks' answers, and was compared with them.
+        checks: its properties.
         rows: one a file and image.
     """
 
@@ -72,24 +73,23 @@ class Verified:
     sha256: str
     compared: bool
     checks: tuple[Finding, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[Comparison, ...]
 
     def faults(self) -> list[str]:
         """Returns what is wrong."""
-        told = [*(check.fault for check in self.checks), *(row.fault for row in self.rows)]
-        return [fault for fault in told if fault]
+        return [each.fault for each in (*self.checks, *self.rows) if each.fault]
 
     def to_json(self) -> str:
         """Returns all of it as JSON text."""
-        found = {
+        record = {
             "weights": str(self.path), "file_sha256": self.sha256, "verified": not self.faults(),
-            "compared": self.compared, "checks": {check.name: check.fault or check.said for check in self.checks},
+            "compared": self.compared, "checks": {check.name: check.fault or check.result for check in self.checks},
             "faults": self.faults(), "rows": [row.to_dict() for row in self.rows],
         }  # fmt: skip
-        return json.dumps(found, indent=1)
+        return json.dumps(record, indent=1)
 
     def require(self) -> None:
-        """Does nothing where nothing is wrong.
+        """Returns where nothing is wrong.
 
         Raises:
             WeightsError: lists what is.
@@ -104,30 +104,30 @@ class Verified:
 
 
 def verify(path: Path, device: str = "cpu") -> Verified:
-    """Returns what was found about a weights file and the other formats beside it.
+    """Returns the results of verifying a weights file and the other formats beside it.
 
     Args:
         path: `NAME.pt`, as `kit export` wrote it.
         device: where it runs; the other formats run on the CPU.
 
     Raises:
-        WeightsError: it is missing, not kit's, damaged, not what `NAME.json` beside it describes, or what it holds of
-            the networks is damaged.
+        WeightsError: it is missing, not kit's, damaged, or not what `NAME.json` beside it describes.
     """
     weights = load_weights(path, device)
     reference = read_reference(path)
-    runner = runner_of(weights.module, weights.path.name, weights.card.pad_multiple, device)
+    candidate = candidate_of(weights.module, weights.path.name, weights.card.pad_multiple, device)
     checks = [_check_card(weights), _check_sum(weights), _check_operators(weights)]
-    checks += [_check_reference(reference, runner), _check_members(weights, reference)]
-    expected = list(reference.expected) if reference else []
-    rows = compare(runner, expected)
-    if not expected:
-        expected, rows = run_alone(runner)
+    checks += [_check_reference(reference, candidate), _check_members(weights, reference)]
+    if reference:
+        answers = list(reference.answers)
+        rows = compare(candidate, answers)
+    else:
+        answers, rows = run_alone(candidate)
     for suffix, opened in FORMATS.items():
         if not (beside := path.with_suffix(suffix)).is_file():
             continue
         try:
-            rows += compare(Candidate(beside.name, opened(beside)), expected)
+            rows += compare(Candidate(beside.name, opened(beside)), answers)
         except KitError as cause:  # damaged, or nothing installed that runs it
             checks.append(Finding(beside.name, "", f"{cause.message} ({cause.hint})"))
     return Verified(path, weights.sha256, reference is not None, tuple(checks), tuple(rows))
@@ -137,54 +137,55 @@ def _check_card(weights: Weights) -> Finding:
     """Compares the card inside with the one beside."""
     card, beside = weights.card, weights.path.with_suffix(".json")
     score = "no score" if card.score is None else f"Jaccard {card.score:.4f} out of fold"
-    said = f"{card.recipe}, views {card.views}, {card.gsd_m:.2f} m per pixel, {score}, exported {card.created}"
+    result = f"{card.recipe}, views {card.views}, {card.gsd_m:.2f} m per pixel, {score}, exported {card.created}"
     if not beside.is_file():
-        return Finding("card", f"{said}; no {beside.name} beside")
+        return Finding("card", f"{result}; no {beside.name} beside")
     try:
-        other = Card.from_json(beside.read_text(), beside.name)
+        other, _ = read_beside(beside)
     except WeightsError as cause:
-        return Finding("card", said, cause.message)
+        return Finding("card", result, cause.message)
     differing = [field.name for field in fields(Card) if getattr(card, field.name) != getattr(other, field.name)]
     if differing:
-        return Finding("card", said, f"{beside.name} differs from the card inside in {', '.join(differing)}")
-    return Finding("card", f"{said}; the same inside and in {beside.name}")
+        return Finding("card", result, f"{beside.name} differs from the card inside in {', '.join(differing)}")
+    return Finding("card", f"{result}; the same inside and in {beside.name}")
 
 
 def _check_sum(weights: Weights) -> Finding:
     """Compares the checksum with the report's; the card's was compared when the weights were loaded."""
-    card, told = weights.path.with_suffix(".json"), report_of(weights.path)
-    sources = [path.name for path in (card, told) if path.is_file()]
-    said = f"sha256 {weights.sha256[:12]}..., " + (f"as in {' and '.join(sources)}" if sources else "none beside it")
-    if not told.is_file():
-        return Finding("checksum", said)
+    card, report = weights.path.with_suffix(".json"), report_of(weights.path)
+    sources = [path.name for path in (card, report) if path.is_file()]
+    result = f"sha256 {weights.sha256[:12]}..., " + (f"as in {' and '.join(sources)}" if sources else "none beside it")
+    if not report.is_file():
+        return Finding("checksum", result)
     try:
-        expected = str(json.loads(told.read_text())["file_sha256"])
-    except (ValueError, KeyError, TypeError):
-        return Finding("checksum", said, f"{told.name} is not a report with file_sha256")
+        expected = read_checksum(report)
+    except WeightsError as cause:
+        return Finding("checksum", result, cause.message)
     if expected != weights.sha256:
-        return Finding("checksum", said, f"{told.name} is the report of another file, sha256 {expected[:12]}...")
-    return Finding("checksum", said)
+        return Finding("checksum", result, f"{report.name} is the report of another file, sha256 {expected[:12]!r}...")
+    return Finding("checksum", result)
 
 
 def _check_operators(weights: Weights) -> Finding:
-    """Tells what the file may do: `load_weights` refuses a file that may do more."""
+    """Counts the operators: `load_weights` refuses a file that does more than compute."""
     return Finding("operators", f"{len(operators(weights.path))}, all on tensors alone; listed before it was loaded")
 
 
-def _check_reference(reference: Reference | None, runner: Candidate) -> Finding:
-    """Tells what the files are compared with."""
+def _check_reference(reference: Reference | None, candidate: Candidate) -> Finding:
+    """Names what the files are compared with."""
     if reference is None:
-        said = f"none in {runner.file}, of an older kit: other formats are compared with {runner.file} itself"
-        return Finding("reference", said)
-    said = f"from the networks, {reference.cpu}, torch {reference.torch_version}"
-    left_out = [str(one.case) for one in reference.expected if one.case.core and not runner.core]
-    return Finding("reference", said + "".join(f"; {case}: left out, the file has no core_0" for case in left_out))
+        result = f"none in {candidate.file}, of an older kit: other formats are compared with {candidate.file} itself"
+        return Finding("reference", result)
+    result = f"from the networks, {reference.cpu}, torch {reference.torch_version}"
+    left_out = [str(answer.case) for answer in reference.answers if answer.case.core and not candidate.core]
+    return Finding("reference", result + "".join(f"; {case}: left out, the file has no core_0" for case in left_out))
 
 
 def _check_members(weights: Weights, reference: Reference | None) -> Finding:
-    """Compares what each network says, their number, and what the file's methods say, on the first image."""
-    case = reference.expected[0].case if reference else images.CASES[0]
-    x = batch_of(case.image()).to(weights.device)
+    """Compares the networks one by one, their number, and the file's methods, on the first image."""
+    case, file = reference.answers[0].case if reference else images.CASES[0], weights.path.name
+    image = case.image()
+    x = batch_of(image).to(weights.device)
     try:
         with torch.inference_mode(), exact():
             votes, vote, forward, mask = (
@@ -192,20 +193,19 @@ def _check_members(weights: Weights, reference: Reference | None) -> Finding:
                 for run in (weights.module.members, weights.module.probability, weights.module, weights.module.mask)
             )
     except (AttributeError, RuntimeError) as cause:
-        return Finding("members", "", f"{weights.path.name} fails on {case}: {last_line(cause)}")
-    said, listed = f"{len(votes)} networks", len(weights.card.members)
+        return Finding("members", "", f"{file} fails on {case}: {last_line(cause)}")
+    result, listed = f"{len(votes)} networks", len(weights.card.members)
     if len(votes) != listed or (reference and len(reference.votes) != listed):
-        return Finding("members", said, f"{weights.path.name} has {len(votes)} networks, its card lists {listed}")
-    own = Expected.of(case, case.image(), vote[0])
+        return Finding("members", result, f"{file} has {len(votes)} networks, its card lists {listed}")
+    own = Answer.of(case, image, vote[0])
     others = {"forward": forward[0], "mask": mask[0], "the mean of members": votes.mean(axis=0)}
-    if odd := [name for name, found in others.items() if own.compared(found).equal_masks < 1]:
-        return Finding("members", said, f"{weights.path.name}: {odd[0]} is not what probability gives on {case}")
+    if odd := [name for name, output in others.items() if own.compared(output).equal_masks < 1]:
+        return Finding("members", result, f"{file}: {odd[0]} differs from probability on {case}")
     if reference is None:
-        return Finding("members", said)
-    largest = float(np.abs(votes - reference.votes).max())
-    said += f", each at most {largest:.1e} from the one that was trained"
-    if largest <= PARITY_LIMIT:
-        return Finding("members", said)
-    far = int(np.abs(votes - reference.votes).max(axis=(1, 2)).argmax())
-    fault = f"network {far} of {weights.path.name} differs by {largest:.2g} in probability from the one trained"
-    return Finding("members", said, fault)
+        return Finding("members", result)
+    differences = np.abs(votes - reference.votes).max(axis=(1, 2))
+    if differences.max() <= PARITY_LIMIT:
+        return Finding("members", f"{result}, each at most {differences.max():.1e} from the one that was trained")
+    worst = int(differences.argmax())
+    fault = f"network {worst} of {file} differs by {differences[worst]:.2g} in probability from the one trained"
+    return Finding("members", result, fault)

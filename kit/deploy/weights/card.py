@@ -14,6 +14,7 @@ INPUT = "uint8 or float, 0..255, (N, 3 or 4, H, W), RGB or RGBA; any N, H, W; no
 OUTPUT = "probability of building: float32 (N, 1, H, W), 0..1; 0 where alpha is 0"
 
 # checked where a card is read
+Text = Annotated[str, Field(pattern=r"^\P{C}*$")]  # goes to the terminal: no control characters
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Size = Annotated[float, Field(ge=0)]
@@ -32,10 +33,10 @@ class Member:
         score: pooled Jaccard on its held-out fold, 0..1; None without one.
     """
 
-    recipe: str
-    fold: int | str
+    recipe: Text
+    fold: int | Text
     seed: int
-    sha256: str
+    sha256: Text
     score: Share | None
 
 
@@ -82,8 +83,8 @@ class Card:
         postprocess: what `kit submit --clean` applies; None when no fold was held out, and in older files.
     """
 
-    kit_version: str
-    recipe: str
+    kit_version: Text
+    recipe: Text
     members: tuple[Member, ...]
     score: Share | None
     classes: tuple[str, ...]
@@ -94,8 +95,8 @@ class Card:
     pad_multiple: Annotated[int, Field(ge=1)]
     input: str
     output: str
-    torch_version: str
-    created: str
+    torch_version: Text
+    created: Text
     parity_max_abs: Size
     parity_equal_masks: Share
     postprocess: Postprocess | None = None

@@ -107,6 +107,8 @@ def _row(row: dict[str, str]) -> IndexRow:
     name = row["name"]
     if not name or Path(name).name != name or name[0] == ".":
         raise ValueError(f"{name!r} names no weights")
+    if odd := [value for key in INDEX_COLUMNS if not (value := row[key]).isprintable()]:
+        raise ValueError(f"{odd[0]!r} holds control characters")
     return IndexRow(
         name, row["recipe"], _whole(row["members"]), row["views"], _number(row["score"]),
         _number(row["gsd_m"]), row["created"], row["file_sha256"],

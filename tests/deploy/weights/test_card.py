@@ -35,6 +35,7 @@ def test_card_has_the_contract_keys(tiny_weights: Exported):
         (lambda card: card.update(pad_multiple="32"), "field pad_multiple: Input should be a valid integer, not '32'"),
         (lambda card: card.update(pad_multiple=True), "field pad_multiple: .*, not True"),
         (lambda card: card["members"][0].pop("seed"), "field members.0.seed: Field required"),
+        (lambda card: card.update(recipe="\x1b[2Jtiny"), "field recipe"),
         (lambda card: card.update(gsd_m=0), "field gsd_m: Input should be greater than 0, not 0"),
         (lambda card: card.update(gsd_m=-1.0), "field gsd_m"),
         (lambda card: card.update(score=1.5), "field score"),

@@ -166,3 +166,11 @@ def test_names_in_the_index_stay_in_the_folder(tmp_path: Path, name: str):
     index.write_text(index.read_text().replace("\nduo,", f"\n{name},"))
     with pytest.raises(WeightsError, match=r"index\.csv is unreadable: .* names no weights"):
         read_index(tmp_path)
+
+
+def test_the_index_does_not_write_to_the_terminal(tmp_path: Path):
+    list_in_index(tmp_path, "duo", CARD, "ab" * 32)
+    index = tmp_path / "index.csv"
+    index.write_text(index.read_text().replace(",tiny,", ",\x1b[2Jtiny,"))
+    with pytest.raises(WeightsError, match=r"'.x1b\[2Jtiny' holds control characters"):
+        read_index(tmp_path)
