@@ -216,7 +216,7 @@ def test_a_pil_image_is_turned_upright(tmp_path: Path):
         ("chip.tif", r"array of <U8 \(no dimensions\)", "8-bit"),
         ([[1, 2], [3]], "a list, is not an array", "8-bit"),
     ],
-    ids=str,
+    ids=["float", "bool", "five-bands", "bands-first", "empty", "four-dimensions", "16-bit", "path", "ragged-list"],
 )
 def test_other_images_are_refused(tiny_weights: Exported, image: object, message: str, hint: str):
     with pytest.raises(DataError, match=message) as caught:
