@@ -161,13 +161,13 @@ def write_bands(
     path: Path, bands: np.ndarray, transform: Affine | None = None, crs: str | None = UTM, alpha: bool = False,
     mask: np.ndarray | None = None, **profile: object,
 ) -> Path:  # fmt: skip
-    """Writes (C, H, W) uint8 as a GeoTIFF, and a mask (H, W) bool within it if there is one; returns its path."""
+    """Writes (C, H, W) as a GeoTIFF, and a mask (H, W) bool within it if there is one; returns its path."""
     count, height, width = bands.shape
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
         rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
         rasterio.open(
-            path, "w", driver="GTiff", width=width, height=height, count=count, dtype="uint8", crs=crs,
+            path, "w", driver="GTiff", width=width, height=height, count=count, dtype=bands.dtype, crs=crs,
             transform=at_kampala() if transform is None else transform, **{"photometric": "rgb"} | profile,
         ) as target,
     ):  # fmt: skip
