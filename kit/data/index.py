@@ -1,20 +1,128 @@
-"""The index of a data set: one row a tile, see docs/data.md."""
+"""The index of a data set: one row per tile, see docs/data.md."""
 
+import csv
+import io
+import re
 from pathlib import Path
+from typing import Annotated
 
+import numpy as np
 import pandas as pd
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    FiniteFloat,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from kit.data.folds.assign import assign_folds
 from kit.errors import DataError, nearest
 from kit.paths import Paths
-from kit.system.files import replacing
+from kit.system.files import read_limited, replacing
+
+LIMIT_BYTES = 1 << 30  # of an index: some five million tiles
+REMEDY = "restore the file, or give the same `kit prepare` again: it writes the index anew, and cuts nothing twice"
+
+
+def _whole(text: object) -> object:
+    if isinstance(text, str) and not re.fullmatch(r"-?\d{1,15}", text):
+        raise ValueError("expected a whole number")
+    return text
+
+
+def _inside(text: str) -> str:
+    if text.startswith("/") or ".." in text.split("/"):
+        raise ValueError("expected a path inside the data set")
+    return text
+
+
+Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
+Whole = Annotated[int, BeforeValidator(_whole)]
+Inside = Annotated[Text, AfterValidator(_inside)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Bound = Annotated[FiniteFloat | None, BeforeValidator(lambda text: text or None)]
+
+
+class TileRow(BaseModel):
+    """One row of the index, as `kit.data.tiles.tile.Tile` with its fold; other columns are left alone."""
+
+    tile: Text
+    area: Text
+    scene: Text
+    tier: Annotated[Whole, Field(ge=1, le=9)]
+    fold: Annotated[Whole, Field(ge=-1)]
+    image: Inside
+    mask: Inside
+    width_px: Annotated[Whole, Field(ge=1)]
+    height_px: Annotated[Whole, Field(ge=1)]
+    gsd_m: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    valid_fraction: Share
+    building_fraction: Share
+    n_footprints: Annotated[Whole, Field(ge=0)]
+    crs: str = ""  # data sets of older versions lack this and the bounds
+    left: Bound = None
+    bottom: Bound = None
+    right: Bound = None
+    top: Bound = None
+
+    @model_validator(mode="after")
+    def _bounds_enclose_ground(self) -> "TileRow":
+        left, bottom, right, top = self.left, self.bottom, self.right, self.top
+        if left is None or bottom is None or right is None or top is None:
+            if (left, bottom, right, top) != (None,) * 4:
+                raise ValueError("expected all of left, bottom, right and top, or none")
+        elif left >= right or bottom >= top:
+            raise ValueError("expected left < right and bottom < top")
+        return self
+
+
+REQUIRED = [name for name, field in TileRow.model_fields.items() if field.is_required()]
+_rows = TypeAdapter(list[TileRow])
 
 
 def read_table(file: Path) -> pd.DataFrame:
-    """Returns an index as it stands in its file: an area may be called NA, and only bounds may be missing."""
-    missing = {bound: [""] for bound in ("left", "bottom", "right", "top")}
-    texts = dict.fromkeys(("tile", "area", "scene", "crs"), str)
-    return pd.read_csv(file, dtype=texts, keep_default_na=False, na_values=missing)
+    """Returns an index as it stands in its file, checked row by row; bounds are NaN where they are empty.
+
+    Raises:
+        DataError: a column is missing, a value is impossible, a path leaves the data set, or a tile appears twice.
+    """
+    try:
+        text = read_limited(file, LIMIT_BYTES, DataError, REMEDY).decode()
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        columns = list(reader.fieldnames or ())
+        raw = [(reader.line_num, row) for row in reader]
+    except (UnicodeDecodeError, csv.Error) as cause:
+        raise DataError(f"{file} is no CSV: {cause}", REMEDY) from cause
+    if lost := [name for name in REQUIRED if name not in columns]:
+        raise DataError(f"{file} lacks the columns {', '.join(lost)}", REMEDY)
+    if len(set(columns)) < len(columns) or not raw:
+        raise DataError(f"{file} has {'two columns of one name' if raw else 'no rows'}", REMEDY)
+    if long := [line for line, row in raw if None in row]:
+        raise DataError(f"{file} line {long[0]} has more values than the {len(columns)} columns", REMEDY)
+    try:
+        rows = _rows.validate_python([row for _, row in raw])
+    except ValidationError as cause:
+        error = cause.errors(include_url=False)[0]
+        number, *field = error["loc"]
+        value = f", not {error['input']!r:.60}" if field else ""
+        message = error["msg"].removeprefix("Value error, ")
+        place = f"{file} line {raw[int(number)][0]}{''.join(f', column {name}' for name in field)}"
+        raise DataError(f"{place}: {message}{value}", REMEDY) from cause
+    index = pd.DataFrame([row for _, row in raw], columns=columns, dtype=str)
+    for name in TileRow.model_fields:
+        if name in columns:
+            kind = str(TileRow.model_fields[name].annotation)
+            dtype = int if "int" in kind else float if "float" in kind else str
+            values = [getattr(row, name) for row in rows]
+            index[name] = np.array(values, float) if dtype is float else pd.Series(values, dtype=dtype)
+    for name in ("tile", "image"):
+        if (twice := index[name].duplicated()).any():
+            raise DataError(f"{file}: two rows have the {name} {index[name][twice].iloc[0]}", REMEDY)
+    return index
 
 
 def read_index(paths: Paths, name: str = "") -> tuple[str, pd.DataFrame]:

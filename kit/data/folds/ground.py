@@ -1,7 +1,8 @@
 """Where tiles lie on the ground: which of them overlap, which are near each other, in which block each lies.
 
-Tiles of all scenes are compared in one frame, EPSG:3857, whatever they were cut in: a tile keeps straight sides there,
-and a metre of it times the cosine of the latitude is a metre on the ground, to within 0.7 %.
+Tiles of all scenes are compared in one frame, EPSG:3857, whatever CRS they were cut in: a tile keeps straight sides
+there, and a metre of the frame times the cosine of the latitude is a metre on the ground, to within 0.7 %. Where tiles
+lie on both sides of 180 degrees, the western hemisphere's far half is moved behind the eastern one.
 """
 
 from dataclasses import dataclass
@@ -17,21 +18,23 @@ from kit.errors import DataError
 
 FRAME = "EPSG:3857"
 EARTH_M = 6378137.0  # radius of its sphere
+WORLD_M = 2 * np.pi * EARTH_M  # width of the frame
+NEAR_180_M = 100_000.0  # of the frame: tiles this near to 180 degrees, on both sides, are neighbours
 SQUARE = ["left", "bottom", "right", "top"]  # of a tile, in the index; in units of its `crs`
-TOUCHING = 1e-6  # of a tile: neighbours that touch share rounding errors, and do not overlap
-STRETCH = 0.01  # of a distance: the frame is true to 0.7 %, and UTM's metres are those of the ground to 0.1 %
+TOUCHING = 1e-6  # of a tile's area: neighbours overlap by rounding errors
+STRETCH = 0.01  # of a distance: the frame is true to 0.7 %, UTM's metres to 0.1 %
 
 Pairs = NDArray[np.int64]  # (P, 2), rows of the index
 
 
 @dataclass(frozen=True)
 class Ground:
-    """The tiles of an index on the ground, a row each; lengths in metres of EPSG:3857 unless they say otherwise.
+    """The tiles of an index on the ground, one row per tile; lengths in metres of EPSG:3857 unless noted.
 
     Args:
-        squares: outlines, None where a tile lies nowhere; (n,).
-        centres: x and y, nan likewise; (n, 2).
-        sides_m: the shorter side, metres on the ground; nan likewise; (n,).
+        squares: outlines, None for a tile without georeference; (n,).
+        centres: x and y, NaN without georeference; (n, 2).
+        sides_m: the shorter side, metres on the ground; NaN without georeference; (n,).
     """
 
     squares: NDArray[np.object_]
@@ -44,7 +47,7 @@ class Ground:
         return np.isfinite(self.sides_m)
 
     def overlapping(self, labels: NDArray[np.int64]) -> Pairs:
-        """Returns the pairs of tiles of different labels that overlap; a negative label stands aside."""
+        """Returns the pairs of tiles of different labels that overlap; negative labels are ignored."""
         pairs = self._candidates(labels, np.zeros(len(labels)))
         first, second = self.squares[pairs.T]
         areas = shapely.area(self.squares)
@@ -55,8 +58,8 @@ class Ground:
         """Returns the pairs of tiles of different labels that are nearer than the larger of their gaps.
 
         Args:
-            labels: a negative one stands aside; (n,).
-            gap_m: of each tile, metres on the ground; what lies a hundredth of it too near is far enough; (n,).
+            labels: negative ones are ignored; (n,).
+            gap_m: of each tile, metres on the ground, with a tolerance of a hundredth; (n,).
         """
         gap = gap_m * _stretch(self.centres[:, 1])
         pairs = self._candidates(labels, gap)
@@ -77,8 +80,8 @@ class Ground:
     def blocks(self, side_m: float) -> NDArray[np.int64]:
         """Returns the row and column (n, 2) of the block that holds each tile's centre.
 
-        The blocks depend on nothing but their side: rows are counted from the equator, columns from Greenwich, and
-        columns are `side_m` wide on the ground in the middle of their row, so that rows lie on each other like bricks.
+        Blocks depend only on their side: rows are counted from the equator, columns from Greenwich. Columns are
+        `side_m` wide on the ground in the middle of their row, so that rows are offset like bricks.
         """
         x, y = self.centres.T
         row = np.floor(_latitude(y) * EARTH_M / side_m)
@@ -87,7 +90,7 @@ class Ground:
 
 
 def lay_out(index: pd.DataFrame) -> Ground:
-    """Returns where the tiles of an index lie: nowhere without values in `crs left bottom right top`.
+    """Returns where the tiles of an index lie: those without `crs left bottom right top` have no place.
 
     Raises:
         DataError: a coordinate system is unknown, or a tile lies outside of it or near a pole.
@@ -107,6 +110,7 @@ def lay_out(index: pd.DataFrame) -> Ground:
                 tile = index["tile"].iloc[rows[lost][0]]
                 raise DataError(f"tile {tile} lies nowhere on the ground in {name}", "check its scene's georeference")
     known = np.isfinite(corners).all(axis=(1, 2))
+    corners[known] = _joined_at_180(corners[known])
     squares = np.full(len(index), None, object)
     squares[known] = shapely.polygons(corners[known])
     centres = corners.mean(axis=1)
@@ -123,6 +127,18 @@ def _to_frame(crs: str, x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple
         raise DataError(
             f"tiles are in {crs}, which has no place on the earth: {cause}", "reproject the scene"
         ) from cause
+
+
+def _joined_at_180(corners: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns corners, (n, 4, 2), such that tiles on both sides of 180 degrees are neighbours."""
+    x = corners[..., 0].copy()
+    torn = np.ptp(x, axis=1) > WORLD_M / 2
+    x[torn[:, None] & (x < 0)] += WORLD_M
+    centres = x.mean(axis=1)
+    edge = WORLD_M / 2 - NEAR_180_M
+    if torn.any() or ((centres > edge).any() and (centres < -edge).any()):
+        x[centres < -WORLD_M / 4] += WORLD_M
+    return np.stack([x, corners[..., 1]], axis=2)
 
 
 def _latitude(y: NDArray[np.float64]) -> NDArray[np.float64]:

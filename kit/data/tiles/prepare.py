@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from kit.console import meter
+from kit.console import meter, say
 from kit.data.folds.assign import assign_folds
 from kit.data.index import read_table
 from kit.data.sources.inputs import Scene
@@ -161,7 +161,10 @@ def _write_index(
     """Writes the index and the tables beside it. Folds of `kit folds` are kept if nothing else has changed."""
     file = folder / "index.csv"
     if not changed and file.exists() and _read_settings(folder) == settings:
-        return read_table(file), ""
+        try:
+            return read_table(file), ""
+        except DataError as damaged:
+            say(f"{damaged.message}: it is written again, with folds as for kit prepare")
     index = pd.DataFrame([asdict(tile) for record in records for tile in record.cut.tiles])
     if not index["tile"].is_unique:
         twice = index["tile"][index["tile"].duplicated()].iloc[0]

@@ -19,6 +19,9 @@ PLACES = [
     (MERCATOR, (24.9, 67.4), 0.0),
     ("EPSG:32735", (28.3, -15.4), 0.0),
     ("EPSG:4326", (32.6, 40.0), 0.0007),
+    ("EPSG:32760", (179.998, -17.5), 0.0),  # across 180 degrees
+    ("EPSG:4326", (179.998, -17.5), 0.0009),  # likewise, counted on
+    ("EPSG:32601", (-179.9985, 52.0), 0.0),  # beside it
 ]
 GRID = [(i, j) for i in range(25) for j in range(25)]
 
@@ -128,3 +131,15 @@ def test_impossible_places():
         lay_out(scene("kam/a", 2, 1).assign(crs="EPSG:999999"))
     with pytest.raises(DataError, match="tile kam_a_r0_c0 lies nowhere on the ground in EPSG:4326"):
         lay_out(scene("kam/a", 1, 1, crs="EPSG:4326", at=(0.0, 95.0), side=0.001))
+
+
+def test_scenes_on_both_sides_of_180_degrees_are_neighbours():
+    """The same tiles in the zones east and west of it."""
+    east, west = scene("fiji/a", 3, 3, crs="EPSG:32760", at=(179.999, -17.5)), scene("fiji/b", 3, 3, crs="EPSG:32701",
+                                                                                   at=(-179.9995, -17.5))  # fmt: skip
+    ground = lay_out(city(east, west))
+    labels = np.repeat([0, 1], 9)
+    assert len(ground.overlapping(labels)) > 5
+    alone = lay_out(west)
+    np.testing.assert_allclose(alone.sides_m, ground.sides_m[9:])
+    assert np.abs(np.diff(ground.centres[:, 0])).max() < 1000

@@ -83,6 +83,7 @@ def paths(tmp_path: Path) -> Paths:
     """The index of a data set without images: a scene of 20 x 12 tiles."""
     paths = Paths(tmp_path)
     index = scene("kam/a", 20, 12, x=0.123456789)
+    index = index.assign(tier=1, width_px=64, height_px=64, gsd_m=0.1, n_footprints=0)
     index["image"] = index["mask"] = "images/" + index["tile"] + ".tif"
     index.insert(4, "fold", 0)
     paths.data("one").mkdir(parents=True)
