@@ -7,6 +7,8 @@ import pandas as pd
 import pytest
 
 from kit.data.index import read_index, read_table, refold
+from kit.data.tiles.cutting import Style
+from kit.data.tiles.options import PrepareOptions
 from kit.data.tiles.prepare import prepare
 from kit.errors import DataError
 from kit.paths import Paths
@@ -123,7 +125,8 @@ def test_no_damaged_byte_is_a_fault_of_kit(tmp_path: Path):
 
 def test_prepare_writes_a_damaged_index_again(tmp_path: Path, catalog: Path):
     paths = Paths(tmp_path)
-    prepare(catalog, paths, grid="native", side_px=64, by="scene")
+    options = PrepareOptions(by="scene", style=Style(grid="native", side_px=64))
+    prepare(catalog, paths, options)
     file = paths.data("train_tier_1") / "index.csv"
     whole = file.read_bytes()
     file.write_bytes(whole[:-40])
@@ -131,5 +134,5 @@ def test_prepare_writes_a_damaged_index_again(tmp_path: Path, catalog: Path):
         read_index(paths)
     with pytest.raises(DataError, match=r"index\.csv line \d+"):
         refold(paths, "train_tier_1", "scene", 2)
-    assert prepare(catalog, paths, grid="native", side_px=64, by="scene").kept == 3
+    assert prepare(catalog, paths, options).kept == 3
     assert file.read_bytes() == whole
