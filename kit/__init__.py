@@ -6,7 +6,11 @@ Public in Python: `kit.predict`, `kit.load`, `kit.KitError`. Commands do the res
 __version__ = "0.1.0"
 __all__ = ["KitError", "__version__", "load", "predict"]
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+if not (Path(__file__).parent / "recipes").is_dir():  # in the repository `kit.recipes` is the folder beside kit
+    __path__.append(str(Path(__file__).parents[1]))
 
 from kit.errors import KitError
 

@@ -14,7 +14,7 @@ pass over tier 1, 12,997 crops, would take 14 h there.
 
 from functools import partial
 
-import recipes.efficientnet_b4 as parent
+from kit.recipes import efficientnet_b4 as parent
 
 ENCODER = "convnext_small.in12k_ft_in1k_384"  # 12k classes first, then 1k at 384 px: 86.2 %
 

@@ -15,8 +15,8 @@ from functools import partial
 import albumentations as A
 import cv2
 from fastai.vision import all as fv
+from kit.recipes import efficientnet_b4 as parent
 
-import recipes.efficientnet_b4 as parent
 from kit.data.augment import D4, PadIfNeeded
 from kit.data.dataset import Fold, dataloaders
 from kit.models.losses import Dice

@@ -11,8 +11,8 @@ Needs an exported teacher, timm's weights, from its hub or by `--encoder-weights
 """
 
 from fastai.vision import all as fv
+from kit.recipes import efficientnet_b4 as parent
 
-import recipes.efficientnet_b4 as parent
 from kit.training.distillation import Distillation
 
 ENCODER = "tf_efficientnet_b3.ns_jft_in1k"

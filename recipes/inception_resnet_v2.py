@@ -11,7 +11,7 @@ pass over tier 1, 12,997 crops, would take 14 h there.
 
 from functools import partial
 
-import recipes.efficientnet_b1 as parent
+from kit.recipes import efficientnet_b1 as parent
 
 ENCODER = "inception_resnet_v2.tf_ens_adv_in1k"
 

@@ -11,7 +11,7 @@ pass over tier 1, 12,997 crops, would take 15 h there.
 
 from functools import partial
 
-import recipes.efficientnet_b4 as parent
+from kit.recipes import efficientnet_b4 as parent
 
 ENCODER = "inception_v4"
 

@@ -12,7 +12,7 @@ benchmarks/README.md): 0.16 s a crop of 512 px in training and 0.046 s in predic
 
 from functools import partial
 
-import recipes.lite0 as parent
+from kit.recipes import lite0 as parent
 
 ENCODER = "mobilenetv4_conv_medium.e250_r384_in12k_ft_in1k"
 

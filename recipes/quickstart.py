@@ -8,7 +8,7 @@ cores; drawing, cutting, scores and export take as long again.
 
 from functools import partial
 
-import recipes.lite0 as parent
+from kit.recipes import lite0 as parent
 
 SAMPLE = True  # draw the sample city where there is no data
 EPOCHS = 2  # each ends with a look at all held-out tiles, 7 s

@@ -11,7 +11,7 @@ pass over tier 1, 12,997 crops, would take 11 h there.
 
 from functools import partial
 
-import recipes.efficientnet_b4 as parent
+from kit.recipes import efficientnet_b4 as parent
 
 ENCODER = "seresnext50_32x4d.racm_in1k"  # trained by a newer method than the seed's (legacy_seresnext50_32x4d)
 

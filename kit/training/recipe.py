@@ -17,6 +17,7 @@ import kit
 from kit.errors import KitError, RecipeError, nearest
 from kit.paths import Paths
 
+PACKAGE = "kit.recipes"
 SIGNATURES = {
     "data": "def data(fold) -> DataLoaders",
     "learner": "def learner(dls) -> Learner",
@@ -112,11 +113,11 @@ def _where(cause: BaseException, path: Path) -> str:
 
 
 def installed_recipes() -> Path:
-    """Returns the folder of the recipes that come with kit: beside it, whatever else is called `recipes`."""
-    folder = Path(kit.__file__).parent.parent / "recipes"
-    if not folder.is_dir():
-        raise RecipeError(f"no recipes at {folder}, where kit is installed", "install kit again: pip install .")
-    return folder
+    """Returns the folder of the recipes that come with kit, the package `kit.recipes`."""
+    for parent in kit.__path__:
+        if (folder := Path(parent, "recipes")).is_dir():
+            return folder
+    raise RecipeError(f"no recipes in {Path(kit.__file__).parent}, where kit is installed", "install kit again")
 
 
 def known_recipes(paths: Paths) -> dict[str, Path]:
@@ -151,34 +152,39 @@ def load_recipe(name: str, paths: Paths) -> Recipe:
     except KitError:
         raise
     except Exception as cause:
+        parent = (cause.name or "") if isinstance(cause, ModuleNotFoundError) else ""
         raise RecipeError(
             f"{path.name} cannot be imported{_where(cause, path)}: {type(cause).__name__}: {cause}",
-            "--debug shows the traceback",
-        ) from cause
+            f"import a parent so: from {PACKAGE} import NAME" if parent.startswith(("recipes", PACKAGE))
+            else "--debug shows the traceback",
+        ) from cause  # fmt: skip
     _check(path, module)
     return Recipe(path.stem, path, module, tuple(parents))
 
 
 @contextmanager
 def _importable(folder: Path) -> Iterator[list[Path]]:
-    """Lets `import recipes.NAME` find the recipes that come with kit, then those of `folder`.
+    """Lets `from kit.recipes import NAME` find the recipes that come with kit, then those of `folder`.
 
     Yields a list that holds, after the block, the files that were imported so. They are forgotten again: the next
-    recipe may stand in another folder, or have been changed.
+    recipe may be in another folder, or have been changed. A folder `recipes` in the search path is not importable.
     """
-    package = ModuleType("recipes")
+    package = ModuleType(PACKAGE)
     package.__path__ = [str(installed_recipes()), str(folder)]
-    known = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "recipes"}
-    for name in known:
-        del sys.modules[name]
-    sys.modules["recipes"] = package
+
+    def names() -> list[str]:
+        return [name for name in sys.modules if f"{name}.".startswith((f"{PACKAGE}.", "recipes."))]
+
+    known = {name: sys.modules.pop(name) for name in names()}
+    sys.modules |= {PACKAGE: package, "recipes": None}  # type: ignore[dict-item]
     files: list[Path] = []
     try:
         yield files
-        imported = [module for name, module in sorted(sys.modules.items()) if name.startswith("recipes.")]
-        files.extend(Path(str(module.__file__)) for module in imported)
+        files.extend(
+            Path(str(sys.modules[name].__file__)) for name in sorted(names()) if name.startswith(f"{PACKAGE}.")
+        )
     finally:
-        for name in [name for name in sys.modules if name.partition(".")[0] == "recipes"]:
+        for name in names():
             del sys.modules[name]
         sys.modules.update(known)
 

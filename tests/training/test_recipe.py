@@ -9,7 +9,7 @@ from kit.paths import Paths
 from kit.training.recipe import installed_recipes, known_recipes, load_recipe
 
 VARIANT = '''"""A variant."""
-import recipes.{parent} as parent
+from kit.recipes import {parent} as parent
 data, learner, fit = parent.data, parent.learner, parent.fit
 '''
 
@@ -90,7 +90,7 @@ def test_a_variant_imports_installed_recipes_and_its_neighbours(tmp_path: Path):
     assert recipe.module.parent.parent.__doc__.startswith("A neighbour")
     installed = load_recipe("mine", write(tmp_path / "other", VARIANT.format(parent="lite0")))
     assert installed.parents == (installed_recipes() / "lite0.py",)
-    assert not [name for name in sys.modules if name == "recipes.neighbour"]
+    assert not [name for name in sys.modules if name == "kit.recipes.neighbour"]
 
 
 def test_own_recipes_of_an_installed_name_do_not_take_its_place_as_a_parent(tmp_path: Path):
@@ -105,3 +105,22 @@ def test_the_checksum_covers_parents(tmp_path: Path):
     assert load_recipe("mine", paths).sha256 == before
     write(tmp_path, TINY_RECIPE.replace("1e-3", "2e-3"), "neighbour")
     assert load_recipe("mine", paths).sha256 != before
+
+
+def test_there_is_one_way_to_import_a_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A folder `recipes` in the search path, such as that of the current folder, is no package of recipes."""
+    write(tmp_path, TINY_RECIPE, "neighbour")
+    monkeypatch.syspath_prepend(tmp_path)
+    paths = write(tmp_path, VARIANT.format(parent="neighbour").replace("from kit.recipes", "from recipes"))
+    with pytest.raises(RecipeError, match=r"mine\.py cannot be imported at line 2: ModuleNotFoundError") as caught:
+        load_recipe("mine", paths)
+    assert caught.value.hint == "import a parent so: from kit.recipes import NAME"
+    unknown = write(tmp_path, VARIANT.format(parent="nobody"))
+    with pytest.raises(RecipeError, match="nobody") as caught:
+        load_recipe("mine", unknown)
+
+
+def test_recipes_can_be_imported_outside_of_the_loader():
+    from kit.recipes import lite0
+
+    assert Path(lite0.__file__).parent == installed_recipes()
