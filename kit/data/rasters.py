@@ -13,12 +13,13 @@ from typing import Any
 import cv2
 import numpy as np
 import pyproj
+import rasterio
 import shapely
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.enums import MaskFlags
-from rasterio.env import env_ctx_if_needed
+from rasterio.env import env_ctx_if_needed, getenv, hasenv
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
@@ -121,10 +122,20 @@ def open_picture(href: str) -> DatasetReader:
 def _open(href: str, drivers: tuple[str, ...] | None = None) -> DatasetReader:
     """Opens a file as `rasterio.open` does, which takes one driver at most."""
     try:
-        with without_notice, env_ctx_if_needed():
+        with without_notice, _listing_no_folder(href):
             return DatasetReader(gdal_path(href), driver=drivers)
     except RasterioError as cause:
         raise unreadable(href, cause) from cause
+
+
+def _listing_no_folder(href: str) -> Any:
+    """Returns a context in which GDAL asks for files beside an image by name.
+
+    By default it lists the image's folder each time: in one of 11,481 chips that takes ten times as long.
+    """
+    if is_remote(href) or (hasenv() and "GDAL_DISABLE_READDIR_ON_OPEN" in getenv()):
+        return env_ctx_if_needed()
+    return rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="TRUE")
 
 
 def unreadable(href: object, cause: BaseException) -> RasterError:

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from kit.data.masks import Counts, count, pool
 from kit.data.sources.chips import Chip
-from kit.deploy.submission.inspect_masks import FORM, Contents, InspectedMask, read_contents
+from kit.deploy.submission.inspect_masks import FORM, Contents, ImageSizes, InspectedMask, Sizes, read_contents
 from kit.errors import SubmissionError
 
 LISTED = 10  # faults in one error message
@@ -135,18 +135,19 @@ class CheckedSubmission:
         return self.summary
 
 
-def check_submission(path: Path, chips: Sequence[Chip]) -> Summary:
+def check_submission(path: Path, chips: Sequence[Chip], sizes: Sizes | None = None) -> Summary:
     """Returns the summary of a submission without faults. Unlike in `check`, all its masks may be empty.
 
     Args:
         path: a folder, an archive or a table of run lengths.
         chips: the test set.
+        sizes: see `check`.
 
     Raises:
         SubmissionError: lists the faults, see `check`.
         RasterError: an image of the test set is missing or broken.
     """
-    checked = check(path, chips)
+    checked = check(path, chips, sizes=sizes)
     return replace(checked, checks=tuple(check for check in checked.checks if check.name != "empty")).require()
 
 
@@ -155,6 +156,7 @@ def check(
     chips: Sequence[Chip] | None = None,
     earlier: Path | None = None,
     share: tuple[float, str] | None = None,
+    sizes: Sizes | None = None,
 ) -> CheckedSubmission:
     """Checks a submission.
 
@@ -163,32 +165,34 @@ def check(
         chips: the test set; None to check the masks without it.
         earlier: another submission for the same chips, to compare with.
         share: of building in training, 0..1, and the data sets that it was counted in.
+        sizes: height and width of the chips, px, by id; by default they are read from the images.
 
     Raises:
         SubmissionError: one of the submissions is missing, no archive, or dangerous.
         RasterError: an image of the test set is missing or broken.
     """
-    images = None if chips is None else {chip.id: chip.path for chip in chips}
-    contents = read_contents(path, images, keep=earlier is not None)
+    if sizes is None and chips is not None:
+        sizes = ImageSizes({chip.id: chip.path for chip in chips})
+    contents = read_contents(path, sizes, keep=earlier is not None)
     sound = contents.sound().values()
     building_px, pixels = sum(mask.building_px for mask in sound), sum(mask.size[0] * mask.size[1] for mask in sound)
     summary = Summary(path, len(sound), building_px / max(pixels, 1), sum(not mask.building_px for mask in sound))
-    form = [_check_form(name, contents, images is not None) for name in contents.form]
-    checks = [_check_names(contents, images), *form, _check_share(summary, share), _check_empty(summary)]
+    form = [_check_form(name, contents, sizes is not None) for name in contents.form]
+    checks = [_check_names(contents, sizes), *form, _check_share(summary, share), _check_empty(summary)]
     if earlier is None:
         return CheckedSubmission(summary, tuple(checks))
-    agreement, differing = _check_earlier(contents, read_contents(earlier, images, keep=True))
+    agreement, differing = _check_earlier(contents, read_contents(earlier, sizes, keep=True))
     return CheckedSubmission(summary, (*checks, agreement), differing)
 
 
-def _check_names(contents: Contents, images: Mapping[str, Path] | None) -> SubmissionCheck:
+def _check_names(contents: Contents, chips: Collection[str] | None) -> SubmissionCheck:
     counts, end = Counter(contents.names), contents.suffix
     repeated = [f"{name}{end} occurs {times} times" for name, times in counts.items() if times > 1]
-    if images is None:
+    if chips is None:
         none = [] if counts else [f"{contents.path.name} holds no mask"]
         return SubmissionCheck("names", f"{len(counts)}, each once; no test set to compare with", (*none, *repeated))
-    missing = [f"{name}{end} is missing" for name in images if name not in counts]
-    unknown = [f"{name}{end} is not <chip>{end} of the test set" for name in counts if name not in images]
+    missing = [f"{name}{end} is missing" for name in chips if name not in counts]
+    unknown = [f"{name}{end} is not <chip>{end} of the test set" for name in counts if name not in chips]
     return SubmissionCheck("names", f"{len(counts)} chips, each once", (*missing, *repeated, *unknown))
 
 

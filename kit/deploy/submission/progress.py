@@ -27,7 +27,8 @@ class Done:
         chip: its id.
         made_by: the weights, how their networks compute, and the cleaning, see `Job.identity`.
         image: version of the chip's image and of the images around it.
-        pixels: of the chip.
+        height_px: of the chip.
+        width_px: of the chip.
         building_px: of the mask.
         mean_confidence: mean of max(p, 1 - p), 0.5..1.
     """
@@ -35,7 +36,8 @@ class Done:
     chip: str
     made_by: str
     image: str
-    pixels: int
+    height_px: int
+    width_px: int
     building_px: int
     mean_confidence: float
 
@@ -53,8 +55,8 @@ class Done:
             *cells, checksum = next(csv.reader([line], strict=True))
             if checksum != _checksum(cells):
                 return None
-            chip, made_by, image, pixels, building_px, confidence = cells
-            return cls(chip, made_by, image, int(pixels), int(building_px), float(confidence))
+            chip, made_by, image, height_px, width_px, building_px, confidence = cells
+            return cls(chip, made_by, image, int(height_px), int(width_px), int(building_px), float(confidence))
         except (csv.Error, ValueError, StopIteration):
             return None
 
@@ -103,7 +105,7 @@ def write_table(rows: Iterable[Done], path: Path) -> None:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(TABLE_COLUMNS)
         for row in rows:
-            fraction = f"{row.building_px / row.pixels:.6f}"
+            fraction = f"{row.building_px / (row.height_px * row.width_px):.6f}"
             table.writerow([row.chip, row.building_px, fraction, f"{row.mean_confidence:.6f}"])
 
 

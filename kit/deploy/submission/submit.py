@@ -310,7 +310,7 @@ def _write(job: Job, chip: Chip, seen: WideChip, probability: NDArray[np.float32
     """Writes a chip's mask and its row. A mask that stands has its row, wherever the process is killed."""
     mask = clean_image(probability, seen.image, job.cleaning, job.weights.card.gsd_m * seen.factor)
     confidence = float(np.maximum(probability, 1 - probability).mean(dtype=np.float64))
-    row = Done(chip.id, job.identity, seen.version, mask.size, int(mask.sum()), confidence)
+    row = Done(chip.id, job.identity, seen.version, *mask.shape, int(mask.sum()), confidence)
     with replacing(path := job.folder / f"{chip.id}.tif") as temporary:
         temporary.write_bytes(encode_mask(mask))
         path.unlink(missing_ok=True)  # of other weights, or of another image
@@ -339,16 +339,17 @@ def _finish(job: Job, chips: Sequence[Chip], versions: str, options: SubmitOptio
             "run the same command again",
         )
     write_table([rows[chip.id] for chip in chips], folder / TABLE)
+    sizes = {name: (row.height_px, row.width_px) for name, row in rows.items()}
     record = read_finished(folder)
     if record is not None and record.holds(versions, masks, folder):
         summary = Summary(archive, len(chips), record.building_fraction, record.empty)
     else:
         (folder / FINISHED).unlink(missing_ok=True)
         write_tgz(masks.values(), archive)
-        summary = check_submission(archive, chips)
+        summary = check_submission(archive, chips, sizes)
     if options.rle:
         write_rle(((name, decode_mask(path.read_bytes(), path.name)) for name, path in masks.items()), folder / RLE)
-        check_submission(folder / RLE, chips)
+        check_submission(folder / RLE, chips, sizes)
     Finished(
         options.request(job.weights.sha256), versions, digest(masks),
         file_versions(folder, options.tables()), summary.building_fraction, summary.empty,
