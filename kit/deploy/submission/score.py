@@ -194,9 +194,10 @@ def _scenes(files: Mapping[str, Reader]) -> dict[str, str]:
         return {}
     hint = "expected a CSV in UTF-8 with the columns chip and scene"
     try:
-        rows = list(csv.DictReader(io.StringIO(files[SCENES]().decode("utf-8-sig"), newline="")))
+        reader = csv.DictReader(io.StringIO(files[SCENES]().decode("utf-8-sig"), newline=""))
+        rows = list(reader)
     except (ValueError, csv.Error, SubmissionError) as cause:
         raise ScoreError(f"{SCENES} cannot be read: {cause}", hint) from cause
-    if rows and not {"chip", "scene"} <= rows[0].keys():
-        raise ScoreError(f"{SCENES} has columns {', '.join(map(str, rows[0]))}, expected chip and scene", hint)
+    if reader.fieldnames and not {"chip", "scene"} <= set(reader.fieldnames):
+        raise ScoreError(f"{SCENES} has columns {', '.join(reader.fieldnames)!s:.80}, expected chip and scene", hint)
     return {row["chip"]: row["scene"] for row in rows if row["chip"] and row["scene"]}

@@ -346,7 +346,11 @@ def _finish(job: Job, chips: Sequence[Chip], versions: str, options: SubmitOptio
     else:
         (folder / FINISHED).unlink(missing_ok=True)
         write_tgz(masks.values(), archive)
-        summary = check_submission(archive, chips, sizes)
+        try:
+            summary = check_submission(archive, chips, sizes)
+        except SubmissionError as cause:  # masks were damaged since they were written
+            hint = f"remove these masks from {folder}, and run kit submit again"
+            raise SubmissionError(cause.message, hint) from cause
     if options.rle:
         write_rle(((name, decode_mask(path.read_bytes(), path.name)) for name, path in masks.items()), folder / RLE)
         check_submission(folder / RLE, chips, sizes)

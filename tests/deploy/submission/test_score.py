@@ -93,3 +93,75 @@ def test_no_predictions(folders: tuple[Path, Path], tmp_path: Path):
     (tmp_path / "a.tgz").write_bytes(b"no")
     with pytest.raises(ScoreError, match="not a readable"):
         score(tmp_path / "a.tgz", folders[1])
+
+
+def write_masks(folder: Path, masks: dict[str, list[int]]) -> Path:
+    """Masks of one row of pixels."""
+    for name, values in masks.items():
+        write_tiff(folder / f"{name}.tif", np.array([values], np.uint8))
+    return folder
+
+
+TRUTH = {"a": [0, 1, 1, 0], "b": [1, 0, 0, 0]}
+FOUND = {"a": [0, 1, 0, 0], "b": [1, 1, 0, 0]}
+IN_255 = {"a": [0, 255, 255, 0], "b": [255, 0, 0, 0]}
+
+
+@pytest.mark.parametrize("times", [1, 255])
+@pytest.mark.parametrize("truth", [TRUTH, IN_255])
+def test_building_is_255_where_no_mask_holds_1(tmp_path: Path, times: int, truth: dict[str, list[int]]):
+    found = {name: [times * value for value in values] for name, values in FOUND.items()}
+    scored = score(write_masks(tmp_path / "found", found), write_masks(tmp_path / "truth", truth))
+    assert scored.chips == {"a": Counts(1, 0, 1), "b": Counts(1, 1, 0)}
+    assert scored.pooled == 0.5
+
+
+def test_an_empty_prediction_scores_0_against_buildings_of_255(tmp_path: Path):
+    found = write_masks(tmp_path / "found", {name: [0, 0, 0, 0] for name in TRUTH})
+    assert score(found, write_masks(tmp_path / "truth", IN_255)).pooled == 0
+
+
+def test_255_is_no_data_where_a_mask_holds_both(tmp_path: Path):
+    found = write_masks(tmp_path / "found", FOUND)
+    truth = write_masks(tmp_path / "truth", {"a": [0, 1, 255, 255], "b": [255, 0, 255, 255]})
+    assert score(found, truth).chips == {"a": Counts(1, 0, 0), "b": Counts(0, 1, 0)}
+
+
+@pytest.mark.parametrize("kind", ["prediction", "truth"])
+def test_masks_of_two_kinds_are_named(tmp_path: Path, kind: str):
+    mixed = write_masks(tmp_path / "mixed", TRUTH | {"c": [0, 255, 0, 0]})
+    plain = write_masks(tmp_path / "plain", TRUTH | {"c": [0, 1, 0, 0]})
+    pair = (mixed, plain) if kind == "prediction" else (plain, mixed)
+    with pytest.raises(ScoreError, match=f"2 masks hold 1, first {kind} a, and 1 hold the value 255, first {kind} c"):
+        score(*pair)
+
+
+def test_a_prediction_knows_no_255_beside_1(tmp_path: Path):
+    found, truth = write_masks(tmp_path / "found", {"a": [1, 255]}), write_masks(tmp_path / "truth", {"a": [1, 0]})
+    with pytest.raises(ScoreError, match="1 masks hold 1, first prediction a, and 1 hold the value 255"):
+        score(found, truth)
+
+
+def test_folders_within_a_folder(tmp_path: Path):
+    write_masks(tmp_path / "truth" / "north", {"a": TRUTH["a"]})
+    write_masks(tmp_path / "truth" / "south", {"b": TRUTH["b"]})
+    found = write_masks(tmp_path / "found", FOUND)
+    assert score(found, tmp_path / "truth").pooled == 0.5
+    write_masks(tmp_path / "truth" / "south", {"a": TRUTH["a"]})
+    with pytest.raises(ScoreError, match=r"truth holds two masks of a: north/a\.tif and south/a\.tif"):
+        score(found, tmp_path / "truth")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [(b"chip,scene\na,\xff\n", "cannot be read"), (b"", ""), (b"chip,scene\na\n", ""), (b"\0", "has columns"),
+     (b"chip,scene\n\"a\",x\x00\n", "")],
+)  # fmt: skip
+def test_damaged_tables_of_scenes(tmp_path: Path, data: bytes, message: str):
+    found, truth = write_masks(tmp_path / "found", FOUND), write_masks(tmp_path / "truth", TRUTH)
+    (truth / "chips.csv").write_bytes(data)
+    if message:
+        with pytest.raises(ScoreError, match=rf"chips\.csv {message}"):
+            score(found, truth)
+    else:
+        assert score(found, truth).pooled == 0.5

@@ -16,6 +16,7 @@ import pytest
 import rasterio
 import torch
 from deploy_fakes import export_tiny, noise, write_tiff
+from PIL import Image
 
 from kit.data.rasters import read_image
 from kit.deploy.engine import tuning
@@ -24,10 +25,13 @@ from kit.deploy.engine.predict import predict_image
 from kit.deploy.mosaics import wide
 from kit.deploy.submission import submit as room
 from kit.deploy.submission.mask_tiff import decode_mask
+from kit.deploy.submission.score import score
 from kit.deploy.submission.submit import SubmitOptions, Summary, check_submission, find_chips
+from kit.deploy.weights.cleaning import Cleaning
 from kit.deploy.weights.load import load_weights
 from kit.errors import CatalogError, KitError, OutputError, RasterError, SubmissionError, WeightsError
 from kit.pipeline.export import Exported
+from kit.system.files import locked
 
 
 def submit(test: Path, weights: Path, out: Path, tuning: bool = False) -> Summary:
@@ -473,3 +477,155 @@ def test_a_folder_or_an_archive_of_somebody_else(chips: Path, tiny_weights: Expo
     with pytest.raises(OutputError, match=r"packed\.tgz exists"):
         submit(chips, tiny_weights.path, tmp_path / "packed")
     assert (tmp_path / "packed.tgz").read_text() == "mine"
+
+
+ALL_WAYS = SubmitOptions(EngineOptions(adaptive=True), mosaic=True, scale=True)
+
+
+@pytest.mark.parametrize("options", [SubmitOptions(EngineOptions(tuning=False)), ALL_WAYS], ids=["plain", "all"])
+def test_a_finished_submission_returns_at_once(
+    chips: Path, tiny_weights: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: SubmitOptions
+):
+    first = room.submit(chips, tiny_weights.path, tmp_path / "one", options)
+
+    def needless(*_: object) -> None:
+        raise AssertionError("work on a finished submission")
+
+    for name in ("load_weights", "find_mosaics", "find_resolutions", "read_image", "write_tgz", "check_submission"):
+        monkeypatch.setattr(room, name, needless)
+    with locked(tmp_path / "one"):  # it writes nothing, so it need not wait for anybody
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+        assert room.submit(chips, tiny_weights.path, tmp_path / "one", options) == first
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    with pytest.raises(AssertionError, match="work on"):
+        changed = SubmitOptions(options.engine, cleaning=Cleaning(0.4), mosaic=options.mosaic, scale=options.scale)
+        room.submit(chips, tiny_weights.path, tmp_path / "one", changed)
+
+
+@pytest.mark.parametrize("lost", ["one.tgz", "one/submission.csv", "one/.finished.json", "one/.progress.csv"])
+def test_what_is_lost_of_a_finished_submission_comes_again(
+    chips: Path, tiny_weights: Exported, tmp_path: Path, predicted: list[str], lost: str
+):
+    submit(chips, tiny_weights.path, tmp_path / "one")
+    before = outputs(tmp_path / "one")
+    predicted.clear()
+    (tmp_path / lost).unlink()
+    submit(chips, tiny_weights.path, tmp_path / "one")
+    assert outputs(tmp_path / "one") == before
+    assert predicted == []  # without .progress.csv, too: the submission is still whole
+
+
+def test_run_lengths_are_added_without_packing_again(chips: Path, tiny_weights: Exported, tmp_path: Path):
+    submit(chips, tiny_weights.path, tmp_path / "one")
+    before = (tmp_path / "one.tgz").stat().st_mtime_ns
+    room.submit(chips, tiny_weights.path, tmp_path / "one", SubmitOptions(EngineOptions(tuning=False), rle=True))
+    assert (tmp_path / "one/rle.csv").is_file()
+    assert (tmp_path / "one.tgz").stat().st_mtime_ns == before
+
+
+def test_a_damaged_progress_file_changes_nothing(chips: Path, tiny_weights: Exported, tmp_path: Path):
+    submit(chips, tiny_weights.path, tmp_path / "one")
+    before = outputs(tmp_path / "one")
+    data = (tmp_path / "one/.progress.csv").read_bytes()
+    for spoilt in (b"", data[:200], data.replace(b"a,", b"\xff,"), data.replace(b"33,50", b"33,5"), b'"' + data):
+        (tmp_path / "one/.finished.json").unlink()
+        (tmp_path / "one/.progress.csv").write_bytes(spoilt)
+        submit(chips, tiny_weights.path, tmp_path / "one")
+        assert outputs(tmp_path / "one") == before
+
+
+def test_two_at_once(chips: Path, tiny_weights: Exported, tmp_path: Path):
+    with locked(tmp_path / "one"), pytest.raises(KitError, match=r"another process writes .*one"):
+        submit(chips, tiny_weights.path, tmp_path / "one")
+    assert not (tmp_path / "one").exists()
+    submit(chips, tiny_weights.path, tmp_path / "one")
+
+
+NAMES = ["a,b", 'say "x"', "=1+1", "-2", "ü ß", "北"]
+
+
+def test_names_of_chips(tiny_weights: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Also where the run is interrupted: rows are read again."""
+    for seed, name in enumerate(NAMES):
+        write_tiff(tmp_path / "chips" / f"{name}.tif", noise(20, 30, 3, seed))
+    expected = sorted(NAMES)
+
+    def stopping(path: Path) -> np.ndarray:
+        if path.stem == expected[4]:
+            raise KeyboardInterrupt
+        return read_image(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(wide, "read_image", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            submit(tmp_path / "chips", tiny_weights.path, tmp_path / "one")
+    read: list[str] = []
+    monkeypatch.setattr(wide, "read_image", lambda path: (read.append(path.stem), read_image(path))[1])
+    options = SubmitOptions(EngineOptions(tuning=False), rle=True)
+    room.submit(tmp_path / "chips", tiny_weights.path, tmp_path / "one", options)
+    assert read == expected[4:]
+    with (tmp_path / "one/submission.csv").open(newline="", encoding="utf-8") as file:
+        assert [row["chip"] for row in csv.DictReader(file)] == expected
+    chips = find_chips(tmp_path / "chips")
+    assert check_submission(tmp_path / "one/rle.csv", chips) == dataclasses.replace(
+        check_submission(tmp_path / "one.tgz", chips), path=tmp_path / "one/rle.csv"
+    )
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "file above"])
+def test_what_stands_in_the_way_of_the_folder(chips: Path, tmp_path: Path, kind: str):
+    """It is noticed before the weights are loaded: here there are none."""
+    out = tmp_path / "submissions" / "one"
+    if kind == "file above":
+        out.parent.write_text("mine")
+    else:
+        out.parent.mkdir()
+        out.write_text("mine") if kind == "file" else out.symlink_to(tmp_path / "nowhere")
+    message = "is a link to nothing" if kind == "link" else "is a file, expected a folder"
+    with pytest.raises(OutputError, match=message):
+        submit(chips, tmp_path / "none.pt", out)
+
+
+def test_pictures_in_folders(tiny_weights: Exported, tmp_path: Path):
+    """PNG and JPEG chips: masks are .tif, of the size that a picture has once it is upright."""
+    images = {"north/a.png": noise(20, 30), "south/b.jpg": noise(33, 17), "c.jpeg": noise(18, 40)}
+    for name, image in images.items():
+        (tmp_path / "chips" / name).parent.mkdir(parents=True, exist_ok=True)
+        exif = Image.Exif()
+        exif[274] = 6 if name == "c.jpeg" else 1
+        Image.fromarray(image).save(tmp_path / "chips" / name, exif=exif)
+    submit(tmp_path / "chips", tiny_weights.path, tmp_path / "one")
+    sizes = {}
+    for name in "abc":
+        sizes[name] = decode_mask((tmp_path / f"one/{name}.tif").read_bytes(), name).shape
+    assert sizes == {"a": (20, 30), "b": (33, 17), "c": (40, 18)}
+    assert check_submission(tmp_path / "one.tgz", find_chips(tmp_path / "chips")).chips == 3
+    assert score(tmp_path / "one.tgz", tmp_path / "one").pooled == 1
+
+
+def test_a_test_set_that_changed(chips: Path, tiny_weights: Exported, tmp_path: Path, predicted: list[str]):
+    submit(chips, tiny_weights.path, tmp_path / "one")
+    write_tiff(chips / "e.tif", noise(20, 20))
+    predicted.clear()
+    assert submit(chips, tiny_weights.path, tmp_path / "one").chips == 5
+    assert predicted == ["e"]
+    (chips / "e.tif").unlink()
+    with pytest.raises(SubmissionError, match=r"1 masks of another test set, first e\.tif"):
+        submit(chips, tiny_weights.path, tmp_path / "one")
+
+
+def test_a_mask_that_was_damaged_is_named_with_the_remedy(chips: Path, tiny_weights: Exported, tmp_path: Path):
+    submit(chips, tiny_weights.path, tmp_path / "one")
+    before = outputs(tmp_path / "one")
+    (tmp_path / "one/b.tif").write_bytes(b"no")
+    with pytest.raises(SubmissionError, match=r"b\.tif is not a readable TIFF") as error:
+        submit(chips, tiny_weights.path, tmp_path / "one")
+    assert error.value.hint == f"remove these masks from {tmp_path / 'one'}, and run kit submit again"
+    (tmp_path / "one/b.tif").unlink()
+    submit(chips, tiny_weights.path, tmp_path / "one")
+    assert outputs(tmp_path / "one") == before
+
+
+def test_a_resolution_cannot_be_given_and_estimated():
+    with pytest.raises(KitError, match="--scale estimates the resolution that --gsd gives"):
+        SubmitOptions(scale=True, gsd_m=0.1)
