@@ -3,7 +3,7 @@
     python benchmarks/mask_alignment.py CATALOG                a catalogue, prepared for the while; a minute
     python benchmarks/mask_alignment.py --data-root ROOT       the data set of a working root
 
-Agreement of outlines and image edges, 0 to 1 (`kit.data.alignment` says how it is measured), per scene: of the masks
+Agreement of outlines and image edges, 0 to 1 (`alignment.py` says how it is measured), per scene: of the masks
 where they are; what is lost at least, and by which shift, if they move so many px in any direction (all whole-pixel
 shifts of that length, to less than 1 px longer); the best shift within 6 px either way; and the best shift after all
 masks have been moved on purpose, which shows that a wrong mask is found.
@@ -16,8 +16,8 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
+from alignment import Pair, agreements, best_shift, read_pair, ring
 
-from kit.data.alignment import Pair, agreements, best_shift, read_pair, ring
 from kit.data.index import read_index
 from kit.data.tiles.prepare import prepare
 from kit.paths import Paths

@@ -26,9 +26,7 @@ SUBROOMS = {
     "deploy": ["", "trust", "weights", "freeze", "proof", "engine", "adaptive", "mosaics", "submission", "mapping"],
 }
 # imports against the order that are still to go: (file, module)
-KNOWN = {
-    ("data/alignment.py", "kit.data.tiles.tile"),
-}
+KNOWN = {}
 BASE = {"errors", "outputs", "paths", "console"}
 FILES = sorted(file for file in ROOT.rglob("*.py") if file.parent != ROOT / "recipes")
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.py"))

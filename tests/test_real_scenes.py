@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from alignment import Pair, agreements, best_shift, read_pair, ring
 from factories import prepare
 
-from kit.data.alignment import Pair, agreements, best_shift, read_pair, ring
 from kit.data.sources.stac import read_scenes
 from kit.data.tiles.prepare import Prepared
 from kit.deploy.submission.submit import find_chips

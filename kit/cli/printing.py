@@ -2,11 +2,14 @@
 
 import json
 from collections import Counter
+from typing import Any
 
 from kit.console import result, say, table
 from kit.data.folds.assign import fold_numbers
-from kit.data.tiles.ledger import Json, Record
+from kit.data.tiles.ledger import Record
 from kit.data.tiles.prepare import Prepared
+
+Json = dict[str, Any]
 
 COLUMNS = (
     *("scene", "tiles", "skipped", "failed", "km2", "footprints", "crossing", "beyond", "repaired", "dropped"),

@@ -14,7 +14,7 @@ from shapely import Point
 from shapely.affinity import translate
 
 from kit.sample.paint import MATERIALS, Float, Material, Noise, Painter, Window, along_across, mix, rgb, tone
-from kit.sample.plan import GSD_M, House, Look, M, Plan, Street, Wing, plan_scene
+from kit.sample.plan import GSD_M, CityPlan, House, Look, M, Street, Wing, plan_scene
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -39,7 +39,7 @@ class Drawing:
 
     image: Bytes
     truth: Bytes
-    plan: Plan
+    plan: CityPlan
 
 
 def draw_scene(rng: np.random.Generator, look: Look, height: int, width: int, *, border: bool = True) -> Drawing:
@@ -92,7 +92,7 @@ def draw_at(rng: np.random.Generator, look: Look, height: int, width: int, gsd_m
     return image, np.where(seen, roof > 0.5, 255).astype(np.uint8)
 
 
-def _roof_numbers(plan: Plan, height: int, width: int) -> npt.NDArray[np.int32]:
+def _roof_numbers(plan: CityPlan, height: int, width: int) -> npt.NDArray[np.int32]:
     """Returns (H, W) int32: the number of the house whose roof holds the pixel's centre, from 1, else 0."""
     shapes = [(house.outline, number) for number, house in enumerate(plan.houses, 1)]
     if not shapes:
@@ -163,7 +163,7 @@ def _paint_streets(painter: Painter, streets: list[Street]) -> None:
             band[near] += cover * (level * light - band[near])
 
 
-def _paint_cars(painter: Painter, plan: Plan) -> None:
+def _paint_cars(painter: Painter, plan: CityPlan) -> None:
     """Parks cars along the streets."""
     rng = painter.rng
     for street in plan.streets:
@@ -190,7 +190,7 @@ def _paint_car(painter: Painter, car: Wing, window: Window) -> None:
     painter.blend(window, tone(colour, np.where(glass, 0.35, 1)), inside.astype(np.float32))
 
 
-def _cast_shadows(painter: Painter, plan: Plan, reach: float) -> None:
+def _cast_shadows(painter: Painter, plan: CityPlan, reach: float) -> None:
     """Darkens what the houses keep from the sun; a shadow is `reach` times as long as the house is high."""
     shade = np.zeros((painter.noise.height, painter.noise.width), np.uint8)
     for house in plan.houses:

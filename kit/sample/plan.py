@@ -88,7 +88,7 @@ class Street:
 
 
 @dataclass
-class Plan:
+class CityPlan:
     """One scene's ground plan.
 
     Args:
@@ -111,10 +111,10 @@ TRIES = 4  # houses drawn for one place before it stays empty
 BLOCK_DEPTH_M = 34.0  # two rows of houses, back to back
 
 
-def plan_scene(rng: np.random.Generator, look: Look, height: int, width: int) -> Plan:
+def plan_scene(rng: np.random.Generator, look: Look, height: int, width: int) -> CityPlan:
     """Returns the ground plan of a scene of `height` x `width` px."""
     turn = rng.uniform(0, np.pi / 2)
-    plan = Plan()
+    plan = CityPlan()
     reach = np.hypot(height, width) / 2 + 5 * M
     across = _stations(rng, reach, BLOCK_DEPTH_M + 5, BLOCK_DEPTH_M + 10)
     along = _stations(rng, reach, 55, 85)
@@ -199,7 +199,7 @@ def _open_plots(rng: np.random.Generator, block: _Block) -> list[Wing]:
 
 
 def _settle(
-    rng: np.random.Generator, look: Look, block: _Block, plan: Plan, lanes: shapely.Geometry, frame: Polygon
+    rng: np.random.Generator, look: Look, block: _Block, plan: CityPlan, lanes: shapely.Geometry, frame: Polygon
 ) -> None:
     """Adds two rows of houses and their yards to the plan."""
     row_depth = (block.v1 - block.v0) / 2
@@ -254,7 +254,7 @@ def _fits(outline: Polygon, houses: list[House], lanes: shapely.Geometry) -> boo
 
 
 def _trees(
-    rng: np.random.Generator, look: Look, plan: Plan, lanes: shapely.Geometry, height: int, width: int
+    rng: np.random.Generator, look: Look, plan: CityPlan, lanes: shapely.Geometry, height: int, width: int
 ) -> npt.NDArray[np.float64]:
     """Returns (N, 3) x, y, radius, px, of trees that reach over a street or roof by a fifth of their crown at most."""
     n = int(look.trees * height * width * GSD_M**2 / 1e4)

@@ -1,18 +1,18 @@
-"""What has been cut of each scene, kept beside the tiles: a stopped command goes on, a changed input is cut again."""
+"""What has been cut of each scene, kept beside the tiles, so that `kit prepare` resumes and notices changed inputs."""
 
 import hashlib
 import json
 import shutil
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
-from kit.data.tiles.cutting import Cut, Failed
-from kit.data.tiles.tile import Skipped, Tile
+from kit.console import say
+from kit.data.tiles.cutting import Cut
+from kit.errors import DataError
 from kit.outputs import check_unclaimed
-from kit.system.files import write_bytes
+from kit.system.files import read_json, write_bytes
 
-Json = dict[str, Any]
+LIMIT_BYTES = 2**30  # of a record: a million tiles
 
 
 @dataclass
@@ -75,21 +75,28 @@ class Ledger:
             check_unclaimed(self.folder, "kit prepare", "--name or --root")
 
     def read(self, area: str, scene: str) -> Record | None:
-        """Returns a scene's record, or None where there is none that can be read."""
+        """Returns a scene's record, or None where it is missing or damaged."""
         try:
-            content = json.loads(self._file(area, scene).read_text())
-            cut = Cut(
-                *([kind(**row) for row in content["cut"][part.name]]
-                  for part, kind in zip(fields(Cut), (Tile, Skipped, Failed), strict=True))
-            )  # fmt: skip
-            return Record(**{**content, "cut": cut})
-        except (OSError, ValueError, KeyError, TypeError):
+            return self._read(area, scene)
+        except DataError:
             return None
 
+    def _read(self, area: str, scene: str) -> Record:
+        return read_json(self._file(area, scene), Record, LIMIT_BYTES, DataError)
+
     def done(self, area: str, scene: str, key: str) -> bool:
-        """Returns whether all of a scene's tiles are cut, with these inputs, and none has failed."""
-        record = self.read(area, scene)
-        return record is not None and record.key == key and record.done and not record.cut.failed
+        """Returns whether all of a scene's tiles are cut, with these inputs, and none has failed.
+
+        A damaged record is reported: its scene is cut again.
+        """
+        if not self._file(area, scene).exists():
+            return False
+        try:
+            record = self._read(area, scene)
+        except DataError as error:
+            say(f"{error.message}: {area}/{scene} is cut again")
+            return False
+        return record.key == key and record.done and not record.cut.failed
 
     def begin(self, area: str, scene: str, key: str) -> None:
         """Makes room for a scene's tiles: those cut with the same inputs stay, all others are removed.

@@ -19,7 +19,7 @@ import kit
 from kit.data.index import refold
 from kit.data.tiles import jobs
 from kit.data.tiles import ledger as records
-from kit.data.tiles.cutting import Block, Cut
+from kit.data.tiles.cutting import Block, Cut, Failed
 from kit.errors import CutError, DataError, KitError, OutputError
 from kit.paths import Paths
 from kit.system.files import write_bytes
@@ -266,7 +266,7 @@ def test_a_contact_sheet_of_a_part_is_drawn_again(tmp_path: Path, small: Path, m
         if block.scene.scene == "a":
             gone = max(made.tiles, key=lambda tile: tile.building_fraction)
             made.tiles.remove(gone)
-            made.failed.append(records.Failed(gone.tile, "the server answers 503"))
+            made.failed.append(Failed(gone.tile, "the server answers 503"))
         return made
 
     with monkeypatch.context() as patch, pytest.raises(CutError, match="1 of 27 tiles could not be cut"):
@@ -456,3 +456,45 @@ def test_a_killed_write_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: p
     with pytest.raises(Killed):
         write_bytes(tmp_path / "deep/er/x.tif", b"another")
     assert (tmp_path / "deep/er/x.tif").read_bytes() == b"whole"
+
+
+DAMAGE: dict[str, Callable[[str], str]] = {
+    "cut short": lambda text: text[: len(text) // 2],
+    "empty": lambda text: "",
+    "a list": lambda text: "[]",
+    "nested": lambda text: "[" * 100_000,
+    "a field is missing": lambda text: text.replace('"key"', '"kee"', 1),
+    "a number is text": lambda text: text.replace('"width_px": 32', '"width_px": "32"', 1),
+    "a number is null": lambda text: text.replace('"gsd_m": ', '"gsd_m": null, "x": ', 1),
+    "a number is infinite": lambda text: text.replace('"gsd_m": ', '"gsd_m": 1e999, "x": ', 1),
+    "tiles are a number": lambda text: text.replace('"skipped": [', '"skipped": 3, "y": [', 1),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_record_is_reported_and_its_scene_cut_again(
+    tmp_path: Path, small: Path, capsys: pytest.CaptureFixture[str], damage: str
+):
+    folder = cut(small, tmp_path)
+    before = content(folder)
+    file = folder / "scenes/kam/a.json"
+    changed = DAMAGE[damage](file.read_text())
+    assert changed != file.read_text()
+    file.write_text(changed)
+    again = prepare(small, Paths(tmp_path), **STYLE)
+    assert again.kept == 2
+    assert content(folder) == before
+    told = capsys.readouterr().err
+    assert "scenes/kam/a.json is" in told
+    assert "kam/a is cut again" in told
+    if damage == "a number is text":
+        assert "field cut.tiles.0.width_px: Input should be a valid integer, not '32'" in told
+
+
+@pytest.mark.parametrize("damage", ["", "[]", "{", '{"style": 3, "by": "scene", "k": 2}', '{"by": "scene", "k": null}'])
+def test_damaged_settings_make_the_index_again(tmp_path: Path, small: Path, damage: str):
+    folder = cut(small, tmp_path)
+    before = content(folder)
+    (folder / "settings.json").write_text(damage)
+    assert prepare(small, Paths(tmp_path), **STYLE).kept == 3
+    assert content(folder) == before

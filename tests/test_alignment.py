@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import shapely
+from alignment import REACH_PX, Pair, agreement, agreements, best_shift, read_pair, ring
 from factories import prepare, write_catalog, write_footprints, write_scene
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kit.data.alignment import REACH_PX, Pair, agreement, agreements, best_shift, read_pair, ring
 from kit.data.masks import IGNORE
 from kit.errors import DataError
 from kit.paths import Paths
