@@ -46,7 +46,7 @@ class Choice:
         some = "" if self.tiles == self.held_out else f", on {self.tiles} of {self.held_out} tiles"
         if best.score_after <= best.score_before:
             return f"cleaning masks gains nothing out of fold{some}"
-        how = Cleaning(best.threshold, best.smallest_m2, best.hole_m2)
+        how = Cleaning.of(best)
         return f"{how}: {best.score_before:.4f} -> {best.score_after:.4f} out of fold{some} (kit submit --clean)"
 
 

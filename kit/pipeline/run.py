@@ -13,6 +13,7 @@ from kit.data.index import read_index
 from kit.data.tiles.options import PrepareOptions
 from kit.data.tiles.prepare import prepare
 from kit.deploy.weights.load import load_weights
+from kit.deploy.weights.store import check_free
 from kit.errors import RunError
 from kit.models.pretrained import Source
 from kit.paths import Paths
@@ -78,6 +79,8 @@ def run(name: str, paths: Paths, plan: Plan) -> Exported | None:
     with joined(plan.device) as device:
         recipe = load_recipe(name, paths)
         if rank() == 0:
+            if plan.export:
+                check_free(paths.weights, recipe.name)
             find_data(recipe, paths, plan.data)
         wait_for_all()
         data, index = read_index(paths, plan.data)

@@ -98,7 +98,7 @@ def test_the_choice_is_the_best_of_all(tmp_path: Path):
     assert (choice.tiles, choice.held_out) == (6, 6)
     tiles = [(*drawn[f"t{seed}"], GSD_M["coarse" if seed < 3 else "fine"]) for seed in range(6)]
     assert choice.best.score_before == pytest.approx(scored(tiles, Cleaning()), abs=1e-6)
-    chosen = Cleaning(choice.best.threshold, choice.best.smallest_m2, choice.best.hole_m2)
+    chosen = Cleaning.of(choice.best)
     assert choice.best.score_after == pytest.approx(scored(tiles, chosen), abs=1e-6)
     assert choice.best.score_after > choice.best.score_before + 0.02
     assert chosen.smallest_m2 > 0

@@ -1,4 +1,4 @@
-"""The soft vote: several networks, several views of the image, one probability. Scriptable, so it ships whole."""
+"""The soft vote: several networks, several views of the image, one probability. TorchScript can compile all of it."""
 
 import copy
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from kit.models.targets import building_logits
 # A view's code: bit 0 flips left-right, bit 1 flips top-bottom, bit 2 transposes before the flips.
 VIEWS = {"none": [0], "flips": [0, 1, 2, 3], "d4": [0, 1, 2, 3, 4, 5, 6, 7]}
 METHODS = ("probability", "mask", "members")  # of an exported file, beside `forward`
-TURN = 3  # a code with both flips more or less: the view turned by half
+TURN = 3  # XOR of two codes whose views differ by half a turn
 
 
 def view_codes(views: str) -> list[int]:
@@ -61,7 +61,7 @@ def unview(x: Tensor, code: int) -> Tensor:
 
 
 class Core(nn.Module):
-    """A network as the ensemble takes it: pixels to the logit of building, whatever targets it was trained on.
+    """A network as the ensemble needs it: pixels to the logit of building, for any training targets.
 
     Args:
         network: normalises inside; float32 (N, 3, H, W) in 0..255 -> logits (N, 1 to 3, H, W), see `building_logits`.
@@ -80,7 +80,7 @@ class Ensemble(nn.Module):
     """The mean over networks of the mean over views of the probability of building.
 
     Args:
-        cores: each a `Core`, or what was traced of it; H and W are multiples of `pad_multiple`.
+        cores: each a `Core`, or its trace; H and W are multiples of `pad_multiple`.
         views: `none`, `flips` (4) or `d4` (8).
         pad_multiple: px; a multiple of every core's.
 
@@ -89,7 +89,7 @@ class Ensemble(nn.Module):
         Where alpha is 0 the probability is 0.
     """
 
-    codes: list[int]  # in the class body, as TorchScript wants it
+    codes: list[int]  # TorchScript needs it in the class body
 
     def __init__(self, cores: Sequence[nn.Module], views: str, pad_multiple: int) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class Ensemble(nn.Module):
         """Returns each network's probability of building: float32 (N, M, H, W), 0..1."""
         self.check(x)
         padded = self.padded(x[:, :3].float())
-        # freezing writes a loop of known length out: each network as often as there are views, in every method
+        # freezing would unroll a loop of known length: a copy of each network per view, in every method
         views = len(self.codes) + 0 * x.size(0)
         votes: list[Tensor] = []
         for core in self.cores:
@@ -153,11 +153,11 @@ class Ensemble(nn.Module):
 
 
 class OneGraph(Ensemble):
-    """The ensemble for exporters that follow it with symbols in place of sizes: one graph serves all sizes.
+    """The ensemble for exporters that trace it with symbolic sizes: one graph serves all sizes.
 
-    It branches on no size and takes no slice, which would ask how two sizes compare: padding, cropping and alpha are
-    indexed. A core sees the views that share a shape as one batch, and needs their memory at once: one view after the
-    other would make a graph four times as long, and as long to load.
+    It neither branches on a size nor slices, which would compare two sizes: padding, cropping and alpha are indexed. A
+    core gets the views of one shape as one batch, which needs their memory at once: one view after the other would make
+    the graph four times as long, and as slow to load.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -173,9 +173,9 @@ class OneGraph(Ensemble):
             for codes in ([c for c in self.codes if not c & 4], [c for c in self.codes if c & 4]):
                 if codes:
                     batch = torch.cat([view(padded, code) for code in codes])
-                    seen = torch.sigmoid(core(batch)).unflatten(0, (len(codes), x.size(0)))  # (views, N, 1, H, W)
+                    by_view = torch.sigmoid(core(batch)).unflatten(0, (len(codes), x.size(0)))  # (views, N, 1, H, W)
                     for place, code in enumerate(codes):
-                        vote = vote + unview(seen[place], code)
+                        vote = vote + unview(by_view[place], code)
             votes.append(vote / len(self.codes))
         return self.cropped(torch.cat(votes, dim=1), x)
 
@@ -197,11 +197,11 @@ class OneGraph(Ensemble):
     def units(self, x: Tensor, axis: int) -> int:
         """Returns how many times `pad_multiple` covers a side of x: a symbol of its own, as if read from a tensor.
 
-        Derived from the side, it would be one formula more in every size of the graph; and where a network asks for a
-        memory format, the exporter would hold that there is more than one unit, which fails for small images.
+        Derived from the side, it would add a formula to every size of the graph; and where a network asks for a memory
+        format, the exporter would assume more than one unit, which fails for small images.
         """
         ceiling = x.new_full([], x.size(axis), dtype=torch.int64) + (self.pad_multiple - 1)
-        units: int = (ceiling // self.pad_multiple).item()  # type: ignore[assignment] # int() would ask for its value
+        units: int = (ceiling // self.pad_multiple).item()  # type: ignore[assignment] # int() would need its value
         torch._check(units >= 1)
         return units
 

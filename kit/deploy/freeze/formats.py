@@ -1,4 +1,4 @@
-"""The ensemble in other formats than TorchScript: torch.export's `.pt2`, and ONNX for onnxruntime and OpenVINO."""
+"""Writes the ensemble as torch.export's `.pt2`, and as ONNX for onnxruntime and OpenVINO."""
 
 import copy
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ SUFFIXES = {"torchscript": ".pt", "pt2": ".pt2", "onnx": ".onnx"}
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
 AXES = {0: "n", 1: "channels", 2: "height", 3: "width"}
 OUTPUTS = ("probability", "mask", "members")
-ONNX_LIMIT_BYTES = 2_000_000_000  # a protobuf file ends at 2 GiB; the graph needs some of it
+ONNX_LIMIT_BYTES = 2_000_000_000  # a protobuf file has at most 2 GiB, graph included
 
 
 class Outputs(nn.Module):
-    """The ensemble as ONNX has it: all outputs of one call.
+    """The ensemble as ONNX needs it: all outputs of one call.
 
     Args:
         ensemble: the soft vote.
@@ -48,16 +48,16 @@ def chosen(text: str) -> tuple[str, ...]:
     Raises:
         KitError: an unknown format, or one whose packages are not installed.
     """
-    wanted = [part.strip() for part in text.split(",") if part.strip()]
-    for name in wanted:
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    for name in names:
         if name not in SUFFIXES:
             raise KitError(f"no format {name!r}, expected torchscript, pt2 or onnx", nearest(name, SUFFIXES))
         need(*PACKAGES.get(name, ()))
-    return tuple(name for name in dict.fromkeys(wanted) if name != "torchscript")
+    return tuple(name for name in dict.fromkeys(names) if name != "torchscript")
 
 
 def need(*packages: str) -> None:
-    """Raises KitError, with the remedy, when one of the packages is not installed."""
+    """Raises KitError when one of the packages is not installed."""
     if missing := [package for package in packages if find_spec(package) is None]:
         raise KitError(f"not installed here: {', '.join(missing)}", f"pip install {' '.join(missing)}")
 
@@ -68,7 +68,7 @@ def write(name: str, path: Path, members: Sequence[nn.Module], views: str, pad_m
     Args:
         name: of the format.
         path: with the format's suffix.
-        members: networks as `kit.pipeline.export.portable` makes them.
+        members: networks as `kit.deploy.freeze.ensemble.portable` makes them.
         views: `none`, `flips` or `d4`.
         pad_multiple: px; a multiple of every member's.
         card: JSON, kept inside as `card.json`.
@@ -86,11 +86,11 @@ def write(name: str, path: Path, members: Sequence[nn.Module], views: str, pad_m
                 _write_pt2(_program(ensemble, pad_multiple), path, card)
     except KitError:
         raise
-    except Exception as cause:  # exporters raise whatever they meet
+    except Exception as cause:  # exporters raise errors of any class
         reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
         raise WeightsError(
-            f"{path.suffix} cannot be made of these networks with torch {torch.__version__}: {reason}",
-            "a network must not branch on the size or the values of its input; torch 2.15 was tried",
+            f"these networks cannot be exported as {path.suffix} with torch {torch.__version__}: {reason}",
+            "a network must not branch on the size or the values of its input; torch 2.15 is known to work",
         ) from cause
 
 
@@ -123,7 +123,7 @@ def _write_onnx(path: Path, ensemble: OneGraph, card: str) -> None:
     )
     model = program.model_proto  # type: ignore[union-attr]
     for node in model.graph.node:
-        del node.metadata_props[:]  # where in the source it stands: paths of this machine
+        del node.metadata_props[:]  # its place in the source: paths of this machine
     model.metadata_props.add(key="card.json", value=card)
     onnx.save_model(model, path)
 
@@ -131,8 +131,8 @@ def _write_onnx(path: Path, ensemble: OneGraph, card: str) -> None:
 def _write_pt2(program: torch.export.ExportedProgram, path: Path, card: str) -> None:
     """Writes an exported program.
 
-    Left out are the example inputs, which torch would pickle; where in the source each step stands, with paths of this
-    machine; and the assertions that tensors are of the example's device and type.
+    It leaves out the example inputs, which torch would pickle; the place of each step in the source, with paths of
+    this machine; and the assertions that tensors have the example's device and type.
 
     Args:
         program: changed in place.
@@ -153,7 +153,7 @@ def _write_pt2(program: torch.export.ExportedProgram, path: Path, card: str) -> 
 def _short(value: torch.Tensor) -> torch.Tensor:
     """Returns the shape of a step's result, with `Max(1, side)` in strides shortened to `side`: no side is below 1.
 
-    Loading parses each stride, and would take four times as long.
+    Loading parses each stride, which would take four times as long.
     """
     fake_mode = getattr(value, "fake_mode", None)
     if fake_mode is None or all(isinstance(stride, int) for stride in value.stride()):

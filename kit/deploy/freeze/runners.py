@@ -71,10 +71,10 @@ def _onnxruntime(path: Path) -> Runner:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 4  # fatal; what else goes wrong is raised
+    options.log_severity_level = 4  # fatal; other errors are raised
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as cause:  # a class of its own for each cause, none of them public
+    except Exception as cause:  # its classes are not public
         raise WeightsError(f"{path} does not load as ONNX: {str(cause).splitlines()[0]}", "export it again") from cause
 
     def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -100,11 +100,11 @@ def checked_difference(path: Path, expected: Path, pad_multiple: int) -> float:
     batches = [random.integers(0, 256, shape, dtype=np.uint8) for shape in shapes]
     batches[1][:, 3, :5] = 0  # no data
     run, reference = runner(path), runner(expected)
-    found = float(np.max([np.abs(run(batch) - reference(batch)).max() for batch in batches]))
-    if not found <= DIFFERENCE_LIMIT:  # so written, NaN fails too
+    largest = float(np.max([np.abs(run(batch) - reference(batch)).max() for batch in batches]))
+    if not largest <= DIFFERENCE_LIMIT:  # in this form, NaN fails too
         raise WeightsError(
-            f"the {path.suffix} file differs from TorchScript by {found:.2g} in probability, expected at most "
+            f"the {path.suffix} file differs from TorchScript by {largest:.2g} in probability, expected at most "
             f"{DIFFERENCE_LIMIT}",
             "a network must not branch on the size or the values of its input",
         )
-    return found
+    return largest

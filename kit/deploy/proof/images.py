@@ -1,6 +1,6 @@
-"""Images to compare weights on, drawn in integers: the same bytes on every machine, so that none has to be stored.
+"""Images to compare weights on, drawn with integers: the same bytes on every machine, so that none is stored.
 
-Weights hold checksums of these images: drawn otherwise, no earlier weights could be verified.
+Weights hold checksums of these images: with other bytes, earlier weights could not be verified.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 GROUND = ((112, 84, 60), (96, 104, 62), (158, 138, 108))  # earth; grass and sand blend into it
 ROOFS = ((186, 182, 176), (142, 70, 52), (214, 212, 206), (92, 100, 112), (150, 112, 80))
-DIRECTIONS = ((1, 0, 1), (4, 3, 5), (12, 5, 13), (3, 4, 5))  # x, y and length of a house's axis: whole numbers all
+DIRECTIONS = ((1, 0, 1), (4, 3, 5), (12, 5, 13), (3, 4, 5))  # x, y and length of a house's axis, all integers
 LENGTHS_PX, WIDTHS_PX = (8, 40), (6, 24)  # half the sides: 1 to 12 m at 0.15 m a pixel
 GROUND_PX_PER_HOUSE = 5000
 SHADOW_PX = 4
@@ -18,7 +18,7 @@ SHADOW_PX = 4
 
 @dataclass(frozen=True)
 class Case:
-    """One drawn image and what runs on it.
+    """One drawn image and what is run on it.
 
     Args:
         height_px: of the image; width_px likewise.
@@ -41,8 +41,8 @@ class Case:
 
 
 SMALL_CASES = (Case(33, 33), Case(64, 64))
-# As large as the challenge's chips with all networks and views, where an export takes the time of some 1.4 million
-# pixels a network and view, twice; above, one network alone shows that a larger image is no other matter.
+# Up to the size of the challenge's chips with all networks and views: 1.4 million pixels a network and view, twice an
+# export. The largest image runs through one network alone.
 CASES = (*SMALL_CASES, Case(190, 257, channels=4), Case(512, 512), Case(1024, 1024), Case(2048, 2048, core=True))
 
 
@@ -65,7 +65,7 @@ def draw(height_px: int, width_px: int, channels: int = 3) -> NDArray[np.uint8]:
 
 
 def some_of(pixels: int, count: int) -> NDArray[np.int64]:
-    """Returns the places of `count` pixels of an image, by chance but always the same; of all, where it has no more."""
+    """Returns the places of at most `count` pixels of an image: random, but always the same."""
     if pixels <= count:
         return np.arange(pixels)
     return np.unique(_hashed(count, 6) % pixels).astype(np.int64)
@@ -108,7 +108,7 @@ def _outline(
 
 
 def _noise(height_px: int, width_px: int, cell_px: int, seed: int) -> NDArray[np.int32]:
-    """Returns smooth noise, (H, W), 0..255: chance at the corners of cells, blended between them."""
+    """Returns smooth noise, (H, W), 0..255: random at the corners of cells, interpolated between them."""
     rows, columns = height_px // cell_px + 2, width_px // cell_px + 2
     corners = (_hashed(rows * columns, seed) % 256).astype(np.int32).reshape(rows, columns)
     left, right = np.divmod(np.arange(width_px, dtype=np.int32), cell_px)
@@ -124,7 +124,7 @@ def _within(chance: int, limits: tuple[int, int]) -> int:
 
 
 def _hashed(count: int, seed: int) -> NDArray[np.uint64]:
-    """Returns random 64-bit numbers: numpy's own generators may change with its version, this arithmetic does not.
+    """Returns random 64-bit numbers; numpy's own generators may change with its version.
 
     Source: Steele, Lea and Flood, Fast splittable pseudorandom number generators, 2014 (SplitMix64).
     """

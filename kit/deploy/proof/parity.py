@@ -1,4 +1,4 @@
-"""How far a weights file is from the networks it was frozen from."""
+"""The difference between a weights file and the networks it was frozen from."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,20 +11,20 @@ from torch import Tensor, nn
 
 from kit.deploy.freeze.ensemble import view_codes
 
-# Folding batch norms, other kernels and another order of sums move a probability by about 1e-6; a wrong trace, weight,
-# view or pad by far more.
+# Folded batch norms, other kernels and another order of sums move a probability by about 1e-6; a wrong trace, weight,
+# view or padding by far more.
 PARITY_LIMIT = 1e-3
-EQUAL_LIMIT = 0.999  # of mask pixels: what such moves may turn around lies near one half, a few in a million
+EQUAL_LIMIT = 0.999  # of mask pixels: such moves flip only pixels near one half, a few in a million
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How a file compares with the networks, or with what they gave.
+    """The difference between a file's predictions and the networks'.
 
     Args:
         max_abs: the largest difference in probability; NaN where either is NaN.
         equal_px: pixels with the same mask.
-        pixels: that were compared.
+        pixels: how many were compared.
     """
 
     max_abs: float = 0.0
@@ -33,13 +33,13 @@ class Parity:
 
     @property
     def equal_masks(self) -> float:
-        """The share of pixels with the same mask, 0..1; 1 of none."""
+        """The share of pixels with the same mask, 0..1; 1 without pixels."""
         return self.equal_px / self.pixels if self.pixels else 1.0
 
     @property
     def holds(self) -> bool:
-        """Whether the two are the same as far as arithmetic allows."""
-        return self.max_abs <= PARITY_LIMIT and self.equal_masks >= EQUAL_LIMIT  # so written, NaN fails too
+        """Whether the two agree within the limits."""
+        return self.max_abs <= PARITY_LIMIT and self.equal_masks >= EQUAL_LIMIT  # in this form, NaN fails too
 
     def __str__(self) -> str:
         return (
@@ -55,11 +55,11 @@ class Parity:
 def measure_parity(
     module: Any, members: Sequence[nn.Module], views: str, pad_multiple: int, tiles: Iterable[NDArray[np.uint8]]
 ) -> Parity:
-    """Returns how far an exported module is from its eager members on `tiles` and on a random image of odd size.
+    """Returns the difference between an exported module and its eager members on `tiles` and on noise of odd size.
 
     Args:
-        module: as `kit.pipeline.export.freeze` returns it, or loaded from disk.
-        members: the networks it was made of, in eval mode on the CPU.
+        module: as `kit.deploy.freeze.ensemble.freeze` returns it, or loaded from disk.
+        members: the networks it was frozen from, in eval mode on the CPU.
         views: `none`, `flips` or `d4`.
         pad_multiple: px.
         tiles: uint8 (H, W, 3).
@@ -80,7 +80,7 @@ def measure_parity(
 def eager_probability(
     members: Sequence[nn.Module], image: NDArray[np.uint8], views: str, pad_multiple: int
 ) -> NDArray[np.float32]:
-    """Returns the soft vote, float32 (H, W), 0..1: the mean of `eager_members`, which see."""
+    """Returns the soft vote, float32 (H, W), 0..1: the mean of `eager_members`."""
     vote: NDArray[np.float32] = eager_members(members, image, views, pad_multiple).mean(axis=0)
     return vote
 
@@ -88,7 +88,7 @@ def eager_probability(
 def eager_members(
     members: Sequence[nn.Module], image: NDArray[np.uint8], views: str, pad_multiple: int
 ) -> NDArray[np.float32]:
-    """Returns each network's vote computed the plain way, sharing no code with `Ensemble`: numpy pads, flips, averages.
+    """Returns each network's vote, computed without the code of `Ensemble`: numpy pads, flips and averages.
 
     Args:
         members: networks in eval mode on the CPU.
@@ -110,10 +110,10 @@ def eager_members(
             probability = _probability_of(member, turned[step])[step]
             votes.append(probability.swapaxes(0, 1) if code & 4 else probability)
         probabilities.append(np.mean(votes, axis=0)[:height, :width])
-    found: NDArray[np.float32] = np.stack(probabilities)
+    votes_by_member: NDArray[np.float32] = np.stack(probabilities)
     if image.shape[2] == 4:
-        found[:, image[..., 3] == 0] = 0
-    return found
+        votes_by_member[:, image[..., 3] == 0] = 0
+    return votes_by_member
 
 
 def _probability_of(member: nn.Module, image: NDArray[np.uint8]) -> NDArray[np.float32]:

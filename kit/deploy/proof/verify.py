@@ -77,7 +77,8 @@ class Verified:
 
     def faults(self) -> list[str]:
         """Returns what is wrong."""
-        return [each.fault for each in (*self.checks, *self.rows) if each.fault]
+        faults = [*(check.fault for check in self.checks), *(row.fault for row in self.rows)]
+        return [fault for fault in faults if fault]
 
     def to_json(self) -> str:
         """Returns all of it as JSON text."""

@@ -1,9 +1,11 @@
-"""The operators of a TorchScript file, listed from its archive before torch opens it: TorchScript is code.
+"""The operators that a TorchScript file may use, checked before torch opens it: TorchScript is code.
 
-`torch.jit.load` compiles the text below `code/`, and reads `data.pkl` and `constants.pkl` with an unpickler of its own
-in C++, not with Python's: it makes numbers, strings, lists and tensors, and objects of the classes in `code/` and of
-those built into torch. So code is held against a list of operators, pickles are taken apart without being run, and
-whatever is not known is refused. What is left to a hostile file is wrong masks, endless work, and all memory.
+A checksum shows that a file is the published one, not that its author means well: TorchScript can read and write files
+(`torch.from_file`, `torch.save`). `torch.jit.load` compiles the text below `code/`, and reads `data.pkl` and
+`constants.pkl` with an unpickler of its own in C++, which creates numbers, strings, lists, tensors, and objects of the
+classes in `code/` and of those built into torch. So every name in the code must be in a list of operators, pickles are
+disassembled without running them, and everything unknown is refused. A hostile file can still give wrong masks, run
+for ever, or take all memory.
 
 Source:
     torch/csrc/jit/serialization: import.cpp, import_source.cpp and unpickler.cpp of PyTorch.
@@ -17,9 +19,9 @@ from kit.deploy.trust.torchscript_text import BUILTINS, names_in
 from kit.deploy.trust.zip_records import HINT, read_records
 from kit.errors import WeightsError
 
-# Operators that make tensors and numbers of tensors and numbers, and do nothing else. Those with a `_` form write into
-# a tensor of the program. Left out though no file or process is near: what shows memory as it was found (empty,
-# as_strided, set_, resize_), random numbers, global settings, quantised and sparse tensors, whatever goes backward.
+# Operators that compute tensors and numbers from tensors and numbers, and do nothing else. Those with a `_` form write
+# into a tensor of the program. Left out, though they touch no file or process: what exposes uninitialised memory
+# (empty, as_strided, set_, resize_), random numbers, global settings, quantised and sparse tensors, gradients.
 ELEMENTWISE = """
     abs acos add addcdiv addcmul asin atan atan2 bitwise_and bitwise_not bitwise_or bitwise_xor ceil celu clamp
     clamp_max clamp_min clip cos cosh div divide dropout elu eq erf erfc exp exp2 expm1 feature_dropout floor
@@ -52,7 +54,7 @@ TENSOR = """
     allclose dim is_complex is_contiguous is_floating_point is_nonzero is_same_size isfinite isinf isnan item numel
     result_type size stride
 """
-# on numbers, lists and texts; the names with a capital are conversions
+# on numbers, lists and strings; names with a capital are conversions
 PLAIN = """
     Bool Float FloatImplicit Int IntImplicit ScalarImplicit __and__ __contains__ __derive_index __getitem__ __is__
     __isnot__ __not__ __or__ __range_length __round_to_zero_floordiv _set_item _unwrap_optional append device extend
@@ -64,7 +66,7 @@ ALLOWED = BUILTINS.union(
     (f"torch.{name}_" for name in ELEMENTWISE.split()),
     (f"ops.prim.{name}" for name in PRIM.split()),
 )
-# what torch's unpickler reads, of which GLOBAL alone names something; and what may be named beside classes in `code/`
+# the opcodes of torch's unpickler, of which only GLOBAL names something; and the allowed names besides own classes
 OPCODES = """
     PROTO EMPTY_LIST EMPTY_TUPLE EMPTY_DICT BINPUT LONG_BINPUT BINGET LONG_BINGET MARK NEWTRUE NEWFALSE NONE BININT1
     BININT2 BININT LONG1 BINUNICODE BINFLOAT TUPLE TUPLE1 TUPLE2 TUPLE3 APPENDS LIST DICT SETITEM SETITEMS GLOBAL
@@ -75,19 +77,19 @@ GLOBALS = re.compile(
     r"|torch\.jit\._pickle\.build_(int|double|bool|tensor)list",
     re.ASCII,
 )
-SHOWN = 5  # of what is refused
+SHOWN = 5  # refused names in an error
 
 
 def operators(path: Path) -> dict[str, str]:
-    """Returns the operators of a TorchScript file as its code writes them, each with the place of its first use.
+    """Returns the operators of a TorchScript file, each with the place of its first use; nothing of it is run.
 
-    Whatever else it uses is there too: `print`, `self.weight`, a class that is built into torch.
+    Other names that it uses are among them: `print`, `self.weight`, a class that is built into torch.
 
     Args:
-        path: of the file, which is read and not run.
+        path: of the file.
 
     Raises:
-        WeightsError: it is no archive, or is written as torch writes none.
+        WeightsError: it is no archive or damaged, or torch would not write such a file.
     """
     try:
         records = read_records(path, (".py", "pkl"))
@@ -112,13 +114,13 @@ def check_operators(path: Path) -> None:
     if refused:
         more = [f"{len(refused) - SHOWN} more"] if len(refused) > SHOWN else []
         raise WeightsError(
-            f"{path} is refused, for it uses {', '.join([*refused[:SHOWN], *more])}: weights work on tensors alone",
-            "do not load it unless you know who made it; for your own network, add to kit/deploy/trust/allowlist.py",
+            f"{path} is refused, for it uses {', '.join([*refused[:SHOWN], *more])}: weights only compute on tensors",
+            "do not load it unless you trust its author; for your own network, add to kit/deploy/trust/allowlist.py",
         )
 
 
 def _named_in_pickle(name: str, data: bytes) -> set[str]:
-    """Returns what a pickle names, beside what tensors and lists are made of."""
+    """Returns the names in a pickle, except those of tensors and lists."""
     named: set[str] = set()
     try:
         for opcode, argument, place in pickletools.genops(data):

@@ -1,4 +1,4 @@
-"""Probabilities to tidy masks: a threshold, no objects and no holes below a size. By flag: a weights file says 0.5."""
+"""Probabilities to clean masks: a threshold, then small objects are removed, then small holes are filled."""
 
 from dataclasses import dataclass
 
@@ -6,15 +6,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from kit.deploy.weights.card import Card
+from kit.deploy.weights.card import Card, Postprocess
 from kit.errors import WeightsError
 
-OBJECTS, HOLES = 8, 4  # neighbours: two buildings that touch at a corner are one, and no hole leaks out at a corner
+OBJECTS, HOLES = 8, 4  # connectivity: two buildings that touch at a corner are one, and no hole leaks out there
 
 
 @dataclass(frozen=True)
 class Cleaning:
-    """How masks are cut; by default as `NAME.pt` itself does.
+    """Threshold and cleaning of masks; by default what `NAME.pt` itself does.
 
     Args:
         threshold: building is where the probability is above it, 0..1.
@@ -25,6 +25,11 @@ class Cleaning:
     threshold: float = 0.5
     smallest_m2: float = 0.0
     holes_m2: float = 0.0
+
+    @classmethod
+    def of(cls, postprocess: Postprocess) -> "Cleaning":
+        """Returns the cleaning in a card."""
+        return cls(postprocess.threshold, postprocess.smallest_m2, postprocess.hole_m2)
 
     def __str__(self) -> str:
         return f"threshold {self.threshold:g}, smallest {self.smallest_m2:g} m2, holes {self.holes_m2:g} m2"
@@ -38,8 +43,8 @@ def clean(
 ) -> NDArray[np.uint8]:
     """Returns the mask of building, uint8 (H, W) of 0 and 1; the probability is not changed.
 
-    Small objects are removed, then small holes are filled. What touches the border stays: it may go on in the
-    neighbouring image. Objects are of 8 neighbours, holes of 4. Cleaned again, a mask stays as it is.
+    Small objects are removed, then small holes are filled. Those that touch the border stay: they may continue in the
+    neighbouring image. Objects are 8-connected, holes 4-connected. Cleaning twice changes nothing.
 
     Args:
         probability: (H, W), 0..1.
@@ -58,14 +63,14 @@ def clean(
 
 
 def inner_parts(mask: NDArray[np.uint8], neighbours: int) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-    """Returns the part that each pixel belongs to, (H, W), and the area of each part, (parts,), px.
+    """Returns the connected component of each pixel, (H, W), and the area of each component, (components,), px.
 
-    Part 0 is where the mask is 0. Its area, and that of parts which touch the border, is infinite: they are never
+    Component 0 is where the mask is 0. Its area, and that of components at the border, is infinite: they are never
     small.
 
     Args:
         mask: uint8 (H, W) of 0 and 1.
-        neighbours: of a pixel, 4 or 8.
+        neighbours: the connectivity, 4 or 8.
     """
     height, width = mask.shape
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=neighbours, ltype=cv2.CV_32S)
@@ -80,7 +85,7 @@ def inner_parts(mask: NDArray[np.uint8], neighbours: int) -> tuple[NDArray[np.in
 def clean_image(
     probability: NDArray[np.floating], image: NDArray[np.uint8], cleaning: Cleaning, gsd_m: float
 ) -> NDArray[np.uint8]:
-    """Returns the mask of an image, uint8 (H, W) of 0 and 1; 0 where alpha is 0, also in a hole that was filled.
+    """Returns the mask of an image, uint8 (H, W) of 0 and 1; 0 where alpha is 0, also in filled holes.
 
     Args:
         probability: (H, W), 0..1.
@@ -104,28 +109,28 @@ def chosen_cleaning(
     holes_m2: float | None = None,
     default: Cleaning = AS_SHIPPED,
 ) -> Cleaning:
-    """Returns how masks shall be cut.
+    """Returns the threshold and cleaning of masks that the options ask for.
 
     Args:
         card: of the weights.
         name: of the weights, for the error.
-        clean: takes what was chosen out of fold at export, from the card.
-        threshold: by hand, instead of the card's or 0.5; likewise the others.
+        clean: uses the card's, which was chosen on validation tiles.
+        threshold: instead of the card's or the default; likewise the others.
         smallest_m2: of objects.
         holes_m2: of holes.
         default: without `clean`.
 
     Raises:
-        WeightsError: the card's choice is wanted, and there is none.
+        WeightsError: `clean`, and the card has none.
     """
     base = default
     if clean:
         if card.postprocess is None:
             raise WeightsError(
-                f"{name} has no postprocess in its card: nothing was held out, or an older kit exported it",
+                f"{name} has no postprocess in its card: there were no validation tiles, or an older kit exported it",
                 "give --threshold, --smallest and --holes instead of --clean; or export its runs again",
             )
-        base = Cleaning(card.postprocess.threshold, card.postprocess.smallest_m2, card.postprocess.hole_m2)
+        base = Cleaning.of(card.postprocess)
     return Cleaning(
         base.threshold if threshold is None else threshold,
         base.smallest_m2 if smallest_m2 is None else smallest_m2,

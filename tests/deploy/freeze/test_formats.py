@@ -203,7 +203,7 @@ def test_other_formats_go_with_the_export_they_were_made_of(tmp_path: Path):
 
 @pytest.mark.parametrize("kind", ["pt2", "onnx"])
 def test_a_network_that_branches_leaves_nothing_behind(tmp_path: Path, kind: str):
-    with pytest.raises(WeightsError, match=rf"\.{kind} cannot be made of these networks with torch \d") as error:
+    with pytest.raises(WeightsError, match=rf"these networks cannot be exported as \.{kind} with torch \d") as error:
         export_ensemble(
             tmp_path, [OnTheValues(1)], [record()], ExportRequest("bad", "tiny", "none", 0.5, 0.1, formats=(kind,))
         )

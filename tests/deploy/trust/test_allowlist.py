@@ -151,7 +151,7 @@ def test_what_weights_do_not_need(small_weights: Exported, tmp_path: Path, line:
     error = refused(path)
     assert f"refused, for it uses {USES[line]}" in error.message
     assert ".py:6)" in error.message  # behind the class, its two lists and the method's two lines
-    assert "who made it" in error.hint
+    assert "trust its author" in error.hint
 
 
 @pytest.mark.parametrize("line", NEVER_PRINTED, ids=lambda line: repr(line)[:40])
