@@ -8,7 +8,7 @@ from math import exp
 from kit.console import meter
 from kit.data.sources.chips import Chip
 from kit.deploy.engine.memo import recall, remember
-from kit.deploy.mosaics.layout import STEP, Layout, Pair, lay_out
+from kit.deploy.mosaics.layout import STEP, ChipPair, Layout, lay_out
 from kit.deploy.mosaics.matching import Joiner, Matches
 from kit.deploy.mosaics.mosaic import Cell, Join, Mosaic, PlacedChip
 from kit.deploy.mosaics.sides import BOTTOM, RIGHT, ChipSides, read_sides
@@ -77,9 +77,9 @@ def read_all(chips: Sequence[Chip], processes: int) -> list[ChipSides]:
     return [sides[chip] for chip in chips]
 
 
-def _margins(matches: dict[int, Matches]) -> dict[Pair, float]:
+def _margins(matches: dict[int, Matches]) -> dict[ChipPair, float]:
     return {
-        Pair(direction, first, second): margin
+        ChipPair(direction, first, second): margin
         for direction, best in matches.items()
         for first, second, margin in zip(best.first.tolist(), best.second.tolist(), best.margin.tolist(), strict=True)
     }
@@ -91,7 +91,7 @@ def _confidence(margin: float | None) -> float:
 
 
 def _mosaic(
-    name: str, cells: dict[Cell, int], chips: Sequence[Chip], layout: Layout, margins: dict[Pair, float]
+    name: str, cells: dict[Cell, int], chips: Sequence[Chip], layout: Layout, margins: dict[ChipPair, float]
 ) -> Mosaic:
     """Returns a group of the layout as a mosaic whose rows and columns begin at 0."""
     top, left = (min(cell[axis] for cell in cells) for axis in (0, 1))
@@ -102,7 +102,7 @@ def _mosaic(
             second = cells.get((row + down, col + right))
             if second is None:
                 continue
-            pair = Pair(direction, first, second)
+            pair = ChipPair(direction, first, second)
             confidence = _confidence(margins.get(pair))
             joins.append(Join(chips[first].id, chips[second].id, direction == BOTTOM, layout.score(pair), confidence))
             confidences |= {chip: max(confidences[chip], confidence) for chip in (first, second)}

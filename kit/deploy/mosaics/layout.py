@@ -25,7 +25,7 @@ LIKELY = 3.0  # least score of the pair that leads to others: among four that re
 STEP = {RIGHT: (0, 1), BOTTOM: (1, 0)}  # rows and columns from a chip to its neighbour
 
 
-class Pair(NamedTuple):
+class ChipPair(NamedTuple):
     """Two chips that may be neighbours.
 
     Args:
@@ -73,22 +73,22 @@ class Layout:
         self.groups = {i: Group({(0, 0): i}, {0: height}, {0: width}) for i, (height, width) in enumerate(sizes)}
         self.group_of = list(range(len(sizes)))
         self.cell_of: list[Cell] = [(0, 0)] * len(sizes)
-        self.scores: dict[Pair, float | None] = {}
+        self.scores: dict[ChipPair, float | None] = {}
 
-    def score(self, pair: Pair) -> float | None:
+    def score(self, pair: ChipPair) -> float | None:
         """Returns how well two chips continue each other; None where they have too little imagery to compare."""
         if pair not in self.scores:
             self.scores[pair] = self.joiner.score(*pair)
         return self.scores[pair]
 
-    def seams(self, pair: Pair) -> list[Pair] | None:
+    def seams(self, pair: ChipPair) -> list[ChipPair] | None:
         """Returns all pairs that become neighbours when a pair is joined; None where its chips cannot be laid so."""
         _, first, second = pair
         one, other = self.groups[self.group_of[first]], self.groups[self.group_of[second]]
         if one is other:
             return None
         down, right = self.shift(pair)
-        pairs: list[Pair] = []
+        pairs: list[ChipPair] = []
         moving, sign = (other, 1) if len(other.cells) <= len(one.cells) else (one, -1)
         standing = one if moving is other else other
         for (row, column), chip in moving.cells.items():
@@ -103,7 +103,7 @@ class Layout:
             pairs += _beside(standing.cells, at, chip)
         return pairs
 
-    def join(self, pair: Pair) -> None:
+    def join(self, pair: ChipPair) -> None:
         """Lays the smaller of a pair's two groups beside the larger one."""
         down, right = self.shift(pair)
         into, gone = self.group_of[pair.first], self.group_of[pair.second]
@@ -117,7 +117,7 @@ class Layout:
         group.heights |= {row + down: height for row, height in moved.heights.items()}
         group.widths |= {column + right: width for column, width in moved.widths.items()}
 
-    def is_open(self, pair: Pair) -> bool:
+    def is_open(self, pair: ChipPair) -> bool:
         """Returns whether both chips still lack the neighbour that the pair would give them."""
         direction, first, second = pair
         (down, right), (row, column), (row_2, column_2) = STEP[direction], self.cell_of[first], self.cell_of[second]
@@ -127,7 +127,7 @@ class Layout:
             and (row_2 - down, column_2 - right) not in self.groups[self.group_of[second]].cells
         )
 
-    def shift(self, pair: Pair) -> Cell:
+    def shift(self, pair: ChipPair) -> Cell:
         """Returns what is added to the second group's rows and columns when it is laid beside the first."""
         direction, first, second = pair
         (row, column), (row_2, column_2), (down, right) = self.cell_of[first], self.cell_of[second], STEP[direction]
@@ -142,11 +142,11 @@ def lay_out(joiner: Joiner, matches: dict[int, Matches]) -> Layout:
         matches: its best pairs, by direction.
     """
     layout = Layout(joiner)
-    margins: dict[Pair, float] = {}
+    margins: dict[ChipPair, float] = {}
     for direction, best in matches.items():
         columns = (values.tolist() for values in (best.first, best.second, best.score, best.margin))
         for first, second, score, margin in zip(*columns, strict=True):
-            pair = Pair(direction, first, second)
+            pair = ChipPair(direction, first, second)
             margins[pair], layout.scores[pair] = margin, score
     for pair in sorted((pair for pair, margin in margins.items() if margin >= SURE), key=lambda pair: -margins[pair]):
         seams = layout.seams(pair)
@@ -159,7 +159,7 @@ def lay_out(joiner: Joiner, matches: dict[int, Matches]) -> Layout:
     return layout
 
 
-def _supported(layout: Layout, margins: dict[Pair, float]) -> list[Pair]:
+def _supported(layout: Layout, margins: dict[ChipPair, float]) -> list[ChipPair]:
     """Returns uncertain pairs that several neighbours confirm, more than any rival; the best first."""
     likely = [pair for pair in margins if (layout.score(pair) or 0) >= LIKELY and layout.is_open(pair)]
     strengths = {pair: _strength(layout, pair) for pair in likely}
@@ -167,12 +167,12 @@ def _supported(layout: Layout, margins: dict[Pair, float]) -> list[Pair]:
     places = {
         pair: (layout.group_of[pair.first], layout.group_of[pair.second], layout.shift(pair)) for pair in strengths
     }
-    takers: dict[tuple[int, int, bool], list[Pair]] = defaultdict(list)  # the pairs that would use a side
+    takers: dict[tuple[int, int, bool], list[ChipPair]] = defaultdict(list)  # the pairs that would use a side
     for pair in strengths:
         for side in _sides(pair):
             takers[side].append(pair)
 
-    def rival(pair: Pair) -> float:
+    def rival(pair: ChipPair) -> float:
         others = (other for side in _sides(pair) for other in takers[side] if places[other] != places[pair])
         return max((strengths[other] for other in others), default=-np.inf)
 
@@ -180,7 +180,7 @@ def _supported(layout: Layout, margins: dict[Pair, float]) -> list[Pair]:
     return sorted(alone, key=lambda pair: -strengths[pair])
 
 
-def _strength(layout: Layout, pair: Pair) -> float:
+def _strength(layout: Layout, pair: ChipPair) -> float:
     """Returns how well two groups fit along several seams; minus infinity where they do not, or share only one."""
     seams = layout.seams(pair)
     if not seams or len(known := _known(layout, seams)) < 2 or not _fit(layout, seams):
@@ -188,27 +188,27 @@ def _strength(layout: Layout, pair: Pair) -> float:
     return sum(known) / sqrt(len(known))
 
 
-def _fit(layout: Layout, seams: list[Pair]) -> bool:
+def _fit(layout: Layout, seams: list[ChipPair]) -> bool:
     """Returns whether (nearly) all chips that would be laid side by side may be neighbours."""
     known = _known(layout, seams)
     return sum(score < WEAKEST for score in known) <= WEAK_SHARE * len(known)
 
 
-def _known(layout: Layout, seams: list[Pair]) -> list[float]:
+def _known(layout: Layout, seams: list[ChipPair]) -> list[float]:
     return [score for score in map(layout.score, seams) if score is not None]
 
 
-def _beside(cells: dict[Cell, int], at: Cell, chip: int) -> Iterator[Pair]:
+def _beside(cells: dict[Cell, int], at: Cell, chip: int) -> Iterator[ChipPair]:
     """Yields the pairs that a chip makes with its neighbours when it is laid into a cell."""
     row, column = at
     for direction, (down, right) in STEP.items():
         if (before := cells.get((row - down, column - right))) is not None:
-            yield Pair(direction, before, chip)
+            yield ChipPair(direction, before, chip)
         if (behind := cells.get((row + down, column + right))) is not None:
-            yield Pair(direction, chip, behind)
+            yield ChipPair(direction, chip, behind)
 
 
-def _sides(pair: Pair) -> tuple[tuple[int, int, bool], tuple[int, int, bool]]:
+def _sides(pair: ChipPair) -> tuple[tuple[int, int, bool], tuple[int, int, bool]]:
     """Returns the two sides that a pair would use: direction, chip, whether it is the first of the two."""
     direction, first, second = pair
     return (direction, first, True), (direction, second, False)
