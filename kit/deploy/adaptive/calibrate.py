@@ -130,9 +130,9 @@ def calibrate(weights: Weights, images: Iterable[Image], share: float = 1.0) -> 
         return full_vote
     pixels, sums = [], []
     for image in map(_middle, images):
-        valid = image[..., 3] > 0 if image.shape[2] == 4 else np.ones(image.shape[:2], np.bool_)
+        opaque = image[..., 3] > 0 if image.shape[2] == 4 else np.ones(image.shape[:2], np.bool_)
         pixels.append(image[..., :3])
-        sums.append(PassSums(_all_passes(members, steps, _batch(image[..., :3], device), pad), valid))
+        sums.append(PassSums(_all_passes(members, steps, _batch(image[..., :3], device), pad), opaque))
     if not sums:
         return full_vote
     valid = [image.valid for image in sums]

@@ -80,6 +80,8 @@ def as_pixels(image: Any) -> NDArray[np.uint8]:
         array = np.asarray(image)
     except Exception as cause:  # whatever a foreign object raises: a tensor on a GPU, a ragged list
         raise DataError(f"the image, a {type(image).__name__}, is not an array: {cause}", EXPECTED) from cause
+    if array.dtype.kind in "OSU":  # a path, None
+        raise DataError(f"the image is a {type(image).__name__}, not pixels", EXPECTED)
     shape = " x ".join(map(str, array.shape)) or "no dimensions"
     if array.dtype != np.uint8:
         raise DataError(f"the image is an array of {array.dtype} ({shape}), expected uint8", EXPECTED)

@@ -247,8 +247,8 @@ def _estimate(weights: Weights, mosaic: Mosaic, made_from: str) -> ResolutionRow
         estimate = estimate_gsd(weights, mosaic)
     except DataError:  # hardly any building in sight
         return ResolutionRow(mosaic.name, count, None, None, None, made_from)
-    span = (round(metres, 4) for metres in (estimate.gsd_m, estimate.low_m, estimate.high_m))  # as the table keeps them
-    return ResolutionRow(mosaic.name, count, *span, made_from)
+    gsd_m, low_m, high_m = (round(metres, 4) for metres in (estimate.gsd_m, estimate.low_m, estimate.high_m))
+    return ResolutionRow(mosaic.name, count, gsd_m, low_m, high_m, made_from)  # rounded as the table keeps them
 
 
 def _made_from(weights: Weights, mosaic: Mosaic) -> str:

@@ -173,17 +173,17 @@ def test_nodata_is_not_compared():
     assert sides_of(clear).sides[BOTTOM].valid_px == 46
 
 
-def told(scores: dict[tuple[int, int, int], float], chips: int) -> Layout:
+def laid_out(scores: dict[tuple[int, int, int], float], chips: int) -> Layout:
     """Lays out chips of which some pairs fit by `scores`, and none else."""
 
-    class Told(Joiner):
+    class FixedScores(Joiner):
         def __init__(self) -> None:
             self.sides = [ChipSides(64, 64, (None,) * 4)] * chips  # type: ignore[arg-type]
 
         def score(self, direction: int, first: int, second: int) -> float:
             return scores.get((direction, first, second), 0.0)
 
-    joiner = Told()
+    joiner = FixedScores()
     matches = {}
     for direction in (RIGHT, BOTTOM):
         pairs = [(first, second, score) for (d, first, second), score in scores.items() if d == direction]
@@ -195,14 +195,14 @@ def told(scores: dict[tuple[int, int, int], float], chips: int) -> Layout:
 def test_a_pair_that_contradicts_others_is_not_joined():
     """0 1 over 2 3 stands; 4 fits below 2 by chance, but 5, its sure neighbour, does not fit below 3."""
     sure = {(RIGHT, 0, 1): 9.0, (RIGHT, 2, 3): 9.0, (BOTTOM, 0, 2): 9.0, (BOTTOM, 1, 3): 9.0, (RIGHT, 4, 5): 9.0}
-    layout = told(sure | {(BOTTOM, 2, 4): 6.0}, 6)
+    layout = laid_out(sure | {(BOTTOM, 2, 4): 6.0}, 6)
     assert sorted(sorted(group.cells.values()) for group in layout.groups.values()) == [[0, 1, 2, 3], [4, 5]]
 
 
 def test_no_place_is_given_twice():
     """0 1 2 in a row, 3 above 0, and a sure pair that would lay 4 where 3 is."""
     sure = {(RIGHT, 0, 1): 9.0, (RIGHT, 1, 2): 9.0, (BOTTOM, 3, 0): 9.0, (BOTTOM, 4, 0): 8.0}
-    layout = told(sure, 5)
+    layout = laid_out(sure, 5)
     assert sorted(sorted(group.cells.values()) for group in layout.groups.values()) == [[0, 1, 2, 3], [4]]
 
 
@@ -210,8 +210,8 @@ def test_two_neighbours_vouch_for_a_chip():
     """3 is sure of neither 1 above it nor 2 to its left, but of both together."""
     sure = {(RIGHT, 0, 1): 9.0, (BOTTOM, 0, 2): 9.0}
     unsure = {(BOTTOM, 1, 3): 4.6, (RIGHT, 2, 3): 4.6}
-    assert [len(group.cells) for group in told(sure | unsure, 4).groups.values()] == [4]
-    assert len(told(sure | {(BOTTOM, 1, 3): 4.6}, 4).groups) == 2
+    assert [len(group.cells) for group in laid_out(sure | unsure, 4).groups.values()] == [4]
+    assert len(laid_out(sure | {(BOTTOM, 1, 3): 4.6}, 4).groups) == 2
 
 
 def test_among_more_pairs_chance_reaches_more():
