@@ -2,12 +2,13 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 from unicodedata import normalize
 
+from kit.data.sources.coco import CONVERT, Drawing, annotation_tool, image_named, read_coco
 from kit.data.sources.inputs import IMAGE_SUFFIXES, VECTOR_SUFFIXES, Pair, Scene
 from kit.errors import DataError
 
@@ -15,10 +16,11 @@ from kit.errors import DataError
 IMAGE_WORDS = {"image", "images", "img", "imgs", "imagery", "raster", "rasters", "tif", "tifs", "ortho", "orthos"}
 LABEL_WORDS = {"mask", "masks", "label", "labels", "gt", "vector", "vectors", "geojson", "footprint", "footprints"}
 MASK_STEM = re.compile(r"[_-](mask|label|gt)$", re.IGNORECASE)  # <stem>_mask.png beside <stem>.png
+ANNOTATION_SUFFIXES = (".json", ".xml")
 SNIFFED_BYTES = 1 << 16  # at either end of a JSON file: its type stands first or, with sorted keys, last
 EXPECTED = (
     "expected a STAC catalog.json, GeoTIFFs with footprints of the same stem (images/x.tif, labels/x.geojson), "
-    "or images with masks (images/x.png, masks/x.png; or x.png, x_mask.png)"
+    "or images with masks (images/x.png, masks/x.png; or x.png, x_mask.png) or a COCO annotations.json"
 )
 
 
@@ -28,27 +30,36 @@ class _File:
 
     Args:
         path: relative to the folder.
-        kind: `image`, `mask` or `footprints`.
+        kind: `image`, `mask`, `footprints` or `annotations`.
         folders: where it lies, without words such as `images` and `masks`: an image and its labels lie in the same.
         stem: of the file's name, without `_mask`.
+        drawing: of one image, of annotations.
     """
 
     path: PurePosixPath
     kind: str
     folders: tuple[str, ...]
     stem: str
+    drawing: Drawing | None = None
 
 
-def read_folder(folder: Path, pattern: str, tier: int) -> tuple[list[Scene], list[Pair]]:
-    """Returns the scenes (images with footprints) and pairs (images with masks) below a folder.
+def read_folder(folder: Path, pattern: str, tier: int, where: str = "") -> tuple[list[Scene], list[Pair]]:
+    """Returns the scenes (images with footprints) and pairs (images with masks or annotations) below a folder.
+
+    Args:
+        folder: searched with its subfolders.
+        pattern: see `kit.data.sources.source.read_source`.
+        tier: of all labels.
+        where: SQL condition that chooses annotations of COCO files.
 
     Raises:
-        DataError: it holds none, an image lacks labels or labels an image, or the pattern does not fit.
+        DataError: it holds none, an image lacks labels or labels an image, the pattern does not fit, or an annotation
+            file is broken.
     """
     scenes: list[Scene] = []
     pairs: list[Pair] = []
     title = folder.resolve().name or "data"
-    for image, labels in _matched(folder):
+    for image, labels in _matched(folder, where):
         href, label = str(folder / image.path), str(folder / labels.path)
         names = search(pattern, str(image.path.with_suffix("")))
         if labels.kind == "footprints":
@@ -57,7 +68,8 @@ def read_folder(folder: Path, pattern: str, tier: int) -> tuple[list[Scene], lis
         else:
             scene, *deeper = image.folders or (title,)
             name = "-".join([*([] if names else deeper), image.stem])
-            pairs.append(Pair(names.get("area", title), names.get("scene", scene), tier, name, href, label))
+            place = names.get("area", title), names.get("scene", scene)
+            pairs.append(Pair(*place, tier, name, href, label, labels.drawing))
     return scenes, pairs
 
 
@@ -81,13 +93,16 @@ def search(pattern: str, text: str) -> dict[str, str]:
     return {name: part for name, part in match.groupdict().items() if name in ("area", "scene") and part}
 
 
-def _matched(folder: Path) -> Iterator[tuple[_File, _File]]:
+def _matched(folder: Path, where: str) -> Iterator[tuple[_File, _File]]:
     """Returns images with their labels, in the order of their paths."""
     groups: dict[tuple[str, ...], list[_File]] = {}
-    for path in files_below(folder):
-        if file := _classify(folder, path):
-            key = (*file.folders, file.stem)  # macOS takes letters with marks apart: the same names in another form
-            groups.setdefault(tuple(normalize("NFC", part) for part in key), []).append(file)
+    paths = files_below(folder)
+    for file in filter(None, (_classify(folder, path) for path in paths)):
+        key = (*file.folders, file.stem)  # macOS takes letters with marks apart: the same names in another form
+        groups.setdefault(tuple(normalize("NFC", part) for part in key), []).append(file)
+    tools = _annotation_files(folder, paths)
+    for path in [path for path, tool in tools.items() if tool == "COCO"]:
+        _add_annotations(folder, path, where, groups)
     if not groups:
         raise DataError(f"{folder} holds no images with labels", EXPECTED)
     for files in groups.values():
@@ -102,11 +117,46 @@ def _matched(folder: Path) -> Iterator[tuple[_File, _File]]:
         for paths, what in ((bare, "images have no labels"), (lost, "labels have no image"))
         if paths
     ]
+    if foreign := next(((path, tool) for path, tool in tools.items() if bare and tool != "COCO"), None):
+        path, tool = foreign
+        raise DataError(f"{folder}: {path} is a file of {tool}, which is not read; {'; '.join(faults)}", CONVERT)
     if faults:
         raise DataError(f"{folder}: {'; '.join(faults)}", EXPECTED)
     for files in groups.values():
         image, labels = sorted(files, key=lambda file: file.kind != "image")
         yield image, labels
+
+
+def _annotation_files(folder: Path, paths: Iterable[PurePosixPath]) -> dict[PurePosixPath, str]:
+    """Returns the files of annotation tools, with the tool's name."""
+    files = (path for path in paths if path.suffix.lower() in ANNOTATION_SUFFIXES and (folder / path).is_file())
+    tools = {path: annotation_tool(folder / path) for path in files}
+    return {path: tool for path, tool in tools.items() if tool}
+
+
+def _add_annotations(folder: Path, path: PurePosixPath, where: str, groups: dict[tuple[str, ...], list[_File]]) -> None:
+    """Adds the drawings of a COCO file to the groups of their images.
+
+    Raises:
+        DataError: it is broken, or an image is missing.
+    """
+    homes: dict[str, dict[PurePosixPath, list[_File]]] = {}
+    for group in groups.values():
+        for file in group:
+            if file.kind == "image":
+                homes.setdefault(normalize("NFC", file.path.name), {})[file.path] = group
+    lost = []
+    for name, drawing in read_coco(folder / path, where).items():
+        near = homes.get(normalize("NFC", PurePosixPath(name.replace("\\", "/")).name), {})
+        if image := image_named(name, near, path):
+            near[image].append(_File(path, "annotations", (), "", drawing))
+        else:
+            lost.append(name)
+    if lost:
+        raise DataError(
+            f"{folder / path}: {len(lost)} of its images are missing, first {lost[0]!a:.80}",
+            "fetch them, or remove them from the file",
+        )
 
 
 def files_below(folder: Path) -> list[PurePosixPath]:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from kit.data.sources.coco import Drawing
+
 TIFF_SUFFIXES = (".tif", ".tiff")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", *TIFF_SUFFIXES, ".webp")
 VECTOR_SUFFIXES = (".geojson", ".json", ".gpkg", ".shp", ".fgb")
@@ -30,7 +32,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Pair:
-    """A ready-made image with its mask, both rasters of the same size.
+    """A ready-made image with its mask: a raster of the same size, or what an annotation tool drew.
 
     Args:
         area: city or region.
@@ -38,7 +40,8 @@ class Pair:
         tier: 1 for careful labels, 2 for dirty ones.
         name: unique within the scene, for example the file's stem.
         image: path or address.
-        mask: path or address.
+        mask: path or address of the raster or the annotation file.
+        drawing: the buildings, where `mask` is an annotation file.
     """
 
     area: str
@@ -47,3 +50,4 @@ class Pair:
     name: str
     image: str
     mask: str
+    drawing: Drawing | None = None

@@ -44,7 +44,7 @@ def read_source(
         pattern: a regular expression with the groups `area` and `scene`, or one of them, that is searched in the path
             of each image of a folder or table, without its suffix.
         tier: of the labels; 0: as the table or the catalogue's id says (`train_tier_2`), else 1.
-        where: SQL condition that chooses features of the footprint files; empty: all.
+        where: SQL condition that chooses features of footprint files or annotations of COCO files; empty: all.
         allow_outside: accept scenes and labels that name files outside their folder, such as VRTs.
 
     Raises:
@@ -60,7 +60,7 @@ def read_source(
         scenes, pairs = read_table(href, pattern, tier)
     elif not is_remote(href) and folder.is_dir() and not (folder / "catalog.json").is_file():
         name = folder.resolve().name
-        scenes, pairs = read_folder(folder, pattern, tier or 1)
+        scenes, pairs = read_folder(folder, pattern, tier or 1, where)
     elif pattern:
         raise DataError(f"catalogue {place} names its areas and scenes: no pattern applies", "leave the pattern out")
     else:

@@ -71,6 +71,8 @@ def _rows(table: str) -> list[dict[str, str]]:
     _refuse(table, f"of {len(rows)} rows are incomplete", half, "each needs an image, and either labels or a mask")
     odd = [f"line {n}: {row['tier']}" for n, row in rows if not re.fullmatch("[1-9]?", row.get("tier", ""))]
     _refuse(table, f"of {len(rows)} rows have an unknown tier", odd, "expected 1 for careful labels, 2 for dirty ones")
+    json = [f"line {n}" for n, row in rows if row.get("mask", "").lower().endswith(".json")]
+    _refuse(table, "masks are .json files", json, "of annotations give the folder: kit prepare FOLDER reads COCO files")
     return [row for _, row in rows]
 
 

@@ -169,6 +169,7 @@ class Scenes:
         return key_of(
             [
                 (pair.area, pair.scene, pair.name, fingerprint(pair.image), fingerprint(pair.mask))
+                + ((pair.drawing,) if pair.drawing else ())
                 for pair in self._pairs
             ]
         )
@@ -176,7 +177,7 @@ class Scenes:
     @cached_property
     def _of_all_pairs(self) -> tuple[int, Meaning]:
         """The side of the tiles, px, and what the values of the masks mean."""
-        masks = [pair.mask for pair in self._pairs]
+        masks = [pair.mask for pair in self._pairs if pair.drawing is None]
         return side_of(self._pairs, self.style.side_px), find_meaning(masks, self.options.building_values)
 
     def _batches(self, pairs: tuple[Pair, ...]) -> list[Job]:

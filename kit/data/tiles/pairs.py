@@ -114,21 +114,32 @@ def _read_pair(pair: Pair, batch: Batch) -> tuple[NDArray[np.uint8], NDArray[np.
     """
     picture = read_picture(pair.image)
     rgb, valid, grid = picture.bands[:3], picture.valid, _grid_of(picture, batch)
-    ready = read_ready_mask(pair.mask)
-    for href, crs in ((pair.image, picture.crs), (pair.mask, ready.crs)):
-        if crs is not None and not on_earth(crs):
-            raise off_earth(href, crs)
-    truth = place_mask(decode(ready, batch.meaning, pair.mask), ready, picture)
-    if truth is None:
-        raise RasterError(
-            f"mask {pair.mask} lies on other ground than {pair.image}", "check their georeferences: gdalinfo"
-        )
+    if picture.crs is not None and not on_earth(picture.crs):
+        raise off_earth(pair.image, picture.crs)
+    truth = pair.drawing.mask() if pair.drawing else _read_truth(pair, picture, batch.meaning)
     if truth.shape != valid.shape:
         (height, width), (h, w) = valid.shape, truth.shape
         raise RasterError(f"{pair.image} has {width} x {height} px, its mask {pair.mask} {w} x {h}", "pair them anew")
     mask = np.where(valid, truth, IGNORE).astype(np.uint8)
     rgb[:, ~valid] = 0
     return rgb, mask, grid
+
+
+def _read_truth(pair: Pair, picture: Picture, meaning: Meaning) -> NDArray[np.uint8]:
+    """Returns a pair's mask, (H, W) uint8, on the pixels of its image where both are georeferenced.
+
+    Raises:
+        RasterError: it cannot be read, or lies elsewhere.
+    """
+    ready = read_ready_mask(pair.mask)
+    if ready.crs is not None and not on_earth(ready.crs):
+        raise off_earth(pair.mask, ready.crs)
+    truth = place_mask(decode(ready, meaning, pair.mask), ready, picture)
+    if truth is None:
+        raise RasterError(
+            f"mask {pair.mask} lies on other ground than {pair.image}", "check their georeferences: gdalinfo"
+        )
+    return truth
 
 
 def _grid_of(source: Picture, batch: Batch) -> Grid:
