@@ -43,6 +43,8 @@ def _unwrapped(ring: shapely.LinearRing) -> shapely.Geometry:
     if abs(points[-1, 0] - points[0, 0]) > TURN / 2:  # around a pole
         pole = math.copysign(90, points[:, 1].mean())
         points = np.concatenate([points, [(points[-1, 0], pole), (points[0, 0], pole)]])
+    else:
+        points[-1] = points[0]  # they may differ by the unwrapping's rounding
     return shapely.make_valid(shapely.Polygon(points), method="structure", keep_collapsed=False)
 
 
