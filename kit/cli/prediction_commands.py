@@ -201,6 +201,9 @@ def map_(
     ] = "scene",
     window: Annotated[int, typer.Option(help="Largest side of a window, px.")] = 1024,
     overlap: Annotated[int, typer.Option(help="Least overlap of neighbouring windows, px.")] = 128,
+    allow_outside: Annotated[
+        bool, typer.Option("--allow-outside", help="Let a scene that is a VRT read files outside its folder.")
+    ] = False,
     device: Device = "",
     tune: Annotated[
         bool, typer.Option(help="Measure once how this machine predicts fastest; else as the file was shipped.")
@@ -237,7 +240,7 @@ def map_(
     say(f"masks: {cleaning}")
     options = MapOptions(
         cleaning=cleaning, gsd_m=gsd, grid=grid, window_px=window, overlap_px=overlap, format=format_, square=square,
-        simplify_m=simplify,
+        simplify_m=simplify, allow_outside=allow_outside,
     )  # fmt: skip
     engine_options = EngineOptions(str(pick_device(device)), check_engine(engine), tune, adaptive)
     summary = map_scene(scene, chosen, out or paths.map(files), files, options, engine_options)

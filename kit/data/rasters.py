@@ -79,7 +79,7 @@ def open_scene(href: str) -> DatasetReader:
     """Opens an image that lies somewhere on earth.
 
     Raises:
-        RasterError: it cannot be read, is not uint8 RGB or RGBA, or has no coordinate system.
+        RasterError: it cannot be read, is not uint8 RGB or RGBA, has no place on earth, or is stored in huge blocks.
     """
     source = _open(href)
     _check_bands(source, href)
@@ -91,6 +91,18 @@ def open_scene(href: str) -> DatasetReader:
                 f"{href} has {len(points)} ground control points instead of a transform", "warp it: gdalwarp IN OUT"
             )
         raise RasterError(f"{href} has no coordinate system", "assign one: gdal_edit.py -a_srs EPSG:...")
+    block = max((height * width for height, width in source.block_shapes), default=0)
+    if source.transform.is_identity or block > MOST_PIXELS:
+        source.close()
+        if block > MOST_PIXELS:
+            raise RasterError(
+                f"{href} is stored in blocks of {block:,} px, expected at most {MOST_PIXELS:,}",
+                "tile it: gdal_translate -co TILED=YES",
+            )
+        raise RasterError(
+            f"{href} has a coordinate system, but no transform that places its pixels in it",
+            "assign its corners: gdal_edit.py -a_ullr LEFT TOP RIGHT BOTTOM",
+        )
     return source
 
 

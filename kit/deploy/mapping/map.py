@@ -33,7 +33,7 @@ from kit.deploy.mapping.layers import FORMATS, Layer, check_format
 from kit.deploy.mapping.map_files import MapFiles, PredictionKey
 from kit.deploy.mapping.overlay import Overlay
 from kit.deploy.mapping.polygons import outlined
-from kit.deploy.mapping.scene import Frame, SceneReader
+from kit.deploy.mapping.scene import Frame, SceneReader, check_source
 from kit.deploy.mapping.strips import Predictor, Strips, predict_strips
 from kit.deploy.mapping.tracing import Tracer
 from kit.deploy.mapping.windows import Axis, along, check_window
@@ -65,6 +65,7 @@ class MapOptions:
         format: of the polygons, a key of `FORMATS`.
         square: turns walls to right angles.
         simplify_m: how far an outline may move, metres; 0 for two pixels.
+        allow_outside: lets a scene that is a VRT read files outside its folder, and addresses.
     """
 
     cleaning: Cleaning = CLEANING
@@ -75,6 +76,7 @@ class MapOptions:
     format: str = "gpkg"
     square: bool = False
     simplify_m: float = 0.0
+    allow_outside: bool = False
 
     def check(self) -> None:
         """Checks the values before anything is read.
@@ -152,6 +154,7 @@ def map_scene(
     options.check()
     files = MapFiles(out_dir / check_name(name))
     files.check(href)
+    check_source(href, options.allow_outside)
     check_writable(out_dir)
     shipped = load_weights(weights_path, engine.device)
     with rasterio.Env(**gdal_options(CACHE_BYTES, is_remote(href))), SceneReader(href) as reader:

@@ -15,6 +15,8 @@ from rasterio.windows import Window
 
 from kit.data.collars import in_collar
 from kit.data.rasters import find_collar, open_scene, validity
+from kit.data.sources.outside import check_inside
+from kit.data.sources.remote import is_remote, local_path
 from kit.deploy.mapping.resampling import Span, reach, resample
 from kit.errors import RasterError
 
@@ -127,6 +129,27 @@ class SceneWindow:
     valid: NDArray[np.bool_]
     top: int
     left: int
+
+
+def check_source(href: str, allow_outside: bool = False) -> None:
+    """Checks, before any work, that a scene is a remote address or a regular file.
+
+    Args:
+        href: path or address.
+        allow_outside: lets a VRT read files outside its own folder, and addresses.
+
+    Raises:
+        RasterError: it is missing, or a folder, a device or a pipe.
+        DataError: it names files outside its folder.
+    """
+    if is_remote(href):
+        return
+    path = local_path(href)
+    if not path.is_file():
+        reason = "is not a regular file" if path.exists() else "does not exist"
+        raise RasterError(f"the scene {href} {reason}", "expected the path or address of a GeoTIFF")
+    if not allow_outside:
+        check_inside(href)
 
 
 class SceneReader:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -16,11 +17,13 @@ import pyogrio
 import pyproj
 import pytest
 import rasterio
+import rasterio.shutil
 import shapely
 from affine import Affine
 from deploy_fakes import noise
 from factories import LATITUDE, LONGITUDE, MERCATOR, UTM, at_kampala, write_bands, write_scene
 from map_fakes import band, brightness, faint_at_edges, imagery, map_with, options_of
+from rasterio.features import rasterize
 from web import Web
 
 from kit.deploy.engine.backends import EngineOptions
@@ -28,12 +31,13 @@ from kit.deploy.engine.predict import predict_image
 from kit.deploy.mapping import cogs
 from kit.deploy.mapping import map as room
 from kit.deploy.mapping.map import MapOptions, MapSummary, map_scene
-from kit.deploy.mapping.map_files import name_of
 from kit.deploy.mapping.overlay import COLOUR
 from kit.deploy.mapping.windows import as_levels
+from kit.deploy.weights.cleaning import clean
 from kit.deploy.weights.load import load_weights
-from kit.errors import KitError, RasterError
+from kit.errors import KitError, OutputError, RasterError
 from kit.pipeline.export import Exported
+from kit.system.files import locked
 
 Cli = Callable[..., tuple[int, str, str]]
 HOUSES = ((20, 30, 60, 70), (85, 15, 125, 55), (70, 90, 150, 130))  # left, top, right, bottom, px
@@ -371,19 +375,6 @@ def test_an_address(tmp_path: Path, web: Web, tiny_weights: Exported):
 
 
 @pytest.mark.parametrize(
-    ("href", "name"),
-    [
-        ("a/b c.tif", "b-c"),
-        ("https://example.org/x/y.tif?sig=a/b.c", "y"),
-        ("s3://bucket/z.cog.tif", "z.cog"),
-        (".tif", "tif"),
-    ],
-)
-def test_names(href: str, name: str):
-    assert name_of(href) == name
-
-
-@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"threshold": 1.5}, "a threshold of 1.5"), ({"format": "shp"}, "no format 'shp'"),
@@ -422,7 +413,7 @@ def test_mistakes_are_told(cli: Cli, tmp_path: Path, tiny_weights: Exported):
     grey = write_bands(tmp_path / "grey.tif", town()[:1], photometric="minisblack")
     nowhere = write_bands(tmp_path / "nowhere.tif", town(), crs=None)
     for arguments, message in (
-        ((tmp_path / "none.tif", *weights), "none.tif: No such file"),
+        ((tmp_path / "none.tif", *weights), "none.tif does not exist"),
         ((grey, *weights), "has 1 band of uint8, expected 3 or 4"),
         ((nowhere, *weights), "has no coordinate system"),
         ((scene, "--weights", "other"), "no weights"),
@@ -461,3 +452,157 @@ def test_a_map_in_another_format_removes_its_own_polygons_alone(tmp_path: Path):
         assert all((folder / name).is_file() for name in told)
         assert not (folder / f"m.{gone}").exists()
     assert (folder / "other.geojson").read_text() == "mine"
+
+
+def submitted(folder: Path, options: MapOptions) -> np.ndarray:
+    """The mask that `kit submit` makes of a map's probability."""
+    level, valid = band(folder / "m_probability.tif"), imagery(folder / "m_probability.tif")
+    mask = clean(level / 255, options.cleaning.threshold, options.cleaning.smallest_m2, options.cleaning.holes_m2)
+    return np.where(valid, mask, 255)
+
+
+@pytest.mark.parametrize("sizes", [(0, 0), (9, 0), (0, 40), (30, 9)])
+def test_the_mask_is_cleaned_as_by_kit_submit_and_the_polygons_agree(
+    tmp_path: Path, sizes: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(cogs, "BLOCK_PX", 32)
+    image = cv2.GaussianBlur(noise(130, 110), (0, 0), 2)
+    image = np.clip((image.astype(int) - 127) * 8 + 127, 9, 250).astype(np.uint8)
+    valid = np.ones((130, 110), bool)
+    valid[60:80, 30:50] = False
+    scene = write_bands(tmp_path / "s.tif", image.transpose(2, 0, 1), at_kampala(), mask=valid)
+    options = options_of(*sizes)
+    made = map_with(brightness, scene, tmp_path / "out", smallest_m2=sizes[0], holes_m2=sizes[1], simplify_m=1e-6)
+    mask = band(made.mask)
+    np.testing.assert_array_equal(mask, submitted(tmp_path / "out", options))
+    assert made.area_m2 == pytest.approx((mask == 1).sum(), rel=0.005)
+    _, _, geometry, _ = pyogrio.raw.read(made.polygons)
+    burnt = rasterize(shapely.from_wkb(geometry), mask.shape, transform=at_kampala())
+    np.testing.assert_array_equal(burnt, mask == 1)
+
+
+def test_a_scene_across_180_degrees(tmp_path: Path):
+    x, y = pyproj.Transformer.from_crs(4326, 32760, always_xy=True).transform(180, -17.5)
+    scene = write_bands(tmp_path / "s.tif", town(), Affine(1, 0, x - 100, 0, -1, y), "EPSG:32760")
+    features = json.loads(map_with(brightness, scene, tmp_path, format="geojson").polygons.read_text())["features"]
+    assert sorted(feature["properties"]["area_m2"] for feature in features) == pytest.approx(
+        [1600, 1600, 3200], rel=0.01
+    )
+    kinds = {feature["geometry"]["type"]: feature["geometry"]["coordinates"] for feature in features}
+    assert set(kinds) == {"Polygon", "MultiPolygon"}
+    for (part,) in kinds["MultiPolygon"]:
+        longitudes = [point[0] for point in part]
+        assert max(longitudes) - min(longitudes) < 0.001
+        assert part[0] == part[-1]
+        assert all(one != other for one, other in itertools.pairwise(part))
+    package = map_with(brightness, scene, tmp_path)
+    info = pyogrio.read_info(package.polygons)
+    assert (info["geometry_type"], info["features"]) == ("Polygon", 3)
+    assert package.area_m2 == pytest.approx(6400, rel=0.01)
+
+
+@pytest.mark.parametrize("level", [0, 255], ids=["black", "white"])
+def test_a_collar_is_no_building(tmp_path: Path, level: int):
+    bands = np.maximum(town(), noise(150, 190).transpose(2, 0, 1) // 8 + 20)
+    bands[:, :, 150:] = level
+    made = map_with(brightness, write_bands(tmp_path / "s.tif", bands, at_kampala()), tmp_path)
+    assert made.buildings == 3
+    assert (band(made.mask)[:, 150:] == 255).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 90), (3, 2)])
+def test_a_tiny_scene(tmp_path: Path, shape: tuple[int, int]):
+    scene = write_bands(tmp_path / "s.tif", np.full((3, *shape), 220, np.uint8), at_kampala())
+    made = map_with(brightness, scene, tmp_path / "out")
+    assert (made.windows, made.buildings) == (-(-shape[1] // 64) if shape[1] > 64 else 1, 1)
+    assert (band(made.mask) == 1).all()
+
+
+def refused(tmp_path: Path, scene: Path, weights: Exported, message: str) -> str:
+    """Returns the hint of the error; nothing is written."""
+    with pytest.raises(KitError, match=message) as caught:
+        map_scene(str(scene), weights.path, tmp_path / "out", "m", engine=EngineOptions(tuning=False))
+    assert not (tmp_path / "out").exists()
+    return caught.value.hint
+
+
+def test_scenes_that_cannot_be_mapped(tmp_path: Path, tiny_weights: Exported):
+    os.mkfifo(tmp_path / "pipe.tif")
+    refused(tmp_path, tmp_path / "pipe.tif", tiny_weights, r"pipe\.tif is not a regular file")
+    (tmp_path / "folder.tif").mkdir()
+    refused(tmp_path, tmp_path / "folder.tif", tiny_weights, "is not a regular file")
+    refused(tmp_path, tmp_path / "none.tif", tiny_weights, r"none\.tif does not exist")
+    identity = write_bands(tmp_path / "i.tif", town(), Affine.identity())
+    assert "-a_ullr" in refused(tmp_path, identity, tiny_weights, "no transform that places its pixels")
+    skewed = write_bands(tmp_path / "k.tif", town(), at_kampala(pixel=0.15) @ Affine.shear(30, 0))
+    assert "gdalwarp" in refused(tmp_path, skewed, tiny_weights, "rows and columns meet at 60 degrees")
+
+
+def claiming(path: Path, width: int, height: int, **blocks: object) -> Path:
+    """Writes a scene of a few kilobytes that claims a size."""
+    profile = {"count": 3, "dtype": "uint8", "crs": UTM, "transform": at_kampala(pixel=0.15), "SPARSE_OK": True}
+    with rasterio.open(path, "w", driver="GTiff", width=width, height=height, **profile, **blocks):
+        return path
+
+
+def test_scenes_that_take_too_much_memory(tmp_path: Path, tiny_weights: Exported):
+    wide = claiming(tmp_path / "w.tif", 1_000_000, 64, tiled=True, blockxsize=512, blockysize=512)
+    assert "-srcwin" in refused(tmp_path, wide, tiny_weights, "1,000,000 px wide: .* 11 GiB of memory, at most 8")
+    block = claiming(tmp_path / "b.tif", 20_000, 20_000, tiled=True, blockxsize=20_000, blockysize=20_000)
+    assert "TILED" in refused(tmp_path, block, tiny_weights, "blocks of 400,000,000 px, expected at most 268,435,456")
+
+
+def test_a_vrt_reads_files_of_its_own_folder_alone(tmp_path: Path, tiny_weights: Exported):
+    scene = write_bands(tmp_path / "elsewhere/s.tif", town(), at_kampala(pixel=0.15))
+    (tmp_path / "maps").mkdir()
+    for folder in ("maps", "elsewhere"):
+        rasterio.shutil.copy(scene, tmp_path / folder / "s.vrt", driver="VRT")
+    hint = refused(tmp_path, tmp_path / "maps/s.vrt", tiny_weights, r"s\.vrt is a VRT that reads .*elsewhere/s\.tif")
+    assert "--allow-outside" in hint
+    tiny(tmp_path / "elsewhere/s.vrt", tiny_weights, tmp_path / "a")
+    tiny(tmp_path / "maps/s.vrt", tiny_weights, tmp_path / "b", allow_outside=True)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_any_work(tmp_path: Path):
+    scene = write_bands(tmp_path / "s.tif", town(), at_kampala(pixel=0.15))
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("file", "link"):
+        with pytest.raises(OutputError, match=f"cannot write .*{name}"):
+            map_scene(str(scene), tmp_path / "no-weights.pt", tmp_path / name, "m")
+
+
+def test_two_maps_at_once(tmp_path: Path, tiny_weights: Exported):
+    scene = write_bands(tmp_path / "s.tif", town(), at_kampala(pixel=0.15))
+    with locked(tmp_path / "out/m"), pytest.raises(KitError, match="another process writes"):
+        tiny(scene, tiny_weights, tmp_path / "out")
+
+
+def test_a_damaged_probability_is_named(tmp_path: Path):
+    scene = write_bands(tmp_path / "s.tif", noise(300, 300).transpose(2, 0, 1), at_kampala())
+    made = map_with(brightness, scene, tmp_path)
+    content = made.probability.read_bytes()
+    made.probability.write_bytes(content[: len(content) // 2])
+    with pytest.raises(RasterError, match=r"m_probability\.tif is damaged") as caught:
+        map_with(brightness, scene, tmp_path)
+    assert "remove it and rerun" in caught.value.hint
+    made.probability.unlink()
+    assert map_with(brightness, scene, tmp_path).windows > 0
+
+
+def test_the_options_of_kit_submit(cli: Cli, tmp_path: Path, tiny_weights: Exported):
+    scene = write_bands(tmp_path / "town.tif", town(), at_kampala(pixel=0.15))
+
+    def chosen(*options: object) -> dict[str, float]:
+        code, _, err = cli("map", scene, "--weights", tiny_weights.path, "--root", tmp_path, "--no-tune", *options)
+        assert code == 0, err
+        return json.loads((tmp_path / "maps/tiny-town/tiny-town.json").read_text())["options"]["cleaning"]
+
+    assert chosen() == {"threshold": 0.5, "smallest_m2": 2, "holes_m2": 2}
+    expected = {"threshold": 0.6, "smallest_m2": 3, "holes_m2": 4}
+    assert chosen("--threshold", 0.6, "--smallest", 3, "--holes", 4) == expected
+    assert chosen("--threshold", 0.6, "--min-area", 3, "--min-hole", 4) == expected
+    code, _, err = cli("map", scene, "--weights", tiny_weights.path, "--root", tmp_path, "--clean")
+    assert code == 1
+    assert "has no postprocess in its card" in err
