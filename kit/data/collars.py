@@ -7,6 +7,7 @@ roofs at the edge are common.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -108,8 +109,8 @@ def _declared(nodata: float | None, kind: int) -> bool:
 def _is_colour(rgb: NDArray[np.uint8], kind: int) -> NDArray[np.bool_]:
     red, green, blue = rgb
     if kind == IN_BLACK:
-        return np.maximum(np.maximum(red, green), blue) <= BLACK
-    return np.minimum(np.minimum(red, green), blue) >= WHITE
+        return np.asarray(np.maximum(np.maximum(red, green), blue) <= BLACK)
+    return np.asarray(np.minimum(np.minimum(red, green), blue) >= WHITE)
 
 
 def _reaching(colour: NDArray[np.bool_], everywhere: bool) -> NDArray[np.bool_]:
@@ -118,13 +119,12 @@ def _reaching(colour: NDArray[np.bool_], everywhere: bool) -> NDArray[np.bool_]:
     Unless `everywhere`, only pieces that touch the edge over `WHITE_REACH` count, and beside such a piece those that
     hold a corner of the image.
     """
-    rim = [np.s_[0], np.s_[-1], np.s_[1:-1, 0], np.s_[1:-1, -1]]
-    on_rim, least_px = np.concatenate([colour[line] for line in rim]).sum(), COLLAR_SHARE * colour.size
+    on_rim, least_px = _rim(colour).sum(), COLLAR_SHARE * colour.size
     reach_px = 1 if everywhere else WHITE_REACH * min(colour.shape)
     if on_rim < reach_px or np.count_nonzero(colour) < least_px:
         return np.zeros_like(colour)
     _, pieces, stats, _ = cv2.connectedComponentsWithStats(colour.astype(np.uint8), connectivity=4)
-    touching = np.bincount(np.concatenate([pieces[line] for line in rim]), minlength=len(stats))
+    touching = np.bincount(_rim(pieces), minlength=len(stats))
     large = (touching > 0) & (stats[:, cv2.CC_STAT_AREA] >= least_px)
     large[0] = False  # the rest of the image
     if not everywhere:
@@ -133,3 +133,8 @@ def _reaching(colour: NDArray[np.bool_], everywhere: bool) -> NDArray[np.bool_]:
         large = long | (large & corners & long.any())
     chosen: NDArray[np.bool_] = large[pieces]
     return chosen
+
+
+def _rim(image: NDArray[Any]) -> NDArray[Any]:
+    """Returns the outermost pixels of an image (H, W)."""
+    return np.concatenate([image[0], image[-1], image[1:-1, 0], image[1:-1, -1]])

@@ -22,6 +22,7 @@ from kit.training.overlays import overlay, save_png
 T = TypeVar("T")
 
 LEVELS = "levels.csv"
+MOSTLY = 0.5  # share of imagery in a tile that is drawn
 
 
 def predict_fold(model: nn.Module, precision: Any, fold: Fold, folder: Path) -> dict[str, Counts]:
@@ -47,14 +48,15 @@ def predict_fold(model: nn.Module, precision: Any, fold: Fold, folder: Path) -> 
         values = np.rint(probability * 255).astype(np.uint8)
         levels += [np.bincount(values[mask == truth], minlength=256) for truth in (BACKGROUND, BUILDING)]
         counts = count(probability > 0.5, mask)
-        own.append({"tile": row.tile, "area": row.area, "scene": row.scene, **asdict(counts)})
+        shown = float((mask != IGNORE).mean())
+        own.append({"tile": row.tile, "area": row.area, "scene": row.scene, **asdict(counts), "imagery": shown})
         _write(values, row.image, folder / "oof" / f"{row.tile}.tif")
     shares = gathered(own)
-    tiles = pd.DataFrame(interleaved(shares), columns=["tile", "area", "scene", "tp", "fp", "fn"])
+    tiles = pd.DataFrame(interleaved(shares), columns=["tile", "area", "scene", "tp", "fp", "fn", "imagery"])
     levels = np.sum(gathered(levels), axis=0)
     if rank() == 0 and len(tiles):
         with replacing(folder / "oof.csv") as file:
-            tiles.to_csv(file, index=False)
+            tiles.drop(columns="imagery").to_csv(file, index=False)
         with replacing(folder / LEVELS) as file:
             pd.DataFrame(levels.T, columns=["background", "building"]).to_csv(file, index_label="level")
     _draw(tiles, fold, folder)
@@ -90,8 +92,13 @@ def interleaved(shares: list[list[T]]) -> list[T]:
 
 
 def _draw(tiles: pd.DataFrame, fold: Fold, folder: Path) -> None:
-    """Draws the best, median and worst tile that holds a building; each rank those of its own."""
+    """Draws the best, median and worst tile that holds a building; each rank those of its own.
+
+    Of tiles that are mostly imagery, where there are any: others show little but black.
+    """
     shown = tiles[tiles["tp"] + tiles["fn"] > 0]
+    if (full := shown["imagery"] >= MOSTLY).any():
+        shown = shown[full]
     if shown.empty:
         return
     order = shown.assign(jaccard=shown["tp"] / shown[["tp", "fp", "fn"]].sum(axis=1)).sort_values(["jaccard", "tile"])

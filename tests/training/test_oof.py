@@ -1,6 +1,7 @@
 """Out of fold: thresholds found by counting, and the files of a fold that agree with each other."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from kit.data.dataset import Fold, split_fold
 from kit.data.index import read_index
 from kit.data.masks import Counts, pool
 from kit.paths import Paths
+from kit.training import oof
 from kit.training.oof import best_threshold, interleaved, predict_fold, read_levels
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -179,3 +181,26 @@ def test_nothing_held_out_leaves_no_files(fold: Fold, tmp_path: Path):
     assert predict_fold(Stripes(), PRECISION, Fold("all", fold.train, fold.valid.iloc[:0]), tmp_path) == {}
     assert list(tmp_path.glob("*.csv")) == []
     assert read_levels(tmp_path) is None
+
+
+def test_the_tiles_drawn_are_mostly_imagery(fold: Fold, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Tiles that are nine tenths black show nothing, whatever their score."""
+    drawn = []
+    monkeypatch.setattr(oof, "overlay", lambda image, mask, *_: drawn.append((mask != 255).mean()) or image)
+    valid = fold.valid.copy()
+    for place in range(0, len(valid), 2):  # every second tile loses its imagery
+        path = tmp_path / f"{place}.tif"
+        with rasterio.open(valid["mask"].iloc[place]) as source:
+            mask, profile = source.read(1), source.profile
+        mask[:, : mask.shape[1] * 9 // 10] = 255
+        mask[:9, -2:] = 1
+        with rasterio.open(path, "w", **profile) as target:
+            target.write(mask, 1)
+        valid.iloc[place, valid.columns.get_loc("mask")] = str(path)
+    predict_fold(Stripes(), PRECISION, replace(fold, valid=valid), tmp_path)
+    assert len(drawn) == 3
+    assert min(drawn) >= 0.5
+    drawn.clear()
+    predict_fold(Stripes(), PRECISION, replace(fold, valid=valid.iloc[::2]), tmp_path)
+    assert len(drawn) == 3  # nothing better is there
+    assert max(drawn) < 0.2

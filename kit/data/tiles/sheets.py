@@ -19,6 +19,7 @@ from kit.system.files import write_bytes
 COLUMNS, ROWS = 4, 3
 VIEW_PX = 360  # of a place: a shift of 3 px shows, and a sheet fits on a screen
 GAP_PX, TITLE_PX = 6, 22
+MOSTLY = 0.5  # share of imagery in a tile that is shown, where there are such tiles
 OUTLINE, UNKNOWN, PAPER, INK = (255, 235, 0), (255, 0, 160), (24, 24, 24), (230, 230, 230)  # RGB
 
 
@@ -45,7 +46,8 @@ def draw_sheet(sheet: Sheet, tiles: Sequence[Tile]) -> Path:
     Raises:
         RasterError: a tile cannot be read.
     """
-    chosen = _spread([tile for tile in tiles if tile.building_fraction > 0] or tiles, COLUMNS * ROWS)
+    built = [tile for tile in tiles if tile.building_fraction > 0] or tiles
+    chosen = _spread([tile for tile in built if tile.valid_fraction >= MOSTLY] or built, COLUMNS * ROWS)
     views = [_view(sheet.folder, tile) for tile in chosen]
     columns = min(COLUMNS, len(views))
     rows = -(-len(views) // columns)

@@ -79,3 +79,16 @@ def test_a_scene_without_buildings_has_a_sheet_too(tmp_path: Path):
     file = draw_sheet(Sheet(tmp_path, "kam", "bare"), bare)
     assert file == tmp_path / "sheets/kam/bare.png"
     assert not (cv2.imread(str(file))[..., ::-1] == OUTLINE).all(axis=2).any()
+
+
+def test_tiles_that_are_mostly_imagery_are_shown(tmp_path: Path):
+    """Of three tiles in a row, the last has no imagery but for a strip that holds a building."""
+    alpha = np.full((1, 64, 192), 255, np.uint8)
+    alpha[:, :, 148:] = 0
+    image = write_bands(tmp_path / "s.tif", np.concatenate([np.full((3, 64, 192), 90, np.uint8), alpha]), alpha=True)
+    boxes = [shapely.box(left, 10, left + 15, 40) for left in (10, 80, 130)]
+    made = cut_scene(tmp_path, image, on_earth(boxes, at_kampala()), grid="native", side_px=64)
+    assert [tile.valid_fraction for tile in made.cut.tiles] == [1, 1, 20 / 64]
+    sheet = drawn(made)
+    assert sheet.shape[1] == 2 * (VIEW_PX + GAP_PX) + GAP_PX
+    assert not (sheet == np.array(UNKNOWN) // 2).all(axis=2).any()
