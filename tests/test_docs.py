@@ -27,8 +27,9 @@ from kit.models import losses
 from kit.models.pretrained import Source
 from kit.paths import Paths
 from kit.pipeline.check import check
-from kit.pipeline.run import Plan
+from kit.pipeline.run import RunOptions
 from kit.pipeline.run import run as run_recipe
+from kit.training.fit import Setup
 from kit.training.recipe import SIGNATURES, known_recipes
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -211,11 +212,11 @@ def test_the_table_of_options_is_whole():
 
 
 def test_the_run_folder_and_its_tables_are_as_told(workplace: Path, capsys: pytest.CaptureFixture[str]):
-    plan = Plan(folds=(0,), source=Source(pretrained=False), export=False)
-    run_recipe("tiny", Paths(workplace), plan)
+    options = RunOptions(folds=(0,), setup=Setup(source=Source(pretrained=False)), export=False)
+    run_recipe("tiny", Paths(workplace), options)
     made = {path.name + "/" * path.is_dir() for path in (workplace / "runs/tiny/fold0").iterdir()}
     told = [row[0].strip("`") for row in rows_below("The run folder")]
-    assert set(told) - {"tensorboard/"} == made  # which is no dependency
+    assert set(told) - {"tensorboard/", "plan.csv"} == made  # of --tensorboard and --minutes
 
     columns = rows_below("Watching it")
     log = (workplace / "runs/tiny/fold0/log.csv").read_text().splitlines()[0].split(",")

@@ -84,8 +84,12 @@ def run(
     data: Annotated[str, typer.Option(help="The data set; the only one by default.")] = "",
     fold: Annotated[str, typer.Option(help="Folds to hold out: 0 or 0,2 or all.")] = "all",
     all_: Annotated[bool, typer.Option("--all", help="Hold nothing out: one model on every fold.")] = False,
-    minutes: Annotated[float, typer.Option(help="Wall time per fold; else the recipe's epochs.", min=0)] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
+    minutes: Annotated[
+        float, typer.Option(help="Train each fold for this wall time, validation included.", min=0)
+    ] = 0.0,
+    epochs: Annotated[int, typer.Option(help="Train this many epochs instead of the recipe's.", min=0)] = 0,
+    steps: Annotated[int, typer.Option(help="Train this many steps per fold, over all epochs.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     views: Annotated[str, typer.Option(help="Of the export: none, flips or d4.")] = "flips",
     device: Device = "",
     encoder_weights: Annotated[Path | None, typer.Option(help="State dict of the encoder.")] = None,
@@ -110,32 +114,38 @@ def run(
     root: Root = HERE,
     debug: Debug = False,
 ) -> None:
-    """Train a recipe's folds, score them out of fold, export the ensemble. The same command again goes on.
+    """Train a recipe's folds, score them out of fold, export the ensemble. Rerun to resume.
 
     Example: kit run lite0 --data tier1 --fold 0,1 --minutes 12
     """
     from kit.models.pretrained import Source
-    from kit.pipeline.run import Plan, run_side_by_side
+    from kit.pipeline.run import RunOptions, run_side_by_side
     from kit.pipeline.run import run as run_recipe
     from kit.system.launcher import launched, launched_by_kit
     from kit.system.processes import launch
+    from kit.training.fit import Setup
+    from kit.training.length import LengthOptions
 
     if resume and restart:
-        raise typer.BadParameter("goes on, and --restart begins anew: one of them", param_hint="--resume")
+        raise typer.BadParameter("mutually exclusive with --restart", param_hint="--resume")
+    if minutes and steps:
+        raise typer.BadParameter("mutually exclusive with --steps", param_hint="--minutes")
     if launched() and not launched_by_kit() and (nproc > 1 or parallel_folds > 1):
         raise typer.BadParameter("several processes were started already: leave it out", param_hint="--nproc")
-    plan = Plan(
-        data=data, folds=_folds(fold, all_), minutes=minutes, seed=seed, device=device, workers=workers,
-        source=Source(pretrained, encoder_weights), views=views, teacher=teacher, start_from=start_from,
-        export=export, compiled=compiled, checkpoint_minutes=checkpoint_minutes, tensorboard=tensorboard,
-        resume=resume, restart=restart,
+    setup = Setup(
+        LengthOptions(minutes, epochs, steps), Source(pretrained, encoder_weights), compiled,
+        checkpoint_minutes=checkpoint_minutes, tensorboard=tensorboard, resume=resume, restart=restart,
+    )  # fmt: skip
+    options = RunOptions(
+        data=data, folds=_folds(fold, all_), seed=seed, device=device, workers=workers, setup=setup, teacher=teacher,
+        start_from=start_from, views=views, export=export,
     )  # fmt: skip
     if parallel_folds > 1 and not launched():
-        made = run_side_by_side(recipe, Paths(root), plan, sys.argv[1:], parallel_folds, nproc)
+        made = run_side_by_side(recipe, Paths(root), options, sys.argv[1:], parallel_folds, nproc)
     elif nproc > 1 and not launched():
         return launch(nproc, sys.argv[1:])
     else:
-        made = run_recipe(recipe, Paths(root), plan)
+        made = run_recipe(recipe, Paths(root), options)
     if made:
         result(str(made.path))
     return None

@@ -33,7 +33,8 @@ from kit.pipeline.cost import SIDE_PX, Cost, cost_of
 from kit.pipeline.export import ExportRequest, export_ensemble
 from kit.sample.sample import draw_sample
 from kit.system.devices import pick_device
-from kit.training.fit import Setup, build, count_epochs, rebuild, train
+from kit.training.fit import Setup, build, rebuild, train
+from kit.training.length import count_epochs
 from kit.training.overlays import crop_sheet, save_png
 from kit.training.recipe import Recipe, load_recipe, strict_augmentation
 
@@ -153,7 +154,7 @@ def _tried(recipe: Recipe, fold: Fold, data: str, paths: Paths, compiled: bool, 
     if hasattr(learn, "distillation"):
         learn.distillation.teacher = _undecided
     trial = Trial(tiny)
-    epochs = count_epochs(recipe, learn)
+    epochs = sum(count_epochs(recipe, learn))
     learn.add_cb(trial)
     sheet = paths.check_sheet(recipe.name)
     _draw_sheet(learn.dls.train.dataset, sheet)

@@ -19,7 +19,7 @@ from kit.pipeline.scores import pooled_score
 from kit.system.files import sha256_of
 from kit.training.fit import load_best, rebuild
 from kit.training.recipe import Recipe, known_recipes, load_recipe
-from kit.training.result import BEST, Result, read_result, read_settings
+from kit.training.run_files import BEST, Result, read_result, read_settings
 
 PARITY_TILES = 2  # each is predicted twice by every member and view
 

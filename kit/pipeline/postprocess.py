@@ -19,7 +19,7 @@ from kit.deploy.weights.cleaning import HOLES, OBJECTS, Cleaning, clean, inner_p
 from kit.errors import RunError
 from kit.paths import Paths
 from kit.training.oof import best_threshold, read_levels
-from kit.training.result import read_settings
+from kit.training.run_files import read_settings
 
 SMALLEST_M2 = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)  # a shed has 4; smaller than 1 m2 is no building
 HOLE_M2 = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)

@@ -15,7 +15,6 @@ from kit.data.tiles.prepare import prepare
 from kit.deploy.weights.load import load_weights
 from kit.deploy.weights.store import check_free
 from kit.errors import RunError
-from kit.models.pretrained import Source
 from kit.paths import Paths
 from kit.pipeline.export import Exported
 from kit.pipeline.export_runs import export_runs
@@ -31,43 +30,35 @@ from kit.training.recipe import Recipe, load_recipe
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What `kit run` was asked for.
+class RunOptions:
+    """The options of `kit run`.
 
     Args:
         data: name of the data set; empty for the only one.
         folds: numbers, or `("all",)`; empty for every fold there is.
-        minutes: wall time per fold; 0 lets the recipe decide.
-        seed: of every random choice.
+        seed: random seed.
         device: empty for the best there is.
         workers: loader processes; -1 chooses for the machine.
-        source: where the encoder's weights come from.
-        views: of the exported ensemble.
+        setup: how each fold is trained; `teacher` and `start_from` below fill in its fields of these names.
         teacher: an exported weights file, for recipes that learn from one.
         start_from: weights to begin with, see `start_file`.
-        export: freezes the ensemble in the end.
-        compiled, checkpoint_minutes, tensorboard, resume, restart: see `Setup`.
+        views: of the exported ensemble.
+        export: exports the ensemble in the end.
     """
 
     data: str = ""
     folds: tuple[int | str, ...] = ()
-    minutes: float = 0.0
     seed: int = 0
     device: str = ""
     workers: int = -1
-    source: Source = field(default_factory=Source)
-    views: str = "flips"
+    setup: Setup = field(default_factory=Setup)
     teacher: Path | None = None
     start_from: str = ""
+    views: str = "flips"
     export: bool = True
-    compiled: bool = False
-    checkpoint_minutes: float = 10.0
-    tensorboard: bool = False
-    resume: bool = False
-    restart: bool = False
 
 
-def run(name: str, paths: Paths, plan: Plan) -> Exported | None:
+def run(name: str, paths: Paths, options: RunOptions) -> Exported | None:
     """Trains the folds of a recipe, shows the out-of-fold scores and exports the ensemble under the recipe's name.
 
     Where a launcher started several processes, all of them train each fold together; the first one alone scores and
@@ -76,21 +67,21 @@ def run(name: str, paths: Paths, plan: Plan) -> Exported | None:
     Raises:
         KitError: see the stages.
     """
-    with joined(plan.device) as device:
+    with joined(options.device) as device:
         recipe = load_recipe(name, paths)
         if rank() == 0:
-            if plan.export:
+            if options.export:
                 check_free(paths.weights, recipe.name)
-            find_data(recipe, paths, plan.data)
+            find_data(recipe, paths, options.data)
         wait_for_all()
-        data, index = read_index(paths, plan.data)
-        folds = folds_of(plan, index)
-        options = {"seed": plan.seed, "device": device, "workers": plan.workers}
-        splits = [split_fold(index, fold, **options) for fold in folds]  # a wrong one fails at once
+        data, index = read_index(paths, options.data)
+        folds = folds_of(options, index)
+        loading = {"seed": options.seed, "device": device, "workers": options.workers}
+        splits = [split_fold(index, fold, **loading) for fold in folds]  # a wrong one fails at once
         index_sha256 = sha256_of(paths.data(data) / "index.csv")
         say(f"{recipe.name} on {data}: {len(index)} tiles, folds {', '.join(map(str, folds))}, {device}")
-        setup = _setup(plan, str(device))
-        starts = [start_file(plan.start_from, fold, paths) for fold in folds]
+        setup = _setup(options, str(device))
+        starts = [start_file(options.start_from, fold, paths) for fold in folds]
         for start, fold in zip(starts, folds, strict=True):
             if start and start.parent.resolve() == paths.run(recipe.name, fold).resolve():
                 raise RunError(f"{start} is what this run writes", "name another run, or copy the file elsewhere first")
@@ -102,41 +93,41 @@ def run(name: str, paths: Paths, plan: Plan) -> Exported | None:
     if not first:
         return None
     show_scores(results, [paths.run(recipe.name, fold) for fold in folds])
-    if not plan.export:
+    if not options.export:
         return None
-    return export_runs([f"{recipe.name}/fold{fold}" for fold in folds], recipe.name, paths, plan.views, recipe=recipe)
+    return export_runs(
+        [f"{recipe.name}/fold{fold}" for fold in folds], recipe.name, paths, options.views, recipe=recipe
+    )
 
 
 def run_side_by_side(
-    name: str, paths: Paths, plan: Plan, arguments: Sequence[str], at_once: int, nproc: int = 1
+    name: str, paths: Paths, options: RunOptions, arguments: Sequence[str], at_once: int, nproc: int = 1
 ) -> Exported | None:
     """Trains several folds at once, in processes of their own, then does as `run`.
 
     Args:
         name: of the recipe.
         paths: of the working root.
-        plan: what was asked for.
+        options: of the command.
         arguments: the same, as the user typed it.
         at_once: folds side by side.
         nproc: processes of each fold.
     """
     recipe = load_recipe(name, paths)
-    find_data(recipe, paths, plan.data)
-    folds = folds_of(plan, read_index(paths, plan.data)[1])
+    find_data(recipe, paths, options.data)
+    folds = folds_of(options, read_index(paths, options.data)[1])
     side_by_side(arguments, folds, min(at_once, len(folds)), nproc)
-    return run(name, paths, replace(plan, restart=False, resume=False))
+    setup = replace(options.setup, restart=False, resume=False)
+    return run(name, paths, replace(options, setup=setup))
 
 
-def _setup(plan: Plan, device: str) -> Setup:
-    """Returns how the fits are done, the teacher loaded."""
-    setup = Setup(
-        plan.minutes, plan.source, plan.compiled, checkpoint_minutes=plan.checkpoint_minutes,
-        tensorboard=plan.tensorboard, resume=plan.resume, restart=plan.restart,
-    )  # fmt: skip
-    if plan.teacher is None:
+def _setup(options: RunOptions, device: str) -> Setup:
+    """Returns the setup with the teacher loaded."""
+    setup = options.setup
+    if options.teacher is None:
         return setup
-    teacher = load_weights(plan.teacher, device)
-    say(f"teacher {plan.teacher.name}: {len(teacher.card.members)} members, views {teacher.card.views}")
+    teacher = load_weights(options.teacher, device)
+    say(f"teacher {options.teacher.name}: {len(teacher.card.members)} members, views {teacher.card.views}")
     return replace(setup, teacher=teacher.module.members, teacher_sha256=teacher.sha256)
 
 
@@ -149,6 +140,6 @@ def find_data(recipe: Recipe, paths: Paths, name: str) -> None:
         prepare(paths.sample / "train_tier_1", paths, PrepareOptions(name="sample", by="scene", k=2))
 
 
-def folds_of(plan: Plan, index: pd.DataFrame) -> tuple[int | str, ...]:
+def folds_of(options: RunOptions, index: pd.DataFrame) -> tuple[int | str, ...]:
     """Returns the folds that are wanted."""
-    return plan.folds or tuple(fold_numbers(index))
+    return options.folds or tuple(fold_numbers(index))

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from kit.data.masks import Counts, pool
 from kit.errors import RunError
 from kit.paths import Paths
-from kit.training.result import LOG, RESULT, SETTINGS, read_result, read_settings
+from kit.training.run_files import LOG, RESULT, SETTINGS, read_result, read_settings
 
 COLUMNS = ("run", "state", "score", "epoch", "minutes", "data", "encoder", "seed")
 

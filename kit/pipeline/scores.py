@@ -8,7 +8,7 @@ import numpy as np
 from kit.console import say, table
 from kit.data.masks import Counts, pool
 from kit.training.oof import best_threshold, read_levels
-from kit.training.result import Result
+from kit.training.run_files import Result
 
 
 def show_scores(results: Sequence[Result], folders: Sequence[Path]) -> None:

@@ -7,7 +7,7 @@ from kit.errors import RunError
 from kit.paths import Paths
 from kit.pipeline.runs import run_folder
 from kit.system.files import sha256_of
-from kit.training.result import BEST
+from kit.training.run_files import BEST
 
 
 def start_file(name: str, fold: int | str, paths: Paths) -> Path | None:

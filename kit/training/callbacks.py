@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from itertools import chain, count, islice
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader
 from kit.data.dataset import Key
 from kit.errors import RecipeError
 from kit.models.losses import Lovasz
-from kit.system.ranks import as_first, ranks
+from kit.system.ranks import as_first
 
 
 class BalancedSampler(Callback):
@@ -27,7 +28,7 @@ class BalancedSampler(Callback):
     Args:
         by: index columns whose values make a group; the seed's `area_scene` by default.
         temperature: 1 balances fully, 0 draws uniformly.
-        crops_per_tile: an epoch draws so many times the number of tiles, over all ranks. `--minutes` overrides it.
+        crops_per_tile: an epoch draws so many times the number of tiles, over all ranks. `--minutes` and `--steps` override it.
     """
 
     order = -20
@@ -44,18 +45,24 @@ class BalancedSampler(Callback):
         return np.asarray(shares / shares.sum())
 
     def draw(self, rows: pd.DataFrame, seed: int, epoch: int, n: int) -> list[Key]:
-        """Returns `n` keys (place, row) of the epoch."""
+        """Returns the first `n` keys (place, row) of the epoch."""
+        return list(islice(self.keys(rows, seed, epoch), n))
+
+    def keys(self, rows: pd.DataFrame, seed: int, epoch: int) -> Iterator[Key]:
+        """Yields the keys (place, row) of an epoch, without end."""
         random = np.random.default_rng([seed, epoch])
-        return list(enumerate(random.choice(len(rows), size=n, p=self.weights(rows)).tolist()))
+        shares = self.weights(rows)
+        some = (random.choice(len(rows), size=len(rows), p=shares).tolist() for _ in count())
+        return enumerate(chain.from_iterable(some))
 
     def before_fit(self) -> None:
-        """Sets the length of an epoch; a Budget comes later and has the last word."""
+        """Sets the length of an epoch; a `Length` comes later and may change it."""
         self.dls.train.n = round(len(self.dls.train.dataset) * self.crops_per_tile)
 
     def before_train(self) -> None:
         """Hands the epoch's draw to the training loader."""
         train = self.dls.train
-        keys = self.draw(train.dataset.rows, train.dataset.seed, train.dataset.epoch, train.n * ranks())
+        keys = self.keys(train.dataset.rows, train.dataset.seed, train.dataset.epoch)
         train.get_idxs = lambda: keys
 
 
@@ -149,7 +156,9 @@ class SWA(Callback):
     @property
     def first(self) -> int:
         """The first epoch whose weights count, from 0."""
-        return self.since if isinstance(self.since, int) else int(self.since * self.n_epoch)
+        if isinstance(self.since, int):
+            return int(self.since * getattr(self.learn, "stretch", 1.0))  # --epochs moves it along
+        return int(self.since * self.n_epoch)
 
     def before_validate(self) -> None:
         """Adds the weights to the average, and puts it into the model."""
@@ -218,7 +227,7 @@ class LossSwitch(Callback):
         loss: the other one; the Lovasz loss by default, as in the challenge's second place.
     """
 
-    order = -20  # a Budget measures with the loss that the fit begins with
+    order = -20
 
     def __init__(self, epoch: int = 25, loss: nn.Module | None = None) -> None:
         self.since, self.later = epoch, Lovasz() if loss is None else loss
@@ -232,6 +241,6 @@ class LossSwitch(Callback):
         self.later.to(self.dls.device)
 
     def before_epoch(self) -> None:
-        """Switches; a run that goes on after that epoch switches at once."""
-        if self.epoch >= self.since:
+        """Switches; a resumed run that is past that epoch switches at once."""
+        if self.epoch >= int(self.since * getattr(self.learn, "stretch", 1.0)):  # --epochs moves it along
             self.learn.loss_func = self.later

@@ -26,9 +26,7 @@ class Distillation(Callback):
         Hinton 2015, arXiv 1503.02531; both numbers are those of the challenge's second place.
     """
 
-    # after MixUp: the teacher sees the mixed pixels, and the masks' part is the mixed loss; before Budget, which
-    # measures with the teacher, and would find none
-    order = -12
+    order = -12  # after MixUp: the teacher sees the mixed pixels, and the masks' part is the mixed loss
     run_valid = False
     teacher: Callable[[Tensor], Tensor] | None = None
 

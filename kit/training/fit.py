@@ -30,15 +30,18 @@ from kit.system.ranks import agreed, as_first, gathered, rank, ranks
 from kit.training.checkpoint import Checkpoint, Resume, read_checkpoint, seed_everything
 from kit.training.curves import draw_curves
 from kit.training.distributed import Distributed
-from kit.training.harness import Budget, Deal, Draw, LossScale, Precision
+from kit.training.draws import Deal, Draw
+from kit.training.length import Length, LengthOptions, StepCount, TimeBudget, count_epochs, override_epochs, share_out
 from kit.training.oof import predict_fold
+from kit.training.precision import LossScale, Precision
 from kit.training.recipe import Recipe
-from kit.training.result import BEST, RESULT, SETTINGS, Result, read_result, read_settings
+from kit.training.run_files import BEST, RESULT, SETTINGS, Result, read_result, read_settings
 from kit.training.runlog import Board, RunLog
 
 # what makes two runs the same
 IDENTITY = (
-    "recipe_sha256", "data", "data_sha256", "fold", "seed", "minutes", "encoder_source", "start_sha256",
+    "recipe_sha256", "data", "data_sha256", "fold", "seed", "minutes", "epochs_option", "steps_option",
+    "encoder_source", "start_sha256",
     "teacher_sha256",
 )  # fmt: skip
 EXACT = ("threads", "ranks")  # and, while it is unfinished, what its last bits depend on
@@ -49,7 +52,7 @@ class Setup:
     """How fits are done, beside what the recipe says.
 
     Args:
-        minutes: wall time of a fit; 0 lets the recipe decide.
+        length: how long a fold trains.
         source: where the encoder's weights come from.
         compiled: runs the network through torch.compile: for GPUs, it takes minutes to start.
         teacher: members' probabilities for pixels, see `Distillation`; for recipes that learn from one.
@@ -61,7 +64,7 @@ class Setup:
         restart: forgets an earlier run.
     """
 
-    minutes: float = 0.0
+    length: LengthOptions = field(default_factory=LengthOptions)
     source: Source = field(default_factory=Source)
     compiled: bool = False
     teacher: Callable[[Tensor], Tensor] | None = None
@@ -99,7 +102,9 @@ def fit_fold(recipe: Recipe, fold: Fold, folder: Path, data: str, data_sha256: s
         "data_sha256": data_sha256,
         "fold": fold.number,
         "seed": fold.seed,
-        "minutes": setup.minutes,
+        "minutes": setup.length.minutes,
+        "epochs_option": setup.length.epochs,
+        "steps_option": setup.length.steps,
         "encoder_source": _in_words(setup.source),
         "start_from": str(setup.start_from or ""),
         "start_sha256": sha256_of(setup.start_from) if setup.start_from else "",
@@ -111,8 +116,8 @@ def fit_fold(recipe: Recipe, fold: Fold, folder: Path, data: str, data_sha256: s
     }
     _agree({key: settings[key] for key in IDENTITY})
     with locked(folder) if rank() == 0 else nullcontext():
-        # rank 0 looks, and tells the others: a folder may look otherwise from another machine
-        earlier, finished, saved = agreed(_standing(fold, folder, settings, setup) if rank() == 0 else ({}, None, None))
+        # rank 0 decides for all: another machine may see another state of the folder
+        finished, saved = agreed(_standing(fold, folder, settings, setup) if rank() == 0 else (None, None))
         if finished:
             say(f"{recipe.name} fold {fold.number}: finished before, kept")
             return finished
@@ -123,13 +128,11 @@ def fit_fold(recipe: Recipe, fold: Fold, folder: Path, data: str, data_sha256: s
         if fold.number == "all":
             _stop_watching(learn)
         learn.path = folder  # what a callback of the recipe may save
-        epochs = count_epochs(recipe, learn)
+        length = _length(recipe, learn, setup.length, folder)
         learn.add_cbs([
-            Resume(saved, fold.seed), RunLog(folder, f"{recipe.name} fold {fold.number}", settings, epochs),
-            Checkpoint(folder, setup.checkpoint_minutes),
+            Resume(saved, fold.seed), RunLog(folder, f"{recipe.name} fold {fold.number}", settings, length.epochs),
+            Checkpoint(folder, setup.checkpoint_minutes), length,
         ])  # fmt: skip
-        if setup.minutes:
-            learn.add_cb(Budget(setup.minutes, epochs, earlier.get("steps_per_epoch", 0)))
         if setup.tensorboard and rank() == 0:
             learn.add_cb(Board(folder / "tensorboard"))
         train(recipe, learn)
@@ -146,6 +149,17 @@ def fit_fold(recipe: Recipe, fold: Fold, folder: Path, data: str, data_sha256: s
         return result
 
 
+def _length(recipe: Recipe, learn: Any, options: LengthOptions, folder: Path) -> Length:
+    """Returns the callback that ends the epochs; with `--epochs`, the recipe's fits train as many."""
+    fits = count_epochs(recipe, learn)
+    if options.epochs:
+        fits = share_out(options.epochs, fits)
+        override_epochs(learn, fits)
+    if options.minutes:
+        return TimeBudget(options.minutes, fits, folder)
+    return StepCount(options.steps, fits) if options.steps else Length(fits)
+
+
 def _agree(own: dict[str, Any]) -> None:
     """Raises RunError where the ranks, on several machines perhaps, are about to train different things."""
     first, *others = gathered(own)
@@ -160,10 +174,10 @@ def _agree(own: dict[str, Any]) -> None:
 
 def _standing(
     fold: Fold, folder: Path, settings: dict[str, Any], setup: Setup
-) -> tuple[dict[str, Any], Result | None, dict[str, Any] | None]:
-    """Returns an earlier run's settings, result and checkpoint, as far as there are; it must be the same run."""
+) -> tuple[Result | None, dict[str, Any] | None]:
+    """Returns an earlier run's result and checkpoint, as far as there are; it must be the same run."""
     if setup.restart or not (folder / SETTINGS).is_file():
-        return {}, None, None
+        return None, None
     earlier, finished = read_settings(folder), read_result(folder)
     keys = IDENTITY if finished else IDENTITY + (EXACT if fold.device.type == "cpu" else EXACT[1:])
     changed = [key for key in keys if key in earlier and earlier[key] != settings[key]]
@@ -177,7 +191,7 @@ def _standing(
         )
     if changed:
         say(f"going on although {told}")
-    return earlier, finished, None if finished else read_checkpoint(folder)
+    return finished, None if finished else read_checkpoint(folder)
 
 
 def _short(value: Any) -> str:
@@ -250,21 +264,6 @@ def train(recipe: Recipe, learn: Any) -> None:
         learn.precision.leave()
         if hasattr(learn, "run_log"):
             learn.run_log.after_fit()  # fastai does not end it when a fit fails
-
-
-def count_epochs(recipe: Recipe, learn: Any) -> int:
-    """Returns how many epochs a recipe's `fit` trains, over all its fits, without training."""
-    epochs = []
-
-    def fit(n_epoch: int, *_: Any, **__: Any) -> None:
-        epochs.append(n_epoch)
-
-    learn.fit = fit  # in place of the method, which fastai's other ways to fit call
-    try:
-        recipe.fit(learn)
-    finally:
-        del learn.fit
-    return sum(epochs)
 
 
 def _build(recipe: Recipe, fold: Fold, settings: dict[str, Any], setup: Setup) -> Any:

@@ -2,8 +2,8 @@
 
 import csv
 import math
-import time
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from fastai.callback.core import Callback
@@ -14,7 +14,7 @@ from kit.errors import RunError
 from kit.models.metrics import PooledJaccard
 from kit.system.files import replacing, write_json
 from kit.system.ranks import gathered, rank
-from kit.training.result import BEST, LOG, SETTINGS
+from kit.training.run_files import BEST, LOG, SETTINGS
 
 BOARD_EVERY = 10  # steps between two points of TensorBoard's training loss
 
@@ -39,31 +39,34 @@ class RunLog(Callback):
         self.bar: Meter | None = None
         self.rows: list[dict[str, float]] = []
         self.headed = False
-        self.best, self.best_epoch, self.start, self.smooth = -1.0, -1, time.monotonic(), math.nan
+        self.steps = 0  # done of the epoch
+        self.best, self.best_epoch, self.start, self.smooth = -1.0, -1, monotonic(), math.nan
 
     def before_fit(self) -> None:
         """Writes the settings, now that the steps are known."""
         self.recorder.add_time = False
-        steps = {"epochs": self.epochs, "steps_per_epoch": len(self.dls.train)}
-        self.settings |= {**steps, "precision": self.learn.precision.name_of_precision}
+        self.settings |= {**self.learn.length.settings(), "precision": self.learn.precision.name_of_precision}
         if rank() == 0:
             write_json(self.folder / SETTINGS, self.settings)
         held_out = gathered(sorted(set(map(str, self.dls.valid.dataset.rows["area"]))))
         self.areas = sorted({area for areas in held_out for area in areas})
 
     def before_train(self) -> None:
-        """Starts the bar, and the clock: a run that is taken up again knows by now where."""
+        """Starts the bar, and in a new run the clock."""
+        self.steps = 0
         if not self.rows and not self.learn.deal.skipped:
-            self.start = time.monotonic()  # timing a few steps, for `--minutes`, is no epoch's
+            self.start = monotonic()
         if self.bar is None:
-            self.bar = Meter(self.title, self.epochs * len(self.dls.train))
-            self.bar.skip(len(self.rows) * len(self.dls.train) + self.learn.deal.skipped)
+            self.bar = Meter(self.title, self.learn.length.total)
+            self.bar.skip(sum(int(row["steps"]) for row in self.rows) + self.learn.deal.skipped)
 
     def after_batch(self) -> None:
         """Advances the bar."""
         if self.training:
             self.smooth = self.recorder.smooth_loss.value.item()
             assert self.bar is not None
+            self.steps = int(self.iter) + 1
+            self.bar.total = self.learn.length.total
             self.bar.advance(1, self._note())
 
     def _note(self) -> str:
@@ -102,6 +105,7 @@ class RunLog(Callback):
             "jaccard": math.nan if math.isnan(valid_loss) else jaccard,
             **self._by_area(),
             "lr": float(self.opt.hypers[-1]["lr"]),
+            "steps": self.steps,
             "seconds": round(self.seconds, 1),
         }
 
@@ -113,7 +117,7 @@ class RunLog(Callback):
     @property
     def seconds(self) -> float:
         """Seconds of training so far, validation and earlier sessions included."""
-        return time.monotonic() - self.start
+        return monotonic() - self.start
 
     def _show(self) -> None:
         """Prints the table's next line above the bar; its head, first."""
@@ -126,7 +130,7 @@ class RunLog(Callback):
             *(f"{value:.4f}" for value in areas.values()),
             f"{row['lr']:.1e}",
             clock(row["seconds"]),
-            clock(row["seconds"] / done * (self.epochs - done)),
+            clock(self.learn.length.time_left(row["seconds"], done)),
         ]
         widths = [max(8, len(name)) for name in head]
         assert self.bar is not None
@@ -148,8 +152,9 @@ class RunLog(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from there."""
-        self.rows, self.best, self.best_epoch = state["rows"], state["best"], state["best_epoch"]
-        self.start = time.monotonic() - state["seconds"]
+        self.rows = [{**row, "steps": row.get("steps", 0)} for row in state["rows"]]  # an older kit did not count them
+        self.best, self.best_epoch = state["best"], state["best_epoch"]
+        self.start = monotonic() - state["seconds"]
 
 
 class Board(Callback):

@@ -13,7 +13,7 @@ from torch import nn
 
 from kit.models.losses import CrossEntropy, Dice, Lovasz
 from kit.training.callbacks import EMA, BalancedSampler, LossSwitch
-from kit.training.harness import LossScale, Precision
+from kit.training.precision import LossScale, Precision
 
 
 def make_rows(sizes: dict[str, int]) -> pd.DataFrame:

@@ -13,8 +13,8 @@ from torch.nn import functional
 from kit.errors import RunError
 from kit.models.losses import Auxiliary, CrossEntropy, distillation
 from kit.training.distillation import Distillation
-from kit.training.harness import Budget, Precision
 from kit.training.mixing import MixUp
+from kit.training.precision import Precision
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -72,7 +72,7 @@ def learner(
     return learn
 
 
-@pytest.mark.parametrize("others", [[], [Precision(), Budget(minutes=1, epochs=1)]])
+@pytest.mark.parametrize("others", [[], [Precision()]])
 def test_without_a_teacher_nothing_starts(others: list[Callback]):
     with pytest.raises(RunError, match="the recipe learns from a teacher, and none was given") as error:
         learner(*others, Distillation()).fit(1)

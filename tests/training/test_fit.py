@@ -110,33 +110,21 @@ def test_interrupted_and_run_again(workplace: Path, cli: Cli):
     assert (folder / "result.json").exists()
 
 
-def test_minutes_become_steps_once(workplace: Path, cli: Cli):
-    command = ("run", "tiny", "--root", workplace, "--no-pretrained", "--fold", "0", "--minutes", "0.05")
-    assert cli(*command)[0] == 0
-    settings = json.loads((workplace / "runs/tiny/fold0/settings.json").read_text())
-    steps = settings["steps_per_epoch"]
-    assert steps >= 1
-    assert settings["minutes"] == 0.05
-    (workplace / "runs/tiny/fold0/result.json").unlink()  # as if it had been interrupted
-    assert cli(*command)[0] == 0
-    assert json.loads((workplace / "runs/tiny/fold0/settings.json").read_text())["steps_per_epoch"] == steps
-
-
 @pytest.mark.parametrize(("dtype", "name"), [(torch.bfloat16, "bf16"), (torch.float16, "fp16")])
 def test_half_precision_where_the_machine_has_it(
     workplace: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, name: str
 ):
-    import kit.training.harness as harness
+    import kit.training.precision as precision
 
     seen = set()
-    context = harness.Precision.context
+    context = precision.Precision.context
 
     def watched(self):
         self.model.blocks[0].register_forward_hook(lambda _, __, out: seen.add(out.dtype))
         return context(self)
 
-    monkeypatch.setattr(harness, "autocast_dtype", lambda device: dtype)
-    monkeypatch.setattr(harness.Precision, "context", watched)
+    monkeypatch.setattr(precision, "autocast_dtype", lambda device: dtype)
+    monkeypatch.setattr(precision.Precision, "context", watched)
     code, _, err = cli("run", "tiny", "--root", workplace, "--no-pretrained", "--fold", "0")
     assert code == 0, err
     assert seen == {dtype}
@@ -159,15 +147,6 @@ def test_two_fits_are_one_run(workplace: Path, cli: Cli):
     folder = workplace / "runs/twice/fold0"
     assert pd.read_csv(folder / "log.csv")["epoch"].tolist() == [0, 1, 2]
     assert json.loads((folder / "settings.json").read_text())["epochs"] == 3
-
-
-def test_minutes_are_for_all_fits(workplace: Path, cli: Cli):
-    (workplace / "recipes/twice.py").write_text(TWO_FITS)
-    code, _, err = cli("run", "twice", "--root", workplace, "--no-pretrained", "--fold", "0", "--minutes", "0.1")
-    assert code == 0, err
-    seconds = pd.read_csv(workplace / "runs/twice/fold0/log.csv")["seconds"]
-    assert len(seconds) == 3
-    assert seconds.iloc[-1] < 12  # planned for 6; for the first fit alone, it would have been 18
 
 
 @pytest.mark.parametrize("sampler", ["BalancedSampler(crops_per_tile=0.75), ", ""])

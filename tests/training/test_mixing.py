@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from kit.models.losses import BCE, Auxiliary, CrossEntropy
 from kit.training.callbacks import LossSwitch
-from kit.training.harness import Precision
 from kit.training.mixing import CutMix, MixUp
+from kit.training.precision import Precision
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

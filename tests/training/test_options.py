@@ -126,7 +126,7 @@ TORCH_ADAMW = "partial(fv.OptimWrapper, opt=fv.torch.optim.AdamW, eps=1e-3)"  # 
 @pytest.fixture
 def float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trains in float32, also where the machine is faster in less, for comparisons to the last digit."""
-    monkeypatch.setattr("kit.training.harness.autocast_dtype", lambda device: torch.float32)
+    monkeypatch.setattr("kit.training.precision.autocast_dtype", lambda device: torch.float32)
 
 
 @pytest.mark.usefixtures("float32")

@@ -12,54 +12,19 @@ import pytest
 import torch
 from fastai.callback.core import Callback, CancelTrainException, CancelValidException
 from fastai.callback.training import ShortEpochCallback
-from fastai.data.core import DataLoaders
-from fastai.data.load import DataLoader
-from fastai.learner import Learner
-from fastai.optimizer import SGD
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from tiny_fit import AREAS, tiny_learner
+from torch import Tensor
 
 from kit.errors import RunError
 from kit.models.losses import CrossEntropy
-from kit.models.metrics import PooledJaccard, PooledLoss
-from kit.training.checkpoint import Resume
-from kit.training.harness import Deal, Draw, Precision
-from kit.training.runlog import Board, RunLog, clock
+from kit.training.length import Length
+from kit.training.runlog import Board, clock
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 Cli = Callable[..., tuple[int, str, str]]
-AREAS = ["kam", "kam", "znz", "kam", "znz", "znz"]
-COLUMNS = ["epoch", "train_loss", "valid_loss", "jaccard", "jaccard_kam", "jaccard_znz", "lr", "seconds"]
-
-
-class Tiles:
-    """Noise with brighter buildings, 8 px."""
-
-    seed = epoch = 0
-
-    def __init__(self, n: int) -> None:
-        self.rows = pd.DataFrame({"tile": range(n), "area": AREAS[:n]})
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, key: Any) -> tuple[Tensor, Tensor]:
-        row = key[1] if isinstance(key, tuple) else key
-        random = torch.Generator().manual_seed(row)
-        mask = torch.randint(0, 2, (8, 8), generator=random)
-        image = torch.randint(0, 128, (3, 8, 8), generator=random) + 40 * mask
-        return image.to(torch.uint8), mask
-
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.conv = nn.Conv2d(3, 2, 1)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.conv(pixels.float() / 255)
+COLUMNS = ["epoch", "train_loss", "valid_loss", "jaccard", "jaccard_kam", "jaccard_znz", "lr", "steps", "seconds"]
 
 
 class Watch(Callback):
@@ -91,17 +56,7 @@ def jaccard(logits: Tensor, masks: Tensor) -> float:
 
 
 def learner(folder: Path, epochs: int, *cbs: Callback, valid: int = 6) -> Any:
-    loaders = DataLoaders(
-        DataLoader(Tiles(6), bs=1, shuffle=True, drop_last=True), DataLoader(Tiles(valid), bs=4),
-        device=torch.device("cpu"),
-    )  # fmt: skip
-    resume, log = Resume(None, seed=0), RunLog(folder, "tiny fold 0", {"recipe": "tiny"}, epochs)
-    cbs = (Draw(), Deal(), Precision(torch.float32), resume, log, Watch(), *cbs)
-    learn = Learner(loaders, Net(), CrossEntropy(), opt_func=SGD, lr=0.1, metrics=PooledJaccard(), cbs=cbs)
-    learn.remove_cbs([cb for cb in learn.cbs if cb.name == "progress"])
-    learn.logger = lambda _: None
-    learn.recorder.loss = PooledLoss()
-    return learn
+    return tiny_learner(folder, epochs, Length([epochs]), Watch(), *cbs, valid=valid)
 
 
 def fitted(folder: Path, epochs: int, *cbs: Callback, **options: Any) -> tuple[Any, pd.DataFrame]:
@@ -166,7 +121,7 @@ def test_epochs_of_two_fits_are_one_log_and_one_table(tmp_path: Path, capsys: py
 
 def test_where_nothing_is_held_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     learn, log = fitted(tmp_path, 2, valid=0)
-    assert list(log.columns) == ["epoch", "train_loss", "valid_loss", "jaccard", "lr", "seconds"]
+    assert list(log.columns) == ["epoch", "train_loss", "valid_loss", "jaccard", "lr", "steps", "seconds"]
     assert log[["valid_loss", "jaccard"]].isna().all(axis=None)
     assert log["train_loss"].notna().all()
     _, rows = table_of(capsys.readouterr().err)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from kit.errors import RecipeError
 from kit.models.losses import CrossEntropy
 from kit.training.callbacks import EMA, SWA, BalancedSampler
-from kit.training.harness import Precision
+from kit.training.precision import Precision
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -16,7 +16,7 @@ from kit.data.folds.leaks import check_apart, leaking
 from kit.data.index import read_index, refold
 from kit.errors import DataError
 from kit.paths import Paths
-from kit.pipeline.run import Plan, folds_of
+from kit.pipeline.run import RunOptions, folds_of
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -71,7 +71,7 @@ def test_tiles_of_no_fold_train_only_where_nothing_is_held_out():
     assert list(fold.train["fold"]) == [1, 2]
     assert list(fold.valid["fold"]) == [0, 0]
     assert len(split_fold(index, "all").train) == 6
-    assert folds_of(Plan(), index) == (0, 1, 2)
+    assert folds_of(RunOptions(), index) == (0, 1, 2)
     with pytest.raises(DataError, match=r"no fold -1 among \[0, 1, 2\]"):
         split_fold(index, -1)
     with pytest.raises(DataError, match="fold 1 is the only one: nothing is left to train on"):

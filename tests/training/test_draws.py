@@ -1,10 +1,8 @@
 """Which crops an epoch trains on: drawn once, dealt out to the ranks, group by group as often as was asked for."""
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from math import sqrt
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from factories import TINY_RECIPE
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
@@ -20,9 +17,11 @@ from fastai.learner import Learner
 from fastai.optimizer import SGD
 from torch import Tensor, nn
 
-from kit.training import callbacks, harness
+from kit.training import draws
 from kit.training.callbacks import BalancedSampler
-from kit.training.harness import Budget, Deal, Draw
+from kit.training.checkpoint import Resume
+from kit.training.draws import Deal, Draw
+from kit.training.length import StepCount
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -93,9 +92,8 @@ def as_rank(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
     """Makes this process one of several, as far as the draw is concerned."""
 
     def become(number: int, size: int) -> None:
-        for module in (harness, callbacks):
-            monkeypatch.setattr(module, "ranks", lambda: size)
-        monkeypatch.setattr(harness, "rank", lambda: number)
+        monkeypatch.setattr(draws, "ranks", lambda: size)
+        monkeypatch.setattr(draws, "rank", lambda: number)
 
     return become
 
@@ -114,8 +112,8 @@ SAMPLERS: dict[str, Callable[[], tuple[Callback, ...]]] = {
     "every tile": tuple,
     "balanced": lambda: (BalancedSampler(),),
     "many crops": lambda: (BalancedSampler(temperature=0.5, crops_per_tile=1.3),),
-    "minutes": lambda: (Budget(1, 2, steps=40),),
-    "balanced minutes": lambda: (BalancedSampler(), Budget(1, 2, steps=9)),
+    "steps": lambda: (StepCount(80, [2]), Resume(None, 0)),
+    "balanced steps": lambda: (BalancedSampler(), StepCount(18, [2]), Resume(None, 0)),
 }
 
 
@@ -257,25 +255,11 @@ def test_the_bound_tells_temperatures_apart(asked: float, expected: float):
 
 def test_more_steps_than_tiles_need_no_sampler():
     """Every tile comes as often as every other, give or take one."""
-    for epoch in drawn(Budget(1, 2, steps=50), batch=2):
+    for epoch in drawn(StepCount(100, [2]), Resume(None, 0), batch=2):
         assert len(epoch) == 50
         times = Counter(rows_of(epoch))
         assert set(times.values()) == {2, 3}
         assert len(times) == 47
-
-
-def test_minutes_without_a_sampler(workplace: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch):
-    """More steps than there are tiles, through the command line."""
-    text = TINY_RECIPE.replace("BalancedSampler(crops_per_tile=0.75), ", "").replace("fit_one_cycle(2,", "fit(1,")
-    (workplace / "recipes/plain.py").write_text(text)
-    monkeypatch.setattr(Budget, "_measure", lambda _: (1.0, 0.0))
-    options = ("--no-pretrained", "--fold", "0", "--no-export", "--minutes", 12.5 / 60 / Budget.SAFETY)
-    code, _, err = cli("run", "plain", "--root", workplace, *options)
-    assert code == 0, err
-    steps = json.loads((workplace / "runs/plain/fold0/settings.json").read_text())["steps_per_epoch"]
-    index = pd.read_csv(workplace / "data/train_tier_1/index.csv")
-    assert steps == 12
-    assert 2 * steps > (index["fold"] != 0).sum()
 
 
 def test_steps_that_were_done_are_left_out_once(as_rank: Callable[[int, int], None]):
