@@ -84,9 +84,7 @@ def run(
     data: Annotated[str, typer.Option(help="The data set; the only one by default.")] = "",
     fold: Annotated[str, typer.Option(help="Folds to hold out: 0 or 0,2 or all.")] = "all",
     all_: Annotated[bool, typer.Option("--all", help="Hold nothing out: one model on every fold.")] = False,
-    minutes: Annotated[
-        float, typer.Option(help="Train each fold for this wall time, validation included.", min=0)
-    ] = 0.0,
+    minutes: Annotated[float, typer.Option(help="Train each fold for this wall time, with validation.", min=0)] = 0.0,
     epochs: Annotated[int, typer.Option(help="Train this many epochs instead of the recipe's.", min=0)] = 0,
     steps: Annotated[int, typer.Option(help="Train this many steps per fold, over all epochs.", min=0)] = 0,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,

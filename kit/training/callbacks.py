@@ -17,6 +17,7 @@ from kit.data.dataset import Key
 from kit.errors import RecipeError
 from kit.models.losses import Lovasz
 from kit.system.ranks import as_first
+from kit.training.draws import draw_length
 
 
 class BalancedSampler(Callback):
@@ -28,7 +29,7 @@ class BalancedSampler(Callback):
     Args:
         by: index columns whose values make a group; the seed's `area_scene` by default.
         temperature: 1 balances fully, 0 draws uniformly.
-        crops_per_tile: an epoch draws so many times the number of tiles, over all ranks. `--minutes` and `--steps` override it.
+        crops_per_tile: an epoch draws so many times the number of tiles, over all ranks. Not with `--minutes`.
     """
 
     order = -20
@@ -62,7 +63,8 @@ class BalancedSampler(Callback):
     def before_train(self) -> None:
         """Hands the epoch's draw to the training loader."""
         train = self.dls.train
-        keys = self.keys(train.dataset.rows, train.dataset.seed, train.dataset.epoch)
+        every = self.keys(train.dataset.rows, train.dataset.seed, train.dataset.epoch)
+        keys = islice(every, draw_length(self.learn))
         train.get_idxs = lambda: keys
 
 

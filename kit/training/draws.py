@@ -10,6 +10,12 @@ from fastai.callback.core import Callback
 from kit.system.ranks import rank, ranks
 
 
+def draw_length(learn: Any) -> int | None:
+    """Returns how many crops an epoch draws over all ranks; None where a `TimeBudget` ends the epoch."""
+    open_ended = getattr(getattr(learn, "length", None), "open_ended", False)
+    return None if open_ended else learn.dls.train.n * ranks()
+
+
 class Draw(Callback):
     """Draws the crops of an epoch: every tile once, in a new order each time. `BalancedSampler` replaces this draw.
 
@@ -26,16 +32,14 @@ class Draw(Callback):
         self.dls.train.n = len(self.dls.train.dataset)
 
     def before_train(self) -> None:
-        """Tells the training set the number of the epoch, and hands the draw to its loader.
-
-        The draw has no end: `Deal` takes from it what the epoch needs.
-        """
+        """Tells the training set the number of the epoch, and hands the draw to its loader."""
         train = self.dls.train
         train.dataset.epoch = self.begun
         random = np.random.default_rng([train.dataset.seed, self.begun])
         tiles = len(train.dataset)
         rows = chain.from_iterable(random.permutation(tiles).tolist() for _ in count())
-        train.get_idxs = lambda: enumerate(rows)
+        keys = islice(enumerate(rows), draw_length(self.learn))
+        train.get_idxs = lambda: keys
 
     def after_train(self) -> None:
         """Counts the epoch."""
@@ -64,13 +68,9 @@ class Deal(Callback):
         train.n = max(1, train.n // (train.bs * ranks())) * train.bs
 
     def before_train(self) -> None:
-        """Keeps this rank's share of the draw: as many batches as the epoch has, all under a `TimeBudget`."""
+        """Keeps this rank's share of the draw: without the steps that were done before."""
         train = self.dls.train
-        own = self._own(train.get_idxs(), train.bs)
-        end = None if getattr(getattr(self.learn, "length", None), "open_ended", False) else train.n
-        keys: Iterable[Any] = islice(own, self.skip * train.bs, end)
-        if end is not None:
-            keys = list(keys)
+        keys = islice(self._own(train.get_idxs(), train.bs), self.skip * train.bs, None)
         train.get_idxs = lambda: keys
         self.skip, self.skipped = 0, self.skip
 

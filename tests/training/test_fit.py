@@ -267,4 +267,4 @@ def test_export_after_the_recipe_was_changed(trained: Path, cli: Cli):
     recipe.write_text(recipe.read_text().replace("widths=(16, 8, 8)", "widths=(24, 8, 8)"))
     code, _, err = cli("export", "tiny/fold0", "--name", "x", "--root", trained)
     assert code == 1
-    assert "does not fit the recipe's network" in err
+    assert "has changed since tiny/fold0 was trained" in err
