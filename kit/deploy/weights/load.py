@@ -25,7 +25,7 @@ class Weights:
         path: where it was read.
         sha256: of the file, in hex.
         device: as torch names it.
-        plan: how the cores compute, where they were tuned to this machine (`kit.deploy.engine.tuning`).
+        plan: identifies how the networks compute on this machine, see `kit.deploy.engine.tuning`; never parsed.
     """
 
     module: Any

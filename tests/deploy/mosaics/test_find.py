@@ -1,5 +1,6 @@
 """Chips that lay side by side are found and put together, and no others."""
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from kit.deploy.mosaics.layout import Layout, lay_out
 from kit.deploy.mosaics.matching import Joiner, Matches, best_by_chance
 from kit.deploy.mosaics.mosaic import Mosaic
 from kit.deploy.mosaics.sides import BOTTOM, RIGHT, ChipSides, sides_of
-from kit.errors import RasterError
+from kit.errors import KitError, RasterError
 
 MINI = Path(__file__).parents[4] / "shared" / "open_cities_mini"
 SIDE_PX = 160
@@ -140,6 +141,17 @@ def test_processes_find_the_same(tmp_path: Path):
     cut(tmp_path, {"a": draw_mosaic("kum", 0.075, 3, 3, 128, 8)}, 128)
     one, two = (find.assemble(chips := find_chips(tmp_path), find.read_all(chips, count)) for count in (1, 2))
     assert one == two
+
+
+def killed(chip: Chip) -> None:
+    os._exit(9)  # as the system does when memory is short
+
+
+def test_a_process_that_is_killed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    cut(tmp_path, {"a": draw_mosaic("kum", 0.075, 2, 2, 128, 8)}, 128)
+    monkeypatch.setattr(find, "read_sides", killed)
+    with pytest.raises(KitError, match="a process reading chips was killed"):
+        find_mosaics(find_chips(tmp_path), processes=2)
 
 
 def test_the_same_chips_are_searched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
