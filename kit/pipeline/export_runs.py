@@ -10,7 +10,7 @@ from kit.data.index import read_index
 from kit.deploy.weights.card import Member
 from kit.deploy.weights.load import read_card
 from kit.deploy.weights.store import check_free
-from kit.errors import DataError, RunError, WeightsError
+from kit.errors import DataError, RunError, WeightsError, nearest
 from kit.paths import Paths
 from kit.pipeline.export import Exported, ExportRequest, export_ensemble
 from kit.pipeline.postprocess import Choice, choose
@@ -53,6 +53,8 @@ def export_runs(
     models, members, results, settings = [], [], [], []
     for run, folder in zip(runs, folders, strict=True):
         result = read_result(folder)
+        if not folder.is_dir():
+            raise RunError(f"no run {run}", nearest(run, (f"{f.parent.name}/{f.name}" for f in paths.run_folders())))
         if result is None:
             raise RunError(f"{run} is not finished", f"run it again: kit run {run.split('/')[0]}")
         options = read_settings(folder)
