@@ -52,9 +52,10 @@ def export_runs(
     folders = [run_folder(run, paths) for run in runs]
     models, members, results, settings = [], [], [], []
     for run, folder in zip(runs, folders, strict=True):
-        result = read_result(folder)
         if not folder.is_dir():
-            raise RunError(f"no run {run}", nearest(run, (f"{f.parent.name}/{f.name}" for f in paths.run_folders())))
+            known = (f"{other.parent.name}/{other.name}" for other in paths.run_folders())
+            raise RunError(f"{run} is not finished: there is no such run", nearest(run, known))
+        result = read_result(folder)
         if result is None:
             raise RunError(f"{run} is not finished", f"run it again: kit run {run.split('/')[0]}")
         options = read_settings(folder)
