@@ -131,7 +131,7 @@ def _read(file: str, layer: str | None, where: str, boxes: list[Bounds]) -> tupl
                 gdal_path(file), layer=layer, columns=columns, where=where or None, bbox=box,
                 return_fids=True,
             )
-            for box in boxes or [None]
+            for box in (boxes or [None])
         ]  # fmt: skip
         meta = parts[0][0]
         _, once = np.unique(np.concatenate([part[1] for part in parts]), return_index=True)  # some lie in two boxes

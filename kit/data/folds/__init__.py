@@ -1,1 +1,1 @@
-"""Which tiles are held out together: folds, leaks, the ground they share."""
+"""Folds: which tiles are held out together for validation, and the ground that they share."""

@@ -19,7 +19,7 @@ WAYS = ("auto", "scene", "tile", "block", "area")
 # with 4 they lose 36 %; with 16 a tenth, but the small areas are single blocks, and missing from most folds.
 BLOCK_TILES = 8
 
-Made = tuple[NDArray[np.int64], list[str]]  # the fold of each row, and what to tell
+Assigned = tuple[NDArray[np.int64], list[str]]  # the fold of each row, and notices for the user
 
 
 def _order(identity: str) -> str:
@@ -33,12 +33,12 @@ def area_scene(index: pd.DataFrame) -> "pd.Series[str]":
 
 
 def fold_numbers(index: pd.DataFrame) -> list[int]:
-    """Returns the folds of an index, in order; tiles in no fold aside."""
+    """Returns the numbers of the folds of an index, in order, without that of tiles in no fold."""
     return sorted({int(fold) for fold in index["fold"]} - {NO_FOLD})
 
 
-def _by_tile(index: pd.DataFrame, k: int) -> Made:
-    """Returns the fold of each tile, dealt out in turn within each area_scene (the seed's way: it leaks)."""
+def _by_tile(index: pd.DataFrame, k: int) -> Assigned:
+    """Returns the fold of each tile, in turn within each area_scene. Neighbours of validation tiles train: it leaks."""
     folds: dict[str, int] = {}
     small = []
     groups: Any = index.groupby(area_scene(index))
@@ -47,8 +47,8 @@ def _by_tile(index: pd.DataFrame, k: int) -> Made:
             small.append(f"{group} ({len(rows)})")
         for place, tile in enumerate(sorted(rows["tile"], key=_order)):
             folds[tile] = (place + number) % k
-    told = [f"scenes with fewer tiles than folds are kept: {', '.join(small)}"] if small else []
-    return index["tile"].map(folds).to_numpy(np.int64), told
+    notices = [f"some scenes have fewer tiles than there are folds: {', '.join(small)}"] if small else []
+    return index["tile"].map(folds).to_numpy(np.int64), notices
 
 
 def _deal(groups: Labels, areas: Iterable[str], k: int) -> NDArray[np.int64]:
@@ -67,59 +67,61 @@ def _deal(groups: Labels, areas: Iterable[str], k: int) -> NDArray[np.int64]:
 
 
 def _unchecked(index: pd.DataFrame, ground: Ground) -> list[str]:
-    """Returns what to tell where it is not known which tiles overlap."""
+    """Returns a notice where overlaps cannot be checked."""
     if ground.known.all():
         return []
     if not set(SQUARE) <= set(index.columns):
         return [
-            "an older kit cut this data set, so overlaps on the ground were not looked for: cut it again to have it"
+            "overlaps on the ground were not checked: an older version of kit cut this data set; give kit prepare again"
         ]
     missing = int((~ground.known).sum())
-    return [f"{missing} of {len(index)} tiles have no georeference: whether they overlap others was not looked for"]
+    return [f"{missing} of {len(index)} tiles have no georeference: overlaps with other tiles were not checked"]
 
 
 def _groups(index: pd.DataFrame, ground: Ground, what: str) -> tuple[Labels, Pairs, list[str]]:
-    """Returns the group of each tile, by scene or area, pairs of tiles of different ones that overlap, what to tell."""
+    """Returns the group (scene or area) of each tile, the pairs of overlapping tiles of two groups, and notices."""
     names = (area_scene(index) if what == "scene" else index["area"]).to_numpy(str)
     pairs = ground.overlapping(numbered(names))
-    groups, told = joined(names, pairs)
-    return groups, pairs, told
+    groups, notices = joined(names, pairs)
+    return groups, pairs, notices
 
 
-def _by_group(index: pd.DataFrame, ground: Ground, k: int, what: str) -> Made:
-    """Returns the fold of each tile: scenes or areas, those that overlap together."""
-    groups, pairs, told = _groups(index, ground, what)
+def _by_group(index: pd.DataFrame, ground: Ground, k: int, what: str) -> Assigned:
+    """Returns the fold of each tile, by scene or area; groups that overlap are held out together."""
+    groups, pairs, notices = _groups(index, ground, what)
     remedy = "--by area or --by block" if what == "scene" else "--by block"
     folds = _deal(groups, index["area"], k)
-    folds, lost = without_leaks(index, folds, pairs, "on the ground of", remedy)
-    made = len(set(groups))
+    folds, lost = without_leaks(index, folds, pairs, "they overlap tiles of another fold", remedy)
+    fold_count = len(set(groups))
     count = len(set(area_scene(index) if what == "scene" else index["area"]))
-    few = [f"{count} {what}s make {made} folds, not {k}"] if made < k else []
-    return folds, [*told, *few, *lost, *_unchecked(index, ground)]
+    few = [f"{count} {what}s make {fold_count} folds, not {k}"] if fold_count < k else []
+    return folds, [*notices, *few, *lost, *_unchecked(index, ground)]
 
 
-def _by_block(index: pd.DataFrame, ground: Ground, k: int, block_m: float | None, gap_m: float | None) -> Made:
+def _by_block(index: pd.DataFrame, ground: Ground, k: int, block_m: float | None, gap_m: float | None) -> Assigned:
     """Returns the fold of each tile, by blocks of ground with a gap around them."""
     lost = np.flatnonzero(~ground.known)
     if len(lost):
         raise DataError(
-            f"blocks are made of the ground, and {len(lost)} of {len(index)} tiles do not tell where they lie, "
+            f"{len(lost)} of {len(index)} tiles have no georeference, which --by block needs, "
             f"first {index['tile'].iloc[lost[0]]}",
-            "cut the data set again from images with georeference: kit prepare; or --by scene",
+            "use --by scene, or cut the data set again from georeferenced images",
         )
     side_m = block_m or BLOCK_TILES * float(np.median(ground.sides_m))
     groups = np.array([f"{row}_{column}" for row, column in ground.blocks(side_m).tolist()], str)
     folds = _deal(groups, index["area"], k)
     gaps_m = ground.sides_m if gap_m is None else np.full(len(index), gap_m)
     pairs = ground.overlapping(folds) if gap_m == 0 else ground.near(folds, gaps_m)
-    folds, told = without_leaks(index, folds, pairs, "too near to", "a larger --block-m or a smaller --gap-m")
+    folds, notices = without_leaks(
+        index, folds, pairs, "they are within the gap of another fold", "a larger --block-m or a smaller --gap-m"
+    )
     count, gap = len(set(groups)), "one tile" if gap_m is None else f"{gap_m:g} m"
     few = [f"{count} blocks make {count} folds, not {k}: a smaller --block-m makes more"] if count < k else []
-    return folds, [f"{count} blocks of {side_m:.0f} m with a gap of {gap}", *few, *told]
+    return folds, [f"{count} blocks of {side_m:.0f} m with a gap of {gap}", *few, *notices]
 
 
 def _choose(index: pd.DataFrame, ground: Ground) -> tuple[str, list[str]]:
-    """Returns the way that `auto` stands for, and what to tell of it."""
+    """Returns what `auto` stands for, `scene` or `tile`, and a notice."""
     counts = index.assign(group=_groups(index, ground, "scene")[0]).groupby("area")[["scene", "group"]].nunique()
     lone = sorted(counts[counts["scene"] == 1].index)
     heaped = sorted(counts[(counts["scene"] > 1) & (counts["group"] == 1)].index)
@@ -128,19 +130,19 @@ def _choose(index: pd.DataFrame, ground: Ground) -> tuple[str, list[str]]:
     reasons = [f"{', '.join(lone)} {'has' if len(lone) == 1 else 'have'} one scene only"] if lone else []
     reasons += [f"the scenes of {', '.join(heaped)} overlap"] if heaped else []
     return "tile", [
-        f"by tile, since {' and '.join(reasons)}: out-of-fold scores will be optimistic, having neighbours of the "
-        "held-out tiles in training; not so with kit folds --by block"
+        f"by tile, since {' and '.join(reasons)}: out-of-fold scores will be optimistic, because neighbours of "
+        "validation tiles are trained on; kit folds --by block avoids it"
     ]
 
 
 def check_way(by: str, k: int, block_m: float | None = None, gap_m: float | None = None) -> None:
-    """Checks what is asked of `assign_folds`, before there are tiles.
+    """Checks the options of `assign_folds`, before there are tiles.
 
     Raises:
-        DataError: another way, fewer than two folds, blocks or gaps that make no sense.
+        DataError: `by` is unknown, `k` below 2, or blocks or gaps are out of range.
     """
     if by not in WAYS:
-        raise DataError(f"no way {by!r} to make folds", nearest(by, WAYS))
+        raise DataError(f"folds cannot be made by {by!r}", nearest(by, WAYS))
     if k < 2:
         raise DataError(f"{k} folds, expected at least 2", "give -k 2 or more")
     if by != "block" and (block_m is not None or gap_m is not None):
@@ -154,31 +156,31 @@ def check_way(by: str, k: int, block_m: float | None = None, gap_m: float | None
 def assign_folds(
     index: pd.DataFrame, by: str, k: int, block_m: float | None = None, gap_m: float | None = None
 ) -> tuple["pd.Series[int]", str]:
-    """Returns the fold of each row (0 to k - 1, or -1: none) and a notice to tell, or nothing.
+    """Returns the fold of each row (0 to k - 1, or -1: none) and a notice for the user, or an empty text.
 
-    It depends on ids and ground, not on order. But for `tile`, no two tiles of different folds overlap on the ground:
-    scenes or areas that share more than a quarter of the smaller one's tiles are held out together, and of two tiles
-    that would still be on both sides, the one with less imagery belongs to no fold.
+    Folds depend on ids and ground, not on the order of rows. Except by `tile`, tiles of different folds never overlap
+    on the ground: scenes or areas that share more than a quarter of the smaller one's tiles are held out together. Of
+    other tiles that would overlap, the one with less imagery is in no fold.
 
     Args:
         index: with `tile`, `area`, `scene`; to know the ground `crs`, `left bottom right top`, and `valid_fraction`.
         by: `scene` holds out whole scenes, so that the score does not leak; `area` whole areas; `block` squares of
-            ground, with a gap around them; `tile` is the seed's: stratified by area_scene, with neighbouring tiles on
-            both sides. `auto` is `scene` where every area has two scenes or more that can be held apart, else `tile`: a
-            model should not miss an area altogether, and with blocks it would see little of a small one.
+            ground, with a gap around them; `tile` single tiles, stratified by area_scene, with neighbours in training.
+            `auto` is `scene` where every area has two scenes or more that do not overlap, else `tile`: a network
+            should not miss an area altogether, and with blocks it would see little of a small one.
         k: number of folds.
         block_m: side of a block, metres on the ground; 8 tiles by default.
-        gap_m: what lies between tiles of different folds at least, metres on the ground (to a hundredth part); one tile
-            by default; with 0 they do not overlap, and may touch.
+        gap_m: least distance between tiles of different folds, metres on the ground (to 1 %); one tile by default;
+            0: they may touch.
 
     Raises:
-        DataError: another way, fewer than two folds, blocks or gaps that make no sense, or `block` without ground.
+        DataError: `by` is unknown, `k` below 2, blocks or gaps are out of range, or `block` lacks georeference.
     """
     check_way(by, k, block_m, gap_m)
     ground = lay_out(index)
-    told: list[str] = []
+    notices: list[str] = []
     if by == "auto":
-        by, told = _choose(index, ground)
+        by, notices = _choose(index, ground)
     if by == "tile":
         folds, more = _by_tile(index, k)
     elif by == "block":
@@ -187,4 +189,4 @@ def assign_folds(
         folds, more = _by_group(index, ground, k, by)
     if by != "tile":
         check_apart(index.assign(fold=folds), ground)
-    return pd.Series(folds, index=index.index, dtype=int), "; ".join([*told, *more])
+    return pd.Series(folds, index=index.index, dtype=int), "; ".join([*notices, *more])

@@ -1,4 +1,4 @@
-"""What would leak from training into a held-out fold: ground that tiles of two folds share."""
+"""Leaks from training into validation: ground that tiles of two folds share."""
 
 from collections import Counter, defaultdict
 
@@ -23,7 +23,7 @@ def numbered(groups: Labels) -> NDArray[np.int64]:
 
 
 def joined(groups: Labels, pairs: Pairs) -> tuple[Labels, list[str]]:
-    """Returns the group of each row where those that share much of their ground are one, and what to tell of them.
+    """Returns the group of each row, where groups that share much of their ground become one, and notices.
 
     Args:
         groups: of each row.
@@ -39,14 +39,14 @@ def joined(groups: Labels, pairs: Pairs) -> tuple[Labels, list[str]]:
             one = union[group] | union[other]
             union |= dict.fromkeys(one, one)
     several = sorted({" + ".join(sorted(one)) for one in union.values() if len(one) > 1})
-    told = [f"held out together, since they overlap: {', '.join(several)}"] if several else []
-    return np.array([min(union[group]) for group in groups.tolist()], str), told
+    notices = [f"held out together, since they overlap: {', '.join(several)}"] if several else []
+    return np.array([min(union[group]) for group in groups.tolist()], str), notices
 
 
 def leaking(index: pd.DataFrame, pairs: Pairs) -> list[int]:
-    """Returns the rows to take out so that no pair is left whole: of a pair the tile with less imagery, then by id.
+    """Returns the rows to take out so that no pair remains: of a pair the tile with less imagery, then by id.
 
-    A tile is taken out where one that comes before it stays and is its pair, and only there: none is lost in vain.
+    A tile is taken out only if a better one of its pairs stays, so that none is lost without need.
     """
     if not len(pairs):
         return []
@@ -65,36 +65,36 @@ def leaking(index: pd.DataFrame, pairs: Pairs) -> list[int]:
 def without_leaks(
     index: pd.DataFrame, folds: NDArray[np.int64], pairs: Pairs, why: str, remedy: str
 ) -> tuple[NDArray[np.int64], list[str]]:
-    """Returns the fold of each row, none for tiles that would leak, and what to tell of them.
+    """Returns the fold of each row, -1 for tiles that would leak, and notices.
 
     Args:
         index: with `tile` and `valid_fraction`.
         folds: of each row.
         pairs: rows that must not stand in different folds.
-        why: they must not.
-        remedy: where many tiles are lost.
+        why: tiles are taken out, for the notice.
+        remedy: what to do where many tiles are lost.
     """
     out = leaking(index, pairs[folds[pairs[:, 0]] != folds[pairs[:, 1]]])
     left = folds.copy()
     left[out] = NO_FOLD
-    told = [f"{len(out)} of {len(index)} tiles belong to no fold, being {why} another fold's"] if out else []
+    notices = [f"{len(out)} of {len(index)} tiles are in no fold: {why}"] if out else []
     if len(out) > MUCH * len(index):
-        told.append(f"that is more than a third: try {remedy}")
+        notices.append(f"that is more than a third: try {remedy}")
     empty = sorted(set(folds.tolist()) - set(left.tolist()))
     if empty:
-        told.append(f"no tile is left in fold {', '.join(map(str, empty))}: try {remedy}, or fewer folds")
-    return left, told
+        notices.append(f"no tile is left in fold {', '.join(map(str, empty))}: try {remedy}, or fewer folds")
+    return left, notices
 
 
 def check_apart(index: pd.DataFrame, ground: Ground | None = None) -> None:
-    """Checks that no two tiles of different folds overlap on the ground; what lies nowhere is passed over.
+    """Checks that no two tiles of different folds overlap on the ground; tiles without georeference are ignored.
 
     Args:
         index: with `tile` and `fold`.
         ground: of its tiles, where it is known already.
 
     Raises:
-        DataError: two do.
+        DataError: two tiles do.
     """
     folds = index["fold"].to_numpy(np.int64)
     pairs = (ground or lay_out(index)).overlapping(folds)

@@ -1,1 +1,1 @@
-"""Where scenes come from: STAC catalogues, folders, stores afar, chips."""
+"""Where images and labels come from: STAC catalogues, folders, tables, web addresses; test chips."""

@@ -70,7 +70,7 @@ class _Coco(BaseModel):
 
 
 @dataclass(frozen=True)
-class Drawing:
+class DrawnMask:
     """The buildings of one chip, in pixels of the upright image.
 
     Args:
@@ -111,7 +111,7 @@ def annotation_tool(file: Path) -> str:
     return "COCO" if b'"images"' in text and any(word in text for word in words) else ""
 
 
-def read_coco(file: Path, where: str = "") -> dict[str, Drawing]:
+def read_coco(file: Path, where: str = "") -> dict[str, DrawnMask]:
     """Returns the drawings of a COCO file by the image's `file_name`; an image without annotations is background.
 
     Args:
@@ -176,7 +176,7 @@ def _choose(file: Path, coco: _Coco, where: str) -> list[_Annotation]:
     return [coco.annotations[at] for (at,) in chosen]
 
 
-def _draw(image: _Image, parts: Sequence[_Annotation]) -> Drawing:
+def _draw(image: _Image, parts: Sequence[_Annotation]) -> DrawnMask:
     """Returns the drawing of an image.
 
     Raises:
@@ -199,7 +199,7 @@ def _draw(image: _Image, parts: Sequence[_Annotation]) -> Drawing:
                 if len(ring) < 6 or len(ring) % 2 or not np.isfinite(ring).all():
                     raise ValueError(f"an outline of {image.file_name!a:.80} is no list of at least three x, y")
                 rings.append(tuple(ring))
-    return Drawing(image.width, image.height, tuple(rings), tuple(runs))
+    return DrawnMask(image.width, image.height, tuple(rings), tuple(runs))
 
 
 def decode_counts(text: str) -> list[int]:

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import NoReturn
 from unicodedata import normalize
 
-from kit.data.sources.coco import CONVERT, Drawing, annotation_tool, image_named, read_coco
+from kit.data.sources.coco import CONVERT, DrawnMask, annotation_tool, image_named, read_coco
 from kit.data.sources.inputs import IMAGE_SUFFIXES, VECTOR_SUFFIXES, Pair, Scene
 from kit.errors import DataError
 
@@ -40,7 +40,7 @@ class _File:
     kind: str
     folders: tuple[str, ...]
     stem: str
-    drawing: Drawing | None = None
+    drawing: DrawnMask | None = None
 
 
 def read_folder(folder: Path, pattern: str, tier: int, where: str = "") -> tuple[list[Scene], list[Pair]]:

@@ -1,8 +1,8 @@
-"""Scenes and pairs: the images with labels that a data set is cut from."""
+"""The images with labels that a data set is cut from: scenes with footprints, pairs of image and mask."""
 
 from dataclasses import dataclass
 
-from kit.data.sources.coco import Drawing
+from kit.data.sources.coco import DrawnMask
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", *TIFF_SUFFIXES, ".webp")
@@ -50,4 +50,21 @@ class Pair:
     name: str
     image: str
     mask: str
-    drawing: Drawing | None = None
+    drawing: DrawnMask | None = None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Images with their labels, and the name of the data set to be made.
+
+    Areas, scenes and names are parts of file names: letters and digits of any script, `.`, `_` and `-`.
+
+    Args:
+        name: default name of the data set.
+        scenes: images with footprints, sorted by area and scene.
+        pairs: ready-made images with masks, sorted by area, scene and name.
+    """
+
+    name: str
+    scenes: tuple[Scene, ...]
+    pairs: tuple[Pair, ...]

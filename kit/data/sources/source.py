@@ -1,12 +1,12 @@
 """What a data set is cut from: a STAC catalogue, a folder, or a table of files."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from unicodedata import normalize
 
 from kit.data.sources.folders import read_folder
-from kit.data.sources.inputs import Pair, Scene
+from kit.data.sources.inputs import Inputs, Pair, Scene
 from kit.data.sources.outside import check_inside
 from kit.data.sources.remote import announce, is_remote, local_path, suffix_of
 from kit.data.sources.stac import read_scenes
@@ -15,26 +15,9 @@ from kit.errors import DataError
 from kit.outputs import as_name
 
 
-@dataclass(frozen=True)
-class Source:
-    """Images with their labels, and the name of the data set to be made.
-
-    Areas, scenes and names are parts of file names: letters and digits of any script, `.`, `_` and `-`.
-
-    Args:
-        name: default name of the data set.
-        scenes: images with footprints, sorted by area and scene.
-        pairs: ready-made images with masks, sorted by area, scene and name.
-    """
-
-    name: str
-    scenes: tuple[Scene, ...]
-    pairs: tuple[Pair, ...]
-
-
 def read_source(
     place: str | Path, pattern: str = "", tier: int = 0, where: str = "", allow_outside: bool = False
-) -> Source:
+) -> Inputs:
     """Returns what `kit prepare` is to cut.
 
     Args:
@@ -73,8 +56,8 @@ def read_source(
     return _named(name, scenes, pairs)
 
 
-def _named(name: str, scenes: Sequence[Scene], pairs: Sequence[Pair]) -> Source:
-    """Returns a source whose areas, scenes and names can be parts of file names.
+def _named(name: str, scenes: Sequence[Scene], pairs: Sequence[Pair]) -> Inputs:
+    """Returns inputs whose areas, scenes and names can be parts of file names.
 
     Raises:
         DataError: two of them would become equal.
@@ -88,7 +71,7 @@ def _named(name: str, scenes: Sequence[Scene], pairs: Sequence[Pair]) -> Source:
     chipped = [
         replace(pair, area=_plain(pair.area), scene=_plain(pair.scene), name=_plain(pair.name)) for pair in pairs
     ]
-    return Source(
+    return Inputs(
         as_name(normalize("NFC", name), "data"),
         tuple(sorted(tidy, key=lambda scene: (scene.area, scene.scene))),
         tuple(sorted(chipped, key=lambda pair: (pair.area, pair.scene, pair.name))),

@@ -12,7 +12,7 @@ from kit.data.folds.assign import assign_folds, fold_numbers
 from kit.errors import DataError
 
 SIZES = st.lists(st.integers(1, 30), min_size=2, max_size=8)
-OLDER = "an older kit cut this data set, so overlaps on the ground were not looked for: cut it again to have it"
+OLDER = "overlaps on the ground were not checked: an older version of kit cut this data set; give kit prepare again"
 FOLDS = st.integers(2, 5)
 
 
@@ -60,7 +60,7 @@ def test_tiles_of_two_folds_do_not_overlap(index: pd.DataFrame, by: str, k: int)
     for row in lost:
         rivals = [i + j - row for i, j in partners if row in (i, j) and folds.iloc[i + j - row] != -1]
         assert any(index["valid_fraction"][rival] >= index["valid_fraction"][row] for rival in rivals)
-    assert (f"{len(lost)} of {len(index)} tiles belong to no fold" in notice) == bool(len(lost))
+    assert (f"{len(lost)} of {len(index)} tiles are in no fold" in notice) == bool(len(lost))
 
 
 @settings(max_examples=60, deadline=None)
@@ -129,7 +129,7 @@ def test_an_edge_that_neighbours_share_goes_to_the_one_with_more_imagery():
     west = scene("kam/w", 10, 10, crs=MERCATOR, valid=(*([1.0] * 9), 0.4))
     east = scene("kam/e", 10, 10, x=9, crs=MERCATOR, valid=(0.6, *([1.0] * 9)))
     folds, notice = assign_folds(city(west, east), "scene", 2)
-    assert notice == "10 of 200 tiles belong to no fold, being on the ground of another fold's"
+    assert notice == "10 of 200 tiles are in no fold: they overlap tiles of another fold"
     assert (folds[:100].to_numpy().reshape(10, 10)[:, 9] == -1).all()
     assert sorted(set(folds[100:]) | set(folds[:99:10])) == [0, 1]
     assert fold_numbers(city(west, east).assign(fold=folds)) == [0, 1]
@@ -160,7 +160,7 @@ def test_a_tile_that_overlaps_several_counts_once():
     """One of five tiles lies on two of the other scene."""
     index = city(scene("kam/large", 6, 5), scene("kam/small", 5, 1, x=-4.5, y=-0.5))
     folds, notice = assign_folds(index, "scene", 2)
-    assert notice == "1 of 35 tiles belong to no fold, being on the ground of another fold's"
+    assert notice == "1 of 35 tiles are in no fold: they overlap tiles of another fold"
     assert folds.iloc[-1] == -1
 
 
@@ -185,7 +185,7 @@ def test_auto_keeps_every_area_in_training():
     folds, notice = assign_folds(lone, "auto", 2)
     pd.testing.assert_series_equal(folds, assign_folds(lone, "tile", 2)[0])
     assert "by tile, since area1, area2 have one scene only: out-of-fold scores will be optimistic" in notice
-    assert "not so with kit folds --by block" in notice
+    assert "kit folds --by block avoids it" in notice
     pairs = make_index([4] * 6)
     folds, notice = assign_folds(pairs, "auto", 2)
     pd.testing.assert_series_equal(folds, assign_folds(pairs, "scene", 2)[0])
@@ -232,16 +232,16 @@ def test_a_tile_without_georeference_is_told():
     index = city(scene("kam/a", 3, 3), scene("kam/b", 3, 3, x=0.5), scene("kam/c", 2, 1))
     index.loc[index["scene"] == "c", ["crs", "left", "bottom", "right", "top"]] = ["", *[np.nan] * 4]
     folds, notice = assign_folds(index, "scene", 2)
-    assert "2 of 20 tiles have no georeference: whether they overlap others was not looked for" in notice
+    assert "2 of 20 tiles have no georeference: overlaps with other tiles were not checked" in notice
     assert folds[0] == folds[9] != folds[18]
-    with pytest.raises(DataError, match="2 of 20 tiles do not tell where they lie, first kam_c_r0_c0"):
+    with pytest.raises(DataError, match="2 of 20 tiles have no georeference, which .* first kam_c_r0_c0"):
         assign_folds(index, "block", 2)
 
 
 def test_blocks_need_the_ground():
-    with pytest.raises(DataError, match="6 of 6 tiles do not tell where they lie, first t0_0") as caught:
+    with pytest.raises(DataError, match="6 of 6 tiles have no georeference, which .* first t0_0") as caught:
         assign_folds(make_index([3, 3]), "block", 2)
-    assert "kit prepare" in caught.value.hint
+    assert "georeferenced images" in caught.value.hint
 
 
 @pytest.mark.parametrize("by", ["scene", "block"])
@@ -252,7 +252,7 @@ def test_folds_are_proven_apart_before_they_are_handed_out(by: str, monkeypatch:
 
 
 def test_bad_requests():
-    with pytest.raises(DataError, match="no way 'scenes'"):
+    with pytest.raises(DataError, match="folds cannot be made by 'scenes'"):
         assign_folds(make_index([3]), "scenes", 2)
     with pytest.raises(DataError, match="1 folds, expected at least 2"):
         assign_folds(make_index([3]), "tile", 1)

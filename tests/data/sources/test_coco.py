@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from kit.data.sources.coco import Drawing, decode_counts, read_coco
+from kit.data.sources.coco import DrawnMask, decode_counts, read_coco
 from kit.data.sources.source import read_source
 from kit.data.tiles.cutting import Style
 from kit.data.tiles.options import PrepareOptions
@@ -76,7 +76,7 @@ def test_compressed_counts_are_read_back(counts: list[int]):
 
 
 def test_outlines_that_cross_themselves_are_filled():
-    bow_tie = Drawing(20, 20, ((0, 0, 20, 20, 20, 0, 0, 20),)).mask()
+    bow_tie = DrawnMask(20, 20, ((0, 0, 20, 20, 20, 0, 0, 20),)).mask()
     assert bow_tie.sum() == pytest.approx(200, abs=20)
 
 
