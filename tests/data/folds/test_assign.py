@@ -234,12 +234,12 @@ def test_a_tile_without_georeference_is_told():
     folds, notice = assign_folds(index, "scene", 2)
     assert "2 of 20 tiles have no georeference: overlaps with other tiles were not checked" in notice
     assert folds[0] == folds[9] != folds[18]
-    with pytest.raises(DataError, match="2 of 20 tiles have no georeference, which .* first kam_c_r0_c0"):
+    with pytest.raises(DataError, match=r"2 of 20 tiles have no georeference, which .* first kam_c_r0_c0"):
         assign_folds(index, "block", 2)
 
 
 def test_blocks_need_the_ground():
-    with pytest.raises(DataError, match="6 of 6 tiles have no georeference, which .* first t0_0") as caught:
+    with pytest.raises(DataError, match=r"6 of 6 tiles have no georeference, which .* first t0_0") as caught:
         assign_folds(make_index([3, 3]), "block", 2)
     assert "georeferenced images" in caught.value.hint
 
