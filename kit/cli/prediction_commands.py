@@ -13,24 +13,34 @@ from kit.paths import Paths
 
 PANEL = "Prediction"  # of `kit --help`
 
+WeightsName = Annotated[str, typer.Option(help="Name, file or address of the weights; the newest by default.")]
+Sha256 = Annotated[str, typer.Option(help="Expected SHA-256 of the weights, 64 hex digits.")]
+Tune = Annotated[bool, typer.Option(help="Measure once which settings predict fastest on this machine.")]
+EngineName = Annotated[str, typer.Option(help="What runs the networks: torch, openvino or openvino-int8.")]
+Adaptive = Annotated[bool, typer.Option("--adaptive", help="Skip passes that hardly change the masks: faster.")]
+Clean = Annotated[
+    bool, typer.Option(help="Use the threshold and clean-up chosen on validation tiles (stored in the card).")
+]
+Threshold = Annotated[
+    float | None, typer.Option(help="Probability above which a pixel is building; 0.5 by default.", min=0, max=1)
+]
+Smallest = Annotated[float | None, typer.Option(help="Drop objects smaller than this, m².", min=0)]
+Holes = Annotated[float | None, typer.Option(help="Fill holes smaller than this, m².", min=0)]
+
 
 @app.command(rich_help_panel=PANEL)
 def submit(
     test: Annotated[
         Path | None, typer.Argument(help="A STAC catalogue or a folder of chips; the sample's by default.")
     ] = None,
-    weights: Annotated[str, typer.Option(help="A name, a file or an address; the newest weights by default.")] = "",
-    sha256: Annotated[str, typer.Option(help="What the weights must have: 64 hex digits.")] = "",
+    weights: WeightsName = "",
+    sha256: Sha256 = "",
     name: Annotated[str, typer.Option(help="Of the submission; <weights>-<test> by default.")] = "",
     device: Device = "",
-    tune: Annotated[
-        bool, typer.Option(help="Measure once how this machine predicts fastest; else as the file was shipped.")
-    ] = True,
-    engine: Annotated[str, typer.Option(help="torch, openvino or openvino-int8.")] = "torch",
+    tune: Tune = True,
+    engine: EngineName = "torch",
     nproc: Annotated[int, typer.Option(help="Processes that share the chips, one a GPU.", min=1)] = 1,
-    adaptive: Annotated[
-        bool, typer.Option("--adaptive", help="End the vote where it is clear: faster, almost the same masks.")
-    ] = False,
+    adaptive: Adaptive = False,
     mosaic: Annotated[
         bool, typer.Option("--mosaic", help="Predict each chip with what lies around it, where kit mosaic finds that.")
     ] = False,
@@ -41,14 +51,10 @@ def submit(
         float | None, typer.Option(help="Metres per pixel of all chips, where known: as --scale.", min=0.001)
     ] = None,
     rle: Annotated[bool, typer.Option("--rle", help="Write rle.csv, run lengths as Kaggle takes them, too.")] = False,
-    clean: Annotated[
-        bool, typer.Option(help="Cut masks as was best out of fold, by the card; else at 0.5, as NAME.pt does.")
-    ] = False,
-    threshold: Annotated[
-        float | None, typer.Option(help="Building is where the probability is above it.", min=0, max=1)
-    ] = None,
-    smallest: Annotated[float | None, typer.Option(help="Remove smaller objects, m2.", min=0)] = None,
-    holes: Annotated[float | None, typer.Option(help="Fill smaller holes, m2.", min=0)] = None,
+    clean: Clean = False,
+    threshold: Threshold = None,
+    smallest: Smallest = None,
+    holes: Holes = None,
     root: Root = HERE,
     debug: Debug = False,
 ) -> None:
@@ -175,26 +181,22 @@ def mosaic(
 @app.command("map", rich_help_panel=PANEL)
 def map_(
     scene: Annotated[str, typer.Argument(help="A GeoTIFF or COG, RGB or RGBA of 8 bits: a path or an address.")],
-    weights: Annotated[str, typer.Option(help="A name, a file or an address; the newest weights by default.")] = "",
-    sha256: Annotated[str, typer.Option(help="What the weights must have: 64 hex digits.")] = "",
+    weights: WeightsName = "",
+    sha256: Sha256 = "",
     out: Annotated[Path | None, typer.Option(help="Folder to write into; ROOT/maps/NAME by default.")] = None,
     name: Annotated[str, typer.Option(help="Name of the files; <weights>-<scene> by default.")] = "",
     format_: Annotated[str, typer.Option("--format", help="Format of the polygons: gpkg or geojson.")] = "gpkg",
     square: Annotated[bool, typer.Option("--square", help="Turn walls to right angles.")] = False,
-    simplify: Annotated[float, typer.Option(help="How far outlines may move, m; 0: two pixels.", min=0)] = 0.0,
-    clean: Annotated[
-        bool,
-        typer.Option("--clean", help="Use the threshold and clean-up chosen on validation tiles (stored in the card)."),
-    ] = False,
-    threshold: Annotated[
-        float | None, typer.Option(help="Probability above which a pixel is building; 0.5 by default.", min=0, max=1)
-    ] = None,
-    smallest: Annotated[float | None, typer.Option(help="Drop smaller objects, m²; 2 by default.", min=0)] = None,
-    holes: Annotated[float | None, typer.Option(help="Fill smaller holes, m²; 2 by default.", min=0)] = None,
+    simplify: Annotated[float, typer.Option(help="How far outlines may move, m; by default two pixels.", min=0)] = 0.0,
+    clean: Clean = False,
+    threshold: Threshold = None,
+    smallest: Smallest = None,
+    holes: Holes = None,
     min_area: Annotated[float | None, typer.Option(help="Old name of --smallest.", min=0, hidden=True)] = None,
     min_hole: Annotated[float | None, typer.Option(help="Old name of --holes.", min=0, hidden=True)] = None,
     gsd: Annotated[
-        float, typer.Option(help="Ground resolution to predict at, m per pixel; 0: that of the training.", min=0)
+        float,
+        typer.Option(help="Ground resolution to predict at, m per pixel; by default the training's.", min=0),
     ] = 0.0,
     grid: Annotated[
         str, typer.Option(help="Grid of the rasters: scene, or training for the resolution predicted at.")
@@ -205,19 +207,16 @@ def map_(
         bool, typer.Option("--allow-outside", help="Let a scene that is a VRT read files outside its folder.")
     ] = False,
     device: Device = "",
-    tune: Annotated[
-        bool, typer.Option(help="Measure once how this machine predicts fastest; else as the file was shipped.")
-    ] = True,
-    engine: Annotated[str, typer.Option(help="torch, openvino or openvino-int8.")] = "torch",
-    adaptive: Annotated[
-        bool, typer.Option("--adaptive", help="End the vote where it is clear: faster, almost the same map.")
-    ] = False,
+    tune: Tune = True,
+    engine: EngineName = "torch",
+    adaptive: Adaptive = False,
     root: Root = HERE,
     debug: Debug = False,
 ) -> None:
     """Map a scene of any size: probability and mask as COGs on its own grid, buildings as polygons, a small picture.
 
-    Rerun to resume. The clean-up and the polygons of a finished map can change without predicting again.
+    Objects and holes below 2 m² are cleaned by default. Rerun to resume. The clean-up and the polygons of a finished
+    map can change without predicting again.
 
     Example: kit map city.tif --weights lite0 --square
     """

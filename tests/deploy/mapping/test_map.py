@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -20,6 +21,7 @@ import rasterio
 import rasterio.shutil
 import shapely
 from affine import Affine
+from archives import doctored
 from deploy_fakes import noise
 from factories import LATITUDE, LONGITUDE, MERCATOR, UTM, at_kampala, write_bands, write_scene
 from map_fakes import band, brightness, faint_at_edges, imagery, map_with, options_of
@@ -33,6 +35,7 @@ from kit.deploy.mapping import map as room
 from kit.deploy.mapping.map import MapOptions, MapSummary, map_scene
 from kit.deploy.mapping.overlay import COLOUR
 from kit.deploy.mapping.windows import as_levels
+from kit.deploy.weights.card import Postprocess
 from kit.deploy.weights.cleaning import clean
 from kit.deploy.weights.load import load_weights
 from kit.errors import KitError, OutputError, RasterError
@@ -606,3 +609,16 @@ def test_the_options_of_kit_submit(cli: Cli, tmp_path: Path, tiny_weights: Expor
     code, _, err = cli("map", scene, "--weights", tiny_weights.path, "--root", tmp_path, "--clean")
     assert code == 1
     assert "has no postprocess in its card" in err
+
+
+def test_the_clean_up_of_the_card(cli: Cli, tmp_path: Path, tiny_weights: Exported):
+    choice = Postprocess(threshold=0.45, smallest_m2=3.0, hole_m2=2.5, score_before=0.78, score_after=0.79)
+    card = replace(tiny_weights.card, postprocess=choice).to_json()
+    weights = doctored(tiny_weights.path, tmp_path / "tidy.pt", "extra/card.json", lambda _: card.encode())
+    scene = write_bands(tmp_path / "town.tif", town(), at_kampala(pixel=0.15))
+    command = ("map", scene, "--weights", weights, "--root", tmp_path, "--no-tune", "--clean", "--holes", 0)
+    code, _, err = cli(*command)
+    assert code == 0, err
+    assert "masks: threshold 0.45, smallest 3 m2, holes 0 m2" in err
+    record = json.loads((tmp_path / "maps/tidy-town/tidy-town.json").read_text())
+    assert record["options"]["cleaning"] == {"threshold": 0.45, "smallest_m2": 3, "holes_m2": 0}
