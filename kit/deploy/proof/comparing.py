@@ -42,7 +42,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ImageResult:
     """A file's result on one image.
 
     Args:
@@ -106,13 +106,13 @@ def candidate_of(module: Any, file: str, pad_multiple: int, device: str = "cpu")
     return Candidate(file, ensemble, core if hasattr(module, "core_0") else None)
 
 
-def compare(candidate: Candidate, answers: Sequence[Answer]) -> list[Comparison]:
+def compare(candidate: Candidate, answers: Sequence[Answer]) -> list[ImageResult]:
     """Returns a file's result on each image that it can run; what goes wrong is the fault of that comparison."""
     possible = [answer for answer in answers if candidate.core or not answer.case.core]
     return [_compared(candidate, answer) for answer in track(possible, f"compare {candidate.file}")]
 
 
-def run_alone(candidate: Candidate) -> tuple[list[Answer], list[Comparison]]:
+def run_alone(candidate: Candidate) -> tuple[list[Answer], list[ImageResult]]:
     """Returns a file's own answers, to compare others with, and its results."""
     answers, rows = [], []
     for case in track([case for case in images.CASES if not case.core], f"run {candidate.file}"):
@@ -122,7 +122,7 @@ def run_alone(candidate: Candidate) -> tuple[list[Answer], list[Comparison]]:
         seconds = time.perf_counter() - start
         answers.append(Answer.of(case, image, probability))
         fault = "" if np.isfinite(probability).all() else f"{candidate.file} gives NaN on {case}"
-        rows.append(Comparison(candidate.file, str(case), answers[-1].building, None, seconds, fault))
+        rows.append(ImageResult(candidate.file, str(case), answers[-1].building, None, seconds, fault))
     return answers, rows
 
 
@@ -131,7 +131,7 @@ def report_of(path: Path) -> Path:
     return path.with_suffix(".parity.json")
 
 
-def report(file: str, file_sha256: str, reference: Reference, tiles: Parity, rows: Iterable[Comparison]) -> str:
+def report(file: str, file_sha256: str, reference: Reference, tiles: Parity, rows: Iterable[ImageResult]) -> str:
     """Returns the measurements of an export as JSON text, for people; `kit verify` reads the reference in the weights.
 
     Args:
@@ -163,7 +163,7 @@ def last_line(cause: Exception) -> str:
     return str(cause).strip().splitlines()[-1]
 
 
-def _compared(candidate: Candidate, answer: Answer) -> Comparison:
+def _compared(candidate: Candidate, answer: Answer) -> ImageResult:
     """Returns a file's result on one image."""
     image, label = answer.image(), str(answer.case)
     start = time.perf_counter()
@@ -172,7 +172,7 @@ def _compared(candidate: Candidate, answer: Answer) -> Comparison:
         fault = "" if parity.holds else f"{candidate.file} differs from its networks on {label} by {parity}"
     except WeightsError as cause:
         parity, fault = None, cause.message
-    return Comparison(candidate.file, label, answer.building, parity, time.perf_counter() - start, fault)
+    return ImageResult(candidate.file, label, answer.building, parity, time.perf_counter() - start, fault)
 
 
 def _run(candidate: Candidate, case: images.Case, image: NDArray[np.uint8]) -> NDArray[np.float32]:

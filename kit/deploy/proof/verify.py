@@ -13,7 +13,7 @@ from kit.deploy.proof import images
 from kit.deploy.proof.comparing import (
     Batch,
     Candidate,
-    Comparison,
+    ImageResult,
     batch_of,
     candidate_of,
     compare,
@@ -73,7 +73,7 @@ class Verified:
     sha256: str
     compared: bool
     checks: tuple[Finding, ...]
-    rows: tuple[Comparison, ...]
+    rows: tuple[ImageResult, ...]
 
     def faults(self) -> list[str]:
         """Returns what is wrong."""
