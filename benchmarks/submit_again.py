@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from kit.deploy.proof.images import Case
-from kit.deploy.weights.card import Bounds, Member
+from kit.deploy.weights.card import Member
 from kit.pipeline.export import ExportRequest, export_ensemble
 
 WAYS = {"submit": (), "submit --mosaic --scale --adaptive": ("--mosaic", "--scale", "--adaptive")}
@@ -77,10 +77,9 @@ def main() -> None:
     with TemporaryDirectory() as temporary:
         folder = options.keep or Path(temporary)
         if not (folder / "weights").is_dir():
-            bounds = Bounds((0, 1), (0.01, 0.01, 0.01), 0.5, 0.5, 0.5)
             records = [Member("tiny", fold, 0, "ab" * 32, 0.5) for fold in range(2)]
             tiles, cases = [np.zeros((40, 48, 3), np.uint8)], [Case(33, 50)]
-            request = ExportRequest("tiny", "tiny", "flips", 0.5, 0.1, tiles, cases, adaptive=bounds)
+            request = ExportRequest("tiny", "tiny", "flips", 0.5, 0.1, tiles, cases)
             export_ensemble(folder / "weights", [Tiny(1), Tiny(2)], records, request)
             draw_chips(folder / "chips", options.chips, options.side)
         start_s = timed(["-c", "import torch"], folder)

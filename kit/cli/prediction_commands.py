@@ -35,22 +35,24 @@ def submit(
     ] = None,
     weights: WeightsName = "",
     sha256: Sha256 = "",
-    name: Annotated[str, typer.Option(help="Of the submission; <weights>-<test> by default.")] = "",
+    name: Annotated[str, typer.Option(help="Name of the submission; <weights>-<test> by default.")] = "",
     device: Device = "",
     tune: Tune = True,
     engine: EngineName = "torch",
     nproc: Annotated[int, typer.Option(help="Processes that share the chips, one a GPU.", min=1)] = 1,
     adaptive: Adaptive = False,
     mosaic: Annotated[
-        bool, typer.Option("--mosaic", help="Predict each chip with what lies around it, where kit mosaic finds that.")
+        bool,
+        typer.Option("--mosaic", help="Predict each chip with a margin of its neighbours, found as by kit mosaic."),
     ] = False,
     scale: Annotated[
-        bool, typer.Option("--scale", help="Predict at the resolution of training; each mosaic's own is estimated.")
+        bool,
+        typer.Option("--scale", help="Resize chips to the resolution of training; each mosaic's own is estimated."),
     ] = False,
     gsd: Annotated[
-        float | None, typer.Option(help="Metres per pixel of all chips, where known: as --scale.", min=0.001)
+        float | None, typer.Option(help="Ground resolution of all chips, m per pixel; excludes --scale.", min=0.001)
     ] = None,
-    rle: Annotated[bool, typer.Option("--rle", help="Write rle.csv, run lengths as Kaggle takes them, too.")] = False,
+    rle: Annotated[bool, typer.Option("--rle", help="Also write rle.csv, run lengths as Kaggle takes them.")] = False,
     clean: Clean = False,
     threshold: Threshold = None,
     smallest: Smallest = None,
@@ -58,7 +60,7 @@ def submit(
     root: Root = HERE,
     debug: Debug = False,
 ) -> None:
-    """Predict test chips and pack the submission. The same command again goes on.
+    """Predict test chips and pack the submission. Rerun to resume.
 
     Weights at an address are fetched into ROOT/weights, and checked.
 
@@ -76,7 +78,7 @@ def submit(
 
     refuse_nproc_in_a_launched_process(nproc)
     if gsd and scale:
-        raise typer.BadParameter("what --scale would estimate is told: leave one out", param_hint="--gsd")
+        raise typer.BadParameter("mutually exclusive with --scale, which estimates it", param_hint="--gsd")
     if nproc > 1 and not launched():
         return launch(nproc, sys.argv[1:])
     paths = Paths(root)
@@ -103,14 +105,17 @@ def submit(
 @app.command(rich_help_panel=PANEL)
 def check_submission(
     submission: Annotated[Path, typer.Argument(metavar="FILE", help="A folder of masks, a .tgz, .zip or rle.csv.")],
-    test: Annotated[Path | None, typer.Option(help="A STAC catalogue or a folder: its chips must be there.")] = None,
-    against: Annotated[Path | None, typer.Option(help="An earlier submission: how far this one differs.")] = None,
-    data: Annotated[str, typer.Option(help="Whose share of building is compared; all data sets by default.")] = "",
+    test: Annotated[
+        Path | None,
+        typer.Option(help="The test set: a STAC catalogue or a folder of chips."),
+    ] = None,
+    against: Annotated[Path | None, typer.Option(help="An earlier submission to compare with.")] = None,
+    data: Annotated[str, typer.Option(help="Data set whose share of building is compared; all by default.")] = "",
     as_json: Json = False,
     root: Root = HERE,
     debug: Debug = False,
 ) -> None:
-    """Look a submission over before it is handed in: names, form, sizes, share of building, empty masks.
+    """Check a submission before it is handed in: names, form, sizes, share of building, empty masks.
 
     Example: kit check-submission submissions/lite0-test.tgz --test test
     """

@@ -70,8 +70,9 @@ def write_data(root: Path, data: str, masks: dict[str, np.ndarray]) -> None:
     for tile, truth in masks.items():
         write_band(root / "data" / data / "masks" / f"{tile}.tif", truth)
         rows.append(
-            {"tile": tile, "area": "kam", "scene": "a", "crs": "", "image": "none.tif", "mask": f"masks/{tile}.tif",
-             "width_px": truth.shape[1], "height_px": truth.shape[0], "gsd_m": GSD_M[data]}
+            {"tile": tile, "area": "kam", "scene": "a", "crs": "", "image": f"{tile}.tif", "mask": f"masks/{tile}.tif",
+             "width_px": truth.shape[1], "height_px": truth.shape[0], "gsd_m": GSD_M[data], "tier": 1, "fold": 0,
+             "valid_fraction": 1.0, "building_fraction": 0.5, "n_footprints": 1}
         )  # fmt: skip
     pd.DataFrame(rows).to_csv(root / "data" / data / "index.csv", index=False)
 
@@ -111,7 +112,7 @@ def test_the_choice_is_the_best_of_all(tmp_path: Path):
     holes = [scored(tiles, Cleaning(chosen.threshold, chosen.smallest_m2, size)) for size in HOLE_M2]
     assert scored(tiles, chosen) == max(holes)
     gain = f"{choice.best.score_before:.4f} -> {choice.best.score_after:.4f}"
-    assert str(choice) == f"{chosen}: {gain} out of fold (kit submit --clean)"
+    assert str(choice) == f"{chosen}: {gain} on validation tiles (kit submit --clean)"
 
 
 def test_a_tile_of_several_runs_is_cut_from_their_mean(tmp_path: Path):
@@ -137,7 +138,7 @@ def test_where_nothing_can_be_gained_nothing_is_done(tmp_path: Path):
     assert choice is not None
     best = choice.best
     assert (best.threshold, best.smallest_m2, best.hole_m2, best.score_before, best.score_after) == (0.5, 0, 0, 1, 1)
-    assert str(choice) == "cleaning masks gains nothing out of fold"
+    assert str(choice) == "clean-up of masks: no gain on validation tiles"
 
 
 def test_tiles_without_buildings(tmp_path: Path):
@@ -173,10 +174,10 @@ def test_tiles_that_are_others_now(tmp_path: Path):
     for masks, message in (
         ({"t": other}, "tile t has another mask now"),
         ({"t": truth[:, :70]}, "tile t has another mask now"),
-        ({"s": truth}, "coarse has no tile t any more"),
+        ({"s": truth}, "coarse has no tile t"),
     ):
         write_data(tmp_path, "coarse", masks)
-        with pytest.raises(RunError, match=f"{message}: it was cut again since the run"):
+        with pytest.raises(RunError, match=f"{message}: it was cut again after the run"):
             choose([folder], Paths(tmp_path))
     write_data(tmp_path, "coarse", {"t": truth})
     (folder / "oof/t.tif").write_bytes(b"no")
@@ -194,7 +195,7 @@ def test_a_run_keeps_its_choice_in_the_card(cli: Cli, workplace: Path):
     assert card.postprocess is not None
     assert card.postprocess.score_before == pytest.approx(card.score, abs=1e-5)  # all tiles were looked at
     assert card.postprocess.score_after >= card.postprocess.score_before
-    assert "out of fold (kit submit --clean)" in err or "gains nothing" in err
+    assert "on validation tiles (kit submit --clean)" in err or "no gain" in err
     beside = json.loads((workplace / "weights/tiny.json").read_text())
     assert beside["postprocess"]["threshold"] == card.postprocess.threshold
     data = next((workplace / "data").glob("*/index.csv"))

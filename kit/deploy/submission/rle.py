@@ -1,4 +1,4 @@
-"""Masks as run lengths, as Kaggle's challenges take them: column by column, counted from 1, `ImageId,EncodedPixels`."""
+"""Masks as run lengths, as Kaggle takes them: column by column, counted from 1, in a CSV `ImageId,EncodedPixels`."""
 
 import csv
 import re
@@ -18,7 +18,7 @@ LARGEST_FIELD = 2**28  # characters of one mask's runs; the csv module's own bou
 
 
 def encode(mask: NDArray[np.uint8]) -> str:
-    """Returns `start length start length ...` of the runs of building; empty where there is none.
+    """Returns `start length start length ...` of the runs of building; empty without building.
 
     Pixels are numbered down the first column, then down the second, from 1 on.
 
@@ -26,7 +26,7 @@ def encode(mask: NDArray[np.uint8]) -> str:
         mask: uint8 (H, W) of 0 and 1.
     """
     flat = np.concatenate([[0], mask.T.ravel() == 1, [0]]).astype(np.int8)
-    edges = np.flatnonzero(np.diff(flat)) + 1  # where a run begins, where it has ended, in turns
+    edges = np.flatnonzero(np.diff(flat)) + 1  # in turns: where a run begins, and the first pixel behind it
     edges[1::2] -= edges[::2]
     return " ".join(map(str, edges.tolist()))
 
@@ -39,12 +39,14 @@ def decode(runs: str, size: tuple[int, int]) -> NDArray[np.uint8]:
         size: height and width, px.
 
     Raises:
-        SubmissionError: they are no numbers in pairs, not in order, overlap, or leave the image.
+        SubmissionError: they are not pairs of numbers, are out of order, overlap, leave the image, or are too many.
     """
     height, width = size
     pixels = height * width
+    if len(runs) > (pixels + 2) * (len(str(pixels)) + 1):  # checked before they take memory
+        raise _wrong(f"{len(runs):,} characters, more than {pixels:,} pixels need")
     if not PLAIN.fullmatch(runs):
-        raise _wrong(f"{runs[:40]!r} is no list of numbers")
+        raise _wrong(f"{runs[:40]!r}, which is not a list of numbers")
     words = runs.split()
     if len(words) % 2:
         raise _wrong(f"{len(words)} numbers, expected pairs of start and length")
@@ -55,10 +57,10 @@ def decode(runs: str, size: tuple[int, int]) -> NDArray[np.uint8]:
     if (ends > pixels).any():
         raise _wrong(f"a run that ends behind the last of {pixels} pixels")
     if (starts[1:] < ends[:-1]).any():
-        raise _wrong("runs that overlap or are not in order")
+        raise _wrong("runs that overlap or are out of order")
     steps = np.zeros(pixels + 1, np.int8)
     steps[starts] += 1
-    steps[ends] -= 1  # in a second step: a run may begin where one ends
+    steps[ends] -= 1  # separately: a run may begin where another ends
     return steps[:-1].cumsum(dtype=np.int8).astype(np.uint8).reshape(width, height).T.copy()
 
 
@@ -67,10 +69,10 @@ def _wrong(what: str) -> SubmissionError:
 
 
 def write_rle(masks: Iterable[tuple[str, NDArray[np.uint8]]], path: Path) -> None:
-    """Writes a row per chip; equal masks give equal bytes.
+    """Writes one row per chip; equal masks give equal bytes.
 
     Args:
-        masks: chips, and their masks, uint8 (H, W) of 0 and 1.
+        masks: id and mask of each chip, uint8 (H, W) of 0 and 1.
         path: appears when it is whole.
     """
     with replacing(path) as temporary, temporary.open("w", newline="") as file:
@@ -80,10 +82,10 @@ def write_rle(masks: Iterable[tuple[str, NDArray[np.uint8]]], path: Path) -> Non
 
 
 def read_rle(path: Path) -> Iterator[tuple[str, str]]:
-    """Yields each chip and its runs, as they stand.
+    """Yields the id and the runs of each chip, in the table's order.
 
     Raises:
-        SubmissionError: it is missing, no such table, or damaged.
+        SubmissionError: the table is missing, has other columns, or is damaged.
     """
     hint = f"expected a CSV with the columns {','.join(HEADER)}"
     csv.field_size_limit(max(csv.field_size_limit(), LARGEST_FIELD))

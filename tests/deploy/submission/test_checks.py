@@ -209,8 +209,9 @@ def test_far_less_building_than_in_training(masks: Path):
 def write_index(root: Path, name: str, tiles: list[tuple[int, float, float]]) -> None:
     """Writes an index of tiles: side, share of imagery, share of building."""
     rows = [
-        {"tile": f"t{i}", "area": "a", "scene": "s", "crs": "", "image": "i", "mask": "m", "width_px": side,
-         "height_px": side, "valid_fraction": valid, "building_fraction": building}
+        {"tile": f"t{i}", "area": "a", "scene": "s", "crs": "", "image": f"i{i}", "mask": "m", "width_px": side,
+         "height_px": side, "gsd_m": 0.1, "tier": 1, "fold": 0, "valid_fraction": valid,
+         "building_fraction": building, "n_footprints": 1}
         for i, (side, valid, building) in enumerate(tiles)
     ]  # fmt: skip
     (root / "data" / name).mkdir(parents=True)

@@ -73,7 +73,7 @@ def test_numbers_are_the_code_s():
     assert f"{postprocess.LARGEST_PX // 1024**2} tiles of 1,024 px" in PAGE
     assert (len(postprocess.SMALLEST_M2), len(postprocess.HOLE_M2)) == (9, 7)
     assert checks.FAR == 3
-    assert str(Cleaning(0.45, 3, 2)) + ": 0.7812 -> 0.7840 out of fold (kit submit --clean)" in PAGE
+    assert str(Cleaning(0.45, 3, 2)) + ": 0.7812 -> 0.7840 on validation tiles (kit submit --clean)" in PAGE
 
 
 def test_the_messages_are_kit_s():
