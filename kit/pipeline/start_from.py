@@ -13,8 +13,7 @@ from kit.training.run_files import BEST
 def start_file(name: str, fold: int | str, paths: Paths) -> Path | None:
     """Returns the safetensors file that training of `fold` begins with; None for an empty name.
 
-    A recipe or exported weights stand for the run of the same fold, which has not seen the tiles that this fold holds
-    out.
+    A recipe or exported weights stand for the run of the same fold: it has not trained on this fold's validation tiles.
 
     Args:
         name: a safetensors file, a run `<recipe>/fold<k>`, a recipe, or exported weights (`.pt`).

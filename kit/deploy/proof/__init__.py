@@ -1,1 +1,1 @@
-"""Whether a frozen file says what its networks said."""
+"""Proof that a frozen file predicts what its networks predict."""

@@ -1,4 +1,4 @@
-"""Proof of a weights file: complete, as its card says, and equal to the trained networks in every format beside it."""
+"""Verifies weights: undamaged, as in the card, and equal to the trained networks, in every format beside the file."""
 
 import json
 from collections.abc import Callable

@@ -1,1 +1,1 @@
-"""What a weights file may hold, judged before it is loaded."""
+"""Checks of weights files before they are loaded."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from kit.errors import WeightsError
 
-HINT = "kit export writes no such file: take it from elsewhere only if you trust who made it"
+HINT = "kit export writes no such file: use it only if you trust its author"
 DAMAGED = "export or fetch it again"
 # what torch.jit.save writes. Not model.json and bytecode.pkl: code of other loaders, which this module does not read
 KNOWN = re.compile(
@@ -97,7 +97,7 @@ def _check_size(path: Path, what: str, entries: list[zipfile.ZipInfo], limit: in
 
 
 def _check_end(path: Path, entries: int) -> None:
-    """Raises WeightsError unless the directory stands where its end says, once, and ends the file."""
+    """Raises WeightsError unless the file has one directory, at its end and where the end record places it."""
     with path.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(max(0, size - END_BYTES - LOCATOR_64_BYTES - END_64_BYTES))

@@ -105,7 +105,7 @@ def _checksums(paths: Iterable[Path]) -> dict[Path, str]:
 
 
 def _listed(weights_dir: Path, row: IndexRow, newest: bool, checksums: dict[Path, str]) -> Listed:
-    """Returns what a row and the card say, and what is wrong with the file."""
+    """Returns the line of weights in the index, with what is wrong with the file."""
     path = weights_dir / f"{row.name}.pt"
     line = Listed(
         row.name, newest, recipe=row.recipe, members=row.members, views=row.views, score=row.score, gsd_m=row.gsd_m,
@@ -124,7 +124,7 @@ def _listed(weights_dir: Path, row: IndexRow, newest: bool, checksums: dict[Path
 
 
 def _unlisted(path: Path, checksum: str) -> Listed:
-    """Returns what the card beside a file says."""
+    """Returns the line of weights that the index does not have."""
     line = _with_card(Listed(path.stem, state="unlisted", file_sha256=checksum, formats=_formats(path)), path)
     return replace(line, problem=line.problem or f"{path} is not listed; to use it: kit submit --weights {path}")
 

@@ -21,7 +21,7 @@ class Weights:
 
     Args:
         module: the TorchScript ensemble, on `device`.
-        card: what the file tells about itself.
+        card: its metadata.
         path: where it was read.
         sha256: of the file, in hex.
         device: as torch names it.

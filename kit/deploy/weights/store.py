@@ -99,7 +99,7 @@ def _read_rows(weights_dir: Path) -> list[IndexRow]:
         if short := [number for number, row in enumerate(rows, 2) if None in map(row.get, INDEX_COLUMNS)]:
             raise ValueError(f"line {short[0]} has too few columns")
         return [_row(row) for row in rows]
-    except (OutputError, ValueError, csv.Error) as cause:
+    except (ValueError, csv.Error) as cause:
         raise WeightsError(f"{index} is unreadable: {cause}", hint) from cause
 
 
@@ -163,7 +163,7 @@ def read_beside(path: Path) -> tuple[Card, str]:
         WeightsError: it is missing, damaged or no card.
     """
     content = read_limited(path, CARD_LIMIT_BYTES, WeightsError, HINT)
-    return Card.from_json(content, str(path)), read_checksum(path)
+    return Card.from_json(content, str(path)), parse_json(content, Sealed, str(path), WeightsError, HINT).file_sha256
 
 
 def read_checksum(path: Path) -> str:
