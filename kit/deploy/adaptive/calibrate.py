@@ -58,11 +58,12 @@ class Calibration:
     images: int
 
     def __str__(self) -> str:
+        images = f"{self.images} image{'s' * (self.images != 1)}"
         if not self.price:
-            return f"adaptive: nothing to gain, all passes are taken (calibrated on {self.images} images)"
+            return f"adaptive: nothing to gain, all passes are taken (calibrated on {images})"
         return (
             f"adaptive: {self.passes:.0%} of the passes, Jaccard within {self.change:.4f} of the full vote's "
-            f"(calibrated on {self.images} images)"
+            f"(calibrated on {images})"
         )
 
     def plan(self, plan: str) -> str:

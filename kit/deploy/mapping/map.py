@@ -274,13 +274,13 @@ def _predicted(weights: Weights, rgba: NDArray[np.uint8]) -> NDArray[np.float32]
 
 
 def _samples(reader: SceneReader, count: int, side_px: int) -> list[NDArray[np.uint8]]:
-    """Returns up to `count` pieces of a scene that are at least half imagery, uint8 (h, w, 4); maybe none."""
+    """Returns up to `count` different pieces of a scene, uint8 (h, w, 4), each at least half imagery; maybe none."""
     samples: list[NDArray[np.uint8]] = []
     height, width = reader.work.height, reader.work.width
     side_y, side_x = min(side_px, height), min(side_px, width)
-    for down, across in product((1, 2, 0, 3), (2, 1, 3, 0)):  # the middle first
-        top = (height - side_y) * down // (SAMPLES - 1)
-        left = (width - side_x) * across // (SAMPLES - 1)
+    tops = dict.fromkeys((height - side_y) * down // (SAMPLES - 1) for down in (1, 2, 0, 3))  # the middle first
+    lefts = dict.fromkeys((width - side_x) * across // (SAMPLES - 1) for across in (2, 1, 3, 0))
+    for top, left in product(tops, lefts):
         rgba = reader.read((top, top + side_y), (left, left + side_x)).rgba
         if has_ground(rgba) and (rgba[..., 3] > 0).mean() >= 0.5:
             samples.append(rgba)

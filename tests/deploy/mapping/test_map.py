@@ -360,6 +360,15 @@ def test_exported_weights(tmp_path: Path, tiny_weights: Exported):
     assert not any(start % 16 for axis in record["prediction"]["windows"] for start in axis["starts"])
 
 
+def test_a_vote_that_ends_early_is_calibrated_on_each_piece_once(
+    tmp_path: Path, tiny_weights: Exported, capsys: pytest.CaptureFixture[str]
+):
+    scene = write_bands(tmp_path / "s.tif", noise(100, 120).transpose(2, 0, 1), at_kampala(pixel=0.15))
+    engine = EngineOptions(tuning=False, adaptive=True)
+    map_scene(str(scene), tiny_weights.path, tmp_path / "o", "m", MapOptions(), engine)
+    assert "calibrated on 1 image)" in capsys.readouterr().err
+
+
 def test_the_weights_resolution_is_the_card_s(tmp_path: Path, tiny_weights: Exported):
     scene = write_bands(tmp_path / "s.tif", noise(200, 260).transpose(2, 0, 1), at_kampala(pixel=0.05))
     assert tiny(scene, tiny_weights, tmp_path / "a").gsd_m == pytest.approx(0.15, rel=0.01)
