@@ -126,13 +126,9 @@ def _read(file: str, layer: str | None, where: str, boxes: list[Bounds]) -> tupl
     """Returns the geometries of the features in any box (all without boxes), class fields, and the CRS in the file."""
 
     def read(columns: list[str] | None) -> tuple[Geometries, Fields, str | None]:
-        parts = [
-            pyogrio.raw.read(
-                gdal_path(file), layer=layer, columns=columns, where=where or None, bbox=box,
-                return_fids=True,
-            )
-            for box in (boxes or [None])
-        ]  # fmt: skip
+        everywhere: list[Bounds | None] = [None]
+        options = {"layer": layer, "columns": columns, "where": where or None, "return_fids": True}
+        parts = [pyogrio.raw.read(gdal_path(file), bbox=box, **options) for box in (boxes or everywhere)]
         meta = parts[0][0]
         _, once = np.unique(np.concatenate([part[1] for part in parts]), return_index=True)  # some lie in two boxes
         wkb = np.concatenate([part[2] for part in parts])[once]
@@ -161,7 +157,7 @@ def _read(file: str, layer: str | None, where: str, boxes: list[Bounds]) -> tupl
 def _unreadable(file: str, where: str, cause: Exception) -> FootprintError:
     if where:
         return FootprintError(
-            f"--where {where!r} cannot be applied to {file}: {cause}",
+            f"{file}: --where {where!r} cannot be applied: {cause}",
             f"expected a condition such as kind = 'building' on its fields {_field_names(file)}",
         )
     return FootprintError(

@@ -170,7 +170,7 @@ def _choose(file: Path, coco: _Coco, where: str) -> list[_Annotation]:
             chosen = table.execute(f"SELECT at FROM annotations WHERE ({where}) ORDER BY at").fetchall()
         except sqlite3.Error as cause:
             raise DataError(
-                f"--where {where!r} cannot be applied to {file}: {cause}",
+                f"{file}: --where {where!r} cannot be applied: {cause}",
                 "expected a condition such as category = 'building' on category, supercategory, iscrowd",
             ) from cause
     return [coco.annotations[at] for (at,) in chosen]

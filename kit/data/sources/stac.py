@@ -94,8 +94,9 @@ def read_catalog(path: str | Path) -> tuple[str, list[Item]]:
         root = _read(href, is_item=False)
     except KitError as cause:
         if isinstance(cause, CatalogError):
+            fault = cause.message.removeprefix(f"{href}: ")
             raise CatalogError(
-                f"{href} is no STAC catalogue: {cause.message}", "expected a JSON file of type Catalog"
+                f"{href} is no STAC catalogue: {fault}", "expected a JSON file of type Catalog"
             ) from cause
         raise CatalogError(f"no STAC catalogue at {path}: {cause.message}", cause.hint) from cause
     items: list[Item] = []

@@ -354,14 +354,14 @@ def test_quoted_names(catalog: Path):
 def test_ids_that_are_no_text(catalog: Path, identity: str, file: str):
     content = json.loads((catalog / file).read_text()) | {"id": json.loads(identity)}
     (catalog / file).write_text(json.dumps(content))
-    with pytest.raises(CatalogError, match=f"{file}: field id: Input should be a valid string"):
+    with pytest.raises(CatalogError, match=f"{file}.*: field id: Input should be a valid string"):
         read_scenes(catalog)
 
 
 @pytest.mark.parametrize("file", ["catalog.json", "kam/a/a.json"])
 def test_json_of_a_hundred_thousand_levels(catalog: Path, file: str):
     (catalog / file).write_text('{"properties": ' + '{"a": ' * 100_000 + "1" + "}" * 100_001)
-    with pytest.raises(CatalogError, match=f"{file}: Invalid JSON: recursion limit exceeded"):
+    with pytest.raises(CatalogError, match=f"{file}.*: Invalid JSON: recursion limit exceeded"):
         read_scenes(catalog)
 
 

@@ -1,5 +1,6 @@
 """Scenes with labels of every kind, cut as a whole."""
 
+import zipfile
 from pathlib import Path
 
 import pandas as pd
@@ -149,3 +150,17 @@ def test_damaged_settings_are_written_again(tmp_path: Path):
         settings.write_bytes(content)
         assert prepare(city, Paths(tmp_path), **NATIVE).kept == 1
         assert settings.read_bytes() == whole
+
+
+def test_scenes_and_labels_in_an_archive(tmp_path: Path):
+    city = write_city(tmp_path / "city", "a")
+    with zipfile.ZipFile(tmp_path / "my city.zip", "w") as archive:
+        for file in city.iterdir():
+            archive.write(file, f"in/{file.name}")
+    inside = f"/vsizip/{tmp_path}/my city.zip/in"
+    (tmp_path / "list.csv").write_text(f"image,labels\n{inside}/a.tif,{inside}/a.geojson\n")
+    made = prepare(tmp_path / "list.csv", Paths(tmp_path), **NATIVE)
+    assert made.scenes[0].counts["used"] == 3
+    assert prepare(tmp_path / "list.csv", Paths(tmp_path), **NATIVE).kept == 1
+    (tmp_path / "my city.zip").touch()
+    assert prepare(tmp_path / "list.csv", Paths(tmp_path), **NATIVE).kept == 0
