@@ -65,18 +65,18 @@ def in_collar(rgb: NDArray[np.uint8], near: NDArray[np.uint8]) -> NDArray[np.boo
     return found
 
 
-def may_have_collar(edges: Iterable[NDArray[np.uint8]], nodata: float | None) -> bool:
+def may_have_collar(edges: Iterable[tuple[NDArray[np.uint8], NDArray[np.bool_]]], nodata: float | None = None) -> bool:
     """Returns whether a collar is worth looking for.
 
     Args:
-        edges: the image's four outermost lines, (3, length) each.
+        edges: the image's four outermost lines, (3, length) each, and what the file takes for imagery, (length,).
         nodata: the file's nodata value.
     """
     white, shortest = 0, math.inf
-    for edge in edges:
-        if _is_colour(edge, IN_BLACK).any():
+    for edge, valid in edges:
+        if (_is_colour(edge, IN_BLACK) & (valid | _declared(nodata, IN_BLACK))).any():
             return True
-        white += int(np.count_nonzero(_is_colour(edge, IN_WHITE)))
+        white += int(np.count_nonzero(_is_colour(edge, IN_WHITE) & (valid | _declared(nodata, IN_WHITE))))
         shortest = min(shortest, edge.shape[1])
     return white > 0 and (_declared(nodata, IN_WHITE) or white > WHITE_REACH / 2 * shortest)
 

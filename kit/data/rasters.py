@@ -7,6 +7,7 @@ Two ways lead in. `open_scene` opens imagery that lies somewhere on earth and is
 import threading
 import warnings
 from dataclasses import dataclass
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +208,8 @@ def read_picture(href: str) -> Picture:
         except RasterioError as cause:
             raise unreadable(href, cause) from cause
         rgb = bands[:3]
-        if may_have_collar((rgb[:, 0], rgb[:, -1], rgb[:, :, 0], rgb[:, :, -1]), source.nodata):
+        lines = np.s_[..., 0, :], np.s_[..., -1, :], np.s_[..., 0], np.s_[..., -1]
+        if may_have_collar([(rgb[line], valid[line]) for line in lines], source.nodata):
             _leave_collar_out(rgb, valid, source.nodata)
         turn = orientation_of(source)
         return Picture(upright(bands, turn), upright(valid, turn), source.crs, source.transform)
@@ -266,7 +268,10 @@ def find_collar(source: DatasetReader) -> Collar | None:
     width, height = source.width, source.height
     edges = (0, 0, width, 1), (0, height - 1, width, 1), (0, 0, 1, height), (width - 1, 0, 1, height)
     try:
-        lines = (source.read((1, 2, 3), window=Window(*edge)).reshape(3, -1) for edge in edges)
+        lines = (
+            (source.read((1, 2, 3), window=window).reshape(3, -1), validity(source, window).ravel())
+            for window in starmap(Window, edges)
+        )
         if not may_have_collar(lines, source.nodata):
             return None
         h, w = _coarse(height, width)

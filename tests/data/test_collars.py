@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from factories import at_kampala, write_bands
 
+from kit.data import rasters
 from kit.data.collars import COARSE_PX
 from kit.data.rasters import find_collar, open_scene, read_picture
 
@@ -102,4 +103,15 @@ def test_scenes_have_the_same_collars(tmp_path: Path):
     rgb[:, 100:] = ground(side, side)[:, 100:]
     rgb[:, :100, 150:] = 99
     with open_scene(str(write_bands(tmp_path / "roof.tif", rgb, at_kampala(pixel=0.1)))) as source:
+        assert find_collar(source) is None
+
+
+def test_black_without_alpha_is_looked_at_no_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What a file marks itself costs no second look: most scenes have black where alpha is 0."""
+    alpha = np.full((1, SIDE, SIDE), 255, np.uint8)
+    alpha[:, COLLARS["a frame"]] = 0
+    path = write_bands(tmp_path / "x.tif", np.concatenate([colours("black", COLLARS["a frame"]), alpha]), alpha=True)
+    monkeypatch.setattr(rasters, "map_collar", None)
+    np.testing.assert_array_equal(~read_picture(str(path)).valid, COLLARS["a frame"])
+    with open_scene(str(path)) as source:
         assert find_collar(source) is None
