@@ -192,7 +192,9 @@ def map_(
     name: Annotated[str, typer.Option(help="Name of the files; <weights>-<scene> by default.")] = "",
     format_: Annotated[str, typer.Option("--format", help="Format of the polygons: gpkg or geojson.")] = "gpkg",
     square: Annotated[bool, typer.Option("--square", help="Turn walls to right angles.")] = False,
-    simplify: Annotated[float, typer.Option(help="How far outlines may move, m; by default two pixels.", min=0)] = 0.0,
+    simplify: Annotated[
+        float | None, typer.Option(help="How far outlines may move, m; two pixels by default.", min=0)
+    ] = None,
     clean: Clean = False,
     threshold: Threshold = None,
     smallest: Smallest = None,
@@ -200,9 +202,9 @@ def map_(
     min_area: Annotated[float | None, typer.Option(help="Old name of --smallest.", min=0, hidden=True)] = None,
     min_hole: Annotated[float | None, typer.Option(help="Old name of --holes.", min=0, hidden=True)] = None,
     gsd: Annotated[
-        float,
-        typer.Option(help="Ground resolution to predict at, m per pixel; by default the training's.", min=0),
-    ] = 0.0,
+        float | None,
+        typer.Option(help="Ground resolution to predict at, m per pixel; that of the training by default.", min=0),
+    ] = None,
     grid: Annotated[
         str, typer.Option(help="Grid of the rasters: scene, or training for the resolution predicted at.")
     ] = "scene",

@@ -58,24 +58,24 @@ class MapOptions:
 
     Args:
         cleaning: threshold, smallest object and smallest hole of the mask; the polygons are traced from it.
-        gsd_m: ground resolution to predict at, metres per pixel; 0 for that of the weights' training.
+        gsd_m: ground resolution to predict at, metres per pixel; None or 0 for that of the weights' training.
         grid: of the rasters: `scene`, or `training` for the resolution predicted at.
         window_px: largest side of a window, px at that resolution.
         overlap_px: least overlap of neighbouring windows.
         format: of the polygons, a key of `FORMATS`.
         square: turns walls to right angles.
-        simplify_m: how far an outline may move, metres; 0 for two pixels.
+        simplify_m: how far an outline may move, metres; None or 0 for two pixels.
         allow_outside: lets a scene that is a VRT read files outside its folder, and addresses.
     """
 
     cleaning: Cleaning = CLEANING
-    gsd_m: float = 0.0
+    gsd_m: float | None = None
     grid: str = "scene"
     window_px: int = 1024
     overlap_px: int = 128
     format: str = "gpkg"
     square: bool = False
-    simplify_m: float = 0.0
+    simplify_m: float | None = None
     allow_outside: bool = False
 
     def check(self) -> None:
@@ -95,7 +95,7 @@ class MapOptions:
             "--smallest": self.cleaning.smallest_m2, "--holes": self.cleaning.holes_m2,
         }  # fmt: skip
         for option, value in lengths.items():
-            if not 0 <= value < float("inf"):
+            if value is not None and not 0 <= value < float("inf"):
                 raise KitError(f"{option} is {value:g}", "expected 0 or more")
 
 

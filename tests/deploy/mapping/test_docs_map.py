@@ -38,7 +38,7 @@ def test_every_option_is_documented_and_no_other():
             assert code.split()[0] in OPTIONS, code
 
 
-def test_files_and_fields_are_as_told(tmp_path: Path, tiny_weights: Exported):
+def test_files_and_fields_are_as_documented(tmp_path: Path, tiny_weights: Exported):
     scene = write_bands(tmp_path / "s.tif", noise(70, 80).transpose(2, 0, 1), at_kampala(pixel=0.15))
     made = set()
     for kind in FORMATS:

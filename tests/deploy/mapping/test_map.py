@@ -294,7 +294,7 @@ def test_other_polygons_take_no_prediction(tmp_path: Path):
 
 
 @pytest.mark.parametrize("size", [3_000, 60_000, 90_000, 130_000])
-def test_a_full_disk_is_told_and_nothing_half_is_left(tmp_path: Path, size: int):
+def test_a_full_disk_is_an_error_and_leaves_nothing_half_written(tmp_path: Path, size: int):
     scene = write_bands(tmp_path / "s.tif", noise(300, 300).transpose(2, 0, 1))
     with small_disk(size), pytest.raises(KitError, match=r"cannot write .*(File too large|m_|strip|m\.gpkg)") as caught:
         map_with(brightness, scene, tmp_path / "cut", smallest_m2=0)
@@ -318,10 +318,10 @@ def test_a_killed_map_goes_on(tmp_path: Path):
         f"map_with(slow, Path({str(scene)!r}), Path({str(tmp_path / 'cut')!r}), threshold=0.3, square=True)\n"
     )
     folder, found = tmp_path / "cut/.m.strips", []
-    for wanted in (3, 8):
+    for strips in (3, 8):
         with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) as process:
             deadline = time.monotonic() + 120
-            while len(list(folder.glob("strip*"))) < wanted and time.monotonic() < deadline:
+            while len(list(folder.glob("strip*"))) < strips and time.monotonic() < deadline:
                 time.sleep(0.01)
             process.kill()
         found.append(len(list(folder.glob("strip*"))))
@@ -419,7 +419,7 @@ def test_the_command(cli: Cli, tmp_path: Path, tiny_weights: Exported):
     assert out.splitlines()[-1] == str(tmp_path / "here/n.geojson")
 
 
-def test_mistakes_are_told(cli: Cli, tmp_path: Path, tiny_weights: Exported):
+def test_mistakes_are_one_clear_error(cli: Cli, tmp_path: Path, tiny_weights: Exported):
     scene = write_bands(tmp_path / "town.tif", town(), at_kampala(pixel=0.15))
     weights = ("--weights", tiny_weights.path)
     grey = write_bands(tmp_path / "grey.tif", town()[:1], photometric="minisblack")
@@ -459,9 +459,9 @@ def test_a_map_in_another_format_removes_its_own_polygons_alone(tmp_path: Path):
     (folder / "other.geojson").write_text("mine")
     for format_, gone in (("gpkg", "geojson"), ("geojson", "gpkg"), ("gpkg", "geojson")):
         map_with(brightness, tmp_path / "scene.tif", folder, format=format_)
-        told = json.loads((folder / "m.json").read_text())["files"]
-        assert told == [f"m.{format_}", "m_mask.tif", "m_overlay.png", "m_probability.tif"]
-        assert all((folder / name).is_file() for name in told)
+        files = json.loads((folder / "m.json").read_text())["files"]
+        assert files == [f"m.{format_}", "m_mask.tif", "m_overlay.png", "m_probability.tif"]
+        assert all((folder / name).is_file() for name in files)
         assert not (folder / f"m.{gone}").exists()
     assert (folder / "other.geojson").read_text() == "mine"
 

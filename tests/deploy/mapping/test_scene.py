@@ -91,18 +91,18 @@ def whole(path: Path, gsd_m: float = 1.0) -> SceneWindow:
 
 @pytest.fixture(params=["alpha", "nodata", "mask", "collar"])
 def scene(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, np.ndarray]:
-    """A scene whose upper left part holds no imagery, told in one of four ways, and where it does."""
+    """A scene whose upper left part holds no imagery, marked in one of four ways, and where it does."""
     valid = np.ones((96, 120), bool)
     valid[:40, :50] = False
-    bands, told = noise(), {}
+    bands, profile = noise(), {}
     if request.param == "alpha":
-        bands, told = np.concatenate([bands, valid[None] * np.uint8(255)]), {"alpha": True}
+        bands, profile = np.concatenate([bands, valid[None] * np.uint8(255)]), {"alpha": True}
     elif request.param == "mask":
-        told = {"mask": valid}
+        profile = {"mask": valid}
     else:
         bands = bands * valid
-        told = {"nodata": 0} if request.param == "nodata" else {}
-    return write_bands(tmp_path / "s.tif", bands, at_kampala(), **told), valid
+        profile = {"nodata": 0} if request.param == "nodata" else {}
+    return write_bands(tmp_path / "s.tif", bands, at_kampala(), **profile), valid
 
 
 def test_pixels_are_those_of_the_scene(scene: tuple[Path, np.ndarray]):
