@@ -4,6 +4,7 @@ import io
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -20,19 +21,52 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 
-Root = Annotated[Path, typer.Option("--root", envvar="KIT_ROOT", help="Folder of data, runs, weights, submissions.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+Root = Annotated[
+    Path, typer.Option("--root", envvar="KIT_ROOT", help="Working folder: data, runs, weights, submissions, maps.")
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1; the best there is by default.")]
-Compiled = Annotated[bool, typer.Option("--compile", help="Run the network through torch.compile: for GPUs.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:1. Default: a GPU if there is one.")]
+Compiled = Annotated[bool, typer.Option("--compile", help="Compile the network with torch.compile (for GPUs).")]
+Data = Annotated[str, typer.Option(help="Data set. Default: the only one.")]
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A name (see kit recipes) or a path.")]
+EncoderWeights = Annotated[Path | None, typer.Option(help="File with the encoder's state dict.")]
+Pretrained = Annotated[bool, typer.Option(help="Start from ImageNet weights.")]
+Views = Annotated[str, typer.Option(help="Flips and turns that are averaged in prediction: none, flips or d4.")]
 HERE = Path()
-INTERRUPTED = 130  # how typer answers Ctrl-C
+INTERRUPTED = 130  # typer's exit code after Ctrl-C
+
+
+def auto_or(kind: type[float], least: float, former: float | None = None) -> Callable[[str], float | None]:
+    """Returns the parser of an option that takes a number or `auto`, which is None.
+
+    Args:
+        kind: int or float.
+        least: the smallest number.
+        former: another spelling of `auto`, accepted from earlier versions.
+    """
+
+    def parse(text: str) -> float | None:
+        if text in ("auto", ""):
+            return None
+        try:
+            number = kind(text)
+        except ValueError:
+            number = float("nan")
+        if number == former:
+            return None
+        if not least <= number < float("inf"):
+            what = "an integer" if kind is int else "a number"
+            raise typer.BadParameter(f"{text!r}: expected auto or {what} of at least {least:g}")
+        return number
+
+    return parse
 
 
 def refuse_nproc_in_a_launched_process(nproc: int) -> None:
-    """Raises a usage error where a launcher has started several processes already, and --nproc asks for more."""
+    """Raises a usage error if --nproc asks for processes where a launcher has already started several."""
     if nproc > 1 and launched() and not launched_by_kit():
-        raise typer.BadParameter("several processes were started already: leave it out", param_hint="--nproc")
+        raise typer.BadParameter("a launcher has already started several processes: leave it out", param_hint="--nproc")
 
 
 def _version(wanted: bool) -> None:
@@ -60,7 +94,7 @@ def _fail(message: str, hint: str) -> None:
 
 
 def main() -> None:
-    """Runs a command: exit 0 done, 1 for what the user can mend, 2 for usage."""
+    """Runs a command; exit code 0: done, 1: an error, 2: wrong usage."""
     debug = "--debug" in sys.argv
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for its version
     ignore_known_warnings()
@@ -77,17 +111,17 @@ def main() -> None:
             sys.exit(code if isinstance(code, int) else 0)
         raise KeyboardInterrupt
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted", "the same command again goes on: from the last checkpoint, and with what is missing")
+        _fail("interrupted", "rerun the same command to resume")
     except KitError as error:
         if debug:
             traceback.print_exc()
         if not (isinstance(error, RankError) and error.shown):
             _fail(error.message, error.hint)
     except Exception as error:
-        if hasattr(error, "show") and hasattr(error, "exit_code"):  # usage, as typer tells it
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # typer's usage error
             error.show()
             sys.exit(error.exit_code)
         if debug:
             traceback.print_exc()
-        _fail(f"{type(error).__name__}: {error}", "this is a fault of kit: run it again with --debug and report it")
+        _fail(f"{type(error).__name__}: {error}", "this is a fault of kit: rerun with --debug and report it")
     sys.exit(1)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from kit.cli.application import HERE, Debug, Json, Root, app
+from kit.cli.application import HERE, Debug, Json, Root, app, auto_or
 from kit.console import result, say, table
 from kit.errors import CutError
 from kit.paths import Paths
@@ -15,13 +15,13 @@ PANEL = "Data"  # of `kit --help`
 
 @app.command(rich_help_panel=PANEL)
 def sample(
-    out: Annotated[Path | None, typer.Option(help="Where to; ROOT/sample by default.")] = None,
-    seed: Annotated[int, typer.Option(help="Another city for another number; the same bytes for the same.")] = 0,
-    scale: Annotated[float, typer.Option(help="Training scenes of so many times the area.", min=1)] = 1,
+    out: Annotated[Path | None, typer.Option(help="Folder to write. Default: ROOT/sample.")] = None,
+    seed: Annotated[int, typer.Option(help="Random seed. The same seed draws the same bytes.")] = 0,
+    scale: Annotated[float, typer.Option(help="Draw training scenes of this many times the area.", min=1)] = 1,
     root: Root = HERE,
     debug: Debug = False,
 ) -> None:
-    """Draw the sample city: scenes with footprints, test chips with their truth aside.
+    """Draw the sample city: scenes with footprints, test chips, and the true masks of the chips.
 
     Example: kit sample --scale 4
     """
@@ -36,37 +36,71 @@ def prepare(
         str,
         typer.Argument(help="A STAC catalogue (folder, file or address), a folder of images with labels, or a CSV."),
     ],
-    name: Annotated[str, typer.Option(help="Of the data set; by default that of the catalogue or the folder.")] = "",
-    grid: Annotated[str, typer.Option(help="z19 (any zoom), 0.1m (any resolution) or native.")] = "z19",
+    name: Annotated[str, typer.Option(help="Name of the data set. Default: that of the catalogue or folder.")] = "",
+    grid: Annotated[
+        str, typer.Option(help="Grid of the tiles: z19 (any zoom), 0.1m (any resolution) or native.")
+    ] = "z19",
     side: Annotated[int, typer.Option(help="Side of a tile, px.", min=32, max=4096)] = 1024,
-    overlap: Annotated[int, typer.Option(help="What neighbouring tiles share, px.", min=0)] = 0,
-    min_valid: Annotated[float, typer.Option(help="Skip tiles with a smaller share of imagery.", min=0, max=1)] = 0.01,
+    overlap: Annotated[int, typer.Option(help="Overlap of neighbouring tiles, px.", min=0)] = 0,
+    min_valid: Annotated[
+        float, typer.Option(help="Skip tiles with a smaller fraction of imagery.", min=0, max=1)
+    ] = 0.01,
     layers: Annotated[
-        bool, typer.Option("--layers", help="Masks of footprint, boundary and contact, for 3-channel recipes.")
+        bool,
+        typer.Option("--layers", help="Write masks of footprint, boundary and contact, for recipes with 3 channels."),
     ] = False,
-    boundary: Annotated[str, typer.Option(help="With --layers: window that makes boundaries, px or m.")] = "5px",
-    contact: Annotated[str, typer.Option(help="With --layers: how near two footprints are in contact.")] = "5m",
-    images: Annotated[str, typer.Option(help="lossless, jpeg, or scene: windows, no pixels are copied.")] = "lossless",
-    by: Annotated[str, typer.Option(help="What is held out together, see kit folds.")] = "auto",
+    boundary: Annotated[str, typer.Option(help="With --layers: width of boundaries, px or m.")] = "5px",
+    contact: Annotated[
+        str, typer.Option(help="With --layers: largest gap between footprints in contact, px or m.")
+    ] = "5m",
+    images: Annotated[
+        str, typer.Option(help="lossless or jpeg; scene: read windows of the scenes, copy no pixels.")
+    ] = "lossless",
+    by: Annotated[str, typer.Option(help="Unit of the folds: see kit folds.")] = "auto",
     k: Annotated[int, typer.Option("-k", help="Number of folds.")] = 5,
-    pattern: Annotated[str, typer.Option(help="Searched in a folder's paths: (?P<area>...) and (?P<scene>...).")] = "",
-    tier: Annotated[int, typer.Option(help="Of the labels: 1 careful, 2 dirty; else as the catalogue's id tells.")] = 0,
-    gsd: Annotated[float, typer.Option(help="Metres per pixel of images without a georeference.")] = 0.0,
-    where: Annotated[str, typer.Option(help="Use the labels that fit an SQL condition: \"kind = 'building'\".")] = "",
+    pattern: Annotated[
+        str, typer.Option(help="Regular expression for a folder's paths, with (?P<area>...) and (?P<scene>...).")
+    ] = "",
+    tier: Annotated[
+        int | None,
+        typer.Option(
+            parser=auto_or(int, 1, 0),
+            metavar="auto|NUMBER",
+            show_default="auto",
+            help="Quality of the labels: 1 careful, 2 rough. auto: read from the catalogue's id.",
+        ),
+    ] = None,
+    gsd: Annotated[
+        float | None,
+        typer.Option(
+            parser=auto_or(float, 0.001, 0),
+            metavar="NUMBER",
+            help="Ground resolution of images without a georeference, m per pixel.",
+        ),
+    ] = None,
+    where: Annotated[str, typer.Option(help="SQL condition that labels must meet: \"kind = 'building'\".")] = "",
     building_value: Annotated[
         list[str] | None,
-        typer.Option(help="Class or colour of buildings in ready-made masks: 2 or 255,0,0; repeatable."),
+        typer.Option(help="Class or colour of buildings in ready-made masks: 2 or 255,0,0. Repeatable."),
     ] = None,
     allow_outside: Annotated[
         bool, typer.Option("--allow-outside", help="Accept scenes such as VRTs that read files outside their folder.")
     ] = False,
-    scene: Annotated[list[str] | None, typer.Option(help="Cut AREA/SCENE again, and no other; repeatable.")] = None,
-    workers: Annotated[int, typer.Option(help="Processes; by default one a core.", min=0)] = 0,
+    scene: Annotated[list[str] | None, typer.Option(help="Cut only the scene AREA/SCENE, again. Repeatable.")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            parser=auto_or(int, 1, 0),
+            metavar="auto|NUMBER",
+            show_default="auto",
+            help="Processes. auto: one per CPU core.",
+        ),
+    ] = None,
     as_json: Json = False,
     root: Root = HERE,
     debug: Debug = False,
 ) -> None:
-    """Cut scenes into tiles: images, masks, index, folds, contact sheets. Stopped, it goes on where it was.
+    """Cut scenes into tiles: images, masks, index, folds, contact sheets. Rerun to resume.
 
     Example: kit prepare train_tier_1 --name tier1
     """
@@ -78,35 +112,35 @@ def prepare(
     paths = Paths(root)
     style = Style(grid, side, overlap, min_valid, layers, boundary, contact, images)
     options = PrepareOptions(
-        name, by, k, pattern, where, allow_outside, tier, gsd, parse_values(building_value or ()), tuple(scene or ()),
-        workers, style,
+        name, by, k, pattern, where, allow_outside, tier or 0, gsd or 0.0, parse_values(building_value or ()),
+        tuple(scene or ()), workers or 0, style,
     )  # fmt: skip
     try:
-        made = prepare_tiles(source, paths, options)
+        prepared = prepare_tiles(source, paths, options)
     except CutError as error:
         if error.made:
             show_prepared(error.made, as_json)
         raise
-    show_prepared(made, as_json)
+    show_prepared(prepared, as_json)
     if not as_json:
-        result(str(paths.data(made.name)))
+        result(str(paths.data(prepared.name)))
 
 
 @app.command(rich_help_panel=PANEL)
 def folds(
     name: Annotated[str, typer.Argument(help="The data set.")],
-    by: Annotated[str, typer.Option(help="scene, area, block, tile (the seed's: it leaks), auto.")] = "scene",
+    by: Annotated[
+        str, typer.Option(help="Unit that is held out together: scene, area, block, auto, or tile (which leaks).")
+    ] = "scene",
     k: Annotated[int, typer.Option("-k", help="Number of folds.")] = 5,
-    block_m: Annotated[float | None, typer.Option(help="Side of a block, metres; 8 tiles by default.")] = None,
-    gap_m: Annotated[
-        float | None, typer.Option(help="Between blocks of two folds, metres; one tile by default.")
-    ] = None,
+    block_m: Annotated[float | None, typer.Option(help="Side of a block, m. Default: 8 tiles.")] = None,
+    gap_m: Annotated[float | None, typer.Option(help="Gap between blocks of two folds, m. Default: one tile.")] = None,
     root: Root = HERE,
     debug: Debug = False,
 ) -> None:
-    """Make the folds of a data set again, without cutting.
+    """Assign folds to the tiles of a data set again, without cutting.
 
-    Tiles of two folds never overlap on the ground, except --by tile: those that would are listed as of no fold (none).
+    Tiles of two folds never overlap on the ground, except with --by tile; tiles that would are in no fold ("none").
 
     Example: kit folds tier1 --by block -k 5
     """

@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
-from kit.cli.application import HERE, Debug, Device, Json, Root, app, refuse_nproc_in_a_launched_process
+from kit.cli.application import HERE, Debug, Device, Json, Root, app, auto_or, refuse_nproc_in_a_launched_process
 from kit.console import result, say, table
 from kit.outputs import as_name, check_name
 from kit.paths import Paths
 
 PANEL = "Prediction"  # of `kit --help`
 
-WeightsName = Annotated[str, typer.Option(help="Name, file or address of the weights; the newest by default.")]
+WeightsName = Annotated[str, typer.Option(help="Name, file or address of the weights. Default: the newest.")]
 Sha256 = Annotated[str, typer.Option(help="Expected SHA-256 of the weights, 64 hex digits.")]
 Tune = Annotated[bool, typer.Option(help="Measure once which settings predict fastest on this machine.")]
 EngineName = Annotated[str, typer.Option(help="What runs the networks: torch, openvino or openvino-int8.")]
@@ -22,7 +22,7 @@ Clean = Annotated[
     bool, typer.Option(help="Use the threshold and clean-up chosen on validation tiles (stored in the card).")
 ]
 Threshold = Annotated[
-    float | None, typer.Option(help="Probability above which a pixel is building; 0.5 by default.", min=0, max=1)
+    float | None, typer.Option(help="Probability above which a pixel is building. Default: 0.5.", min=0, max=1)
 ]
 Smallest = Annotated[float | None, typer.Option(help="Drop objects smaller than this, m².", min=0)]
 Holes = Annotated[float | None, typer.Option(help="Fill holes smaller than this, m².", min=0)]
@@ -31,15 +31,15 @@ Holes = Annotated[float | None, typer.Option(help="Fill holes smaller than this,
 @app.command(rich_help_panel=PANEL)
 def submit(
     test: Annotated[
-        Path | None, typer.Argument(help="A STAC catalogue or a folder of chips; the sample's by default.")
+        Path | None, typer.Argument(help="A STAC catalogue or a folder of chips. Default: the sample's.")
     ] = None,
     weights: WeightsName = "",
     sha256: Sha256 = "",
-    name: Annotated[str, typer.Option(help="Name of the submission; <weights>-<test> by default.")] = "",
+    name: Annotated[str, typer.Option(help="Name of the submission. Default: <weights>-<test>.")] = "",
     device: Device = "",
     tune: Tune = True,
     engine: EngineName = "torch",
-    nproc: Annotated[int, typer.Option(help="Processes that share the chips, one a GPU.", min=1)] = 1,
+    nproc: Annotated[int, typer.Option(help="Processes that share the chips, one per GPU.", min=1)] = 1,
     adaptive: Adaptive = False,
     mosaic: Annotated[
         bool,
@@ -110,7 +110,7 @@ def check_submission(
         typer.Option(help="The test set: a STAC catalogue or a folder of chips."),
     ] = None,
     against: Annotated[Path | None, typer.Option(help="An earlier submission to compare with.")] = None,
-    data: Annotated[str, typer.Option(help="Data set whose share of building is compared; all by default.")] = "",
+    data: Annotated[str, typer.Option(help="Data set whose share of building is compared. Default: all.")] = "",
     as_json: Json = False,
     root: Root = HERE,
     debug: Debug = False,
@@ -161,8 +161,16 @@ def score(
 @app.command(rich_help_panel=PANEL)
 def mosaic(
     test: Annotated[Path, typer.Argument(help="A STAC catalogue or a folder of chips.")],
-    out: Annotated[Path | None, typer.Option(help="Where to; ROOT/mosaics/<name of test> by default.")] = None,
-    workers: Annotated[int, typer.Option(help="Processes that read; by default one a core.", min=0)] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder to write. Default: ROOT/mosaics/<name of test>.")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            parser=auto_or(int, 1, 0),
+            metavar="auto|NUMBER",
+            show_default="auto",
+            help="Processes that read chips. auto: one per CPU core.",
+        ),
+    ] = None,
     as_json: Json = False,
     root: Root = HERE,
     debug: Debug = False,
@@ -175,7 +183,7 @@ def mosaic(
 
     where = test.parent if test.suffix == ".json" else test
     folder = out or Paths(root).mosaics(as_name(where.resolve().name, "test"))
-    found = write_mosaics(test, folder, workers)
+    found = write_mosaics(test, folder, workers or 0)
     if as_json:
         result(to_json(found))
     else:
@@ -188,12 +196,18 @@ def map_(
     scene: Annotated[str, typer.Argument(help="A GeoTIFF or COG, RGB or RGBA of 8 bits: a path or an address.")],
     weights: WeightsName = "",
     sha256: Sha256 = "",
-    out: Annotated[Path | None, typer.Option(help="Folder to write into; ROOT/maps/NAME by default.")] = None,
-    name: Annotated[str, typer.Option(help="Name of the files; <weights>-<scene> by default.")] = "",
+    out: Annotated[Path | None, typer.Option(help="Folder to write. Default: ROOT/maps/NAME.")] = None,
+    name: Annotated[str, typer.Option(help="Name of the files. Default: <weights>-<scene>.")] = "",
     format_: Annotated[str, typer.Option("--format", help="Format of the polygons: gpkg or geojson.")] = "gpkg",
     square: Annotated[bool, typer.Option("--square", help="Turn walls to right angles.")] = False,
     simplify: Annotated[
-        float | None, typer.Option(help="How far outlines may move, m; two pixels by default.", min=0)
+        float | None,
+        typer.Option(
+            parser=auto_or(float, 0, 0),
+            metavar="auto|NUMBER",
+            show_default="auto",
+            help="How far outlines may move, m. auto: two pixels.",
+        ),
     ] = None,
     clean: Clean = False,
     threshold: Threshold = None,
@@ -203,7 +217,12 @@ def map_(
     min_hole: Annotated[float | None, typer.Option(help="Old name of --holes.", min=0, hidden=True)] = None,
     gsd: Annotated[
         float | None,
-        typer.Option(help="Ground resolution to predict at, m per pixel; that of the training by default.", min=0),
+        typer.Option(
+            parser=auto_or(float, 0.001, 0),
+            metavar="auto|NUMBER",
+            show_default="auto",
+            help="Ground resolution to predict at, m per pixel. auto: that of training.",
+        ),
     ] = None,
     grid: Annotated[
         str, typer.Option(help="Grid of the rasters: scene, or training for the resolution predicted at.")
@@ -245,8 +264,8 @@ def map_(
         cleaning = chosen_cleaning(read_card(chosen), chosen.name, clean, threshold, smallest, holes, CLEANING)
     say(f"masks: {cleaning}")
     options = MapOptions(
-        cleaning=cleaning, gsd_m=gsd, grid=grid, window_px=window, overlap_px=overlap, format=format_, square=square,
-        simplify_m=simplify, allow_outside=allow_outside,
+        cleaning=cleaning, gsd_m=gsd, grid=grid, window_px=window, overlap_px=overlap, format=format_,
+        square=square, simplify_m=simplify, allow_outside=allow_outside,
     )  # fmt: skip
     engine_options = EngineOptions(str(pick_device(device)), check_engine(engine), tune, adaptive)
     summary = map_scene(scene, chosen, out or paths.map(files), files, options, engine_options)

@@ -6,7 +6,21 @@ from typing import Annotated
 
 import typer
 
-from kit.cli.application import HERE, Compiled, Debug, Device, Json, Root, app
+from kit.cli.application import (
+    HERE,
+    Compiled,
+    Data,
+    Debug,
+    Device,
+    EncoderWeights,
+    Json,
+    Pretrained,
+    RecipeName,
+    Root,
+    Views,
+    app,
+    auto_or,
+)
 from kit.console import result, say, table
 from kit.paths import Paths
 
@@ -15,7 +29,7 @@ PANEL = "Training"  # of `kit --help`
 
 @app.command(rich_help_panel=PANEL)
 def recipes(as_json: Json = False, root: Root = HERE, debug: Debug = False) -> None:
-    """List the recipes: encoder, parameters, cost of one 512 x 512 image.
+    """List the recipes: encoder, parameters, cost of one 512 x 512 image, purpose.
 
     Example: kit recipes
     """
@@ -35,80 +49,90 @@ def recipes(as_json: Json = False, root: Root = HERE, debug: Debug = False) -> N
 
 @app.command(rich_help_panel=PANEL)
 def check(
-    recipe: Annotated[str, typer.Argument(help="A name (see kit recipes) or a path.")],
-    data: Annotated[str, typer.Option(help="The data set; the only one by default, else some is drawn.")] = "",
+    recipe: RecipeName,
+    data: Annotated[str, typer.Option(help="Data set. Default: the only one, or a sample.")] = "",
     device: Device = "",
     compiled: Compiled = False,
-    tiny: Annotated[bool, typer.Option("--tiny", help="Tiny crops: seconds, and no estimates.")] = False,
+    tiny: Annotated[bool, typer.Option("--tiny", help="Use tiny crops: takes seconds, gives no estimates.")] = False,
     root: Root = HERE,
     debug: Debug = False,
 ) -> None:
-    """Try a recipe out: shapes, cost, memory, time per epoch and fold, one export, a sheet of its crops.
+    """Try a recipe: shapes, cost, memory, time per epoch and fold, one export, a sheet of its crops.
 
     Example: kit check efficientnet_b4
     """
     from kit.pipeline.check import check as check_recipe
 
     checked = check_recipe(recipe, Paths(root), data, device, compiled, tiny)
-    table(("of the recipe", recipe), checked.rows)
+    table(("property", recipe), checked.rows)
     result(str(checked.sheet))
 
 
 @app.command(rich_help_panel=PANEL)
 def lr_find(
-    recipe: Annotated[str, typer.Argument(help="A name (see kit recipes) or a path.")],
-    data: Annotated[str, typer.Option(help="The data set; the only one by default.")] = "",
+    recipe: RecipeName,
+    data: Data = "",
     fold: Annotated[int, typer.Option(help="The fold to hold out.")] = 0,
     device: Device = "",
-    encoder_weights: Annotated[Path | None, typer.Option(help="State dict of the encoder.")] = None,
-    pretrained: Annotated[bool, typer.Option(help="Start from ImageNet weights.")] = True,
-    steps: Annotated[int, typer.Option(help="Of the training in which the rate rises.", min=20)] = 100,
+    encoder_weights: EncoderWeights = None,
+    pretrained: Pretrained = True,
+    steps: Annotated[int, typer.Option(help="Training steps over which the rate rises.", min=20)] = 100,
     root: Root = HERE,
     debug: Debug = False,
 ) -> None:
-    """Find a rate for a recipe: a short training in which it rises, drawn, with two suggestions.
+    """Find a learning rate for a recipe: train briefly while the rate rises, draw the loss, suggest two rates.
 
     Example: kit lr-find lite0 --data tier1
     """
     from kit.models.pretrained import Source
     from kit.pipeline.lr_find import lr_find as find_rate
 
-    found = find_rate(recipe, Paths(root), data, fold, device, Source(pretrained, encoder_weights), steps)
-    table(("suggestion", "rate"), [(name, f"{rate:.1e}") for name, rate in found.rates.items()])
-    result(str(found.picture))
+    search = find_rate(recipe, Paths(root), data, fold, device, Source(pretrained, encoder_weights), steps)
+    table(("suggestion", "rate"), [(name, f"{rate:.1e}") for name, rate in search.rates.items()])
+    result(str(search.picture))
 
 
 @app.command(rich_help_panel=PANEL)
 def run(
-    recipe: Annotated[str, typer.Argument(help="A name (see kit recipes) or a path.")],
-    data: Annotated[str, typer.Option(help="The data set; the only one by default.")] = "",
+    recipe: RecipeName,
+    data: Data = "",
     fold: Annotated[str, typer.Option(help="Folds to hold out: 0 or 0,2 or all.")] = "all",
-    all_: Annotated[bool, typer.Option("--all", help="Hold nothing out: one model on every fold.")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="Hold nothing out: train one network on every fold.")] = False,
     minutes: Annotated[float, typer.Option(help="Train each fold for this wall time, with validation.", min=0)] = 0.0,
     epochs: Annotated[int, typer.Option(help="Train this many epochs instead of the recipe's.", min=0)] = 0,
     steps: Annotated[int, typer.Option(help="Train this many steps per fold, over all epochs.", min=0)] = 0,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
-    views: Annotated[str, typer.Option(help="Of the export: none, flips or d4.")] = "flips",
+    views: Views = "flips",
     device: Device = "",
-    encoder_weights: Annotated[Path | None, typer.Option(help="State dict of the encoder.")] = None,
-    pretrained: Annotated[bool, typer.Option(help="Start from ImageNet weights.")] = True,
+    encoder_weights: EncoderWeights = None,
+    pretrained: Pretrained = True,
     teacher: Annotated[
         Path | None, typer.Option(help="Weights file that the recipe learns from (distillation).")
     ] = None,
     start_from: Annotated[
-        str, typer.Option(help="Begin with trained weights: exported ones, a recipe, <recipe>/fold<k> or safetensors.")
+        str, typer.Option(help="Start from trained weights: an export, a recipe, <recipe>/fold<k> or safetensors.")
     ] = "",
-    nproc: Annotated[int, typer.Option(help="Processes that train a fold together, one a GPU.", min=1)] = 1,
-    parallel_folds: Annotated[int, typer.Option(help="Folds side by side, on GPUs of their own.", min=1)] = 1,
-    workers: Annotated[int, typer.Option(help="Processes that augment; -1 chooses for the machine.", min=-1)] = -1,
+    nproc: Annotated[int, typer.Option(help="Processes that train a fold together, one per GPU.", min=1)] = 1,
+    parallel_folds: Annotated[int, typer.Option(help="Folds trained at once, each on its own GPUs.", min=1)] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            parser=auto_or(int, 0, -1),
+            metavar="auto|NUMBER",
+            show_default="auto",
+            help="Processes that augment crops; 0: none. auto: by CPU cores and device.",
+        ),
+    ] = None,
     checkpoint_minutes: Annotated[
-        float, typer.Option(help="Between checkpoints within an epoch; 0 for none.", min=0)
+        float, typer.Option(help="Minutes between checkpoints within an epoch; 0: none.", min=0)
     ] = 10.0,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Log for TensorBoard, too.")] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also log for TensorBoard.")] = False,
     compiled: Compiled = False,
-    export: Annotated[bool, typer.Option(help="Freeze the ensemble in the end.")] = True,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on although recipe or settings have changed.")] = False,
-    restart: Annotated[bool, typer.Option("--restart", help="Forget earlier runs of these folds.")] = False,
+    export: Annotated[bool, typer.Option(help="Export the trained networks as weights at the end.")] = True,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Resume although the recipe or settings have changed.")
+    ] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Delete earlier runs of these folds.")] = False,
     root: Root = HERE,
     debug: Debug = False,
 ) -> None:
@@ -129,23 +153,24 @@ def run(
     if minutes and steps:
         raise typer.BadParameter("mutually exclusive with --steps", param_hint="--minutes")
     if launched() and not launched_by_kit() and (nproc > 1 or parallel_folds > 1):
-        raise typer.BadParameter("several processes were started already: leave it out", param_hint="--nproc")
+        raise typer.BadParameter("a launcher has already started several processes: leave it out", param_hint="--nproc")
     setup = Setup(
         LengthOptions(minutes, epochs, steps), Source(pretrained, encoder_weights), compiled,
         checkpoint_minutes=checkpoint_minutes, tensorboard=tensorboard, resume=resume, restart=restart,
     )  # fmt: skip
     options = RunOptions(
-        data=data, folds=_folds(fold, all_), seed=seed, device=device, workers=workers, setup=setup, teacher=teacher,
+        data=data, folds=_folds(fold, all_), seed=seed, device=device,
+        workers=-1 if workers is None else workers, setup=setup, teacher=teacher,
         start_from=start_from, views=views, export=export,
     )  # fmt: skip
     if parallel_folds > 1 and not launched():
-        made = run_side_by_side(recipe, Paths(root), options, sys.argv[1:], parallel_folds, nproc)
+        exported = run_side_by_side(recipe, Paths(root), options, sys.argv[1:], parallel_folds, nproc)
     elif nproc > 1 and not launched():
         return launch(nproc, sys.argv[1:])
     else:
-        made = run_recipe(recipe, Paths(root), options)
-    if made:
-        result(str(made.path))
+        exported = run_recipe(recipe, Paths(root), options)
+    if exported:
+        result(str(exported.path))
     return None
 
 
@@ -157,14 +182,14 @@ def _folds(text: str, all_: bool) -> tuple[int | str, ...]:
     try:
         return tuple(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is no list of folds, for example 0 or 0,2", param_hint="--fold") from None
+        raise typer.BadParameter(f"{text!r}: expected folds such as 0 or 0,2, or all", param_hint="--fold") from None
 
 
 @app.command(rich_help_panel=PANEL)
 def runs(as_json: Json = False, root: Root = HERE, debug: Debug = False) -> None:
-    """List the runs: state, Jaccard out of fold, best epoch, minutes; a recipe's finished folds pooled.
+    """List the runs: state, Jaccard of held-out tiles, best epoch, minutes; and each recipe's finished folds pooled.
 
-    An unfinished run shows the best score that its log has so far.
+    An unfinished run shows the best score in its log.
 
     Example: kit runs
     """
@@ -187,15 +212,15 @@ def runs(as_json: Json = False, root: Root = HERE, debug: Debug = False) -> None
 
 @app.command(rich_help_panel=PANEL)
 def compare(
-    first: Annotated[str, typer.Argument(help="<recipe>/fold<k>, or a recipe: its finished folds together.")],
-    second: Annotated[str, typer.Argument(help="Likewise; differences are this one minus the first.")],
+    first: Annotated[str, typer.Argument(help="<recipe>/fold<k>, or a recipe for its finished folds together.")],
+    second: Annotated[str, typer.Argument(help="Likewise. Differences are second minus first.")],
     as_json: Json = False,
     root: Root = HERE,
     debug: Debug = False,
 ) -> None:
     """Compare two runs on the tiles that both held out: Jaccard per scene and pooled, with 95 % intervals.
 
-    The intervals come from resampling tiles; tiles of a scene are neighbours, so they are optimistic.
+    The intervals are bootstrapped over tiles; neighbouring tiles are alike, so they are optimistic.
 
     Example: kit compare lite0 mobilenetv4/fold0
     """

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from kit.cli.application import HERE, Debug, Device, Json, Root, app
+from kit.cli.application import HERE, Debug, Device, Json, Root, Views, app
 from kit.console import result, say, table
 from kit.paths import Paths
 
@@ -13,11 +13,12 @@ PANEL = "Weights"  # of `kit --help`
 
 @app.command(rich_help_panel=PANEL)
 def export(
-    runs: Annotated[list[str], typer.Argument(help="<recipe>/fold<k>, of any recipes.")],
-    name: Annotated[str, typer.Option(help="Of the weights.")],
-    views: Annotated[str, typer.Option(help="none, flips or d4.")] = "flips",
+    runs: Annotated[list[str], typer.Argument(help="Runs <recipe>/fold<k>, of one or several recipes.")],
+    name: Annotated[str, typer.Option(help="Name of the weights.")],
+    views: Views = "flips",
     formats: Annotated[
-        str, typer.Option("--format", help="pt2 and onnx beside the TorchScript file, with commas; minutes each.")
+        str,
+        typer.Option("--format", help="Further formats beside TorchScript: pt2, onnx or pt2,onnx. Each takes minutes."),
     ] = "torchscript",
     adaptive: Annotated[
         bool, typer.Option("--adaptive", hidden=True, help="Not needed: kit submit --adaptive calibrates itself.")
@@ -38,9 +39,9 @@ def export(
 
 @app.command(rich_help_panel=PANEL)
 def weights(as_json: Json = False, root: Root = HERE, debug: Debug = False) -> None:
-    """List the weights: views, score out of fold, parity with the networks they were frozen from, formats, checksum.
+    """List the weights: views, validation score, parity with the trained networks, formats, checksum.
 
-    Each file is held against the checksum it is listed with.
+    Each file is compared with its listed checksum.
 
     Example: kit weights
     """
@@ -63,15 +64,15 @@ def weights(as_json: Json = False, root: Root = HERE, debug: Debug = False) -> N
 
 @app.command(rich_help_panel=PANEL)
 def verify(
-    weights: Annotated[str, typer.Argument(help="NAME.pt, or the name of one in ROOT/weights.")],
+    weights: Annotated[str, typer.Argument(help="NAME.pt, or a name in ROOT/weights.")],
     device: Device = "",
     as_json: Json = False,
     root: Root = HERE,
     debug: Debug = False,
 ) -> None:
-    """Prove weights: card, checksum, and that every format gives what the trained networks gave, at many sizes.
+    """Verify weights: card, checksum, and that every format predicts what the trained networks did, at many sizes.
 
-    What the networks gave lies inside NAME.pt: that one file is enough, on any machine.
+    The networks' predictions are stored in NAME.pt: that file is enough, on any machine.
 
     Example: kit verify lite0
     """
@@ -84,10 +85,10 @@ def verify(
     if as_json:
         result(verified.to_json())
     else:
-        table(("check", "found"), [(check.name, check.fault or check.result) for check in verified.checks])
+        table(("check", "result"), [(check.name, check.fault or check.result) for check in verified.checks])
         table(COLUMNS, [row.cells() for row in verified.rows])
     verified.require()
     if not verified.compared:
-        say(f"{verified.path.name} holds nothing of its networks to be compared with: export the runs again")
+        say(f"{verified.path.name} holds no predictions of its networks to compare with: export the runs again")
     if not as_json:
         result(f"verified {verified.path.name}")

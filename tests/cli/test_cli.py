@@ -180,3 +180,34 @@ def test_a_killed_submission_goes_on(cli: Cli, workplace: Path, tmp_path: Path):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("tiny-chips.tgz")
     assert {name: (folder / name).stat().st_mtime_ns for name in finished} == finished
+
+
+@pytest.mark.parametrize("option", [("--workers", "-3"), ("--workers", "1.5"), ("--gsd", "nan"), ("--tier", "one")])
+def test_numbers_that_kit_may_choose_are_checked(cli: Cli, option: tuple[str, str]):
+    code, _, err = cli("prepare", "nowhere", *option)
+    assert code == 2
+    assert "expected auto or" in err
+
+
+@pytest.mark.parametrize(
+    "option", ["--workers=auto", "--workers=0", "--gsd=auto", "--gsd=0", "--tier=0", "--workers=2"]
+)
+def test_auto_and_its_former_spellings_are_taken(cli: Cli, tmp_path: Path, option: str):
+    assert "no STAC catalogue" in failed(cli, "prepare", tmp_path / "nowhere", option, "--root", tmp_path)
+
+
+def test_help_groups_the_commands_by_stage(cli: Cli):
+    out = cli("--help")[1]
+    stages = ("Data", "Training", "Weights", "Prediction")
+    assert sorted(stages, key=lambda stage: out.index(f"─ {stage} ─")) == list(stages)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_starts_with_a_verb(command: str):
+    import typer.main
+
+    from kit.cli import app
+
+    first = typer.main.get_command(app).commands[command].help.split()[0]  # type: ignore[attr-defined]
+    verbs = "Assign Check Compare Cut Draw Find Freeze List Map Predict Score Train Try Verify"
+    assert first in verbs.split()

@@ -47,7 +47,7 @@ def test_more_processes_inside_a_launcher_are_a_usage_error(
     code, out, err = cli("run", "tiny", "--root", workplace, *option)
     assert (code, out) == (2, "")
     assert "--nproc" in err
-    assert "several processes were started already: leave it out" in " ".join(err.replace("│", " ").split())
+    assert "a launcher has already started several processes: leave it out" in " ".join(err.replace("│", " ").split())
     assert not (workplace / "runs").exists()
 
 

@@ -157,7 +157,7 @@ def test_when_a_rank_dies_all_end(workplace: Path, how: str, message: str):
     assert time.monotonic() - begun < 60
     assert done.returncode == 1
     assert message in done.stderr
-    assert "the same command again" in done.stderr or "--debug" in done.stderr
+    assert "rerun the same command" in done.stderr or "--debug" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stderr.count("error:") <= 2  # the one that died, and the one that waited for it
     file.unlink()
