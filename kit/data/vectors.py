@@ -31,6 +31,9 @@ CLASS_FIELDS = ("category", "class", "class_name", "classname", "fclass", "featu
 MOST_CLASSES = 50  # a field of more values holds names or numbers
 SHOWN = 5  # values of a field, in a notice
 
+# what pyogrio raises for damaged files: the last two where there is no layer, and where the CRS is no text
+DAMAGED = (shapely.errors.ShapelyError, RuntimeError, ValueError, IndexError, UnboundLocalError)
+
 Geometries = NDArray[np.object_]
 Fields = dict[str, NDArray[np.object_]]
 
@@ -76,7 +79,7 @@ def read_labels(file: str, crs: str, where: str = "", outline: shapely.Polygon |
             f"footprints {file} and their scene cannot be projected onto each other: {cause}",
             "one of them has no real coordinate system: assign it with ogr2ogr -a_srs EPSG:... or gdal_edit.py -a_srs",
         ) from cause
-    except (RuntimeError, ValueError, shapely.errors.ShapelyError) as cause:  # pyogrio raises the first two
+    except DAMAGED as cause:
         raise _unreadable(file, where, cause) from cause
 
 
@@ -160,15 +163,16 @@ def _unreadable(file: str, where: str, cause: Exception) -> FootprintError:
             f"{file}: --where {where!r} cannot be applied: {cause}",
             f"expected a condition such as kind = 'building' on its fields {_field_names(file)}",
         )
+    reason = "it holds no layer" if isinstance(cause, IndexError) else cause
     return FootprintError(
-        f"footprints {file} cannot be read: {cause}", f"expected polygons in {', '.join(VECTOR_SUFFIXES)}"
+        f"footprints {file} cannot be read: {reason}", f"expected polygons in {', '.join(VECTOR_SUFFIXES)}"
     )
 
 
 def _field_names(file: str) -> str:
     try:
         return ", ".join(pyogrio.read_info(gdal_path(file), layer=_layer(file))["fields"])
-    except (RuntimeError, ValueError):
+    except DAMAGED:
         return "(not readable)"
 
 

@@ -215,3 +215,22 @@ def test_a_geojson_of_one_feature_or_geometry(tmp_path: Path):
     for content in (square, {"type": "Feature", "properties": None, "geometry": square}):
         (tmp_path / "a.geojson").write_text(json.dumps(content))
         assert len(read_footprints((str(tmp_path / "a.geojson"),), "EPSG:4326").polygons) == 1
+
+
+@pytest.mark.parametrize("name", ["a.geojson", "a.gpkg", "a.fgb", "a.shp", "a.dbf", "a.prj"])
+def test_no_damaged_file_is_a_fault_of_kit(tmp_path: Path, name: str):
+    suffix = Path(name).suffix
+    files = write(tmp_path / ("a.shp" if suffix in (".dbf", ".prj") else name), SQUARES, kind=["a", "b", "c"])
+    random = np.random.default_rng(0)
+    whole = (tmp_path / name).read_bytes()
+    refused = 0
+    for _ in range(40):
+        content = bytearray(whole)
+        at = int(random.integers(len(whole)))
+        content[at : at + int(random.integers(5))] = random.bytes(int(random.integers(5)))
+        (tmp_path / name).write_bytes(content if random.random() < 0.7 else content[:at])
+        try:
+            read_footprints(files, "EPSG:3857", outline=shapely.box(0, 0, 1e6, 1e6))
+        except FootprintError:
+            refused += 1
+    assert refused
