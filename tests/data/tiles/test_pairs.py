@@ -6,8 +6,7 @@ import rasterio
 from factories import at_kampala, prepare, write_bands
 
 from kit.data.dataset import read_tile
-from kit.data.sources.inputs import Pair
-from kit.data.sources.source import Source
+from kit.data.sources.inputs import Inputs, Pair
 from kit.data.tiles import prepare as preparing
 from kit.data.tiles.prepare import Prepared
 from kit.errors import CutError, DataError
@@ -46,7 +45,7 @@ def put_pair(pairs: list[Pair], folder: Path, name: str, rgb: np.ndarray, mask: 
 
 
 def take(pairs: list[Pair], folder: Path, monkeypatch: pytest.MonkeyPatch, **options: object) -> Prepared:
-    source = Source("kaggle", (), tuple(sorted(pairs, key=lambda pair: (pair.scene, pair.name))))
+    source = Inputs("kaggle", (), tuple(sorted(pairs, key=lambda pair: (pair.scene, pair.name))))
     monkeypatch.setattr(preparing, "read_source", lambda *_: source)
     return prepare("anything", Paths(folder), **{"by": "tile", "k": 2} | options)
 
