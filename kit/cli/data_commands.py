@@ -9,6 +9,7 @@ from kit.cli.application import HERE, Debug, Json, Root, app, auto_or
 from kit.console import result, say, table
 from kit.errors import CutError
 from kit.paths import Paths
+from kit.system.files import check_writable
 
 PANEL = "Data"  # of `kit --help`
 
@@ -25,9 +26,12 @@ def sample(
 
     Example: kit sample --scale 4
     """
+    folder = out or Paths(root).sample
+    check_writable(folder)
+
     from kit.sample.sample import draw_sample
 
-    result(str(draw_sample(out or Paths(root).sample, seed, scale)))
+    result(str(draw_sample(folder, seed, scale)))
 
 
 @app.command(rich_help_panel=PANEL)
@@ -144,6 +148,8 @@ def folds(
 
     Example: kit folds tier1 --by block -k 5
     """
+    check_writable(Paths(root).data(name))
+
     from kit.data.folds.assign import fold_numbers
     from kit.data.folds.leaks import NO_FOLD
     from kit.data.index import refold

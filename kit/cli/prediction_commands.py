@@ -10,6 +10,7 @@ from kit.cli.application import HERE, Debug, Device, Json, Root, app, auto_or, r
 from kit.console import result, say, table
 from kit.outputs import as_name, check_name
 from kit.paths import Paths
+from kit.system.files import check_writable
 
 PANEL = "Prediction"  # of `kit --help`
 
@@ -183,11 +184,12 @@ def mosaic(
 
     where = test.parent if test.suffix == ".json" else test
     folder = out or Paths(root).mosaics(as_name(where.resolve().name, "test"))
-    found = write_mosaics(test, folder, workers or 0)
+    check_writable(folder)
+    mosaics = write_mosaics(test, folder, workers or 0)
     if as_json:
-        result(to_json(found))
+        result(to_json(mosaics))
     else:
-        table(COLUMNS, as_rows(found))
+        table(COLUMNS, as_rows(mosaics))
         result(str(folder))
 
 

@@ -23,6 +23,7 @@ from kit.cli.application import (
 )
 from kit.console import result, say, table
 from kit.paths import Paths
+from kit.system.files import check_writable
 
 PANEL = "Training"  # of `kit --help`
 
@@ -61,6 +62,8 @@ def check(
 
     Example: kit check efficientnet_b4
     """
+    _check_runs_writable(recipe, root)
+
     from kit.pipeline.check import check as check_recipe
 
     checked = check_recipe(recipe, Paths(root), data, device, compiled, tiny)
@@ -84,6 +87,8 @@ def lr_find(
 
     Example: kit lr-find lite0 --data tier1
     """
+    _check_runs_writable(recipe, root)
+
     from kit.models.pretrained import Source
     from kit.pipeline.lr_find import lr_find as find_rate
 
@@ -140,6 +145,8 @@ def run(
 
     Example: kit run lite0 --data tier1 --fold 0,1 --minutes 12
     """
+    _check_runs_writable(recipe, root)
+
     from kit.models.pretrained import Source
     from kit.pipeline.run import RunOptions, run_side_by_side
     from kit.pipeline.run import run as run_recipe
@@ -172,6 +179,10 @@ def run(
     if exported:
         result(str(exported.path))
     return None
+
+
+def _check_runs_writable(recipe: str, root: Path) -> None:
+    check_writable(Paths(root).check_sheet(Path(recipe).stem).parent)
 
 
 def _folds(text: str, all_: bool) -> tuple[int | str, ...]:

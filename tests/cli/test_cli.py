@@ -211,3 +211,26 @@ def test_help_starts_with_a_verb(command: str):
     first = typer.main.get_command(app).commands[command].help.split()[0]  # type: ignore[attr-defined]
     verbs = "Assign Check Compare Cut Draw Find Freeze List Map Predict Score Train Try Verify"
     assert first in verbs.split()
+
+
+@pytest.mark.parametrize(
+    "arguments", [("sample",), ("folds", "city"), ("check", "lite0"), ("lr-find", "lite0"), ("run", "lite0"),
+                  ("mosaic", "chips"), ("prepare", "city")],
+    ids=lambda arguments: arguments[0],
+)  # fmt: skip
+@pytest.mark.parametrize("obstacle", ["file", "link"])
+def test_a_root_that_cannot_be_written_is_one_error(
+    cli: Cli, tmp_path: Path, arguments: tuple[str, ...], obstacle: str
+):
+    root = tmp_path / "root"
+    (tmp_path / "chips").mkdir()
+    if obstacle == "link":
+        root.symlink_to(tmp_path / "gone")
+    else:
+        root.touch()
+    write_catalog(tmp_path / "city", {"kam": {"a": {}}})
+    command, *rest = arguments
+    given = [tmp_path / text if (tmp_path / text).is_dir() else text for text in rest] if command != "folds" else rest
+    err = failed(cli, command, *given, "--root", root)
+    assert f"cannot write {root}/" in err
+    assert "is a link to nothing" in err or "is a file, expected a folder" in err
