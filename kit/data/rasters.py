@@ -28,7 +28,7 @@ from rasterio.windows import Window
 from kit.data.collars import COARSE_PX, Collar, in_collar, map_collar, may_have_collar
 from kit.data.grids import corners
 from kit.data.orientation import TURNED, orientation_of, upright
-from kit.data.sources.remote import GDAL_WEB, gdal_path, is_remote, local_path
+from kit.data.sources.remote import GDAL_WEB, gdal_path, is_remote, local_path, suffix_of
 from kit.errors import RasterError
 
 ALPHA = 4  # the band, also where the file does not call it so
@@ -82,7 +82,8 @@ def open_scene(href: str) -> DatasetReader:
     Raises:
         RasterError: it cannot be read, is not uint8 RGB or RGBA, has no place on earth, or is stored in huge blocks.
     """
-    source = _open(href)
+    plain = is_remote(href) and suffix_of(href) != ".vrt"  # `check_inside` has not looked into it
+    source = _open(href, PICTURE_DRIVERS if plain else None)
     _check_bands(source, href)
     if source.crs is None:
         points, _ = source.gcps

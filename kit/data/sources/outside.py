@@ -9,7 +9,7 @@ from os.path import normpath
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from kit.data.sources.remote import is_remote, local_path
+from kit.data.sources.remote import is_remote, local_path, suffix_of
 from kit.errors import DataError
 from kit.system.files import read_limited
 
@@ -22,12 +22,17 @@ HINT = "copy its pixels: gdal_translate or ogr2ogr; or trust it with --allow-out
 
 
 def check_inside(href: str, depth: int = 0) -> None:
-    """Checks that a local image or label file names no file outside its own folder.
+    """Checks that an image or label file names no file outside its own folder.
+
+    Of what lies at an address only the suffix is looked at: `kit.data.rasters.open_scene` opens no VRT of another name.
 
     Raises:
-        DataError: it does, or it is a text file of another kind that names sources (WMS, OGR VRT, GDALG).
+        DataError: it does, it is a VRT at an address, or a text file of another kind that names sources (WMS, OGR VRT,
+            GDALG).
     """
     if is_remote(href):
+        if suffix_of(href) == ".vrt":
+            raise DataError(f"{href} is a VRT, which may read any file of this machine", HINT)
         return
     path = local_path(href)
     with path.open("rb") as file:

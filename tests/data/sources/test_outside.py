@@ -2,10 +2,13 @@ import os
 from pathlib import Path
 
 import pytest
+from factories import write_scene
+from web import Web
 
+from kit.data.rasters import open_scene
 from kit.data.sources.outside import check_inside
 from kit.data.sources.source import read_source
-from kit.errors import DataError
+from kit.errors import DataError, RasterError
 
 
 def vrt(file: Path, *sources: str, tag: str = "SourceFilename", relative: int = 1) -> Path:
@@ -70,3 +73,15 @@ def test_scenes_and_labels_are_checked_unless_allowed(tmp_path: Path):
     with pytest.raises(DataError, match=r"a\.tif is a VRT that reads '/etc/passwd'"):
         read_source(tmp_path)
     assert len(read_source(tmp_path, allow_outside=True).scenes) == 1
+
+
+def test_vrts_at_addresses(web: Web):
+    """Whatever they are called: one may name files of this machine."""
+    write_scene(web.folder / "here.tif")
+    vrt(web.folder / "a.tif", str(web.folder / "here.tif"), relative=0)
+    check_inside(f"{web.url}/here.tif")
+    with pytest.raises(DataError, match=r"is a VRT, which may read any file of this machine"):
+        check_inside(f"{web.url}/a.vrt?key=1")
+    with pytest.raises(RasterError, match=r"cannot read .*a\.tif"):
+        open_scene(f"{web.url}/a.tif")
+    open_scene(f"{web.url}/here.tif").close()
