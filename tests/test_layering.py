@@ -25,8 +25,6 @@ SUBROOMS = {
     "data": ["sources", "folds", "", "tiles"],
     "deploy": ["", "trust", "weights", "freeze", "proof", "engine", "adaptive", "mosaics", "submission", "mapping"],
 }
-# imports against the order that are still to go: (file, module)
-KNOWN = {}
 BASE = {"errors", "outputs", "paths", "console"}
 FILES = sorted(file for file in ROOT.rglob("*.py") if file.parent != ROOT / "recipes")
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.py"))
@@ -74,7 +72,7 @@ def test_a_room_imports_only_from_rooms_above_it(file: Path):
     room = room_of(".".join(["kit", *file.relative_to(ROOT).with_suffix("").parts]))
     allowed = ROOMS[room] | {room}
     for module in imports_of(file):
-        if module.split(".")[0] == "kit" and (str(file.relative_to(ROOT)), module) not in KNOWN:
+        if module.split(".")[0] == "kit":
             assert room_of(module) in allowed, f"{room} imports {module}"
         assert not f"{module}.".startswith(("recipes.", "kit.recipes.")), "kit never imports a recipe by name"
 
@@ -91,14 +89,9 @@ def test_rooms_within_a_room_keep_their_order(room: str):
         for module in imports_of(file):
             later = module.startswith(f"kit.{room}.") and order.index(subroom_of(module)) > place
             package = (ROOT.parent.joinpath(*module.split(".")) / "__init__.py").is_file()
-            if later and not package and (name, module) not in KNOWN:
+            if later and not package:
                 breaches.append(f"{name} imports {module}")
     assert not breaches
-
-
-def test_known_breaches_are_still_there():
-    """One that is gone leaves the list."""
-    assert not [(name, module) for name, module in sorted(KNOWN) if module not in imports_of(ROOT / name)]
 
 
 def importers(package: str) -> set[str]:
