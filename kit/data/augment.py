@@ -1,4 +1,4 @@
-"""Augmentations that albumentations has, too, made faster."""
+"""Faster versions of two of albumentations' transforms, with the same results."""
 
 from typing import Any
 

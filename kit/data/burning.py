@@ -1,4 +1,4 @@
-"""Footprints drawn as masks: the building, its boundary, and where two are in contact."""
+"""Draws footprints as masks: buildings, their boundaries, and the ground between close neighbours (contact)."""
 
 import math
 import re
@@ -24,7 +24,7 @@ BOUNDARY_PX, CONTACT_M = 5, 5.0
 
 @dataclass(frozen=True)
 class Width:
-    """A width that is the same in pixels, or the same on the ground.
+    """A width in pixels or in metres on the ground.
 
     Args:
         value: above 0.
@@ -51,12 +51,12 @@ def read_width(text: str) -> Width:
     """Returns the width of a text such as `5px` or `0.4m`.
 
     Raises:
-        DataError: it is none.
+        DataError: the text is not a width.
     """
-    found = re.fullmatch(r"(\d+\.?\d*|\.\d+)(px|m)", text)
-    if not found or not float(found[1]):
-        raise DataError(f"no width {text!r}", "expected pixels or metres, such as 5px or 0.4m")
-    return Width(float(found[1]), found[2])
+    match = re.fullmatch(r"(\d+\.?\d*|\.\d+)(px|m)", text)
+    if not match or not float(match[1]):
+        raise DataError(f"{text!r} is not a width", "expected pixels or metres, such as 5px or 0.4m")
+    return Width(float(match[1]), match[2])
 
 
 def draw_mask(

@@ -57,12 +57,12 @@ def in_collar(rgb: NDArray[np.uint8], near: NDArray[np.uint8]) -> NDArray[np.boo
         rgb: (3, H, W).
         near: (H, W), a collar's map at that size.
     """
-    found = np.zeros(near.shape, bool)
+    pixels = np.zeros(near.shape, bool)
     for kind in (IN_BLACK, IN_WHITE):
         here = near == kind
         if here.any():
-            found |= here & _is_colour(rgb, kind)
-    return found
+            pixels |= here & _is_colour(rgb, kind)
+    return pixels
 
 
 def may_have_collar(edges: Iterable[tuple[NDArray[np.uint8], NDArray[np.bool_]]], nodata: float | None = None) -> bool:

@@ -1,4 +1,4 @@
-"""Tiles to batches: a fold, its crops and its fastai DataLoaders."""
+"""Loads a fold's tiles in batches: random augmented crops for training, whole tiles for validation."""
 
 import random
 from dataclasses import dataclass, field
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from kit.data.folds.assign import fold_numbers
 from kit.data.masks import IGNORE, LAYERS
+from kit.data.rasters import without_notice
 from kit.errors import DataError
 from kit.system.cpu import default_workers
 
@@ -31,13 +32,13 @@ Key = tuple[int, int]  # place in the epoch's draw, row of the index
 
 @dataclass(frozen=True)
 class Fold:
-    """What one model trains on: the rows of the index on either side of the split.
+    """The rows of the index that one model trains on, and those it is validated on.
 
     Args:
         number: the fold held out, or `all` for none.
         train: index rows to train on.
         valid: index rows held out; empty for `all`.
-        seed: of every random choice.
+        seed: random seed.
         device: where batches go.
         workers: loader processes; -1 chooses for the machine.
     """
@@ -73,10 +74,10 @@ def read_tile(image: str, mask: str, layers: bool = False) -> tuple[NDArray[np.u
     """Returns a tile's image (H, W, 3) and mask (H, W), both uint8; with layers, the mask is (H, W, 3).
 
     Raises:
-        DataError: one of them cannot be read, or the mask has no layers where they are wanted.
+        DataError: one of them cannot be read, or the mask has no layers although they are requested.
     """
     try:
-        with rasterio.open(image) as source, rasterio.open(mask) as truth:
+        with without_notice, rasterio.open(image) as source, rasterio.open(mask) as truth:
             if layers and truth.count != len(LAYERS):
                 raise DataError(
                     f"{mask} has {truth.count} band, expected {len(LAYERS)}: {', '.join(LAYERS)}",
@@ -114,7 +115,7 @@ class TileDataset:
         layers: masks of `LAYERS`, from a data set prepared with them.
 
     Raises:
-        DataError: the data set has no layers where they are wanted.
+        DataError: the data set has no layers although they are requested.
 
     Shape:
         image (3, H, W) uint8, 0 to 255; mask (H, W) uint8: 0, 1, 255 = ignored. With layers, the mask is (3, H, W).
@@ -136,7 +137,7 @@ class TileDataset:
             {} if size <= MEMORY_BYTES else None
         )
         if layers and self.files:
-            self.read(0)  # a data set without layers is told here, and not by a loader's worker
+            self.read(0)  # a data set without layers fails here, not in a loader's worker
 
     def __len__(self) -> int:
         return len(self.files)
@@ -163,7 +164,7 @@ class TileDataset:
     def _augmented(
         self, image: NDArray[np.uint8], mask: NDArray[np.uint8], place: int
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Returns image and mask, augmented: drawn again, a few times at most, where nearly all is no data."""
+        """Returns image and mask, augmented. A crop of nearly no imagery is drawn again, a few times at most."""
         assert self.halves is not None
         numbers = np.random.default_rng([self.seed, self.epoch, place])
         more = random.Random(int(numbers.integers(2**63)))  # some transforms draw from Python's generator
@@ -171,11 +172,11 @@ class TileDataset:
             part.set_random_state(numbers, more)
         geometry, colour = self.halves
         for _ in range(TRIES):
-            made = geometry(image=image, mask=mask)
-            if np.count_nonzero(made["mask"] != IGNORE) >= MIN_KNOWN * made["mask"].size:
+            crop = geometry(image=image, mask=mask)
+            if np.count_nonzero(crop["mask"] != IGNORE) >= MIN_KNOWN * crop["mask"].size:
                 break
-        made = colour(**made)
-        return made["image"], made["mask"]
+        crop = colour(**crop)
+        return crop["image"], crop["mask"]
 
 
 def _halves(transform: A.Compose) -> tuple[A.Compose, A.Compose]:
@@ -199,7 +200,7 @@ def dataloaders(
         layers: masks of footprint, boundary and contact, (3, H, W), as `kit prepare --layers` draws them.
 
     Raises:
-        DataError: the data set has no layers where they are wanted.
+        DataError: the data set has no layers although they are requested.
     """
     workers = default_workers(fold.device) if fold.workers < 0 else fold.workers
     train = TileDataset(fold.train, transform, fold.seed, layers)

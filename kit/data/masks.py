@@ -1,4 +1,4 @@
-"""What a mask's values and bands mean, and how a predicted mask compares with the truth."""
+"""The values and bands of a mask, and the counts that compare a prediction with the truth."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ LAYERS = ("footprint", "boundary", "contact")  # bands of a mask with layers; wi
 
 @dataclass(frozen=True)
 class Counts:
-    """Pixels of building found (tp), invented (fp) and missed (fn)."""
+    """Building pixels that were predicted rightly (tp), wrongly (fp), and missed (fn)."""
 
     tp: int = 0
     fp: int = 0
@@ -21,20 +21,21 @@ class Counts:
 
     @property
     def jaccard(self) -> float:
-        """tp / (tp + fp + fn), 0 to 1; 1 where there is nothing to find and nothing was found."""
+        """tp / (tp + fp + fn), 0 to 1; 1 where neither truth nor prediction has a building."""
         union = self.tp + self.fp + self.fn
         return self.tp / union if union else 1.0
 
 
-def count(found: Any, truth: Any) -> Counts:
+def count(predicted: Any, truth: Any) -> Counts:
     """Returns the counts of one prediction.
 
     Args:
-        found: array or tensor of bool, any shape: where a building was predicted.
+        predicted: array or tensor of bool, any shape: building or not.
         truth: array or tensor of integers, same shape: 0, 1, 255 = does not count.
     """
     known, building = truth != IGNORE, truth == BUILDING
-    return Counts(int((found & building).sum()), int((found & known & ~building).sum()), int((~found & building).sum()))
+    tp, fp, fn = predicted & building, predicted & known & ~building, ~predicted & building
+    return Counts(int(tp.sum()), int(fp.sum()), int(fn.sum()))
 
 
 def pool(counts: Iterable[Counts]) -> Counts:

@@ -244,7 +244,8 @@ def _leave_collar_out(rgb: NDArray[np.uint8], valid: NDArray[np.bool_], nodata: 
         at = rows.astype(int)[:, None], columns.astype(int)
         near = map_collar(rgb[:, *at], valid[at], nodata)
     if near is not None:
-        valid &= ~in_collar(rgb, cv2.resize(near, (width, height), interpolation=cv2.INTER_NEAREST))
+        full = np.asarray(cv2.resize(near, (width, height), interpolation=cv2.INTER_NEAREST), np.uint8)
+        valid &= ~in_collar(rgb, full)
 
 
 def image_size(href: str | Path) -> tuple[int, int]:

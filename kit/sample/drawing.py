@@ -86,10 +86,10 @@ def draw_at(rng: np.random.Generator, look: Look, height: int, width: int, gsd_m
     how = cv2.INTER_AREA if gsd_m > GSD_M else cv2.INTER_LINEAR
     image = np.asarray(cv2.resize(drawing.image, (width, height), interpolation=how), np.uint8)
     roof = cv2.resize((drawing.truth == 1).astype(np.float32), (width, height), interpolation=how)
-    seen = cv2.resize((drawing.truth != 255).astype(np.float32), (width, height), interpolation=how) > 0.999
-    image[..., 3] = np.where(seen, 255, 0)
-    image[~seen] = 0
-    return image, np.where(seen, roof > 0.5, 255).astype(np.uint8)
+    covered = cv2.resize((drawing.truth != 255).astype(np.float32), (width, height), interpolation=how) > 0.999
+    image[..., 3] = np.where(covered, 255, 0)
+    image[~covered] = 0
+    return image, np.where(covered, roof > 0.5, 255).astype(np.uint8)
 
 
 def _roof_numbers(plan: CityPlan, height: int, width: int) -> npt.NDArray[np.int32]:
@@ -321,6 +321,6 @@ def _expose(painter: Painter) -> list[Bytes]:
     bands = []
     for band, gain in zip(canvas, white, strict=True):
         band *= light
-        seen = cv2.GaussianBlur(band, (0, 0), 0.7) * gain + sensor
-        bands.append(np.clip(seen, 1, 255).astype(np.uint8))
+        exposed = cv2.GaussianBlur(band, (0, 0), 0.7) * gain + sensor
+        bands.append(np.clip(exposed, 1, 255).astype(np.uint8))
     return bands

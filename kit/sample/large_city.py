@@ -87,8 +87,8 @@ def _clipped(polygons: Polygons, height_px: int, width_px: int) -> Polygons:
     """Returns what lies in the frame of polygons in px, each piece a polygon of its own."""
     pieces = shapely.get_parts(shapely.intersection(polygons, shapely.box(0, 0, width_px, height_px)))
     kept = (shapely.get_type_id(pieces) == shapely.GeometryType.POLYGON) & (shapely.area(pieces) >= LEAST_PX2)
-    found: Polygons = pieces[kept]
-    return found
+    clipped: Polygons = pieces[kept]
+    return clipped
 
 
 def count_patches(site: Site, patch_px: int = PATCH_PX) -> int:

@@ -14,6 +14,7 @@ from torch import nn
 from kit.console import track
 from kit.data.dataset import Fold, read_tile
 from kit.data.masks import BACKGROUND, BUILDING, IGNORE, Counts, count
+from kit.data.rasters import without_notice
 from kit.models.targets import building_logits
 from kit.system.files import replacing
 from kit.system.ranks import gathered, rank
@@ -108,7 +109,7 @@ def _draw(tiles: pd.DataFrame, fold: Fold, folder: Path) -> None:
         if tile not in mine:
             continue
         image, mask = read_tile(mine[tile].image, mine[tile].mask)
-        with rasterio.open(folder / "oof" / f"{tile}.tif") as source:
+        with without_notice, rasterio.open(folder / "oof" / f"{tile}.tif") as source:
             found = source.read(1) > 127
         picture = overlay(image, mask, found, f"{title}: {tile}  Jaccard {jaccard:.3f}")
         save_png(picture, folder / "overlays" / f"{title}.png")
@@ -125,10 +126,11 @@ def _probability(
 
 
 def _write(values: NDArray[np.uint8], like: str, path: Path) -> None:
-    with rasterio.open(like) as source:
+    with without_notice, rasterio.open(like) as source:
         place = {"crs": source.crs, "transform": source.transform}
     height, width = values.shape
     with (
+        without_notice,
         replacing(path) as file,
         rasterio.open(
             file, "w", driver="GTiff", width=width, height=height, count=1, dtype="uint8", compress="deflate", **place

@@ -1,4 +1,4 @@
-"""Blocks of tiles cut from scenes: what one process does at a time."""
+"""Cuts a block of neighbouring tiles from a scene: one job of one process."""
 
 from dataclasses import dataclass, field
 from itertools import product
@@ -43,14 +43,14 @@ class Failed:
 
 @dataclass
 class Cut:
-    """What came of some tiles; adds up."""
+    """The tiles of a job: those that were cut, those skipped, and those that failed."""
 
     tiles: list[Tile] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     failed: list[Failed] = field(default_factory=list)
 
     def add(self, more: "Cut") -> None:
-        """Takes over what came of others."""
+        """Adds the tiles of another job."""
         self.tiles += more.tiles
         self.skipped += more.skipped
         self.failed += more.failed
@@ -61,15 +61,15 @@ class Cut:
 
 @dataclass(frozen=True)
 class Block:
-    """Neighbouring tiles of a scene, with all that is needed to cut them.
+    """Neighbouring tiles of a scene, with everything that is needed to cut them.
 
     Args:
         scene: to cut from.
         grid: of its tiles.
         rows: of the block.
         columns: of the block.
-        polygons: footprints that touch the block or its margin, in the grid's CRS.
-        collar: black or white without imagery, if the scene has any.
+        polygons: footprints that touch the block or its surroundings, in the grid's CRS.
+        collar: of the scene, or None.
         style: of the tiles.
         folder: of the data set.
     """
@@ -85,17 +85,17 @@ class Block:
 
 
 def at_work(href: str) -> rasterio.Env:
-    """Returns GDAL's settings for one of several processes, to be used as a context."""
+    """Returns a context with GDAL's settings for one of several processes."""
     return rasterio.Env(**gdal_options(CACHE_BYTES, is_remote(href)))
 
 
 def cut_block(block: Block) -> Cut:
-    """Returns what came of a block's tiles: each is a row, skipped or failed. What is cut already is not cut again.
+    """Cuts the tiles of a block; those that an interrupted command has cut are kept.
 
     Raises:
         KitError: the disk is full.
     """
-    made = Cut()
+    cut = Cut()
     scene, grid = block.scene, block.grid
     suffix = ".vrt" if block.style.images == SCENE else ".tif"
     footprints = Footprints(block.polygons, grid.crs)
@@ -107,22 +107,22 @@ def cut_block(block: Block) -> Cut:
         try:
             with Imagery(scene.image, grid, block.rows, block.columns, block.collar) as imagery:
                 for spot in spots:
-                    _cut_tile(spot, imagery, footprints, block, made)
+                    _cut_tile(spot, imagery, footprints, block, cut)
         except RasterError as error:  # the scene cannot be opened any more
-            made.failed += [Failed(spot.tile, error.message, error.hint) for spot in spots[len(made) :]]
-    return made
+            cut.failed += [Failed(spot.tile, error.message, error.hint) for spot in spots[len(cut) :]]
+    return cut
 
 
-def _cut_tile(spot: Spot, imagery: Imagery, footprints: Footprints, block: Block, made: Cut) -> None:
+def _cut_tile(spot: Spot, imagery: Imagery, footprints: Footprints, block: Block, cut: Cut) -> None:
     n_footprints = len(footprints.touching(spot.grid.bounds(spot.row, spot.column)))
     truth = cut_before(spot, block.folder)
     if truth is None:
         try:
             rgb, valid = imagery.read(spot.row, spot.column)
         except RasterError as error:
-            made.failed.append(Failed(spot.tile, error.message, error.hint))
+            cut.failed.append(Failed(spot.tile, error.message, error.hint))
             return
-        if too_little(spot, valid, block.style, made):
+        if too_little(spot, valid, block.style, cut):
             return
         mask = _draw(footprints, spot, valid, block.style)
         if block.style.images == SCENE:
@@ -131,18 +131,18 @@ def _cut_tile(spot: Spot, imagery: Imagery, footprints: Footprints, block: Block
             write_bytes(block.folder / spot.image, encode_image(rgb, spot, block.style.images))
         write_bytes(block.folder / spot.mask, encode_mask(mask, spot))
         truth = mask[0]
-    made.tiles.append(row_of(spot, truth, n_footprints, spot.gsd_m))
+    cut.tiles.append(row_of(spot, truth, n_footprints, spot.gsd_m))
 
 
 def margin_of(style: Style, gsd_m: float) -> int:
-    """Returns how far beyond a tile footprints still shape its mask, px."""
+    """Returns how far beyond a tile footprints still affect its mask, px."""
     if not style.layers:
         return 0
     return margin_px(gsd_m, read_width(style.boundary).odd_px(gsd_m), read_width(style.contact).m(gsd_m))
 
 
 def cut_before(spot: Spot, folder: Path) -> NDArray[np.uint8] | None:
-    """Returns the mask of a tile that an interrupted command has cut, or None. The mask is written last."""
+    """Returns the mask of a tile that an interrupted command has cut, or None. It is written after the image."""
     file = folder / spot.mask
     try:
         return read_mask(file) if file.exists() and (folder / spot.image).exists() else None
@@ -150,13 +150,13 @@ def cut_before(spot: Spot, folder: Path) -> NDArray[np.uint8] | None:
         return None
 
 
-def too_little(spot: Spot, valid: NDArray[np.bool_], style: Style, made: Cut) -> bool:
-    """Returns whether a tile is to be skipped, and lists it if so."""
+def too_little(spot: Spot, valid: NDArray[np.bool_], style: Style, cut: Cut) -> bool:
+    """Returns whether a tile has too little imagery; then it is added to the skipped ones."""
     share = float(valid.mean())
     if share >= style.min_valid and share > 0:
         return False
     reason = f"imagery below {style.min_valid:g}" if share else "no imagery"
-    made.skipped.append(Skipped(spot.tile, spot.area, spot.scene, reason, round(share, 6)))
+    cut.skipped.append(Skipped(spot.tile, spot.area, spot.scene, reason, round(share, 6)))
     return True
 
 

@@ -1,4 +1,4 @@
-"""All scenes of a data set: planned as blocks of tiles, cut by processes, kept in the ledger."""
+"""Plans the jobs that cut a data set, runs them in processes, and records their results in the ledger."""
 
 import re
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ def _names(part: Part) -> tuple[str, str]:
 
 
 class Scenes:
-    """All scenes of a data set, cut by processes, kept in the ledger as they end.
+    """All scenes of a data set. Each is recorded in the ledger when it is done.
 
     Args:
         folder: of the data set.
@@ -67,7 +67,7 @@ class Scenes:
                 raise DataError(f"the tiles of {other} and {name} would have the same names", "rename an area or scene")
 
     def _check_pairs(self) -> None:
-        """Checks that nothing is asked for that ready-made masks do not tell."""
+        """Checks that the options suit ready-made masks, where there are any."""
         if not self._pairs:
             return
         if self.style.images == SCENE:
@@ -76,27 +76,27 @@ class Scenes:
             raise DataError("ready-made masks have no footprints to draw layers of", "leave --layers out")
 
     def cut_all(self, progress: Meter, workers: int) -> None:
-        """Cuts what is not cut yet, removes what belongs to the data set no more."""
+        """Cuts the scenes that are not done yet, and removes those that the source no longer has."""
         if not self.ledger.known():
             self._change()
         for area, scene in self.ledger.known():
             if f"{area}/{scene}" not in self.parts:
                 self._change()
                 self.ledger.remove(area, scene)
-        for (name, _), made in spread(_perform, self._jobs(progress), workers, "cutting tiles"):
-            self.open[name].cut.add(made)
-            progress.advance(len(made))
+        for (name, _), cut in spread(_perform, self._jobs(progress), workers, "cutting tiles"):
+            self.open[name].cut.add(cut)
+            progress.advance(len(cut))
             self.left[name] -= 1
             if not self.left[name]:
                 self._end(self.open.pop(name))
 
     def records(self) -> list[Record]:
-        """Returns what came of all scenes, in order."""
-        found = (self.ledger.read(*names) for names in self.ledger.known())
-        return [record for record in found if record is not None and record.done]
+        """Returns the records of all scenes that are done, in order."""
+        records = (self.ledger.read(*names) for names in self.ledger.known())
+        return [record for record in records if record is not None and record.done]
 
     def _change(self) -> None:
-        """Takes the index away while the tiles are not what it says."""
+        """Removes the index as long as it does not match the tiles."""
         self.changed = True
         (self.folder / "index.csv").unlink(missing_ok=True)
 
@@ -108,7 +108,7 @@ class Scenes:
         self.ledger.write(record)
 
     def _fail(self, record: Record, error: KitError) -> None:
-        """Keeps that a scene cannot be cut."""
+        """Records that a scene cannot be cut."""
         self._change()
         record.cut.failed = [Failed(record.name, error.message, error.hint)]
         self._end(record)
@@ -121,7 +121,7 @@ class Scenes:
             area, scene = _names(part)
             try:
                 key = self._key(part)
-            except KitError as error:  # out of reach, perhaps for the moment: what is cut of it stays
+            except KitError as error:  # out of reach, perhaps only now: its tiles stay
                 self._fail(self.ledger.read(area, scene) or Record(area, scene, ""), error)
                 continue
             if name not in self.only and self.ledger.done(area, scene, key):
@@ -165,7 +165,7 @@ class Scenes:
 
     @cached_property
     def _files_of_pairs(self) -> str:
-        """A text that differs where any pair does: what the largest is, and what the masks hold, counts for all."""
+        """A checksum over all pairs: the largest image and the masks' values affect every tile."""
         return key_of(
             [
                 (pair.area, pair.scene, pair.name, fingerprint(pair.image), fingerprint(pair.mask))

@@ -1,4 +1,4 @@
-"""Ready-made images with masks, as on Kaggle, taken over as tiles."""
+"""Makes tiles of ready-made images and their masks, as on Kaggle."""
 
 from collections.abc import Iterable
 from contextlib import suppress
@@ -26,13 +26,13 @@ MULTIPLE_PX = 32  # what encoders halve away
 
 @dataclass(frozen=True)
 class Batch:
-    """Some pairs, with all that is needed to take them over.
+    """Some pairs, with everything that is needed to make tiles of them.
 
     Args:
         pairs: of one scene.
         side_px: of the tiles.
         meaning: of the masks' values.
-        gsd_m: metres on the ground per pixel, of images that lie nowhere.
+        gsd_m: metres on the ground per pixel, for images without a georeference.
         style: of the tiles.
         folder: of the data set.
     """
@@ -46,23 +46,23 @@ class Batch:
 
 
 def take_over(batch: Batch) -> Cut:
-    """Returns what came of a batch: each pair becomes one tile, or several where it is larger than a tile.
+    """Makes one tile of each pair, or several where it is larger than a tile.
 
-    All are filled up with no data to one side, so that they make batches.
+    Smaller ones are padded with no data, so that all tiles have one size.
 
     Raises:
         KitError: the disk is full.
     """
-    made = Cut()
+    cut = Cut()
     with at_work(batch.pairs[0].image):
         for pair in batch.pairs:
             try:
                 rgb, mask, grid = _read_pair(pair, batch)
             except KitError as error:
-                made.failed.append(Failed(f"{pair.area}_{pair.scene}_{pair.name}", error.message, error.hint))
+                cut.failed.append(Failed(f"{pair.area}_{pair.scene}_{pair.name}", error.message, error.hint))
             else:
-                _write_tiles(pair, rgb, mask, grid, batch, made)
-    return made
+                _write_tiles(pair, rgb, mask, grid, batch, cut)
+    return cut
 
 
 def side_of(pairs: Iterable[Pair], most_px: int) -> int:
@@ -80,7 +80,7 @@ def side_of(pairs: Iterable[Pair], most_px: int) -> int:
 
 
 def _write_tiles(
-    pair: Pair, rgb: NDArray[np.uint8], mask: NDArray[np.uint8], grid: Grid, batch: Batch, made: Cut
+    pair: Pair, rgb: NDArray[np.uint8], mask: NDArray[np.uint8], grid: Grid, batch: Batch, cut: Cut
 ) -> None:
     height, width = mask.shape
     side = batch.side_px
@@ -92,15 +92,15 @@ def _write_tiles(
         at = np.s_[..., row * grid.step_px :, column * grid.step_px :]
         truth = _filled(mask[None][at], side, IGNORE)
         if cut_before(spot, batch.folder) is None:
-            if too_little(spot, truth[0] != IGNORE, batch.style, made):
+            if too_little(spot, truth[0] != IGNORE, batch.style, cut):
                 continue
             write_bytes(batch.folder / spot.image, encode_image(_filled(rgb[at], side, 0), spot, batch.style.images))
             write_bytes(batch.folder / spot.mask, encode_mask(truth, spot))
-        made.tiles.append(row_of(spot, truth[0], 0, spot.gsd_m if grid.crs else batch.gsd_m))
+        cut.tiles.append(row_of(spot, truth[0], 0, spot.gsd_m if grid.crs else batch.gsd_m))
 
 
 def _filled(bands: NDArray[np.uint8], side_px: int, value: int) -> NDArray[np.uint8]:
-    """Returns (C, h, w), cut off or filled up to (C, side, side) on the right and below."""
+    """Returns (C, h, w), cropped or padded to (C, side, side) on the right and below."""
     bands = bands[:, :side_px, :side_px]
     _, height, width = bands.shape
     return np.pad(bands, ((0, 0), (0, side_px - height), (0, side_px - width)), constant_values=value)
@@ -143,7 +143,7 @@ def _read_truth(pair: Pair, picture: Picture, meaning: Meaning) -> NDArray[np.ui
 
 
 def _grid_of(source: Picture, batch: Batch) -> Grid:
-    """Returns the grid of an image's own pixels; one that lies nowhere, or is turned, has no CRS."""
+    """Returns the grid of an image's own pixels, without a CRS where the image has none or is turned."""
     a, b, _, d, e, _ = source.transform[:6]
     side, overlap = batch.side_px, batch.style.overlap_px
     if source.crs is None or b or d or a < 0 or e > 0:

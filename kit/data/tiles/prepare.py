@@ -1,4 +1,4 @@
-"""Imagery with labels to a data set on disk, and a data set to its index."""
+"""`kit prepare`: cuts imagery with labels into a data set on disk, and writes its index."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ from kit.paths import Paths
 from kit.system.cpu import cpu_count
 from kit.system.files import locked, read_json, replacing, write_bytes
 
-SMALL_BYTES = 1 << 20  # imagery that is cut sooner than processes start
+SMALL_BYTES = 1 << 20  # of imagery: less is cut faster than processes start
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `prepare` made.
+    """The result of `prepare`.
 
     Args:
         name: of the data set.
         index: one row a tile, with its fold.
-        scenes: what came of each scene, by area and scene.
-        notice: something to tell about the folds, or nothing.
-        kept: how many scenes were cut before, and are as they were.
+        scenes: the record of each scene, by area and scene.
+        notice: a remark about the folds, or empty.
+        kept: number of scenes that were cut before and did not change.
     """
 
     name: str
@@ -121,7 +121,7 @@ def prepare(place: str | Path, paths: Paths, options: PrepareOptions | None = No
 
 
 def _inputs(place: str, parts: Sequence[Part]) -> Iterator[Path]:
-    """Yields the local files and folders that a data set is made of: of a catalogue or a table, the files alone."""
+    """Yields the local files and folders that a data set is made of; of a catalogue or table, only the files."""
     source = local_path(place)
     if is_remote(place):
         yield from ()
@@ -148,7 +148,7 @@ def _bytes(href: str) -> int:
 
 
 def _draw_sheets(folder: Path, records: Sequence[Record]) -> None:
-    """Draws the contact sheets that are not there yet."""
+    """Draws the missing contact sheets."""
     for record in records:
         sheet = Sheet(folder, record.area, record.scene)
         if record.cut.tiles and not sheet.file.exists():

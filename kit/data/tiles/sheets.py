@@ -1,4 +1,4 @@
-"""Contact sheets: places of a scene at full size with the outlines of its mask, to see at a glance whether they fit."""
+"""Contact sheets: details of a scene at full size with the outlines of its mask, to check that they fit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 
 from kit.data.masks import BUILDING, IGNORE
+from kit.data.rasters import without_notice
 from kit.data.tiles.tile import Tile, read_mask
 from kit.errors import RasterError
 from kit.system.files import write_bytes
@@ -25,7 +26,7 @@ OUTLINE, UNKNOWN, PAPER, INK = (255, 235, 0), (255, 0, 160), (24, 24, 24), (230,
 
 @dataclass(frozen=True)
 class Sheet:
-    """A scene's contact sheet: which data set, which scene."""
+    """A scene's contact sheet in a data set's folder."""
 
     folder: Path
     area: str
@@ -33,7 +34,7 @@ class Sheet:
 
     @property
     def file(self) -> Path:
-        """Where it is written."""
+        """Path of the picture."""
         return self.folder / "sheets" / self.area / f"{self.scene}.png"
 
 
@@ -76,7 +77,7 @@ def _spread(tiles: Sequence[Tile], n: int) -> list[Tile]:
 def _view(folder: Path, tile: Tile) -> NDArray[np.uint8]:
     """Returns a part of a tile at full size with its outlines drawn, (h, w, 3) uint8 RGB."""
     try:
-        with rasterio.open(folder / tile.image) as source:
+        with without_notice, rasterio.open(folder / tile.image) as source:
             image = cv2.merge(list(source.read((1, 2, 3))))  # (H, W, 3)
         mask = read_mask(folder / tile.mask)
     except RasterioError as cause:  # of windows: their scene

@@ -1,4 +1,4 @@
-"""Tiles as files: image, mask, and one row of the index each."""
+"""A tile: its names, its image and mask as GeoTIFFs, its row of the index."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +12,9 @@ from rasterio.io import MemoryFile
 
 from kit.data.grids import Grid, ground_m
 from kit.data.masks import BUILDING, IGNORE, LAYERS
+from kit.data.rasters import without_notice
 
-# written in a quarter of the time of deflate, read as fast, and each block alone: see benchmarks/tile_formats.py
+# a quarter of deflate's time to write, the same to read: see benchmarks/tile_formats.py
 ZSTD = {"compress": "zstd", "zstd_level": 1, "tiled": True, "blockxsize": 256, "blockysize": 256}
 IMAGE_FORMATS: dict[str, dict[str, Any]] = {
     "lossless": {**ZSTD, "predictor": 2, "photometric": "rgb"},  # predictor 2 halves the size of photographs
@@ -24,12 +25,12 @@ IMAGE_FORMATS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 SCENE = "scene"  # no pixels are copied: each image is a VRT that reads a window of the scene
-MASK_FORMAT = {**ZSTD, "interleave": "band", "photometric": "minisblack"}  # one layer can be read alone; none is red
+MASK_FORMAT = {**ZSTD, "interleave": "band", "photometric": "minisblack"}  # a layer can be read alone
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One row of the index; `fold` joins it later.
+    """One row of the index; the column `fold` is added later.
 
     Args:
         tile: id, unique in the data set: area, scene, row and column on the grid.
@@ -44,7 +45,7 @@ class Tile:
         valid_fraction: share of pixels with imagery.
         building_fraction: share of buildings among those.
         n_footprints: polygons that touch the tile; 0 of a ready-made mask.
-        crs: of the grid; empty where an image lies nowhere.
+        crs: of the grid; empty for an image without a georeference.
         left: of the tile's square, in units of the CRS.
         bottom: likewise.
         right: likewise.
@@ -72,7 +73,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A tile of the grid that was not kept.
+    """A tile that was not kept because it holds too little imagery.
 
     Args:
         tile: id, as of `Tile`.
@@ -91,7 +92,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Spot:
-    """A tile's place: on which grid, and under which names.
+    """A tile's place on a grid, and the names of its files.
 
     Args:
         area: of the scene.
@@ -144,7 +145,7 @@ def row_of(spot: Spot, mask: NDArray[np.uint8], n_footprints: int, gsd_m: float)
 
     Args:
         spot: where it lies.
-        mask: (H, W) uint8, as written: all that is counted is counted here.
+        mask: (H, W) uint8, as written.
         n_footprints: polygons that touch it.
         gsd_m: metres on the ground per pixel.
     """
@@ -163,7 +164,7 @@ def encode(bands: NDArray[np.uint8], spot: Spot, nodata: int | None = None, **pr
     count, height, width = bands.shape
     placed = {"crs": spot.grid.crs, "transform": spot.transform} if spot.grid.crs else {}
     shared = {"driver": "GTiff", "count": count, "height": height, "width": width, "dtype": "uint8"}
-    with MemoryFile() as memory:
+    with without_notice, MemoryFile() as memory:
         with memory.open(**shared, **placed, nodata=nodata, **profile) as target:
             target.write(bands)
             if count == len(LAYERS) and nodata is not None:
@@ -183,6 +184,6 @@ def encode_mask(layers: NDArray[np.uint8], spot: Spot) -> bytes:
 
 def read_mask(file: Path) -> NDArray[np.uint8]:
     """Returns the first band of a mask, (H, W) uint8."""
-    with rasterio.open(file) as source:
+    with without_notice, rasterio.open(file) as source:
         band: NDArray[np.uint8] = source.read(1)
     return band

@@ -1,4 +1,4 @@
-"""Scenes as pixels on a grid: warped, and told which pixels hold no imagery."""
+"""Warps scenes onto the grid of the tiles, and marks the pixels without imagery."""
 
 import math
 from collections.abc import Iterable
@@ -24,19 +24,19 @@ from kit.data.rasters import ALPHA, open_scene, validity
 from kit.errors import RasterError
 
 BENT_PX = 0.02  # of a map's curvature within a tile; that of UTM or web mercator is a thousandth
-EXACT_PX = 1e-4  # nearer than this, pixels are taken as they are
+EXACT_PX = 1e-4  # nearer than this, pixels are copied
 SMOOTHED_FROM = 1.05  # scene pixels to a tile's pixel: GDAL widens its kernel, OpenCV would skip pixels
 
 
 class Imagery:
-    """A scene on a grid, over some rows and columns of tiles; to be used as a context.
+    """A scene on a grid, over some rows and columns of tiles. A context manager.
 
     Args:
         href: path or URL of the scene.
-        grid: native ones are read as they are, others warped: bilinear, smoothed where pixels grow.
+        grid: of the tiles. A native grid copies pixels; others interpolate, or average where tiles are coarser.
         rows: of tiles.
         columns: of tiles.
-        collar: black or white without imagery, if the scene has any.
+        collar: of the scene, or None.
 
     Raises:
         RasterError: see `open_scene`.
@@ -76,14 +76,14 @@ class Imagery:
         return rgb, valid
 
     def _read_bent(self, row: int, column: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """Returns what `read` does, warped by GDAL, pixel for pixel."""
+        """Returns what `read` does, warped by GDAL for any projection."""
         side, step = self.grid.side_px, self.grid.step_px
         window = Window((column - self.columns.start) * step, (row - self.rows.start) * step, side, side)
         pixels = self.vrt.read(window=window)  # (4, side, side)
         return pixels[:3], pixels[3] > 0
 
     def _read_flat(self, affine: NDArray[np.float64]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """Returns what `read` does, moved by an affine map: OpenCV takes a tenth of the time of GDAL's warp.
+        """Returns what `read` does, by an affine map: OpenCV takes a tenth of the time of GDAL's warp.
 
         As GDAL does, it leaves pixels without imagery out of the mean of four. A tile's pixel is valid where at least
         half of that mean is imagery.
@@ -118,12 +118,12 @@ class Imagery:
         """
         at = np.array([(x, y, 1) for x in (0, 0.5, 1) for y in (0, 0.5, 1)]) * (self.grid.side_px, self.grid.side_px, 1)
         x, y = self.to_source.transform(*_through(self.grid.transform(row, column), at[:, 0], at[:, 1]))
-        seen = np.stack(_through(~self.source.transform, x, y), axis=1)  # (9, 2)
-        if not np.isfinite(seen).all():
+        at_scene = np.stack(_through(~self.source.transform, x, y), axis=1)  # (9, 2)
+        if not np.isfinite(at_scene).all():
             return None
-        affine, *_ = np.linalg.lstsq(at, seen)
+        affine, *_ = np.linalg.lstsq(at, at_scene)
         grows = np.hypot(*affine[:2].T).max()  # scene pixels to a tile's pixel
-        bent = np.abs(at @ affine - seen).max()
+        bent = np.abs(at @ affine - at_scene).max()
         return affine.T.copy() if bent < BENT_PX and grows < SMOOTHED_FROM else None
 
     def window(self, row: int, column: int) -> bytes:

@@ -138,7 +138,7 @@ def test_widths_in_metres_are_those_in_pixels(tmp_path: Path):
 
 @pytest.mark.parametrize("width", ["5", "0px", "-1m", "wide", "5 px", ""])
 def test_widths_that_are_none_are_told_before_anything_is_read(tmp_path: Path, width: str):
-    with pytest.raises(DataError, match="no width"):
+    with pytest.raises(DataError, match="is not a width"):
         prepare(tmp_path / "nothing", Paths(tmp_path), boundary=width)
 
 

@@ -1,9 +1,11 @@
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
 from factories import at_kampala, prepare, write_bands
+from rasterio.errors import NotGeoreferencedWarning
 
 from kit.data.dataset import read_tile
 from kit.data.sources.inputs import Inputs, Pair
@@ -225,3 +227,13 @@ def test_pairs_are_cut_alike_by_any_number_of_processes(
         for name in ("1", "3")
     )  # fmt: skip
     assert one == three
+
+
+def test_chips_without_georeference_cause_no_warning(
+    tmp_path: Path, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch
+):
+    put_pair(pairs, tmp_path, "x", rgb_of(64, 64), mask_of(64, 64))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", NotGeoreferencedWarning)
+        tiles = tiles_of(take(pairs, tmp_path, monkeypatch, workers=1), tmp_path)
+    assert list(tiles) == ["kam_a_x"]
