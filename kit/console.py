@@ -106,20 +106,21 @@ def table(
     Args:
         columns: their names.
         rows: a cell for each column.
-        title: above a framed table.
-        spare: columns that a terminal, which is narrow, does without where all they say is 0 or nothing.
+        title: shown above a framed table.
+        spare: columns that a terminal leaves out where all their cells are 0 or empty.
     """
     cells = [[f"{cell:.4f}" if isinstance(cell, float) else printable(str(cell), "") for cell in row] for row in rows]
     if sys.stdout.isatty() and not _only_errors:
         from rich.console import Console
         from rich.table import Table
+        from rich.text import Text
 
-        told = [
+        shown = [
             i for i, name in enumerate(columns) if name not in spare or any(row[i] not in ("0", "") for row in cells)
         ]
-        framed = Table(*(columns[i] for i in told), title=title or None, title_justify="left")
+        framed = Table(*(columns[i] for i in shown), title=title or None, title_justify="left")
         for row in cells:
-            framed.add_row(*(row[i] for i in told))
+            framed.add_row(*(Text(row[i]) for i in shown))
         Console().print(framed)
         return
     widths = [max(len(row[i]) for row in [list(columns), *cells]) for i in range(len(columns))]
@@ -139,7 +140,7 @@ def _live_bar() -> "Progress":
 
     return Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False),
         console=_stderr(_only_errors),
     )  # fmt: skip
 

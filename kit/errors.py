@@ -40,15 +40,17 @@ class DataError(KitError):
 
 
 class CutError(DataError):
-    """Some tiles or scenes could not be cut; the others are.
+    """Some tiles or scenes could not be cut; the others were.
 
     Args:
-        made: what `kit.data.tiles.prepare.prepare` would have returned, if there is anything.
+        message: see `KitError`.
+        hint: see `KitError`.
+        prepared: the others, a `kit.data.tiles.prepare.Prepared`; None if there are none.
     """
 
-    def __init__(self, message: str, hint: str = "", made: Any = None) -> None:
+    def __init__(self, message: str, hint: str = "", prepared: Any = None) -> None:
         super().__init__(message, hint)
-        self.made = made
+        self.prepared = prepared
 
 
 class RecipeError(KitError):

@@ -116,3 +116,12 @@ def test_names_never_steer_the_terminal(capsys: pytest.CaptureFixture[str], name
 
 def test_a_name_in_any_script_is_shown_as_it_is():
     assert printable("Zürich, 東京, كمبالا\n") == "Zürich, 東京, كمبالا\n"
+
+
+def test_a_name_is_no_markup(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(f"sys.{stream}.isatty", lambda: True, raising=False)
+    with meter("read", 1) as bar:
+        bar.advance(note="[/]a[red]b")
+    table(("chip",), [("[/]a[red]b",)])
+    assert "[/]a[red]b" in capsys.readouterr().out

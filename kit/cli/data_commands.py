@@ -122,8 +122,8 @@ def prepare(
     try:
         prepared = prepare_tiles(source, paths, options)
     except CutError as error:
-        if error.made:
-            show_prepared(error.made, as_json)
+        if error.prepared:
+            show_prepared(error.prepared, as_json)
         raise
     show_prepared(prepared, as_json)
     if not as_json:

@@ -1,4 +1,4 @@
-"""Tables of results for the terminal."""
+"""Printed results that are more than a table: the scenes of `kit prepare`."""
 
 import json
 from collections import Counter
@@ -15,21 +15,21 @@ COLUMNS = (
     *("scene", "tiles", "skipped", "failed", "km2", "footprints", "crossing", "beyond", "repaired", "dropped"),
     *("buildings", "fold", "why"),
 )
-ADDED = ("tiles", "failed", "km2", "footprints", "crossing", "beyond", "repaired", "dropped")  # up, over the scenes
+ADDED = ("tiles", "failed", "km2", "footprints", "crossing", "beyond", "repaired", "dropped")  # summed over the scenes
 
 
-def summary(made: Prepared) -> list[Json]:
-    """Returns a row a scene.
+def summary(prepared: Prepared) -> list[Json]:
+    """Returns a row per scene.
 
-    Keys: `area scene tiles skipped` (a count by reason) `failed km2` (of imagery; what tiles share counts for each),
-    `footprints` (on the scene), `crossing` (of these, its edge), `beyond` (it), `repaired dropped`,
-    `building_fraction` (of the imagery), `folds`.
+    Keys: `area scene tiles skipped` (a count by reason) `failed`, `km2` (of imagery; overlaps count for each
+    tile), `footprints` (on the scene), `crossing` (those that cross its edge), `beyond` (outside), `repaired`,
+    `dropped`, `building_fraction` (of the imagery), `folds`.
     """
-    return [_row(record, made) for record in made.scenes]
+    return [_row(record, prepared) for record in prepared.scenes]
 
 
-def _row(record: Record, made: Prepared) -> Json:
-    index = made.index[(made.index["area"] == record.area) & (made.index["scene"] == record.scene)]
+def _row(record: Record, prepared: Prepared) -> Json:
+    index = prepared.index[(prepared.index["area"] == record.area) & (prepared.index["scene"] == record.scene)]
     px = index["valid_fraction"] * index["width_px"] * index["height_px"]
     counts = record.counts
     return {
@@ -46,15 +46,15 @@ def _row(record: Record, made: Prepared) -> Json:
     }
 
 
-def show_prepared(made: Prepared, as_json: bool) -> None:
-    """Prints a table of the scenes, or JSON, and tells what else there is to know."""
-    if made.kept:
-        say(f"{made.kept} of {len(made.scenes)} scenes were cut before, and are as they were")
-    for notice in made.notices:
+def show_prepared(prepared: Prepared, as_json: bool) -> None:
+    """Prints a table of the scenes, or JSON; notices go to stderr."""
+    if prepared.kept:
+        say(f"{prepared.kept} of {len(prepared.scenes)} scenes were cut before and are unchanged")
+    for notice in prepared.notices:
         say(notice)
-    if made.notice:
-        say(f"folds: {made.notice}")
-    rows = summary(made)
+    if prepared.notice:
+        say(f"folds: {prepared.notice}")
+    rows = summary(prepared)
     if as_json:
         result(json.dumps(rows, indent=2))
         return
@@ -62,7 +62,7 @@ def show_prepared(made: Prepared, as_json: bool) -> None:
 
 
 def _total(rows: list[Json]) -> list[Json]:
-    """Returns the row of all scenes together, where there are several."""
+    """Returns the row of all scenes together, if there are several."""
     if len(rows) < 2:
         return []
     skipped: Counter[str] = Counter()
@@ -76,7 +76,7 @@ def _total(rows: list[Json]) -> list[Json]:
 
 
 def _cells(row: Json) -> tuple[object, ...]:
-    """Returns a row as it is shown."""
+    """Returns the cells of a row, by `COLUMNS`."""
     share = row["building_fraction"]
     return (
         f"{row['area']}/{row['scene']}".rstrip("/"), row["tiles"], sum(row["skipped"].values()), row["failed"],

@@ -1,4 +1,4 @@
-"""The machine at hand: where to compute, in which precision, with which memory habits."""
+"""Devices: where networks run, in which precision, and how memory is kept for them."""
 
 import ctypes
 import os
@@ -15,7 +15,7 @@ KERNELS = 16_384  # at most
 
 
 def pick_device(name: str = "") -> torch.device:
-    """Returns the device of that name; without one, the best there is.
+    """Returns the device of that name; without a name, the GPU or else the CPU.
 
     Raises:
         KitError: this machine does not have it.
@@ -31,25 +31,25 @@ def pick_device(name: str = "") -> torch.device:
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Tells whether the device multiplies bfloat16 in hardware: elsewhere it is hundreds of times slower."""
+    """Returns whether the device multiplies bfloat16 in hardware; elsewhere bfloat16 is hundreds of times slower."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if hasattr(torch.cpu, "get_capabilities"):  # torch 2.10 and later
-        found = torch.cpu.get_capabilities()
-        return bool(found.get("avx512_bf16") or found.get("amx_bf16") or found.get("bf16"))
+        can = torch.cpu.get_capabilities()
+        return bool(can.get("avx512_bf16") or can.get("amx_bf16") or can.get("bf16"))
     probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(probe and probe())
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype:
-    """Returns in what a network computes fastest there: bfloat16 where the hardware has it, float16 on other GPUs."""
+    """Returns the fastest dtype for networks on a device: bfloat16 if the hardware has it, float16 on other GPUs."""
     if has_fast_bf16(device):
         return torch.bfloat16
     return torch.float16 if device.type == "cuda" else torch.float32
 
 
 def processor_name(device: torch.device) -> str:
-    """Returns the model of the device, with what limits its instructions: what a measured choice holds for."""
+    """Returns the model of the processor and its instruction set: measured choices hold for these."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     models = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
@@ -66,17 +66,17 @@ def _cpuinfo() -> list[str]:
 
 
 def keep_kernels() -> None:
-    """Makes oneDNN keep the kernels that it makes for each size of image; called before it makes the first.
+    """Enlarges oneDNN's cache of compiled kernels. Call it before the first network runs.
 
-    It keeps 1,024 otherwise, fewer than three networks with windows of a dozen sizes need.
+    The default of 1,024 is too few for three networks and windows of a dozen sizes.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))
 
 
 def keep_freed_memory() -> bool:
-    """Makes malloc keep large freed blocks: a CPU otherwise gives back and faults in the memory of each activation.
+    """Makes malloc keep large freed blocks, so that activations need no new pages; returns whether it could.
 
-    Returns whether the C library took it (glibc on Linux).
+    Works with glibc on Linux.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -242,7 +242,8 @@ def parse_json(content: bytes | str, model: type[T], name: str, error: type[KitE
 
     try:
         json.dumps(from_json(content, allow_inf_nan=False), allow_nan=False)  # 1e999 is read as infinite
-        return _adapter(model).validate_json(content, strict=True)
+        record: T = _adapter(model).validate_json(content, strict=True)
+        return record
     except ValidationError as cause:
         first = cause.errors(include_url=False, include_context=False)[0]
         field = ".".join(map(str, first["loc"]))
@@ -254,7 +255,7 @@ def parse_json(content: bytes | str, model: type[T], name: str, error: type[KitE
 
 
 @cache
-def _adapter(model: type[T]) -> "TypeAdapter[T]":
+def _adapter(model: Any) -> "TypeAdapter[Any]":
     from pydantic import TypeAdapter
 
     return TypeAdapter(model)

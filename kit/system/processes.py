@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from kit.console import say
 from kit.errors import RankError
@@ -102,7 +103,7 @@ def joined(device: str = "") -> Iterator[torch.device]:
     dist.destroy_process_group()
 
 
-def _meet(own: Rank) -> dist.Store:
+def _meet(own: Rank) -> Any:
     """Returns the ranks' common store once all of them have reached it. Ctrl-C is heard meanwhile.
 
     Raises:
@@ -110,11 +111,11 @@ def _meet(own: Rank) -> dist.Store:
     """
     waiting = Waiting(own)
     listens = own.number == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    store: dist.Store | None = None
+    store: Any = None
     while store is None:
         try:
             attempt = timedelta(seconds=CONNECT_S)
-            store = dist.TCPStore(own.host, own.port, own.count, listens, attempt, wait_for_workers=False)
+            store = TCPStore(own.host, own.port, own.count, listens, attempt, wait_for_workers=False)
         except (dist.DistError, RuntimeError) as cause:
             if listens:
                 raise RankError(
@@ -124,7 +125,7 @@ def _meet(own: Rank) -> dist.Store:
             waiting.notice(f"rank {own.number} is waiting for rank 0 at {own.host}:{own.port}")
             time.sleep(0.2)
     store.set_timeout(TIMEOUT)
-    store = dist.PrefixStore(f"kit/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    store = PrefixStore(f"kit/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     arrived = store.add("arrived", 1)
     while arrived < own.count:
         missing = own.count - arrived

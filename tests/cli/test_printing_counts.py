@@ -81,4 +81,4 @@ def test_the_piped_table_has_every_column(tmp_path: Path, catalog: Path, cli: Cl
     assert last == str(tmp_path / "data/train_tier_1")
     _, again, err = cli(*command)
     assert again == out
-    assert "2 of 2 scenes were cut before, and are as they were" in err
+    assert "2 of 2 scenes were cut before and are unchanged" in err

@@ -251,7 +251,7 @@ def test_a_scene_out_of_reach_keeps_its_tiles(tmp_path: Path, small: Path, monke
     with monkeypatch.context() as patch, pytest.raises(CutError, match=r"first kam/b: .*503") as caught:
         patch.setattr(jobs, "fingerprint", failing)
         cut(small, tmp_path)
-    assert len(caught.value.made.index) == 27 - len(pd.read_csv(folder / "skipped.csv"))
+    assert len(caught.value.prepared.index) == 27 - len(pd.read_csv(folder / "skipped.csv"))
     cut(small, tmp_path)
     assert marks(folder) == before
     assert content(folder) == whole

@@ -161,7 +161,7 @@ def test_sizes_that_differ_are_told_and_stop_no_other(
     put_pair(pairs, tmp_path, "y", rgb_of(64, 64), mask_of(64, 64))
     with pytest.raises(CutError, match=r"kam_a_x: .*x\.png has 64 x 64 px, its mask .*x_mask\.png 60 x 64") as caught:
         take(pairs, tmp_path, monkeypatch)
-    assert list(caught.value.made.index["tile"]) == ["kam_a_y"]
+    assert list(caught.value.prepared.index["tile"]) == ["kam_a_y"]
 
 
 def test_black_frames_and_alpha_of_chips_are_no_data(

@@ -36,6 +36,6 @@ def test_a_scene_that_a_server_refuses_stops_no_other(web: Web, catalog: Path, t
     web.order(refuse={"/b.tif": 403})
     with pytest.raises(CutError, match=r"1 of 3 scenes could not be cut, first kam/b: .*b\.tif") as caught:
         prepare(f"{web.url}/city/catalog.json", Paths(tmp_path), "city", grid="native", side_px=32)
-    assert {record.name for record in caught.value.made.scenes} == {"kam/a", "kam/b", "znz/c"}
+    assert {record.name for record in caught.value.prepared.scenes} == {"kam/a", "kam/b", "znz/c"}
     web.order()
     assert prepare(f"{web.url}/city/catalog.json", Paths(tmp_path), "city", grid="native", side_px=32).kept == 2

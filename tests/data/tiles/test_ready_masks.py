@@ -199,7 +199,7 @@ def test_a_mask_or_image_in_a_drawings_coordinates_fails_alone(tmp_path: Path):
         write_bands(city / f"masks/{name}.tif", buildings()[None], HERE, mask_crs, photometric="minisblack")
     with pytest.raises(CutError, match="2 of 3 tiles could not be cut") as caught:
         masks_of(city)
-    assert list(caught.value.made.index["tile"]) == ["city_city_a"]
+    assert list(caught.value.prepared.index["tile"]) == ["city_city_a"]
     failed = pd.read_csv(tmp_path / "data/city/failed.csv")
     assert failed["reason"].str.contains("has no place on earth").all()
     assert failed["hint"].str.contains("gdal_edit.py").all()
