@@ -109,6 +109,7 @@ def run(
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     views: Views = "flips",
     device: Device = "",
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16; by default what the device is fastest in.")] = "",
     encoder_weights: EncoderWeights = None,
     pretrained: Pretrained = True,
     teacher: Annotated[
@@ -154,15 +155,18 @@ def run(
     from kit.system.processes import launch
     from kit.training.fit import Setup
     from kit.training.length import LengthOptions
+    from kit.training.precision import DTYPES
 
     if resume and restart:
         raise typer.BadParameter("mutually exclusive with --restart", param_hint="--resume")
+    if precision and precision not in DTYPES:
+        raise typer.BadParameter(f"{precision!r}, expected {', '.join(DTYPES)}", param_hint="--precision")
     if minutes and steps:
         raise typer.BadParameter("mutually exclusive with --steps", param_hint="--minutes")
     if launched() and not launched_by_kit() and (nproc > 1 or parallel_folds > 1):
         raise typer.BadParameter("a launcher has already started several processes: leave it out", param_hint="--nproc")
     setup = Setup(
-        LengthOptions(minutes, epochs, steps), Source(pretrained, encoder_weights), compiled,
+        LengthOptions(minutes, epochs, steps), Source(pretrained, encoder_weights), compiled, precision,
         checkpoint_minutes=checkpoint_minutes, tensorboard=tensorboard, resume=resume, restart=restart,
     )  # fmt: skip
     options = RunOptions(

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from kit.errors import RunError, nearest
 from kit.paths import Paths
-from kit.pipeline.runs import Run, command, is_numbered, read_run, reading
+from kit.pipeline.runs import Run, is_numbered, read_run
+from kit.training.run_files import command, train_again
 
 OOF = "oof.csv"  # of a run: a row per held-out tile
 KEYS, PIXELS = ["tile", "area", "scene"], ["tp", "fp", "fn"]  # its columns
@@ -167,9 +168,11 @@ def _read_oof(run: str, paths: Paths) -> pd.DataFrame:
     file = paths.run(recipe, fold) / OOF
     if not file.is_file():
         raise RunError(f"{run} has no {OOF}: an older kit made it", f"train it again: {command(run)} --restart")
-    with reading(file):
+    try:
         types = dict.fromkeys(KEYS, "str") | dict.fromkeys(PIXELS, "int64")
         return pd.read_csv(file, dtype=types, keep_default_na=False)[KEYS + PIXELS]
+    except (OSError, ValueError, TypeError, LookupError, OverflowError) as cause:  # pandas' own are ValueErrors
+        raise RunError(f"{file} is damaged: {str(cause).splitlines()[0]}", train_again(file.parent)) from cause
 
 
 def _check_truth(both: pd.DataFrame, first: str, second: str) -> None:

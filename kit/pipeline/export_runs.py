@@ -16,10 +16,9 @@ from kit.pipeline.export import Exported, ExportRequest, export_ensemble
 from kit.pipeline.postprocess import Choice, choose
 from kit.pipeline.runs import run_folder
 from kit.pipeline.scores import pooled_score
-from kit.system.files import sha256_of
 from kit.training.fit import load_best, rebuild
 from kit.training.recipe import Recipe, known_recipes, load_recipe
-from kit.training.run_files import BEST, Result, read_result, read_settings
+from kit.training.run_files import RunSettings, check_best, read_result, read_settings
 
 PARITY_TILES = 2  # each is predicted twice by every member and view
 
@@ -58,20 +57,20 @@ def export_runs(
         result = read_result(folder)
         if result is None:
             raise RunError(f"{run} is not finished", f"run it again: kit run {run.split('/')[0]}")
-        options = read_settings(folder)
+        options = read_settings(folder, ("recipe", "seed", "gsd_m", "data"))
         model = rebuild(_recipe_of(run, options, paths, recipe)).model
-        sha256 = _check_best(run, folder, result)
+        sha256 = check_best(folder, result)
         load_best(model, folder)
         models.append(model)
         results.append(result)
         settings.append(options)
         members.append(
-            Member(recipe=result.recipe, fold=result.fold, seed=options["seed"], sha256=sha256, score=result.score)
+            Member(recipe=result.recipe, fold=result.fold, seed=options.seed or 0, sha256=sha256, score=result.score)
         )
     choice = _choice(folders, paths)
     request = ExportRequest(
         name, "+".join(sorted({member.recipe for member in members})), views, pooled_score(results),
-        settings[0]["gsd_m"], _parity_tiles(settings[0]["data"], paths), formats=tuple(formats),
+        settings[0].gsd_m or 0.0, _parity_tiles(settings[0].data or "", paths), formats=tuple(formats),
         postprocess=choice.best if choice else None,
     )  # fmt: skip
     exported = export_ensemble(paths.weights, models, members, request)
@@ -115,7 +114,7 @@ def _choice(folders: Sequence[Path], paths: Paths) -> Choice | None:
         return None
 
 
-def _recipe_of(run: str, settings: dict[str, Any], paths: Paths, own: Recipe | None) -> Recipe:
+def _recipe_of(run: str, settings: RunSettings, paths: Paths, own: Recipe | None) -> Recipe:
     """Returns the recipe of a run, by its name and from the user's own folders.
 
     The path in settings.json is not used: a run folder that came from somebody else must not be able to run code.
@@ -123,7 +122,7 @@ def _recipe_of(run: str, settings: dict[str, Any], paths: Paths, own: Recipe | N
     Raises:
         RunError: there is no such recipe, or its text has changed since.
     """
-    name = str(settings["recipe"])
+    name = str(settings.recipe)
     if own is None or own.name != name:
         if name not in known_recipes(paths):
             raise RunError(
@@ -131,30 +130,12 @@ def _recipe_of(run: str, settings: dict[str, Any], paths: Paths, own: Recipe | N
                 f"copy the recipe's file into {paths.recipes}",
             )
         own = load_recipe(name, paths)
-    if settings.get("recipe_sha256", own.sha256) != own.sha256:
+    if settings.recipe_sha256 not in (None, own.sha256):
         raise RunError(
             f"{own.path} has changed since {run} was trained: the exported network would be another one",
             f"undo the change, or train again: kit run {name} --restart",
         )
     return own
-
-
-def _check_best(run: str, folder: Path, result: Result) -> str:
-    """Returns the SHA-256 of a run's weights, in hex.
-
-    Raises:
-        RunError: they are missing, or not those that the training wrote.
-    """
-    file = folder / BEST
-    if not file.is_file():
-        raise RunError(f"{run} has no {BEST}", f"train it again: kit run {result.recipe} --restart")
-    sha256 = sha256_of(file)
-    if result.best_sha256 and sha256 != result.best_sha256:
-        raise RunError(
-            f"{file} is damaged: sha256 {sha256[:12]}..., expected {result.best_sha256[:12]}...",
-            f"restore it from a copy, or train again: kit run {result.recipe} --restart",
-        )
-    return sha256
 
 
 def _parity_tiles(data: str, paths: Paths) -> list[Any]:

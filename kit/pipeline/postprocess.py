@@ -113,7 +113,7 @@ def _held_out(folders: Sequence[Path], paths: Paths) -> list[ValidationTile]:
         counted = folder / "oof.csv"
         if not counted.is_file():  # trained on all folds, or by an older kit
             continue
-        data = str(read_settings(folder)["data"])
+        data = str(read_settings(folder, ("data",)).data)
         if data not in indexes:
             indexes[data] = read_index(paths, data)[1].set_index("tile")
         for row in pd.read_csv(counted, dtype={"tile": str}, keep_default_na=False).itertuples():

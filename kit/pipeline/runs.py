@@ -1,9 +1,6 @@
 """The runs of a working root, as their folders tell them."""
 
-import csv
-import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -12,7 +9,7 @@ from typing import Any, Literal
 from kit.data.masks import Counts, pool
 from kit.errors import RunError
 from kit.paths import Paths
-from kit.training.run_files import LOG, RESULT, SETTINGS, read_result, read_settings
+from kit.training.run_files import SETTINGS, RunSettings, compared, read_log, read_result, read_settings
 
 COLUMNS = ("run", "state", "score", "epoch", "minutes", "data", "encoder", "seed")
 
@@ -78,59 +75,21 @@ def read_run(folder: Path) -> Run:
     """Returns a run; one whose files were cut short or edited by hand is unreadable, and says why."""
     name = f"{folder.parent.name}/{folder.name}"
     try:
-        with reading(folder / SETTINGS):  # written when the first epoch begins
-            settings = read_settings(folder) if (folder / SETTINGS).is_file() else {}
-            told = {key: settings.get(key) for key in ("epochs", "data", "encoder", "seed")}
-        with reading(folder / RESULT):
-            result = read_result(folder)
-            if result is not None:
-                counts = pool(result.scenes.values()) if result.scenes else None
-                score, minutes = _number(result.score), _minutes(result.seconds)
-                return Run(name, "finished", score, counts, result.epoch + 1, minutes=minutes, **told)
-        with reading(folder / LOG):
-            rows = _read_log(folder / LOG)
-            best = max((row for row in rows if "jaccard" in row), key=lambda row: row["jaccard"], default=None)
-            score, epoch = (best["jaccard"], int(best["epoch"]) + 1) if best else (None, None)
-            seconds = [row["seconds"] for row in rows if "seconds" in row]
-        spent = _minutes(seconds[-1]) if seconds else None
-        return Run(name, "unfinished", score, epoch=epoch, epochs_done=len(rows), minutes=spent, **told)
+        begun = (folder / SETTINGS).is_file()  # written when the first epoch begins
+        settings = read_settings(folder) if begun else RunSettings()
+        known: dict[str, Any] = compared(settings, ("epochs", "data", "encoder", "seed"))
+        if (result := read_result(folder)) is not None:
+            counts = pool(result.scenes.values()) if result.scenes else None
+            minutes = _minutes(result.seconds)
+            return Run(name, "finished", result.score, counts, result.epoch + 1, minutes=minutes, **known)
+        rows = read_log(folder)
     except RunError as error:
         return Run(name, "unreadable", problem=error.message)
-
-
-@contextmanager
-def reading(file: Path) -> Iterator[None]:
-    """Turns whatever a file that is not as kit wrote it raises into a RunError."""
-    try:
-        yield
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, csv.Error) as cause:
-        reason = f"{type(cause).__name__}: {cause}".splitlines()[0]
-        run = f"{file.parent.parent.name}/{file.parent.name}"
-        raise RunError(f"{file} is unreadable: {reason}", f"train it again: {command(run)} --restart") from cause
-
-
-def command(run: str) -> str:
-    """Returns the command that trains `<recipe>/fold<k>`."""
-    recipe, _, fold = run.partition("/fold")
-    return f"kit run {recipe} --all" if fold == "all" else f"kit run {recipe} --fold {fold}"
-
-
-def _read_log(file: Path) -> list[dict[str, float]]:
-    """Returns a row per finished epoch, without the values that are not known; no row where there is no log yet."""
-    if not file.is_file():
-        return []
-    with file.open(newline="") as stream:
-        reader = csv.DictReader(stream)
-        if "epoch" not in (reader.fieldnames or ()):
-            raise ValueError("no column epoch")
-        rows = list(reader)
-    return [{key: number for key, text in row.items() if (number := _number(text)) is not None} for row in rows]
-
-
-def _number(value: Any) -> float | None:
-    """Returns a finite number, or None for NaN and nothing."""
-    number = float("nan") if value in (None, "") else float(value)
-    return number if math.isfinite(number) else None
+    best = max((row for row in rows if "jaccard" in row), key=lambda row: row["jaccard"], default=None)
+    score, epoch = (best["jaccard"], int(best["epoch"]) + 1) if best else (None, None)
+    seconds = [row["seconds"] for row in rows if "seconds" in row]
+    spent = _minutes(seconds[-1]) if seconds else None
+    return Run(name, "unfinished", score, epoch=epoch, epochs_done=len(rows), minutes=spent, **known)
 
 
 def _minutes(seconds: float) -> float:

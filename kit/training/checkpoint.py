@@ -16,6 +16,7 @@ from kit.console import say
 from kit.errors import RunError
 from kit.system.files import replacing
 from kit.system.ranks import agreed, gathered, rank, ranks
+from kit.training.divergence import all_finite
 
 CHECKPOINT = "checkpoint.pt"
 TIMED_STEPS = 5  # from which a step's time is known
@@ -73,7 +74,7 @@ def read_checkpoint(folder: Path) -> dict[str, Any] | None:
     except Exception as cause:  # torch and pickle have many
         reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
         raise RunError(f"{file} cannot be read: {reason}", "train anew: --restart") from cause
-    if "fit" not in saved:
+    if not isinstance(saved, dict) or "fit" not in saved:
         raise RunError(f"{file} was written by an older kit, which could not go on", "train anew: --restart")
     return saved
 
@@ -121,6 +122,8 @@ class Checkpoint(Callback):
             epoch: that comes next, of this fit.
             iteration: that comes next, of that epoch.
         """
+        if not all_finite(self.model.parameters()):
+            return  # the last finite state stays
         accumulating = bool(getattr(getattr(self.learn, "gradient_accumulation", None), "count", 0))
         parameters = dict(self.model.named_parameters())
         state = {

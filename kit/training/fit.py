@@ -30,19 +30,29 @@ from kit.system.ranks import agreed, as_first, gathered, rank, ranks
 from kit.training.checkpoint import Checkpoint, Resume, read_checkpoint, seed_everything
 from kit.training.curves import draw_curves
 from kit.training.distributed import Distributed
+from kit.training.divergence import DivergenceStop
 from kit.training.draws import Deal, Draw
 from kit.training.length import Length, LengthOptions, StepCount, TimeBudget, count_epochs, override_epochs, share_out
 from kit.training.oof import predict_fold
-from kit.training.precision import LossScale, Precision
+from kit.training.precision import DTYPES, LossScale, Precision
 from kit.training.recipe import Recipe
-from kit.training.run_files import BEST, RESULT, SETTINGS, Result, read_result, read_settings
+from kit.training.run_files import (
+    BEST,
+    RESULT,
+    SETTINGS,
+    Result,
+    RunSettings,
+    check_best,
+    compared,
+    read_result,
+    read_settings,
+)
 from kit.training.runlog import Board, RunLog
 
 # what makes two runs the same
 IDENTITY = (
     "recipe_sha256", "data", "data_sha256", "fold", "seed", "minutes", "epochs_option", "steps_option",
-    "encoder_source", "start_sha256",
-    "teacher_sha256",
+    "precision_option", "encoder_source", "start_sha256", "teacher_sha256",
 )  # fmt: skip
 EXACT = ("threads", "ranks")  # and, while it is unfinished, what its last bits depend on
 
@@ -54,6 +64,7 @@ class Setup:
     Args:
         length: how long a fold trains.
         source: where the encoder's weights come from.
+        precision: `fp32`, `bf16` or `fp16`; empty for what the device is fastest in.
         compiled: runs the network through torch.compile: for GPUs, it takes minutes to start.
         teacher: members' probabilities for pixels, see `Distillation`; for recipes that learn from one.
         teacher_sha256: checksum of the teacher's file.
@@ -67,6 +78,7 @@ class Setup:
     length: LengthOptions = field(default_factory=LengthOptions)
     source: Source = field(default_factory=Source)
     compiled: bool = False
+    precision: str = ""
     teacher: Callable[[Tensor], Tensor] | None = None
     teacher_sha256: str = ""
     start_from: Path | None = None
@@ -93,28 +105,29 @@ def fit_fold(recipe: Recipe, fold: Fold, folder: Path, data: str, data_sha256: s
         RunError: the folder holds a run with other settings, another process trains into it, or the recipe and
             `setup.teacher` do not agree.
     """
-    settings: dict[str, Any] = {
-        "kit_version": __version__,
-        "recipe": recipe.name,
-        "recipe_path": str(recipe.path),
-        "recipe_sha256": recipe.sha256,
-        "data": data,
-        "data_sha256": data_sha256,
-        "fold": fold.number,
-        "seed": fold.seed,
-        "minutes": setup.length.minutes,
-        "epochs_option": setup.length.epochs,
-        "steps_option": setup.length.steps,
-        "encoder_source": _in_words(setup.source),
-        "start_from": str(setup.start_from or ""),
-        "start_sha256": sha256_of(setup.start_from) if setup.start_from else "",
-        "teacher_sha256": setup.teacher_sha256,
-        "compiled": setup.compiled,
-        "threads": torch.get_num_threads(),
-        "ranks": ranks(),
-        "gsd_m": round(float(fold.train["gsd_m"].median()), 6),
-    }
-    _agree({key: settings[key] for key in IDENTITY})
+    settings = RunSettings(
+        kit_version=__version__,
+        recipe=recipe.name,
+        recipe_path=str(recipe.path),
+        recipe_sha256=recipe.sha256,
+        data=data,
+        data_sha256=data_sha256,
+        fold=fold.number,
+        seed=fold.seed,
+        minutes=setup.length.minutes,
+        epochs_option=setup.length.epochs,
+        steps_option=setup.length.steps,
+        precision_option=setup.precision,
+        encoder_source=_in_words(setup.source),
+        start_from=str(setup.start_from or ""),
+        start_sha256=sha256_of(setup.start_from) if setup.start_from else "",
+        teacher_sha256=setup.teacher_sha256,
+        compiled=setup.compiled,
+        threads=torch.get_num_threads(),
+        ranks=ranks(),
+        gsd_m=round(float(fold.train["gsd_m"].median()), 6),
+    )
+    _agree(compared(settings, IDENTITY))
     with locked(folder) if rank() == 0 else nullcontext():
         # rank 0 decides for all: another machine may see another state of the folder
         finished, saved = agreed(_standing(fold, folder, settings, setup) if rank() == 0 else (None, None))
@@ -122,7 +135,8 @@ def fit_fold(recipe: Recipe, fold: Fold, folder: Path, data: str, data_sha256: s
             say(f"{recipe.name} fold {fold.number}: finished before, kept")
             return finished
         share = replace(fold, valid=fold.valid.iloc[rank() :: ranks()])
-        learn = _build(recipe, share, settings, setup)
+        learn = build(recipe, share, setup)
+        settings = _as_built(settings, learn, setup)
         if rank() == 0:
             _clear(folder, setup.restart)
         if fold.number == "all":
@@ -131,7 +145,7 @@ def fit_fold(recipe: Recipe, fold: Fold, folder: Path, data: str, data_sha256: s
         length = _length(recipe, learn, setup.length, folder)
         learn.add_cbs([
             Resume(saved, fold.seed), RunLog(folder, f"{recipe.name} fold {fold.number}", settings, length.epochs),
-            Checkpoint(folder, setup.checkpoint_minutes), length,
+            Checkpoint(folder, setup.checkpoint_minutes), length, DivergenceStop(),
         ])  # fmt: skip
         if setup.tensorboard and rank() == 0:
             learn.add_cb(Board(folder / "tensorboard"))
@@ -143,7 +157,8 @@ def fit_fold(recipe: Recipe, fold: Fold, folder: Path, data: str, data_sha256: s
         seconds = round(learn.run_log.seconds, 1)
         scenes = predict_fold(learn.model, learn.precision, share, folder) if len(fold.valid) else {}
         score = pool(scenes.values()).jaccard if scenes else None
-        result = Result(recipe.name, fold.number, score, scenes, seconds, learn.run_log.best_epoch)
+        sha256 = agreed(sha256_of(folder / BEST) if rank() == 0 else "")
+        result = Result(recipe.name, fold.number, score, scenes, seconds, learn.run_log.best_epoch, sha256)
         if rank() == 0:
             write_json(folder / RESULT, asdict(result))
         return result
@@ -173,17 +188,18 @@ def _agree(own: dict[str, Any]) -> None:
 
 
 def _standing(
-    fold: Fold, folder: Path, settings: dict[str, Any], setup: Setup
+    fold: Fold, folder: Path, settings: RunSettings, setup: Setup
 ) -> tuple[Result | None, dict[str, Any] | None]:
     """Returns an earlier run's result and checkpoint, as far as there are; it must be the same run."""
     if setup.restart or not (folder / SETTINGS).is_file():
         return None, None
     earlier, finished = read_settings(folder), read_result(folder)
     keys = IDENTITY if finished else IDENTITY + (EXACT if fold.device.type == "cpu" else EXACT[1:])
-    changed = [key for key in keys if key in earlier and earlier[key] != settings[key]]
-    told = ", ".join(f"{key} {_short(earlier[key])} is now {_short(settings[key])}" for key in changed)
+    before, now = compared(earlier, keys), compared(settings, keys)
+    changed = [key for key in keys if before[key] is not None and before[key] != now[key]]
+    told = ", ".join(f"{key} {_short(before[key])} is now {_short(now[key])}" for key in changed)
     if changed and (finished or not setup.resume):
-        same = f"OMP_NUM_THREADS={earlier['threads']} for the same threads; " if "threads" in changed else ""
+        same = f"OMP_NUM_THREADS={earlier.threads} for the same threads; " if "threads" in changed else ""
         goes_on = "" if finished else "--resume goes on with the changes, "
         raise RunError(
             f"{folder} holds {'a finished' if finished else 'an unfinished'} run with other settings: {told}",
@@ -191,6 +207,8 @@ def _standing(
         )
     if changed:
         say(f"going on although {told}")
+    if finished:
+        check_best(folder, finished)
     return finished, None if finished else read_checkpoint(folder)
 
 
@@ -245,7 +263,8 @@ def build(recipe: Recipe, fold: Fold, setup: Setup) -> Any:
     learn.remove_cbs([cb for cb in learn.cbs if isinstance(cb, ProgressCallback)])
     learn.logger = lambda _: None
     learn.recorder.loss = PooledLoss()
-    learn.add_cbs([Draw(), Deal(), Precision(), LossScale(), *([Distributed()] if ranks() > 1 else [])])
+    precision = Precision(DTYPES[setup.precision] if setup.precision else None)
+    learn.add_cbs([Draw(), Deal(), precision, LossScale(), *([Distributed()] if ranks() > 1 else [])])
     if hasattr(learn, "distillation"):
         learn.distillation.teacher = setup.teacher
     elif setup.teacher:
@@ -266,23 +285,22 @@ def train(recipe: Recipe, learn: Any) -> None:
             learn.run_log.after_fit()  # fastai does not end it when a fit fails
 
 
-def _build(recipe: Recipe, fold: Fold, settings: dict[str, Any], setup: Setup) -> Any:
-    """Returns `build`'s Learner, with what was found out in the settings."""
-    learn = build(recipe, fold, setup)
-    dls = learn.dls
-    start = str(setup.start_from) if setup.start_from else ""
-    settings |= {
-        "encoder": learn.model.encoder_name,
-        "encoder_weights": start or weights_used(),
-        "batch_size": dls.train.bs,
-        "workers": dls.train.fake_l.num_workers,
-        "device": str(fold.device),
-        "torch_version": torch.__version__,
-    }
+def _as_built(settings: RunSettings, learn: Any, setup: Setup) -> RunSettings:
+    """Returns the settings with what the recipe's Learner says, and reports it."""
+    dls, start = learn.dls, str(setup.start_from) if setup.start_from else ""
+    settings = replace(
+        settings,
+        encoder=learn.model.encoder_name,
+        encoder_weights=start or weights_used(),
+        batch_size=dls.train.bs,
+        workers=dls.train.fake_l.num_workers,
+        device=str(dls.device),
+        torch_version=str(torch.__version__),
+    )
     together = f", {ranks()} ranks" if ranks() > 1 else ""
-    told = f"all weights from {start}" if start else f"encoder weights from {settings['encoder_weights']}"
-    say(f"{recipe.name} fold {fold.number}: {settings['encoder']}, {told}{together}")
-    return learn
+    weights = f"all weights from {start}" if start else f"encoder weights from {settings.encoder_weights}"
+    say(f"{settings.recipe} fold {settings.fold}: {settings.encoder}, {weights}{together}")
+    return settings
 
 
 def load_best(model: nn.Module, folder: Path) -> None:

@@ -1,12 +1,14 @@
 """fastai callbacks for the number formats of training: mixed precision, and the scaled loss that float16 needs."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from fastai.callback.core import Callback, CancelStepException
 
 from kit.models.targets import at_least_float32
 from kit.system.devices import autocast_dtype
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 class Precision(Callback):
@@ -20,21 +22,20 @@ class Precision(Callback):
     """
 
     order = -10
-    NAMES: ClassVar = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
     def __init__(self, dtype: torch.dtype | None = None) -> None:
-        self.wanted = dtype
+        self.option = dtype
         self.autocast: Any = None  # the context of the forward pass that is under way
 
     def before_fit(self) -> None:
         """Chooses, once."""
-        self.dtype = self.wanted or autocast_dtype(self.dls.device)
+        self.dtype = self.option or autocast_dtype(self.dls.device)
         self.model.to(memory_format=torch.channels_last)
 
     @property
     def name_of_precision(self) -> str:
         """For the settings, for example `bf16 channels_last`."""
-        return f"{self.NAMES[self.dtype]} channels_last"
+        return f"{next(name for name, dtype in DTYPES.items() if dtype == self.dtype)} channels_last"
 
     def context(self) -> Any:
         """Returns the autocast context of a forward pass."""

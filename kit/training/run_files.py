@@ -1,57 +1,195 @@
-"""What a run leaves in its folder, and how it is read again: without torch, so that listings are quick."""
+"""The files in a run's folder, and how they are read: without torch, so that listings are quick."""
 
-import json
-from dataclasses import dataclass
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le
 
 from kit.data.masks import Counts
 from kit.errors import RunError
+from kit.system.files import read_json, read_limited, sha256_of, write_json
 
 SETTINGS, LOG, BEST, RESULT = "settings.json", "log.csv", "best.safetensors", "result.json"
+
+AtLeast0 = Annotated[int, Ge(0)]
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished run scored on its held-out fold.
+    """What a finished run scored on its validation tiles.
 
     Args:
         recipe: its name.
         fold: number, or `all`.
-        score: pooled Jaccard of the held-out tiles; None where nothing was held out.
+        score: pooled Jaccard of the validation tiles; None where there are none.
         scenes: counts per `area/scene`.
         seconds: of the fit, validation included.
-        epoch: the one whose weights were kept.
+        epoch: the one whose weights were kept, from 0.
         best_sha256: of best.safetensors, in hex; empty in results of older versions.
     """
 
     recipe: str
     fold: int | str
-    score: float | None
+    score: Annotated[float, Ge(0), Le(1)] | None
     scenes: dict[str, Counts]
-    seconds: float
-    epoch: int
+    seconds: Annotated[float, Ge(0)]
+    epoch: AtLeast0
     best_sha256: str = ""
 
 
+@dataclass(frozen=True)
+class RunSettings:
+    """What a run was trained with: `settings.json`. None is a value that an older kit did not write.
+
+    Args:
+        minutes, epochs_option, steps_option: see `LengthOptions`.
+        precision_option: `--precision`; empty where kit chose.
+        epochs: over all fits.
+        steps_per_epoch: of a run without a time budget.
+        gsd_m: median ground sampling distance of the training tiles, m per px.
+    """
+
+    kit_version: str | None = None
+    recipe: str | None = None
+    recipe_path: str | None = None
+    recipe_sha256: str | None = None
+    data: str | None = None
+    data_sha256: str | None = None
+    fold: int | str | None = None
+    seed: int | None = None
+    minutes: float | None = None
+    epochs_option: int | None = None
+    steps_option: int | None = None
+    precision_option: str | None = None
+    encoder_source: str | None = None
+    start_from: str | None = None
+    start_sha256: str | None = None
+    teacher_sha256: str | None = None
+    compiled: bool | None = None
+    threads: int | None = None
+    ranks: int | None = None
+    gsd_m: Annotated[float, Ge(0)] | None = None
+    encoder: str | None = None
+    encoder_weights: str | None = None
+    batch_size: int | None = None
+    workers: int | None = None
+    device: str | None = None
+    torch_version: str | None = None
+    epochs: AtLeast0 | None = None
+    steps_per_epoch: int | None = None
+    precision: str | None = None
+
+
 def read_result(folder: Path) -> Result | None:
-    """Returns the result of a finished run, or None."""
+    """Returns the result of a finished run; None where it has not finished.
+
+    Raises:
+        RunError: the file is damaged.
+    """
     file = folder / RESULT
     if not file.is_file():
         return None
-    record = json.loads(file.read_text())
-    record["scenes"] = {name: Counts(**counts) for name, counts in record["scenes"].items()}
-    return Result(**record)
+    result = read_json(file, Result, error=RunError, hint=train_again(folder))
+    if any(min(counts.tp, counts.fp, counts.fn) < 0 for counts in result.scenes.values()):
+        raise RunError(f"{file} is damaged: field scenes: counts below 0", train_again(folder))
+    return result
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
+def read_settings(folder: Path, needed: Sequence[str] = ()) -> RunSettings:
     """Returns the settings of a run.
 
+    Args:
+        folder: of the run.
+        needed: fields that must have a value.
+
     Raises:
-        RunError: there is no such run.
+        RunError: there is no such run, or the file is damaged.
     """
     file = folder / SETTINGS
     if not file.is_file():
         raise RunError(f"no run at {folder}", "train it first: kit run RECIPE")
-    settings: dict[str, Any] = json.loads(file.read_text())
+    settings = read_json(file, RunSettings, error=RunError, hint=train_again(folder))
+    if missing := [name for name in needed if getattr(settings, name) is None]:
+        raise RunError(f"{file} is damaged: field {missing[0]}: missing", train_again(folder))
     return settings
+
+
+def write_settings(folder: Path, settings: RunSettings) -> None:
+    """Writes `settings.json`, without the values that are None."""
+    write_json(folder / SETTINGS, {key: value for key, value in asdict(settings).items() if value is not None})
+
+
+def read_log(folder: Path) -> list[dict[str, float]]:
+    """Returns a row per finished epoch, without the values that are not finite; none where there is no log yet.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    file = folder / LOG
+    if not file.is_file():
+        return []
+    content = read_limited(file, error=RunError, hint=train_again(folder))
+    try:
+        lines = csv.reader(content.decode().splitlines())
+        names = next(lines, [])
+        rows = [dict(zip(names, line, strict=True)) for line in lines]
+    except (ValueError, csv.Error) as cause:
+        raise RunError(f"{file} is damaged: {cause}", train_again(folder)) from cause
+    if "epoch" not in names:
+        raise RunError(f"{file} is damaged: column epoch: missing", train_again(folder))
+    return [_numbers(row, number, file) for number, row in enumerate(rows, start=1)]
+
+
+def _numbers(row: dict[str, str], number: int, file: Path) -> dict[str, float]:
+    values: dict[str, float] = {}
+    for name, text in row.items():
+        try:
+            value = float(text or "nan")
+        except ValueError as cause:
+            raise RunError(
+                f"{file} is damaged: row {number}, column {name}: {text[:40]!r} is not a number",
+                train_again(file.parent),
+            ) from cause
+        if math.isfinite(value):
+            values[name] = value
+        elif name == "epoch":
+            raise RunError(f"{file} is damaged: row {number}: no epoch", train_again(file.parent))
+    return values
+
+
+def check_best(folder: Path, result: Result) -> str:
+    """Returns the SHA-256 of a finished run's weights, in hex.
+
+    Raises:
+        RunError: they are missing, or not those that the training wrote.
+    """
+    file = folder / BEST
+    if not file.is_file():
+        raise RunError(f"{folder} has no {BEST}", train_again(folder))
+    sha256 = sha256_of(file)
+    if result.best_sha256 and sha256 != result.best_sha256:
+        raise RunError(
+            f"{file} is damaged: sha256 {sha256[:12]}..., expected {result.best_sha256[:12]}...",
+            f"restore it from a copy, or {train_again(folder)}",
+        )
+    return sha256
+
+
+def command(run: str) -> str:
+    """Returns the command that trains `<recipe>/fold<k>`."""
+    recipe, _, fold = run.partition("/fold")
+    return f"kit run {recipe} --all" if fold == "all" else f"kit run {recipe} --fold {fold}"
+
+
+def train_again(folder: Path) -> str:
+    """Returns the hint for a damaged file in a run's folder."""
+    return f"train again: {command(f'{folder.parent.name}/{folder.name}')} --restart"
+
+
+def compared(settings: RunSettings, names: Sequence[str]) -> dict[str, Any]:
+    """Returns some settings by name."""
+    return {name: getattr(settings, name) for name in names}

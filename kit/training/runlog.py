@@ -2,6 +2,7 @@
 
 import csv
 import math
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -12,9 +13,9 @@ from safetensors.torch import save
 from kit.console import Meter
 from kit.errors import RunError
 from kit.models.metrics import PooledJaccard
-from kit.system.files import replacing, write_json
+from kit.system.files import replacing
 from kit.system.ranks import gathered, rank
-from kit.training.run_files import BEST, LOG, SETTINGS
+from kit.training.run_files import BEST, LOG, RunSettings, write_settings
 
 BOARD_EVERY = 10  # steps between two points of TensorBoard's training loss
 
@@ -34,7 +35,7 @@ class RunLog(Callback):
 
     order = 60  # after the Recorder has its figures, before EMA puts the live weights back
 
-    def __init__(self, folder: Path, title: str, settings: dict[str, Any], epochs: int) -> None:
+    def __init__(self, folder: Path, title: str, settings: RunSettings, epochs: int) -> None:
         self.folder, self.title, self.settings, self.epochs = folder, title, settings, epochs
         self.bar: Meter | None = None
         self.rows: list[dict[str, float]] = []
@@ -45,9 +46,10 @@ class RunLog(Callback):
     def before_fit(self) -> None:
         """Writes the settings, now that the steps are known."""
         self.recorder.add_time = False
-        self.settings |= {**self.learn.length.settings(), "precision": self.learn.precision.name_of_precision}
+        precision = self.learn.precision.name_of_precision
+        self.settings = replace(self.settings, **self.learn.length.settings(), precision=precision)
         if rank() == 0:
-            write_json(self.folder / SETTINGS, self.settings)
+            write_settings(self.folder, self.settings)
         held_out = gathered(sorted(set(map(str, self.dls.valid.dataset.rows["area"]))))
         self.areas = sorted({area for areas in held_out for area in areas})
 

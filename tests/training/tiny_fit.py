@@ -17,6 +17,7 @@ from kit.models.metrics import PooledJaccard, PooledLoss
 from kit.training.checkpoint import Resume
 from kit.training.draws import Deal, Draw
 from kit.training.precision import Precision
+from kit.training.run_files import RunSettings
 from kit.training.runlog import RunLog
 
 AREAS = ["kam", "kam", "znz", "kam", "znz", "znz"]
@@ -57,7 +58,7 @@ def tiny_learner(folder: Path, epochs: int, *cbs: Callback, valid: int = 6, save
         DataLoader(Tiles(6), bs=1, shuffle=True, drop_last=True), DataLoader(Tiles(valid), bs=4),
         device=torch.device("cpu"),
     )  # fmt: skip
-    resume, log = Resume(saved, seed=0), RunLog(folder, "tiny fold 0", {"recipe": "tiny"}, epochs)
+    resume, log = Resume(saved, seed=0), RunLog(folder, "tiny fold 0", RunSettings(recipe="tiny"), epochs)
     cbs = (Draw(), Deal(), Precision(torch.float32), resume, log, *cbs)
     learn = Learner(loaders, Net(), CrossEntropy(), opt_func=SGD, lr=0.1, metrics=PooledJaccard(), cbs=cbs)
     learn.remove_cbs([cb for cb in learn.cbs if cb.name == "progress"])
