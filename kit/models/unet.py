@@ -1,6 +1,7 @@
 """U-Nets over timm pyramids: the slim DynamicUnet, affordable over any encoder, and fastai's own beside it."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -141,21 +142,36 @@ class PixelNet(nn.Module):
         raise NotImplementedError
 
 
+@dataclass(frozen=True)
+class Decoder:
+    """The decoder of a `SlimDynamicUnet`.
+
+    Args:
+        widths: channels of the steps up, coarsest first. Fewer steps than the encoder has strides end the decoder
+            early; the logits are then enlarged bilinearly.
+        attention: `scse` in every step, as the seed's EfficientNet-B4.
+        blur: see UpBlock.
+        self_attention: on the third step, as in fastai.
+        auxiliary: a second head on the first step's features, which only training uses (`kit.models.losses.Auxiliary`).
+    """
+
+    widths: Sequence[int] = WIDTHS
+    attention: Attention = "none"
+    blur: bool = False
+    self_attention: bool = False
+    auxiliary: bool = False
+
+
 class SlimDynamicUnet(PixelNet):
-    """A U-Net whose decoder is measured from the encoder (dynamic) but as wide as told (slim).
+    """A U-Net whose decoder fits the encoder's maps (dynamic) and has the given widths (slim).
 
     fastai's own DynamicUnet makes its decoder as wide as the encoder, which costs 2.5 to 43 times a plain U-Net.
 
     Args:
         pyramid: see PixelNet.
         n_out: outputs, see PixelNet.
-        widths: channels of the steps up, coarsest first. Fewer steps than the encoder has strides end the decoder
-            early; the logits are then enlarged bilinearly.
+        decoder: its widths and blocks.
         reduce: see PixelNet.
-        attention: `scse` in every step, as the seed's EfficientNet-B4.
-        blur: see UpBlock.
-        self_attention: on the third step, as in fastai.
-        auxiliary: a second head on the first step's features, which only training sees (`kit.models.losses.Auxiliary`).
         encoder_name: for the records.
 
     Source:
@@ -167,15 +183,13 @@ class SlimDynamicUnet(PixelNet):
         self,
         pyramid: nn.Module,
         n_out: int = 2,
-        widths: Sequence[int] = WIDTHS,
+        decoder: Decoder | None = None,
         reduce: int = 1,
-        attention: Attention = "none",
-        blur: bool = False,
-        self_attention: bool = False,
-        auxiliary: bool = False,
         encoder_name: str = "",
     ) -> None:
         super().__init__(pyramid, reduce, encoder_name)
+        decoder = decoder or Decoder()
+        widths = decoder.widths
         self.encoder = pyramid
         channels: list[int] = pyramid.feature_info.channels()  # type: ignore[operator,union-attr]
         skips = dict(zip(self.strides[:-1], channels[:-1], strict=True))
@@ -186,14 +200,15 @@ class SlimDynamicUnet(PixelNet):
         for step, width in enumerate(widths):
             stride //= 2
             self.skip_strides.append(stride)
-            blocks.append(UpBlock(n_in, skips.get(stride, 0), width, attention, blur, self_attention and step == 2))
+            self_attention = decoder.self_attention and step == 2
+            blocks.append(UpBlock(n_in, skips.get(stride, 0), width, decoder.attention, decoder.blur, self_attention))
             n_in = width
             if stride == 1:
                 break
         self.blocks = nn.ModuleList(blocks)
         self.head = nn.Conv2d(n_in, n_out, 1)
         self.enlarge = stride * reduce
-        self.auxiliary = nn.Conv2d(widths[0], n_out, 1) if auxiliary else None
+        self.auxiliary = nn.Conv2d(widths[0], n_out, 1) if decoder.auxiliary else None
 
     def logits(self, x: Tensor) -> Any:
         """Returns logits, or (logits, auxiliary logits), see PixelNet."""
@@ -281,14 +296,13 @@ def unet(
 ) -> SlimDynamicUnet:
     """Returns a slim DynamicUnet over a timm encoder with the weights of the current `encoder_source`.
 
-    Args: as for `SlimDynamicUnet`; `encoder` is a timm model name.
+    Args: as for `SlimDynamicUnet` and `Decoder`; `encoder` is a timm model name.
 
     Raises:
         EncoderError: see `kit.models.encoders.encoder`.
     """
-    return SlimDynamicUnet(
-        build_encoder(encoder), n_out, widths, reduce, attention, blur, self_attention, auxiliary, encoder
-    )
+    decoder = Decoder(widths, attention, blur, self_attention, auxiliary)
+    return SlimDynamicUnet(build_encoder(encoder), n_out, decoder, reduce, encoder)
 
 
 def dynamic_unet(encoder: str, n_out: int = 2, reduce: int = 1, **options: Any) -> PlainDynamicUnet:

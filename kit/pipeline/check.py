@@ -45,8 +45,8 @@ TIER_1_TILES, TIER_1_FOLDS = 16_246, 5  # the challenge's, at 0.1 m
 
 
 @dataclass(frozen=True)
-class Checked:
-    """What was found out about a recipe.
+class RecipeCheck:
+    """What `kit check` reports of a recipe.
 
     Args:
         rows: what, and its value in words.
@@ -108,7 +108,7 @@ class Trial(Callback):
 
 def check(
     name: str, paths: Paths, data: str = "", device: str = "", compiled: bool = False, tiny: bool = False
-) -> Checked:
+) -> RecipeCheck:
     """Builds a recipe with random encoder weights, trains a few steps, exports it, and says what to expect.
 
     Args:
@@ -149,7 +149,7 @@ def _data(paths: Paths, name: str) -> Iterator[tuple[str, pd.DataFrame]]:
         yield "the challenge's tier 1", index.iloc[places % len(index)].assign(fold=places % TIER_1_FOLDS)
 
 
-def _tried(recipe: Recipe, fold: Fold, data: str, paths: Paths, compiled: bool, tiny: bool) -> Checked:
+def _tried(recipe: Recipe, fold: Fold, data: str, paths: Paths, compiled: bool, tiny: bool) -> RecipeCheck:
     learn = build(recipe, fold, Setup(source=Source(pretrained=False), compiled=compiled))
     if hasattr(learn, "distillation"):
         learn.distillation.teacher = _undecided
@@ -174,7 +174,7 @@ def _tried(recipe: Recipe, fold: Fold, data: str, paths: Paths, compiled: bool, 
     if not tiny:
         rows += [("peak memory", f"{memory_gb:.1f} GB"), *_time_rows(learn, trial, epochs, fold, data)]
     rows.append(("export", _export_row(recipe, learn, fold)))
-    return Checked(rows, sheet)
+    return RecipeCheck(rows, sheet)
 
 
 def _undecided(pixels: torch.Tensor) -> torch.Tensor:

@@ -46,7 +46,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunComparison:
     """How two sides, each a run or a recipe's finished folds, differ on the tiles that both held out.
 
     Args:
@@ -89,7 +89,7 @@ class Comparison:
         return f"no difference beyond chance: {difference:.4f} [{low:.4f}, {high:.4f}]"
 
 
-def compare(first: str, second: str, paths: Paths) -> Comparison:
+def compare(first: str, second: str, paths: Paths) -> RunComparison:
     """Returns how two runs differ, with 95 % percentile intervals of a paired bootstrap over tiles.
 
     Tiles are drawn with replacement, both sides of a tile together; the pooled row draws within each scene. Tiles of a
@@ -126,7 +126,7 @@ def compare(first: str, second: str, paths: Paths) -> Comparison:
     rows = tuple(_difference(str(name), pixels, drawn[name], len(pixels) > 1) for name, pixels in scenes.items())
     several = any(row.tiles > 1 for row in rows)
     pooled = _difference("pooled", _pixels(both), np.sum(list(drawn.values()), axis=0), several)
-    return Comparison(first, second, len(sides[0]), len(sides[1]), tuple(left_out), rows, pooled)
+    return RunComparison(first, second, len(sides[0]), len(sides[1]), tuple(left_out), rows, pooled)
 
 
 def _runs_of(name: str, paths: Paths) -> tuple[list[Run], list[Run]]:

@@ -29,8 +29,8 @@ MIN_STEPS = 10  # between the two, for a suggestion to mean anything
 
 
 @dataclass(frozen=True)
-class Found:
-    """What the search found.
+class SuggestedRates:
+    """Rates that a recipe might train with.
 
     Args:
         rates: suggested, by the name of what suggests them.
@@ -62,7 +62,7 @@ def lr_find(
     device: str = "",
     source: Source | None = None,
     steps: int = 100,
-) -> Found:
+) -> SuggestedRates:
     """Trains a recipe's network while the rate rises from 1e-7 to 10, draws the loss, and suggests rates.
 
     All parameter groups have the same rate, nothing is frozen, and the loss is the recipe's first; a teacher is left
@@ -99,7 +99,7 @@ def lr_find(
     found = {kind: float(suggest(rates, losses, steps)[0]) for kind, suggest in SUGGESTIONS.items()}
     picture = paths.rate_curve(recipe.name)
     draw_rates(rates.tolist(), losses.tolist(), found, picture)
-    return Found(found, picture)
+    return SuggestedRates(found, picture)
 
 
 def _rise(recipe: Recipe, learn: Any, steps: int) -> None:

@@ -295,8 +295,7 @@ class TimeBudget(Length):
         assert plan is not None
         last = self.plans[-1] if self.plans else None
         if last and done and last.steps == plan.steps and last.step_seconds:
-            news = {"step_seconds": plan.step_seconds, "next_step": plan.next_step, "total": plan.total}
-            self.plans[-1] = replace(last, **news)  # as planned before
+            self.plans[-1] = replace(plan, step=last.step, share=last.share, seconds=last.seconds)  # as planned before
         else:
             self.plans.append(plan)
         self.mark = (now, done) if done else None

@@ -11,7 +11,7 @@ from factories import write_run
 
 from kit.errors import RunError
 from kit.paths import Paths
-from kit.pipeline.compare_runs import Comparison, compare
+from kit.pipeline.compare_runs import RunComparison, compare
 
 Cli = Callable[..., tuple[int, str, str]]
 Tile = tuple[str, str, int, int, int]  # tile, area/scene, tp, fp, fn
@@ -30,7 +30,7 @@ def one_scene(counts: Sequence[tuple[int, int, int]], scene: str = "kam/a") -> l
     return [(f"{scene.replace('/', '_')}_{i:04}", scene, *map(int, pixels)) for i, pixels in enumerate(counts)]
 
 
-def compared(root: Path, first: Sequence[Tile], second: Sequence[Tile]) -> Comparison:
+def compared(root: Path, first: Sequence[Tile], second: Sequence[Tile]) -> RunComparison:
     write_tiles(root, "one/fold0", first)
     write_tiles(root, "two/fold0", second)
     return compare("one/fold0", "two/fold0", Paths(root))
