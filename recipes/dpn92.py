@@ -1,8 +1,9 @@
-"""DPN-92: the seed's second training, on tier 1 and the first pseudo-labels.
+"""DPN-92: the encoder of the seed's second training.
 
 kit run dpn92 --data tier1 --fold 3
 
-A residual and a dense path in one: unlike the other encoders, which is what an ensemble wants.
+It joins a residual and a dense path: an ensemble gains most from networks that differ. The seed trained it on tier 1
+and on pseudo-labels, which kit does not make yet.
 
 Needs timm's weights, from its hub or by `--encoder-weights`, and a GPU. Measured on 2 CPU cores (AVX2, fp32;
 benchmarks/README.md): 4.59 s a crop of 512 px in training and 0.91 s in prediction, 4.4 GB with 2 crops a step. One

@@ -2,8 +2,8 @@
 
 kit run efficientnet_b3 --data tier1 --teacher weights/ensemble.pt
 
-The loss is 0.4 x label loss + 0.6 x T^2 x KL to the teacher's softened members, T = 20. Each step asks the teacher too:
-export it with `--views none`, or pay for every view.
+The loss is 0.4 x label loss + 0.6 x T^2 x KL to the teacher's softened members, T = 20. Each step runs the teacher,
+too: export it with `--views none`, or every view costs its time.
 
 Needs an exported teacher, timm's weights, from its hub or by `--encoder-weights`, and a GPU. Measured on 2 CPU cores
 (AVX2, fp32; benchmarks/README.md), the teacher aside: 1.58 s a crop of 512 px in training and 0.34 s in prediction,

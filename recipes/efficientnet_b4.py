@@ -2,8 +2,8 @@
 
 kit run efficientnet_b4 --data tier1 --fold 0,1,2
 
-Soft vote of the three folds made the seed's first pseudo-labels. Softmax and cross-entropy stand on the network's bare
-outputs: the seed put a sigmoid between.
+The seed made its first pseudo-labels with the mean of these three folds; kit does not make those yet. Unlike the
+seed, which applied a sigmoid before the softmax, kit computes softmax and cross-entropy on the network's own outputs.
 
 Needs timm's weights, from its hub or by `--encoder-weights`, and a GPU. Measured on 2 CPU cores (AVX2, fp32;
 benchmarks/README.md): 2.30 s a crop of 512 px in training and 0.55 s in prediction, 4.7 GB with 2 crops a step. One

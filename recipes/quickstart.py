@@ -1,4 +1,4 @@
-"""The whole road in minutes: EfficientNet-Lite0 on the embedded sample city, two folds.
+"""The whole workflow in minutes: EfficientNet-Lite0 on the embedded sample city, two folds.
 
 kit run quickstart && kit submit && kit score submissions/quickstart-test sample/test_labels
 
@@ -11,7 +11,7 @@ from functools import partial
 from kit.recipes import lite0 as parent
 
 SAMPLE = True  # draw the sample city where there is no data
-EPOCHS = 2  # each ends with a look at all held-out tiles, 7 s
+EPOCHS = 2  # each ends with the validation of all held-out tiles, 7 s
 CROPS_PER_TILE = 12  # 21 tiles train: 252 crops an epoch
 
 data = parent.data

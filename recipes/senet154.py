@@ -2,7 +2,7 @@
 
 kit run senet154 --data tier1 --fold 4
 
-It takes four times as long as EfficientNet-B4: train it last, on labels that are settled.
+It takes four times as long as EfficientNet-B4: train it last, on final labels.
 
 Needs timm's weights, from its hub or by `--encoder-weights`, and a GPU. Measured on 2 CPU cores (AVX2, fp32;
 benchmarks/README.md): 9.21 s a crop of 512 px in training and 1.80 s in prediction, 7.7 GB with 2 crops a step. One

@@ -2,7 +2,7 @@
 
 kit run seresnext50 --data tier1 --fold 3
 
-The quickest of the heavy ones.
+The fastest of the heavy encoders.
 
 Needs timm's weights, from its hub or by `--encoder-weights`, and a GPU. Measured on 2 CPU cores (AVX2, fp32;
 benchmarks/README.md): 3.06 s a crop of 512 px in training and 0.65 s in prediction, 3.9 GB with 2 crops a step. One

@@ -73,9 +73,9 @@ def read_checkpoint(folder: Path) -> dict[str, Any] | None:
         saved: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as cause:  # torch and pickle have many
         reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
-        raise RunError(f"{file} cannot be read: {reason}", "train anew: --restart") from cause
+        raise RunError(f"{file} cannot be read: {reason}", "train from the start: --restart") from cause
     if not isinstance(saved, dict) or "fit" not in saved:
-        raise RunError(f"{file} was written by an older kit, which could not go on", "train anew: --restart")
+        raise RunError(f"{file} was written by an older kit, which could not resume", "train from the start: --restart")
     return saved
 
 
@@ -216,7 +216,7 @@ class Resume(Callback):
         except (RuntimeError, ValueError, KeyError, AssertionError) as cause:
             raise RunError(
                 f"the checkpoint does not fit the recipe any more: {(str(cause) or 'its optimizer').splitlines()[0]}",
-                "train anew: --restart",
+                "train from the start: --restart",
             ) from cause
         for name, values in saved["held"].items():
             for key, value in values.items():
@@ -229,7 +229,7 @@ class Resume(Callback):
             self._restore_random(saved)
         epochs = len(self.learn.run_log.rows)
         step = f" and {self.skip} steps" if self.skip else ""
-        say(f"going on after {epochs} epoch{'s' * (epochs != 1)}{step} of an earlier session")
+        say(f"resuming after {epochs} epoch{'s' * (epochs != 1)}{step} of an earlier session")
 
     def _restore_random(self, saved: dict[str, Any]) -> None:
         states = saved["random"]

@@ -200,13 +200,13 @@ def _standing(
     told = ", ".join(f"{key} {_short(before[key])} is now {_short(now[key])}" for key in changed)
     if changed and (finished or not setup.resume):
         same = f"OMP_NUM_THREADS={earlier.threads} for the same threads; " if "threads" in changed else ""
-        goes_on = "" if finished else "--resume goes on with the changes, "
+        goes_on = "" if finished else "--resume continues with the changes, "
         raise RunError(
             f"{folder} holds {'a finished' if finished else 'an unfinished'} run with other settings: {told}",
-            f"{same}{goes_on}--restart trains anew, or move the folder away",
+            f"{same}{goes_on}--restart trains from the start, or move the folder away",
         )
     if changed:
-        say(f"going on although {told}")
+        say(f"resuming although {told}")
     if finished:
         check_best(folder, finished)
     return finished, None if finished else read_checkpoint(folder)

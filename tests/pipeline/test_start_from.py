@@ -125,7 +125,7 @@ def test_another_start_is_another_run(root: Path, cli: Cli):
         code, _, err = cli(*command, *other)
         assert code == 1
         assert "still/fold0 holds a finished run with other settings: start_sha256" in err
-        assert "--restart trains anew" in err
+        assert "--restart trains from the start" in err
     moved = shutil.copy(best_of(root, "tiny/fold0"), root / "moved.safetensors")  # the same weights
     code, _, err = cli(*command, "--start-from", moved)
     assert code == 0

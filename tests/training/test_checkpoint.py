@@ -171,19 +171,19 @@ def test_a_changed_recipe_is_noticed(unfinished: Path, cli: Cli):
     code, _, err = cli(*command(unfinished))
     assert code == 1
     assert "holds an unfinished run with other settings: recipe_sha256" in err
-    assert "--resume goes on with the changes, --restart trains anew" in err
+    assert "--resume continues with the changes, --restart trains from the start" in err
     assert (unfinished / "runs/rich/fold0/checkpoint.pt").read_bytes() == before
     code, _, err = cli(*command(unfinished), "--resume")
     assert code == 0, err
-    assert "going on although recipe_sha256" in err
-    assert "going on after 2 epochs" in err
+    assert "resuming although recipe_sha256" in err
+    assert "resuming after 2 epochs" in err
     assert len(pd.read_csv(unfinished / "runs/rich/fold0/log.csv")) == 4
 
 
 def test_restart_forgets_the_run(unfinished: Path, cli: Cli):
     code, _, err = cli(*command(unfinished), "--restart")
     assert code == 0, err
-    assert "going on" not in err
+    assert "resuming" not in err
 
 
 def test_resume_and_restart_exclude_each_other(workplace: Path, cli: Cli):

@@ -163,7 +163,7 @@ def test_when_a_rank_dies_all_end(workplace: Path, how: str, message: str):
     file.unlink()
     again = kit(workplace, "run", "dying", *TRAIN, "--nproc", 2)
     assert again.returncode == 0, again.stderr
-    assert "going on after 1 epoch of" in again.stderr
+    assert "resuming after 1 epoch of" in again.stderr
 
 
 def test_a_mistake_is_told_once(workplace: Path):
