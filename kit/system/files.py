@@ -242,7 +242,7 @@ def parse_json(content: bytes | str, model: type[T], name: str, error: type[KitE
 
     try:
         json.dumps(from_json(content, allow_inf_nan=False), allow_nan=False)  # 1e999 is read as infinite
-        record: T = _adapter(model).validate_json(content, strict=True)
+        record: T = _adapter(model).validate_json(content, strict=True)  # type: ignore[arg-type]
         return record
     except ValidationError as cause:
         first = cause.errors(include_url=False, include_context=False)[0]
