@@ -35,6 +35,11 @@ def as_name(text: str, otherwise: str = "") -> str:
     return plain or otherwise
 
 
+def spreadsheet_safe(cell: object) -> object:
+    """Returns a cell of a CSV meant for people: text that a spreadsheet would run as a formula begins with `'`."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
+
+
 def _is_plain(character: str) -> bool:
     """Returns whether a character is a letter, a mark that belongs to one, a digit, `.`, `_` or `-`."""
     return character in "._-" or unicodedata.category(character)[0] in "LMN"

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kit.errors import OutputError
-from kit.outputs import as_name, check_apart, check_name, check_unclaimed
+from kit.outputs import as_name, check_apart, check_name, check_unclaimed, spreadsheet_safe
 
 Cli = Callable[..., tuple[int, str, str]]
 PLAIN = ("kampala", "znz_1", "v1.2-b", "Ñandú", "北京", "काठमाण्डू", "9")
@@ -190,3 +190,9 @@ def test_map_keeps_what_it_did_not_write(tmp_path: Path):
     (tmp_path / "city.gpkg").touch()
     with pytest.raises(OutputError, match=r"city\.gpkg exists"):
         files.check("https://maps.example/city.tif")
+
+
+def test_cells_of_tables_for_people_are_no_formulas():
+    assert [spreadsheet_safe(cell) for cell in ("=1+1", "+1", "-a", "@b", "\tx", "a=b", "", -1, None)] == [
+        "'=1+1", "'+1", "'-a", "'@b", "'\tx", "a=b", "", -1, None,
+    ]  # fmt: skip

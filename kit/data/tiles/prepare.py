@@ -21,7 +21,7 @@ from kit.data.tiles.options import PrepareOptions, Style
 from kit.data.tiles.sheets import Sheet, draw_sheet
 from kit.data.tiles.tile import Skipped
 from kit.errors import CutError, DataError, FootprintError, KitError
-from kit.outputs import check_apart
+from kit.outputs import check_apart, spreadsheet_safe
 from kit.paths import Paths
 from kit.system.cpu import cpu_count
 from kit.system.files import locked, read_json, replacing, write_bytes
@@ -172,11 +172,12 @@ def _write_index(
     index.insert(4, "fold", 0)
     index["fold"], notice = assign_folds(index, settings.by, settings.k)
     skipped = [asdict(tile) for record in records for tile in record.cut.skipped]
-    _write_table(folder / "skipped.csv", pd.DataFrame(skipped, columns=list(Skipped.__dataclass_fields__)))
+    table = pd.DataFrame(skipped, columns=list(Skipped.__dataclass_fields__))
+    _write_table(folder / "skipped.csv", table.map(spreadsheet_safe))
     failed = [asdict(tile) for record in records for tile in record.cut.failed]
     (folder / "failed.csv").unlink(missing_ok=True)
     if failed:
-        _write_table(folder / "failed.csv", pd.DataFrame(failed))
+        _write_table(folder / "failed.csv", pd.DataFrame(failed).map(spreadsheet_safe))
     write_bytes(folder / "settings.json", (json.dumps(asdict(settings), indent=2) + "\n").encode())
     _write_table(file, index)
     return index, notice
