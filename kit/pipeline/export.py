@@ -44,6 +44,7 @@ class ExportRequest:
         cases: drawn images to compare on; by default `kit.deploy.proof.images.CASES`.
         formats: to write beside TorchScript, see `kit.deploy.freeze.formats.chosen`.
         postprocess: for the card; the file itself does not apply it.
+        weights: of the networks' votes, above 0, of any sum; empty where all count the same.
     """
 
     name: str
@@ -55,6 +56,7 @@ class ExportRequest:
     cases: Sequence[images.Case] = ()
     formats: Sequence[str] = ()
     postprocess: Postprocess | None = None
+    weights: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,10 @@ def export_ensemble(
     check_free(weights_dir, name)
     if not networks or len(networks) != len(members):
         raise WeightsError(f"{len(networks)} networks and {len(members)} members: expected one member a network")
+    votes = vote_weights(request.weights, len(members))
     eager = [portable(network) for network in networks]
     pad_multiple = math.lcm(*(int(network.pad_multiple) for network in eager))  # type: ignore[arg-type]
-    module = freeze(eager, views, pad_multiple)
+    module = freeze(eager, views, pad_multiple, votes)
     if devices := torchscript.named_devices(module):
         raise WeightsError(
             f"{name}: a network makes tensors on {devices[0]!r} by name, which would tie the file to that device",
@@ -110,16 +113,16 @@ def export_ensemble(
         saved = torchscript.load(weights, "cpu")
         if not torchscript.has_finite_weights(saved):
             raise WeightsError(f"{name}: a network holds weights that are NaN or infinite", DIVERGED)
-        on_tiles = measure_parity(saved, eager, views, pad_multiple, request.tiles)
+        on_tiles = measure_parity(saved, eager, views, pad_multiple, request.tiles, votes)
         if not on_tiles.holds:
             raise WeightsError(f"{name}: the exported file differs from its networks by {on_tiles}", HINT)
-        reference = make_reference(eager, views, pad_multiple, request.cases or images.CASES)
+        reference = make_reference(eager, views, pad_multiple, request.cases or images.CASES, votes)
         rows = compare(candidate_of(saved, weights.name, pad_multiple), reference.answers)
         if faults := [row.fault for row in rows if row.fault]:
             raise WeightsError(faults[0], HINT)
         parity = sum((row.parity for row in rows if row.parity), on_tiles)
         card = _card(eager, members, request, pad_multiple)
-        card = replace(card, parity_max_abs=parity.max_abs, parity_equal_masks=parity.equal_masks)
+        card = replace(card, parity_max_abs=parity.max_abs, parity_equal_masks=parity.equal_masks, weights=votes)
         torchscript.add_extra(weights, "card.json", card.to_json())
         torchscript.add_extra(weights, REFERENCE, reference.to_json())
         file_sha256 = sha256_of(weights)
@@ -128,9 +131,25 @@ def export_ensemble(
         differences = {}
         for kind in request.formats:
             other = weights.with_suffix(formats.SUFFIXES[kind])
-            formats.write(kind, other, eager, views, pad_multiple, card.to_json())
+            formats.write(kind, other, eager, views, pad_multiple, card.to_json(), votes)
             differences[weights_dir / other.name] = checked_difference(other, weights, pad_multiple)
     return Exported(weights_dir / f"{name}.pt", card, differences)
+
+
+def vote_weights(weights: Sequence[float], members: int) -> tuple[float, ...]:
+    """Returns the weights of the members' votes, adding to 1; an empty tuple where all count the same.
+
+    Raises:
+        WeightsError: there is not one weight a member, or one is not above 0.
+    """
+    if not weights:
+        return ()
+    if len(weights) != members:
+        raise WeightsError(f"{len(weights)} weights for {members} runs", "give one weight a run, in the same order")
+    if wrong := [weight for weight in weights if not 0 < weight < math.inf]:
+        raise WeightsError(f"a run's weight of {wrong[0]:g}, expected a number above 0", "leave out a run of no weight")
+    total = math.fsum(weights)
+    return () if len(set(weights)) == 1 else tuple(weight / total for weight in weights)
 
 
 def _card(eager: Sequence[nn.Module], members: Sequence[Member], request: ExportRequest, pad_multiple: int) -> Card:

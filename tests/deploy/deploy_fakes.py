@@ -65,12 +65,12 @@ def export_tiny(
     seeds: tuple[int, ...] = (1, 2),
     cases: Sequence[Case] = ODD,
     others: tuple[str, ...] = (),
+    weights: tuple[float, ...] = (),
 ) -> Exported:
     members = [TinyNet(seed) for seed in seeds]
     records = [record(fold) for fold in range(len(seeds))]
-    return export_ensemble(
-        folder, members, records, ExportRequest(name, "tiny", views, 0.5, 0.15, [noise(40, 48)], cases, others)
-    )
+    request = ExportRequest(name, "tiny", views, 0.5, 0.15, [noise(40, 48)], cases, others, weights=weights)
+    return export_ensemble(folder, members, records, request)
 
 
 def left_in(folder: Path) -> list[Path]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from kit.console import say, track
 from kit.deploy.adaptive.cover import BlockWindow
 from kit.deploy.adaptive.risk import change_of
-from kit.deploy.adaptive.vote import AdaptiveEnsemble, BlockGrid, Pass, run, stages, vote
+from kit.deploy.adaptive.vote import AdaptiveEnsemble, BlockGrid, Pass, relative, run, stages, vote
 from kit.deploy.engine.backends import Network
 from kit.deploy.engine.memo import recall, remember
 from kit.deploy.engine.tuned import TunedEnsemble, networks
@@ -124,6 +124,7 @@ def calibrate(weights: Weights, images: Iterable[Image], share: float = 1.0) -> 
         share: see `end_early`.
     """
     members, pad, device = networks(weights), weights.card.pad_multiple, weights.device
+    by_member = relative(weights.card.weights, len(members))
     order = _cheapest_first(weights, members)
     steps = stages(order, VIEWS[weights.card.views])
     full_vote = Calibration(order, 0.0, 1.0, 0.0, 0)
@@ -133,17 +134,17 @@ def calibrate(weights: Weights, images: Iterable[Image], share: float = 1.0) -> 
     for image in map(_middle, images):
         opaque = image[..., 3] > 0 if image.shape[2] == 4 else np.ones(image.shape[:2], np.bool_)
         pixels.append(image[..., :3])
-        sums.append(PassSums(_all_passes(members, steps, _batch(image[..., :3], device), pad), opaque))
+        sums.append(PassSums(_all_passes(members, steps, _batch(image[..., :3], device), pad, by_member), opaque))
     if not sums:
         return full_vote
     valid = [image.valid for image in sums]
-    full, _ = _votes(sums, steps, 0.0, pad)
+    full, _ = _votes(sums, steps, 0.0, pad, by_member)
 
     def change(early: Sequence[NDArray[np.float32]]) -> float:
         return change_of(full, early, valid).most(share)
 
     price, tried = START, 0.0
-    early, passes = _votes(sums, steps, price, pad)
+    early, passes = _votes(sums, steps, price, pad, by_member)
     while passes <= WORTH and price >= LEAST:
         if passes != tried and change(early) <= CHANGE:
             ensemble = _adaptive(weights, order, price)
@@ -151,7 +152,7 @@ def calibrate(weights: Weights, images: Iterable[Image], share: float = 1.0) -> 
             if measured <= CHANGE:
                 return Calibration(order, price, passes, measured, len(sums))
         price, tried = round(price * LOWER, 6), passes
-        early, passes = _votes(sums, steps, price, pad)
+        early, passes = _votes(sums, steps, price, pad, by_member)
     return replace(full_vote, images=len(sums))
 
 
@@ -179,15 +180,18 @@ def seconds_per_pass(network: Network, weights: Weights) -> float:
     return min(seconds)
 
 
-def _all_passes(members: Sequence[Network], steps: Sequence[Sequence[Pass]], batch: Tensor, pad: int) -> list[Tensor]:
+def _all_passes(
+    members: Sequence[Network], steps: Sequence[Sequence[Pass]], batch: Tensor, pad: int, by_member: Sequence[float]
+) -> list[Tensor]:
     """Returns the sum of each stage's probabilities for an image (1, 3, H, W): float32 (1, 1, H, W), padded, CPU."""
     padded = F.pad(batch, [0, -batch.shape[3] % pad, 0, -batch.shape[2] % pad], mode="replicate")
     with torch.inference_mode():
-        return [run(members, step, padded).cpu() for step in steps]
+        return [run(members, step, padded, by_member).cpu() for step in steps]
 
 
 def _adaptive(weights: Weights, order: Sequence[int], price: float) -> AdaptiveEnsemble:
-    return AdaptiveEnsemble(networks(weights), order, price, weights.card.views, weights.card.pad_multiple)
+    card = weights.card
+    return AdaptiveEnsemble(networks(weights), order, price, card.views, card.pad_multiple, card.weights)
 
 
 def _probability(ensemble: AdaptiveEnsemble, image: Image, device: str) -> NDArray[np.float32]:
@@ -208,7 +212,7 @@ def _middle(image: Image) -> Image:
 
 
 def _votes(
-    sums: Sequence[PassSums], steps: Sequence[Sequence[Pass]], price: float, pad: int
+    sums: Sequence[PassSums], steps: Sequence[Sequence[Pass]], price: float, pad: int, by_member: Sequence[float]
 ) -> tuple[list[NDArray[np.float32]], float]:
     """Returns the probabilities, (h, w) each, of votes with this price, and the share of the passes that they take."""
     probabilities, shares = [], []
@@ -220,7 +224,7 @@ def _votes(
         def summed(stage: int, window: BlockWindow, image: PassSums = image) -> Tensor:
             return image.stages[stage][:, :, *window.slices]
 
-        probability, windows = vote(summed, steps, price, grid, image.stages[0])
+        probability, windows = vote(summed, steps, price, grid, image.stages[0], by_member)
         areas = [sum(grid.context(window).px for window in of_stage) / (height * width) for of_stage in windows]
         rows, columns = image.valid.shape
         probabilities.append(probability[0, 0, :rows, :columns].numpy())

@@ -12,6 +12,7 @@ by block instead of by image.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -50,12 +51,20 @@ def stages(order: Sequence[int], codes: Sequence[int]) -> list[list[Pass]]:
     return [stage for stage in (once[:1], once[1:], again, rest) if stage]
 
 
-def near(done: int, passes: int) -> float:
-    """Returns how far from 0.5 the mean of `done` passes may be and still be turned by the rest of all `passes`.
+def near(done: Sequence[float], rest: Sequence[float]) -> float:
+    """Returns how far from 0.5 the mean of some passes may be and still be turned by the rest.
 
-    It is the standard error of the mean of a sample drawn without replacement.
+    It is the standard error of the mean of a sample drawn without replacement; where `done` of `passes` count the same,
+    the square root of 1 / done - 1 / passes.
+
+    Args:
+        done: the weights of the passes that were taken.
+        rest: those of the others.
     """
-    return SPREAD * math.sqrt(1 / done - 1 / passes)
+    if not rest:
+        return 0.0
+    share = sum(rest) / (sum(done) + sum(rest))  # of the vote that is still open
+    return SPREAD * share * math.sqrt(sum(sum(w * w for w in part) / sum(part) ** 2 for part in (done, rest)))
 
 
 def undecided(mean: Tensor, within: float, block_px: int = BLOCK_PX) -> NDArray[np.int64]:
@@ -119,6 +128,7 @@ def vote(
     price: float,
     grid: BlockGrid,
     like: Tensor,
+    weights: Sequence[float],
 ) -> tuple[Tensor, list[list[BlockWindow]]]:
     """Returns the mean probability of the passes that each block got, (1, 1, H, W), and the windows of each stage.
 
@@ -128,18 +138,19 @@ def vote(
         price: see `BlockGrid.open_windows`; 0 for the full vote.
         grid: of the image.
         like: float32 (1, 1, H, W), on the device to compute on.
+        weights: of the networks' votes, see `relative`; `summed` has applied them.
     """
     windows = [[BlockWindow(0, grid.height, 0, grid.width)]]
     total, passes = torch.zeros_like(like), torch.zeros_like(like)
-    asked = [len(stage) for stage in stages]
-    for number, stage in enumerate(stages):
+    asked = [[weights[member] for member, _ in stage] for stage in stages]
+    for number in range(len(stages)):
         for window in windows[number]:
             context = grid.context(window)
             inner = window.moved(-context.top, -context.left)
             total[:, :, *window.slices] += summed(number, context)[:, :, *inner.slices]
-            passes[:, :, *window.slices] += len(stage)
+            passes[:, :, *window.slices] += sum(asked[number])
         if number + 1 < len(stages):
-            within = near(sum(asked[: number + 1]), sum(asked))
+            within = near(list(chain(*asked[: number + 1])), list(chain(*asked[number + 1 :])))
             stage_price = price * (1.0 if number else FIRST)
             windows.append(grid.open_windows(total, passes, within, stage_price, windows[number]))
     return total / passes, windows
@@ -154,12 +165,20 @@ class AdaptiveEnsemble(Ensemble):
         price: see `BlockGrid.open_windows`; 0 for the full vote.
         views: see Ensemble.
         pad_multiple: see Ensemble.
+        weights: see Ensemble.
     """
 
     def __init__(
-        self, networks: Sequence[Network], order: Sequence[int], price: float, views: str, pad_multiple: int
+        self,
+        networks: Sequence[Network],
+        order: Sequence[int],
+        price: float,
+        views: str,
+        pad_multiple: int,
+        weights: Sequence[float] = (),
     ) -> None:
-        super().__init__([], views, pad_multiple)
+        super().__init__([], views, pad_multiple, weights)
+        self.relative = relative(weights, len(networks))
         self.networks, self.price = list(networks), price
         self.stages = stages(order, self.codes)
 
@@ -179,15 +198,20 @@ class AdaptiveEnsemble(Ensemble):
 
     def _vote(self, image: Tensor) -> Tensor:
         def summed(stage: int, window: BlockWindow) -> Tensor:
-            return run(self.networks, self.stages[stage], image[:, :, *window.slices])
+            return run(self.networks, self.stages[stage], image[:, :, *window.slices], self.relative)
 
         height, width = image.shape[2:]
         grid = BlockGrid.of(height, width, self.pad_multiple)
-        return vote(summed, self.stages, self.price, grid, image[:, :1])[0]
+        return vote(summed, self.stages, self.price, grid, image[:, :1], self.relative)[0]
 
 
-def run(networks: Sequence[Network], stage: Sequence[Pass], image: Tensor) -> Tensor:
-    """Returns the sum of the probabilities, (1, 1, H, W), of a stage's passes over an image (1, 3, H, W).
+def relative(weights: Sequence[float], members: int) -> list[float]:
+    """Returns the weights of the networks' votes with a mean of 1."""
+    return [weight * members for weight in weights] or [1.0] * members
+
+
+def run(networks: Sequence[Network], stage: Sequence[Pass], image: Tensor, weights: Sequence[float]) -> Tensor:
+    """Returns the sum of the probabilities by weight, (1, 1, H, W), of a stage's passes over an image (1, 3, H, W).
 
     Views of a window go through a network together: small images cost more per pixel than large ones.
     """
@@ -196,5 +220,5 @@ def run(networks: Sequence[Network], stage: Sequence[Pass], image: Tensor) -> Te
     for member, network in enumerate(networks):
         codes = [code for asked, code in stage if asked == member]
         if codes:
-            total += len(codes) * mean_over_views(network, image, codes, at_once)
+            total += weights[member] * len(codes) * mean_over_views(network, image, codes, at_once)
     return total

@@ -20,12 +20,18 @@ class TunedEnsemble(Ensemble):
         views_at_once: per network, how many views go through it together.
         views: see Ensemble.
         pad_multiple: see Ensemble.
+        weights: see Ensemble.
     """
 
     def __init__(
-        self, networks: Sequence[Network], views_at_once: Sequence[int], views: str, pad_multiple: int
+        self,
+        networks: Sequence[Network],
+        views_at_once: Sequence[int],
+        views: str,
+        pad_multiple: int,
+        weights: Sequence[float] = (),
     ) -> None:
-        super().__init__([], views, pad_multiple)
+        super().__init__([], views, pad_multiple, weights)
         self.networks, self.views_at_once = list(networks), list(views_at_once)
 
     def members(self, x: Tensor) -> Tensor:

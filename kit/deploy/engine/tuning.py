@@ -122,7 +122,8 @@ def tuned(weights: Weights, settings: Sequence[NetworkSetting], engine: Engine =
     """Returns the weights with one setting per network."""
     networks = [network(weights, member, setting, engine) for member, setting in enumerate(settings)]
     card = weights.card
-    ensemble = TunedEnsemble(networks, [setting.views for setting in settings], card.views, card.pad_multiple)
+    views_at_once = [setting.views for setting in settings]
+    ensemble = TunedEnsemble(networks, views_at_once, card.views, card.pad_multiple, card.weights)
     return replace(weights, module=ensemble, plan=f"{engine} {' '.join(map(str, settings))}")
 
 

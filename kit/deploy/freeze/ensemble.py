@@ -77,25 +77,31 @@ class Core(nn.Module):
 
 
 class Ensemble(nn.Module):
-    """The mean over networks of the mean over views of the probability of building.
+    """The mean over networks, equal or weighted, of the mean over views of the probability of building.
 
     Args:
         cores: each a `Core`, or its trace; H and W are multiples of `pad_multiple`.
         views: `none`, `flips` (4) or `d4` (8).
         pad_multiple: px; a multiple of every core's.
+        weights: of the networks' votes, adding to 1; empty where all count the same.
 
     Shape:
         Input of every method: uint8 or float, 0..255, (N, 3 or 4, H, W), RGB or RGBA; any N, H, W.
         Where alpha is 0 the probability is 0.
     """
 
-    codes: list[int]  # TorchScript needs it in the class body
+    codes: list[int]  # TorchScript needs these in the class body
+    weights: list[float]
+    weighted: bool  # freezing keeps one branch
 
-    def __init__(self, cores: Sequence[nn.Module], views: str, pad_multiple: int) -> None:
+    def __init__(
+        self, cores: Sequence[nn.Module], views: str, pad_multiple: int, weights: Sequence[float] = ()
+    ) -> None:
         super().__init__()
         self.cores = nn.ModuleList(cores)
         self.codes = view_codes(views)
         self.pad_multiple = pad_multiple
+        self.weights, self.weighted = [float(weight) for weight in weights] or [1.0], len(weights) > 0
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns `probability`."""
@@ -104,7 +110,16 @@ class Ensemble(nn.Module):
     @exported
     def probability(self, x: Tensor) -> Tensor:
         """Returns the probability of building: float32 (N, 1, H, W), 0..1."""
-        return self.members(x).mean(dim=1, keepdim=True)
+        return self.vote(self.members(x))
+
+    def vote(self, members: Tensor) -> Tensor:
+        """Returns the mean of the networks' probabilities by weight: (N, M, H, W) -> (N, 1, H, W)."""
+        if self.weighted:
+            total = torch.zeros_like(members[:, :1])
+            for number, weight in enumerate(self.weights):
+                total = total + members[:, number : number + 1] * weight
+            return total.clamp(max=1.0)  # rounding may exceed it
+        return members.mean(dim=1, keepdim=True)
 
     @exported
     def mask(self, x: Tensor) -> Tensor:
@@ -162,7 +177,7 @@ class OneGraph(Ensemble):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns `probability`."""
-        return self.members(x).mean(dim=1, keepdim=True)
+        return self.vote(self.members(x))
 
     def members(self, x: Tensor) -> Tensor:
         """Returns each network's probability of building: float32 (N, M, H, W), 0..1."""
@@ -220,15 +235,16 @@ def portable(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network).eval().cpu().float().to(memory_format=torch.contiguous_format).requires_grad_(False)
 
 
-def freeze(networks: Sequence[nn.Module], views: str, pad_multiple: int) -> Any:
+def freeze(networks: Sequence[nn.Module], views: str, pad_multiple: int, weights: Sequence[float] = ()) -> Any:
     """Returns the ensemble of networks as one frozen ScriptModule with the methods of `Ensemble`.
 
     Args:
         networks: as `Core` takes them, and as `portable` makes them.
         views: `none`, `flips` or `d4`.
         pad_multiple: px; a multiple of every network's.
+        weights: of the networks' votes, see `Ensemble`.
     """
     side_px = 2 * pad_multiple  # at 1 x pad_multiple the deepest map is 1 px: a size that hides broadcasting
     example = torch.full((2, 3, side_px, side_px), 127.0)
     cores = [torchscript.trace(Core(network), example) for network in networks]
-    return torchscript.frozen(Ensemble(cores, views, pad_multiple), METHODS, len(cores))
+    return torchscript.frozen(Ensemble(cores, views, pad_multiple, weights), METHODS, len(cores))

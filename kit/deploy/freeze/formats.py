@@ -38,7 +38,7 @@ class Outputs(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns probability, mask and members."""
         members = self.ensemble.members(image)
-        probability = members.mean(dim=1, keepdim=True)
+        probability = self.ensemble.vote(members)
         return probability, (probability > 0.5).to(torch.uint8), members
 
 
@@ -62,7 +62,15 @@ def need(*packages: str) -> None:
         raise KitError(f"not installed here: {', '.join(missing)}", f"pip install {' '.join(missing)}")
 
 
-def write(name: str, path: Path, members: Sequence[nn.Module], views: str, pad_multiple: int, card: str) -> None:
+def write(
+    name: str,
+    path: Path,
+    members: Sequence[nn.Module],
+    views: str,
+    pad_multiple: int,
+    card: str,
+    weights: Sequence[float] = (),
+) -> None:
     """Writes an ensemble as `pt2` or `onnx`: any batch, height and width, RGB or RGBA, all in one graph.
 
     Args:
@@ -72,12 +80,13 @@ def write(name: str, path: Path, members: Sequence[nn.Module], views: str, pad_m
         views: `none`, `flips` or `d4`.
         pad_multiple: px; a multiple of every member's.
         card: JSON, kept inside as `card.json`.
+        weights: of the members' votes, see `Ensemble`.
 
     Raises:
         WeightsError: a network cannot be followed with symbols for sizes, or the file would be too large.
     """
     copies = copy.deepcopy(list(members))  # an exporter replaces the attributes that a network sets as it runs
-    ensemble = OneGraph([Core(member) for member in copies], views, pad_multiple).eval()
+    ensemble = OneGraph([Core(member) for member in copies], views, pad_multiple, weights).eval()
     try:
         with muted():
             if name == "onnx":

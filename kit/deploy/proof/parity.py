@@ -53,7 +53,12 @@ class Parity:
 
 
 def measure_parity(
-    module: Any, members: Sequence[nn.Module], views: str, pad_multiple: int, tiles: Iterable[NDArray[np.uint8]]
+    module: Any,
+    members: Sequence[nn.Module],
+    views: str,
+    pad_multiple: int,
+    tiles: Iterable[NDArray[np.uint8]],
+    weights: Sequence[float] = (),
 ) -> Parity:
     """Returns the difference between an exported module and its eager members on `tiles` and on noise of odd size.
 
@@ -63,11 +68,12 @@ def measure_parity(
         views: `none`, `flips` or `d4`.
         pad_multiple: px.
         tiles: uint8 (H, W, 3).
+        weights: of the members' votes, adding to 1; empty where all count the same.
     """
     noise = np.random.default_rng(0).integers(0, 256, (3 * pad_multiple + 1, pad_multiple - 1, 3), dtype=np.uint8)
     parity = Parity()
     for image in [*tiles, noise]:
-        expected = eager_probability(members, image, views, pad_multiple)
+        expected = eager_probability(members, image, views, pad_multiple, weights)
         with torch.inference_mode():
             batch = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
             probability = module.probability(batch)[0, 0].numpy()
@@ -78,11 +84,16 @@ def measure_parity(
 
 
 def eager_probability(
-    members: Sequence[nn.Module], image: NDArray[np.uint8], views: str, pad_multiple: int
+    members: Sequence[nn.Module], image: NDArray[np.uint8], views: str, pad_multiple: int, weights: Sequence[float] = ()
 ) -> NDArray[np.float32]:
-    """Returns the soft vote, float32 (H, W), 0..1: the mean of `eager_members`."""
-    vote: NDArray[np.float32] = eager_members(members, image, views, pad_multiple).mean(axis=0)
-    return vote
+    """Returns the soft vote, float32 (H, W), 0..1: the mean of `eager_members`, see `mean_vote`."""
+    return mean_vote(eager_members(members, image, views, pad_multiple), weights)
+
+
+def mean_vote(votes: NDArray[np.float32], weights: Sequence[float] = ()) -> NDArray[np.float32]:
+    """Returns the mean of probabilities, float32 (M, H, W) -> (H, W), by weight where there are weights."""
+    mean = np.average(votes, axis=0, weights=weights) if len(weights) else votes.mean(axis=0)
+    return np.asarray(mean, np.float32)
 
 
 def eager_members(

@@ -181,7 +181,9 @@ class Reference:
         return cls(**{key: getattr(stored, key) for key in HEAD}, votes=votes, answers=answers)
 
 
-def make_reference(networks: Sequence[nn.Module], views: str, pad_multiple: int, cases: Sequence[Case]) -> Reference:
+def make_reference(
+    networks: Sequence[nn.Module], views: str, pad_multiple: int, cases: Sequence[Case], weights: Sequence[float] = ()
+) -> Reference:
     """Returns the answers of networks on drawn images.
 
     Args:
@@ -189,12 +191,14 @@ def make_reference(networks: Sequence[nn.Module], views: str, pad_multiple: int,
         views: `none`, `flips` or `d4`.
         pad_multiple: px.
         cases: the images; the first, a small one, runs twice: its votes are kept by network.
+        weights: of the networks' votes, see `mean_vote`.
     """
     answers = []
     for case in track(cases, "networks on drawn images"):
         image = case.image()
-        job = (networks[:1], image, "none") if case.core else (networks, image, views)
-        answers.append(Answer.of(case, image, eager_probability(*job, pad_multiple)))
+        job = (networks[:1], image, "none", ()) if case.core else (networks, image, views, weights)
+        some, pixels, turned, by_weight = job
+        answers.append(Answer.of(case, image, eager_probability(some, pixels, turned, pad_multiple, by_weight)))
     votes = eager_members(networks, cases[0].image(), views, pad_multiple)
     cpu = processor_name(torch.device("cpu"))
     return Reference(__version__, str(torch.__version__), cpu, torch.get_num_threads(), votes, tuple(answers))

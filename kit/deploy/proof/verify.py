@@ -22,7 +22,7 @@ from kit.deploy.proof.comparing import (
     report_of,
     run_alone,
 )
-from kit.deploy.proof.parity import PARITY_LIMIT
+from kit.deploy.proof.parity import PARITY_LIMIT, mean_vote
 from kit.deploy.proof.reference import Answer, Reference, read_reference
 from kit.deploy.trust.allowlist import operators
 from kit.deploy.weights.card import Card
@@ -199,7 +199,7 @@ def _check_members(weights: Weights, reference: Reference | None) -> Finding:
     if len(votes) != listed or (reference and len(reference.votes) != listed):
         return Finding("members", result, f"{file} has {len(votes)} networks, its card lists {listed}")
     own = Answer.of(case, image, vote[0])
-    others = {"forward": forward[0], "mask": mask[0], "the mean of members": votes.mean(axis=0)}
+    others = {"forward": forward[0], "mask": mask[0], "the mean of members": mean_vote(votes, weights.card.weights)}
     if odd := [name for name, output in others.items() if own.compared(output).equal_masks < 1]:
         return Finding("members", result, f"{file}: {odd[0]} differs from probability on {case}")
     if reference is None:

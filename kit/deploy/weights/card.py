@@ -81,6 +81,7 @@ class Card:
         parity_max_abs: the largest difference in probability between the file and the trained networks.
         parity_equal_masks: the share of pixels whose mask is the same in both, 0..1.
         postprocess: what `kit submit --clean` applies; None when no fold was held out, and in older files.
+        weights: of the members' votes, adding to 1; empty where all count the same, and in older files.
     """
 
     kit_version: Text
@@ -100,6 +101,7 @@ class Card:
     parity_max_abs: Size
     parity_equal_masks: Share
     postprocess: Postprocess | None = None
+    weights: tuple[Share, ...] = ()
 
     def to_json(self, **added: str) -> str:
         """Returns the card as JSON text, with the `added` keys at the end."""
@@ -116,4 +118,11 @@ class Card:
         Raises:
             WeightsError: it is not JSON, or a key is missing or has a wrong value.
         """
-        return parse_json(text, cls, f"the card in {source}", WeightsError, "export the weights again")
+        card = parse_json(text, cls, f"the card in {source}", WeightsError, "export the weights again")
+        if card.weights and (len(card.weights) != len(card.members) or abs(sum(card.weights) - 1) > 1e-6):
+            raise WeightsError(
+                f"the card in {source} has {len(card.weights)} weights that add to {sum(card.weights):g} for "
+                f"{len(card.members)} members, expected one each, adding to 1",
+                "export the weights again",
+            )
+        return card

@@ -41,7 +41,7 @@ def test_all_passes_are_taken_once(members: int, views: str):
 
 
 def test_the_more_passes_are_taken_the_less_they_turn():
-    turning = [near(done, 12) for done in range(1, 13)]
+    turning = [near([1.0] * done, [1.0] * (12 - done)) for done in range(1, 13)]
     assert turning == sorted(turning, reverse=True)
     assert turning[2] == pytest.approx(0.1)
     assert turning[-1] == 0
@@ -55,6 +55,28 @@ def test_a_vote_that_settles_nothing_is_the_full_one(views: str, size: tuple[int
         full = Ensemble(networks, views, 16).probability(batch(*size))
         found = AdaptiveEnsemble(networks, (1, 0), 0.0, views, 16)(batch(*size))
     torch.testing.assert_close(found, full, atol=1e-6, rtol=0)
+
+
+def test_a_weighted_vote_that_settles_nothing_is_the_full_one():
+    networks, weights = [Core(TinyNet(seed).eval()) for seed in range(3)], (0.6, 0.3, 0.1)
+    with torch.inference_mode():
+        full = Ensemble(networks, "flips", 16, weights).probability(batch(75, 50))
+        early = AdaptiveEnsemble(networks, (1, 0, 2), 0.0, "flips", 16, weights)(batch(75, 50))
+    torch.testing.assert_close(early, full, atol=1e-6, rtol=0)
+
+
+def test_passes_of_little_weight_turn_little():
+    """The bound is the deviation of the full vote's mean, as drawn."""
+    assert near([1.0], [1.0]) == pytest.approx(vote.SPREAD * (1 - 1 / 2) ** 0.5)
+    assert near([1.9], [0.1]) < near([1.0], [1.0]) < near([0.1], [1.9])
+    random = np.random.default_rng(0)
+    weights, done = np.array([0.5, 1.5, 0.8, 1.2]), 2
+    drawn = random.normal(0.5, vote.SPREAD, (100_000, 4))
+    early, full = (
+        np.average(drawn[:, :done], axis=1, weights=weights[:done]),
+        np.average(drawn, axis=1, weights=weights),
+    )
+    assert near(list(weights[:done]), list(weights[done:])) == pytest.approx((full - early).std(), rel=0.02)
 
 
 def counting(network: Callable[[Tensor], Tensor], seen: list[tuple[int, int]]) -> Callable[[Tensor], Tensor]:

@@ -294,3 +294,14 @@ def test_one_network_in_one_view(tmp_path: Path, is_tuned: bool):
         first = plain.module.members(batch)[:, :1]
         torch.testing.assert_close(one.module.members(batch), first, atol=1e-5, rtol=0)
         torch.testing.assert_close(one.module(batch), first * (batch[:, 3:] > 0), atol=1e-5, rtol=0)
+
+
+def test_tuned_networks_vote_by_weight(tmp_path: Path):
+    weights = load_weights(export_tiny(tmp_path, weights=(0.9, 0.1)).path)
+    image = torch.from_numpy(noise(40, 33)).permute(2, 0, 1)[None]
+    with torch.inference_mode():
+        expected = weights.module(image)
+        found = tuned(weights, [NetworkSetting()] * 2).module(image)
+        equal = weights.module.members(image).mean(1, keepdim=True)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    assert not torch.allclose(found, equal, atol=1e-4)

@@ -46,6 +46,25 @@ def test_soft_vote_is_the_mean_over_views_and_members():
         torch.testing.assert_close(ensemble(x), votes.mean(1, keepdim=True))
 
 
+def test_votes_count_by_weight():
+    nets, weights = [TinyNet(seed).eval() for seed in range(3)], (0.5, 0.3, 0.2)
+    x = torch.randint(0, 256, (2, 4, 33, 48), dtype=torch.uint8)
+    frozen = freeze([portable(net) for net in nets], "flips", 16, weights)
+    equal = freeze([portable(net) for net in nets], "flips", 16)
+    with torch.inference_mode():
+        members = frozen.members(x)
+        assert torch.equal(members, equal.members(x))  # unweighted
+        expected = (members * torch.tensor(weights).view(1, 3, 1, 1)).sum(1, keepdim=True)
+        for module in (frozen, Ensemble([Core(net) for net in nets], "flips", 16, weights)):
+            torch.testing.assert_close(module(x), expected, atol=1e-6, rtol=0)
+            assert torch.equal(module.probability(x), module(x))
+            assert torch.equal(module.mask(x), (module(x) > 0.5).byte())
+        torch.testing.assert_close(equal(x), members.mean(1, keepdim=True), atol=0, rtol=0)
+        certain = Ensemble([], "none", 16, (0.1, 0.2, 0.7)).vote(torch.ones(1, 3, 2, 2))
+        assert certain.max() <= 1
+    assert "weight" not in equal.code
+
+
 def test_d4_does_not_depend_on_the_orientation():
     ensemble = Ensemble([Core(TinyNet(1).eval())], "d4", 16)
     x = torch.randint(0, 256, (1, 3, 32, 48), dtype=torch.uint8)

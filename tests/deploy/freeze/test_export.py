@@ -88,6 +88,18 @@ def test_members_of_any_targets_vote_together(tmp_path: Path, channels: int):
     torch.testing.assert_close(probs[:, 0], expected, atol=1e-5, rtol=0)
 
 
+def test_weights_of_the_votes_are_in_the_card(tmp_path: Path):
+    assert export_tiny(tmp_path, weights=(1.0, 3.0)).card.weights == (0.25, 0.75)
+    assert export_tiny(tmp_path, weights=(2.0, 2.0)).card.weights == ()
+    for wrong, message in (
+        ((1.0,), "1 weights for 2 runs"),
+        ((1.0, 0.0), "a run's weight of 0, expected a number above 0"),
+        ((1.0, float("nan")), "a run's weight of nan"),
+    ):
+        with pytest.raises(WeightsError, match=message):
+            export_tiny(tmp_path, weights=wrong)
+
+
 def test_members_keep_their_state(tmp_path: Path):
     net = TinyNet(1).to(memory_format=torch.channels_last)
     export_ensemble(tmp_path, [net.train()], [record()], ExportRequest("one", "tiny", "none", 0.5, 0.1))

@@ -14,6 +14,7 @@ from deploy_fakes import TinyNet, export_tiny, left_in, noise, record
 from torch import Tensor, nn
 
 from kit.deploy.freeze import formats, runners
+from kit.deploy.proof.verify import verify
 from kit.deploy.trust import pt2
 from kit.deploy.weights import torchscript
 from kit.deploy.weights.card import Card
@@ -98,6 +99,14 @@ def gap(path: Path, engine: str, *shapes: tuple[int, ...]) -> float:
 def test_each_format_gives_the_same_probability(everything: Exported, suffix: str, engine: str):
     engine_there(engine)
     assert gap(everything.path.with_suffix(suffix), engine, *SHAPES) < 1e-5
+
+
+@pytest.mark.slow
+def test_each_format_weighs_the_votes(tmp_path: Path):
+    made = export_tiny(tmp_path, others=("pt2", "onnx"), weights=(0.9, 0.1))
+    for suffix in (".pt2", ".onnx"):
+        assert gap(made.path.with_suffix(suffix), "", *SHAPES) < 1e-5
+    verify(made.path).require()
 
 
 @pytest.mark.parametrize("suffix", ALONE)

@@ -25,10 +25,12 @@ from kit.system.files import sha256_of
 Cli = Callable[..., tuple[int, str, str]]
 
 
-def freeze_with_core(members: list[TinyNet], views: str, pad_multiple: int, first: int = 0) -> Any:
+def freeze_with_core(
+    members: list[TinyNet], views: str, pad_multiple: int, weights: tuple[float, ...] = (), first: int = 0
+) -> Any:
     """Freezes an ensemble whose first network is not the one it should be."""
     cores = [torchscript.trace(Core(member), torch.full((2, 3, 32, 32), 127.0)) for member in members]
-    return torchscript.frozen(Ensemble([cores[first], *cores[1:]], views, pad_multiple), METHODS, len(cores))
+    return torchscript.frozen(Ensemble([cores[first], *cores[1:]], views, pad_multiple, weights), METHODS, len(cores))
 
 
 @pytest.fixture
@@ -344,3 +346,17 @@ def test_other_files(cli: Cli, tmp_path: Path):
     code, _, err = cli("verify", tmp_path / "w.pt")
     assert code == 1
     assert "w.pt is not a weights file" in err
+
+
+def test_weights_of_the_votes_are_verified(tmp_path: Path):
+    """A card that claims other weights than the file computes with is found."""
+    path = export_tiny(tmp_path, weights=(3.0, 1.0)).path
+    verify(path).require()
+    card = json.loads(read_extra(path, "card.json") or "")
+    assert card["weights"] == [0.75, 0.25]
+    for weights in ([0.25, 0.75], []):
+        text = json.dumps(card | {"weights": weights})
+        path.with_suffix(".json").write_text(text)
+        replace_extra(path, "card.json", text)
+        signed(path)
+        assert any("the mean of members differs from probability" in fault for fault in verify(path).faults())

@@ -62,3 +62,15 @@ def test_numbers_are_finite(tiny_weights: Exported, number: str):
 def test_a_card_is_a_json_object(text: str):
     with pytest.raises(WeightsError, match=r"the card in here\.json"):
         Card.from_json(text, "here.json")
+
+
+def test_weights_of_votes(tiny_weights: Exported):
+    card = tiny_weights.card
+    older = json.loads(card.to_json())
+    del older["weights"]
+    assert Card.from_json(json.dumps(older)) == card
+    weighted = replace(card, weights=(0.75, 0.25))
+    assert Card.from_json(weighted.to_json()) == weighted
+    for weights in ((1.0,), (0.5, 0.6)):
+        with pytest.raises(WeightsError, match=r"weights that add to .* for 2 members, expected one each, adding to 1"):
+            Card.from_json(replace(card, weights=weights).to_json())
