@@ -329,7 +329,7 @@ def test_the_command_says_when_there_was_nothing_to_compare_with(cli: Cli, copie
     code, out, err = cli("verify", copied)
     assert code == 0
     assert out.splitlines()[-1] == "verified tiny.pt"
-    assert "tiny.pt holds nothing of its networks to be compared with" in err
+    assert "tiny.pt holds no predictions of its networks to compare with" in err
 
 
 @pytest.mark.parametrize(
