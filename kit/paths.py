@@ -1,4 +1,4 @@
-"""Where everything lives below the root folder: the only place that knows folder names."""
+"""Folders below the working root. The only module that knows their names."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,15 +58,15 @@ class Paths:
         return sorted((p for p in (self.root / "runs").glob("*/fold*") if p.is_dir()), key=place)
 
     def check_sheet(self, recipe: str) -> Path:
-        """The picture that `kit check` draws of a recipe's crops."""
+        """The picture of a recipe's crops that `kit check` draws."""
         return self.root / "runs" / recipe / "check.png"
 
     def rate_curve(self, recipe: str) -> Path:
-        """The picture that `kit lr-find` draws of the loss over the rate."""
+        """The picture of loss over learning rate that `kit lr-find` draws."""
         return self.root / "runs" / recipe / "lr_find.png"
 
     def mosaics(self, name: str) -> Path:
-        """The folder of the mosaics that a test set's chips make."""
+        """The folder of the mosaics of a test set."""
         return self.root / "mosaics" / check_name(name)
 
     def submission(self, name: str) -> Path:

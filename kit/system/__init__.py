@@ -1,1 +1,1 @@
-"""The machine: devices, ranks, processes, workers."""
+"""The machine: files and locks, CPU cores, devices, ranks, processes, workers."""

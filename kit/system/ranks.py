@@ -1,4 +1,4 @@
-"""Ranks: the processes that train one model together, and what they add up. A process by itself is rank 0 of 1."""
+"""Communication between ranks, the processes that work together. A process by itself is rank 0 of 1."""
 
 from typing import TypeVar
 
@@ -15,7 +15,7 @@ def rank() -> int:
 
 
 def ranks() -> int:
-    """Returns how many processes train together."""
+    """Returns how many processes work together."""
     return dist.get_world_size() if _grouped() else 1
 
 
@@ -24,11 +24,11 @@ def _grouped() -> bool:
 
 
 def over_ranks(part: Tensor) -> Tensor:
-    """Returns the sum of the ranks' tensors while gradients are wanted, else this rank's own.
+    """Returns the sum of the ranks' tensors while gradients are recorded, else this rank's own.
 
-    Its gradient is `ranks()` times that of the own part: DistributedDataParallel averages the gradients of the ranks,
-    and the average is then the gradient of the sum. Without gradients, in validation, ranks have different numbers of
-    batches: none may wait for another.
+    Its gradient is `ranks()` times that of this rank's part: DistributedDataParallel averages the gradients of the
+    ranks, so the average is the gradient of the sum. In validation, without gradients, ranks have different numbers of
+    batches, so none may wait for another.
 
     Args:
         part: float, any shape, the same on all ranks.
@@ -41,9 +41,9 @@ def over_ranks(part: Tensor) -> Tensor:
 
 
 def gathered(part: T) -> list[T]:
-    """Returns what each rank gave, by rank: numbers, strings, tensors, and lists and dicts of them.
+    """Returns the values of all ranks, by rank: numbers, strings, tensors, and lists and dicts of them.
 
-    All ranks must call it. Between the processes of one run it travels as a pickle.
+    All ranks must call it. Values are pickled between the processes of one run.
     """
     parts: list[T] = [part] * ranks()
     if len(parts) > 1:
@@ -52,7 +52,7 @@ def gathered(part: T) -> list[T]:
 
 
 def agreed(value: T) -> T:
-    """Returns rank 0's value, of what `gathered` takes. All ranks must call it."""
+    """Returns rank 0's value, of any type that `gathered` takes. All ranks must call it."""
     values = [value]
     if ranks() > 1:
         dist.broadcast_object_list(values)
@@ -67,6 +67,6 @@ def as_first(tensors: list[Tensor]) -> None:
 
 
 def wait_for_all() -> None:
-    """Returns when all ranks have come here."""
+    """Waits until all ranks have called it."""
     if ranks() > 1:
         dist.barrier()
