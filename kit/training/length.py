@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, CancelValidException
 
 from kit.console import say
 from kit.errors import RunError
@@ -202,8 +202,9 @@ class TimeBudget(Length):
     Every epoch gets an equal share of the time. Its number of steps is planned at its beginning and again every
     hundredth of the budget, from the time of a step as it was since the last plan: where the machine becomes slower or
     faster, the epoch gets fewer or more steps. Schedules follow the plan, so that they reach their end with the budget.
-    Rank 0 plans for all ranks. Plans that change the number of steps are written to `plan.csv`, and kept in the
-    checkpoint.
+    Rank 0 plans for all ranks. Where validations would take more than half of the time that is left, some epochs are
+    not validated; the last one always is. Plans that change the number of steps are written to `plan.csv`, and kept in
+    the checkpoint.
 
     Args:
         minutes: wall time of all fits.
@@ -269,7 +270,9 @@ class TimeBudget(Length):
         if self.mark is None:
             seconds = self.run_log.seconds
             if self.trained_at is not None:
-                self.epoch_seconds, self.trained_at = seconds - self.trained_at, None
+                if not self.recorder.cancel_valid:
+                    self.epoch_seconds = seconds - self.trained_at
+                self.trained_at = None
             self.mark = seconds, int(self.iter)
         self.learn.pct_train = (self.epoch + self.plans[-1].share_at(self.iter)) / self.n_epoch
 
@@ -287,6 +290,18 @@ class TimeBudget(Length):
         if self.plans:
             self.steps_done += self.plans[-1].steps
         self.trained_at, self.mark = self.run_log.seconds, None
+
+    def before_validate(self) -> None:
+        """Leaves a validation out where all of them would not fit."""
+        ahead = self.epochs - self.epochs_done
+        if agreed(ahead > self._validations(ahead, self.run_log.seconds)):
+            raise CancelValidException
+
+    def _validations(self, ahead: int, now: float) -> int:
+        """Returns how many of the next epochs can be validated in half of the time that is left, at least 1."""
+        if not self.epoch_seconds:
+            return ahead
+        return max(1, min(ahead, int((self.budget_s - now) / 2 / self.epoch_seconds)))
 
     def _plan(self, done: int, share: float) -> None:
         """Plans the rest of the epoch."""
@@ -321,7 +336,7 @@ class TimeBudget(Length):
             total = self.steps_done + steps * (self.epochs - epoch)
             return StepPlan(epoch, done, share, now, 0.0, self.epoch_seconds, steps + 1, steps, total)
         ahead = self.epochs - epoch  # epochs that are not finished
-        train_s = max(0.0, self.budget_s - now - ahead * self.epoch_seconds)
+        train_s = max(0.0, self.budget_s - now - self._validations(ahead, now) * self.epoch_seconds)
         rest = max(1, round(train_s * (1 - share) / (ahead - share) / step_s))
         every = max(1, round(self.budget_s / self.PLANS / step_s))
         steps = done + rest

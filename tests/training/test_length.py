@@ -53,11 +53,9 @@ class Work(Callback):
         self.clock, self.step_seconds, self.stop_at, self.steps = clock, step_seconds, stop_at, 0
         self.rates: list[float] = []
 
-    def before_validate(self) -> None:
-        self.clock.seconds += 3
-
     def after_batch(self) -> None:
         if not self.training:
+            self.clock.seconds += 3 * (self.iter == 0)
             return
         self.rates.append(float(self.opt.hypers[-1]["lr"]))
         self.clock.seconds += self.step_seconds(self.learn.run_log.seconds) + 5 * (self.steps == 0)
@@ -165,6 +163,16 @@ def test_resumed_it_goes_on_with_the_plan(train: Train, stub_clock: StubClock, t
     pd.testing.assert_frame_equal(again[2], plans)
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(again[0].model.state_dict()[name], weight)
+
+
+def test_validations_that_do_not_fit_are_left_out(train: Train):
+    """Twelve validations of 3 s do not fit into a minute beside the training; the last one is kept."""
+    learn, log, _ = train(lambda s: 1.0, 12, minutes=0.8)
+    assert learn.run_log.seconds == pytest.approx(48, rel=0.1)
+    assert len(log) == 12
+    assert 1 <= log["jaccard"].notna().sum() < 12
+    assert not math.isnan(log["jaccard"].iloc[-1])
+    assert learn.work.rates[-1] < 2e-4
 
 
 def test_with_other_ranks_a_plan_counts_their_steps():
