@@ -9,13 +9,17 @@ Each takes logits and a target in one of these forms:
 Logits are any float, targets int64: 0, 1, and `ignore` (255, no data) for pixels that do not count, which have no
 gradient. The loss is a scalar in the logits' precision, at least float32; 0 when no pixel counts.
 
+Losses with `soft_targets` also take float targets of the same shape: probabilities from 0 to 1, and `ignore`. Where all
+of them are 0 or 1, the loss is that of the hard target. The other losses refuse them (`check_soft_targets`).
+
 Where several processes train one model, sums and counts are taken over the batches of all of them
 (`kit.system.ranks.over_ranks`): the loss, and its gradient, are those of one process with the whole batch. Lovasz sorts
 pixels, which stay where they are: each process has a pool of its own, and the mean is taken.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +34,41 @@ EPS = 1e-7  # keeps the overlap of nothing with nothing finite
 SURE = 1e-6  # a teacher is never surer than this: its logits stay within 13.8
 
 
-class CrossEntropy(nn.Module):
+class _PixelLoss(nn.Module):
+    """A loss of logits and target, pixel by pixel or pooled.
+
+    `soft_targets` says whether the loss takes probabilities as targets.
+    """
+
+    soft_targets: ClassVar[bool] = False
+    ignore: int
+
+    def _fitting(self, logits: Tensor, target: Tensor, channels: tuple[int, ...]) -> Tensor:
+        """Returns the logits in float32, if they have one of these numbers of channels and the target fits them.
+
+        Raises:
+            RecipeError: they do not, or the target is soft and this loss takes hard ones only.
+        """
+        if target.is_floating_point() and not self.soft_targets:
+            raise RecipeError(_refusal([type(self).__name__]), SOFT_REMEDY)
+        return _fitting(logits, target, channels)
+
+    def _binary(
+        self, logits: Tensor, target: Tensor, channels: tuple[int, ...] = (1, 2, 3)
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the logit of yes (float32), the truth and whether it counts (bool), each (N, 1 or 3, H, W).
+
+        All three forms come down to yes or no: softmax over two classes is the sigmoid of their difference. The truth
+        is bool; of a soft target it is float32, 0 where the pixel does not count.
+        """
+        logits = self._fitting(logits, target, channels)
+        logits = building_logits(logits) if logits.shape[1] == 2 else logits
+        target = target.reshape(logits.shape)
+        known = target != self.ignore
+        return logits, target * known if target.is_floating_point() else target == BUILDING, known
+
+
+class CrossEntropy(_PixelLoss):
     """Mean cross-entropy over the pixels that count, of two classes.
 
     Args:
@@ -38,18 +76,24 @@ class CrossEntropy(nn.Module):
         label_smoothing: 0 to 1, as in torch: that share of the truth is spread evenly over both classes.
     """
 
+    soft_targets = True
+
     def __init__(self, ignore: int = IGNORE, label_smoothing: float = 0.0) -> None:
         super().__init__()
         self.ignore, self.label_smoothing = ignore, label_smoothing
 
     def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
         """Returns the loss."""
-        logits, smoothing = _fitting(logits, mask, (2,)), self.label_smoothing
+        smoothing = self.label_smoothing
+        if mask.is_floating_point():  # of two classes it is the binary one of the difference of their logits
+            margin, truth, known = self._binary(logits, mask, (2,))
+            return pixel_mean(_bce(margin, truth * (1 - smoothing) + smoothing / 2, known), known)
+        logits = self._fitting(logits, mask, (2,))
         total = F.cross_entropy(logits, mask, ignore_index=self.ignore, reduction="sum", label_smoothing=smoothing)
         return pixel_mean(total, mask != self.ignore)
 
 
-class BCE(nn.Module):
+class BCE(_PixelLoss):
     """Mean binary cross-entropy over the pixels that count, of a footprint or of layers.
 
     Args:
@@ -57,6 +101,7 @@ class BCE(nn.Module):
         pos_weight: of the pixels whose truth is 1, one number a channel.
     """
 
+    soft_targets = True
     pos_weight: Tensor | None
 
     def __init__(
@@ -69,7 +114,7 @@ class BCE(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Returns the loss."""
-        logits, truth, known = _binary(logits, target, self.ignore, (1, 3))
+        logits, truth, known = self._binary(logits, target, (1, 3))
         if self.pos_weight is not None and len(self.pos_weight) != logits.shape[1]:  # else one would be broadcast
             told = f"{len(self.pos_weight)} values of pos_weight for logits {tuple(logits.shape)}"
             raise RecipeError(told, "give BCE one a channel")
@@ -78,7 +123,7 @@ class BCE(nn.Module):
         return pixel_mean(_bce(logits, soft, known, weight), known)
 
 
-class Focal(nn.Module):
+class Focal(_PixelLoss):
     """Mean focal loss over the pixels that count: cross-entropy, but surely right pixels weigh little.
 
     Lin 2017, arXiv 1708.02002.
@@ -94,7 +139,7 @@ class Focal(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Returns the loss."""
-        logits, truth, known = _binary(logits, target, self.ignore)
+        logits, truth, known = self._binary(logits, target)
         right = torch.where(truth, logits, -logits)  # the logit of the truth
         cost = -F.logsigmoid(right)
         # log(1 - p) is -(right + cost); the power of 1 - p itself has an infinite slope at 0 when gamma < 1
@@ -104,7 +149,7 @@ class Focal(nn.Module):
         return pixel_mean((values * known).sum(), known)
 
 
-class BoundaryWeighted(nn.Module):
+class BoundaryWeighted(_PixelLoss):
     """Mean cross-entropy (binary, of footprint and layers) where pixels near a footprint's outline weigh more.
 
     The outline lies between building and background: neither ignored pixels nor the image's border make one. U-Net's
@@ -128,17 +173,20 @@ class BoundaryWeighted(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Returns the loss."""
-        logits, truth, known = _binary(logits, target, self.ignore)
+        logits, truth, known = self._binary(logits, target)
         weights = known * torch.where(self.band(truth[:, :1], known[:, :1]), self.loss_weight, 1.0)
         return pixel_mean(_bce(logits, truth, weights), weights)
 
 
-class _Overlap(nn.Module):
+class _Overlap(_PixelLoss):
     """1 - hit / (hit + error_share x (invented + missed)), soft and pooled over the batch.
 
-    The mean over layers with a pixel to find: without one there is no overlap.
+    The mean over layers with a pixel to find: without one there is no overlap. With soft targets, the overlap of a
+    pixel is the smaller of prediction and target, not their product, so that the loss is least where both are equal
+    (Wang 2023, arXiv 2303.16296 and 2302.05666); with 0 and 1 both are the same.
     """
 
+    soft_targets = True
     error_share: float
 
     def __init__(self, smooth: float = 0.0, ignore: int = IGNORE) -> None:
@@ -147,9 +195,10 @@ class _Overlap(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Returns the loss."""
-        logits, truth, known = _binary(logits, target, self.ignore)
+        logits, truth, known = self._binary(logits, target)
         probs = logits.sigmoid() * known
-        sums = [part.sum(dim=(0, 2, 3), dtype=probs.dtype) for part in (probs * truth, probs, truth)]
+        overlap = torch.minimum(probs, truth) if truth.is_floating_point() else probs * truth
+        sums = [part.sum(dim=(0, 2, 3), dtype=probs.dtype) for part in (overlap, probs, truth)]
         hit, found, there = over_ranks(torch.stack(sums))
         whole = hit + self.error_share * (found + there - 2 * hit)
         return _mean_of(1 - (hit + self.smooth) / (whole + self.smooth).clamp(min=EPS), there > 0)
@@ -175,7 +224,7 @@ class Jaccard(_Overlap):
     error_share = 1.0
 
 
-class Lovasz(nn.Module):
+class Lovasz(_PixelLoss):
     """Lovasz-softmax of two classes (the mean over those present); Lovasz hinge of a footprint, of layers their mean.
 
     Berman 2018, arXiv 1705.08790.
@@ -190,9 +239,9 @@ class Lovasz(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Returns the loss."""
-        given = _fitting(logits, target, (1, 2, 3))
+        given = self._fitting(logits, target, (1, 2, 3))
         softmax = given.shape[1] == 2
-        logits, truth, known = _binary(given, target, self.ignore)
+        logits, truth, known = self._binary(given, target)
         right = torch.where(truth, logits, -logits)
         errors = (-right).sigmoid() if softmax else 1 - right
         # ignored pixels go to the end, without an error: no shape depends on the data, the device never has to wait
@@ -231,6 +280,11 @@ class Sum(nn.Module):
         self.weights = [weight for weight, _ in terms]
         self.losses = nn.ModuleList(loss for _, loss in terms)
 
+    @property
+    def soft_targets(self) -> bool:
+        """Whether all of the losses take soft targets."""
+        return not list(_refusing(self))
+
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Returns the loss."""
         terms = zip(self.weights, self.losses, strict=True)
@@ -251,11 +305,49 @@ class Auxiliary(nn.Module):
         super().__init__()
         self.loss, self.weight = loss, weight
 
+    @property
+    def soft_targets(self) -> bool:
+        """Whether the loss takes soft targets."""
+        return not list(_refusing(self))
+
     def forward(self, logits: Tensor | tuple[Tensor, Tensor], target: Tensor) -> Tensor:
         """Returns the loss; of a tensor, which comes while validating, that of its logits alone."""
         main, auxiliary = (logits, None) if isinstance(logits, Tensor) else logits
         loss: Tensor = self.loss(main, target)
         return loss if auxiliary is None else loss + self.weight * self.loss(auxiliary, target)
+
+
+SOFT_REMEDY = (
+    "train with CrossEntropy, BCE, Dice, Jaccard or a Sum of them, or make the data set with hard labels: "
+    "kit pseudo without --soft"
+)
+
+
+def check_soft_targets(loss: object) -> None:
+    """Checks that a loss, or every loss within it, takes soft targets.
+
+    Args:
+        loss: a loss of this module, or any module whose attribute `soft_targets` is True.
+
+    Raises:
+        RecipeError: one does not.
+    """
+    if names := list(dict.fromkeys(_refusing(loss))):
+        raise RecipeError(_refusal(names), SOFT_REMEDY)
+
+
+def _refusing(loss: object) -> Iterator[str]:
+    """Yields the names of the losses that take hard targets only."""
+    if isinstance(loss, Sum | Auxiliary):
+        for part in loss.losses if isinstance(loss, Sum) else [loss.loss]:
+            yield from _refusing(part)
+    elif not getattr(loss, "soft_targets", False):
+        yield getattr(loss, "__name__", type(loss).__name__)
+
+
+def _refusal(names: Sequence[str]) -> str:
+    several = len(names) > 1
+    return f"{' and '.join(names)} {'take' if several else 'takes'} no soft targets (probabilities instead of 0 and 1)"
 
 
 def distillation(logits: Tensor, teacher: Tensor, temperature: float, valid: Tensor | None = None) -> Tensor:
@@ -303,19 +395,6 @@ def _bce(logits: Tensor, truth: Tensor, weights: Tensor, pos_weight: Tensor | No
     return F.binary_cross_entropy_with_logits(
         logits, truth.to(logits.dtype), weight=weights.to(logits.dtype), pos_weight=pos_weight, reduction="sum"
     )
-
-
-def _binary(
-    logits: Tensor, target: Tensor, ignore: int, channels: tuple[int, ...] = (1, 2, 3)
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns logit of yes (float32), truth (bool) and whether it counts (bool), each (N, 1 or 3, H, W).
-
-    All three forms come down to yes or no: softmax over two classes is the sigmoid of their difference.
-    """
-    logits = _fitting(logits, target, channels)
-    logits = building_logits(logits) if logits.shape[1] == 2 else logits
-    target = target.reshape(logits.shape)
-    return logits, target == BUILDING, target != ignore
 
 
 def _fitting(logits: Tensor, target: Tensor, channels: tuple[int, ...]) -> Tensor:

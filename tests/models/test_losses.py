@@ -23,6 +23,7 @@ from kit.models.losses import (
     Lovasz,
     Sum,
     _jaccard_steps,
+    check_soft_targets,
     distillation,
 )
 
@@ -362,3 +363,86 @@ def test_an_auxiliary_head_asks_for_its_loss(loss: torch.nn.Module):
     with pytest.raises(RecipeError, match="auxiliary head") as caught:
         loss((logits, logits), mask)
     assert "Auxiliary(loss)" in caught.value.hint
+
+
+SOFT_CASES = [case for case in CASES if case.values[0].soft_targets]
+each_soft_loss = pytest.mark.parametrize(("loss", "form"), SOFT_CASES)
+
+
+def test_which_losses_take_soft_targets():
+    taking = {name for name, (loss, _) in LOSSES.items() if loss.soft_targets}
+    assert taking == {"cross-entropy", "smooth cross-entropy", "bce", "bce pos_weight", "dice", "jaccard", "auxiliary"}
+
+
+@each_soft_loss
+def test_a_soft_target_of_0_and_1_is_the_hard_one(loss: nn.Module, form: str):
+    logits, target = make(form)
+    assert_same(loss(logits, target.float()), loss(logits, target), logits)
+
+
+@each_soft_loss
+def test_soft_targets_have_the_right_gradient(loss: nn.Module, form: str):
+    logits, target = make(form)
+    logits = logits[:1, :, 3:9, :6].detach().double().requires_grad_()
+    known = target[:1, ..., 3:9, :6] != 255
+    soft = torch.rand(known.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    assert torch.autograd.gradcheck(loss, (logits, soft.masked_fill(~known, 255)))
+
+
+@each_soft_loss
+def test_ignored_pixels_of_a_soft_target_do_not_count(loss: nn.Module, form: str):
+    logits, target = make(form)
+    soft = torch.where(target == 255, 255.0, 0.2 + 0.6 * target)
+    loss(logits, soft).backward()
+    assert (logits.grad[:, :, :5] == 0).all()
+    assert (logits.grad[:, :, 5:] != 0).any()
+    changed = logits.detach().clone()
+    changed[:, :, :5] += 7
+    torch.testing.assert_close(loss(changed, soft), loss(logits, soft))
+    assert loss(logits, torch.full_like(soft, 255)) == 0
+
+
+@each_soft_loss
+def test_a_soft_target_is_best_met_by_itself(loss: nn.Module, form: str):
+    """Not by a surer prediction, as with the product of both for an overlap."""
+    smoothing = getattr(loss, "label_smoothing", 0.0)
+    if smoothing or getattr(loss, "pos_weight", None) is not None:
+        pytest.skip("its minimum is elsewhere on purpose")
+    soft = torch.rand((1, 3, 8, 8) if form == "layers" else (1, 8, 8), generator=torch.Generator().manual_seed(1))
+
+    def logits(probs: Tensor) -> Tensor:
+        margin = torch.logit(probs, eps=1e-6).view(1, -1, 8, 8)
+        return torch.cat([-margin / 2, margin / 2], 1) if form == "classes" else margin
+
+    best = loss(logits(soft), soft)
+    for other in ((soft > 0.5).float(), 0.9 * soft, soft + 0.1 * (1 - soft)):
+        assert loss(logits(other), soft) > best
+
+
+def test_soft_cross_entropy_agrees_with_torch():
+    logits, _ = make()
+    soft = torch.rand(3, 16, 20, generator=torch.Generator().manual_seed(0))
+    for smoothing in (0.0, 0.1):
+        theirs = functional.cross_entropy(logits, torch.stack([1 - soft, soft], 1), label_smoothing=smoothing)
+        assert_same(CrossEntropy(label_smoothing=smoothing)(logits, soft), theirs, logits)
+
+
+@pytest.mark.parametrize(
+    ("loss", "names"),
+    [
+        (Lovasz(), "Lovasz takes"),
+        (Focal(), "Focal takes"),
+        (Sum((1.0, Focal()), (1.0, Dice()), (0.5, BoundaryWeighted())), "Focal and BoundaryWeighted take"),
+        (Auxiliary(Lovasz()), "Lovasz takes"),
+        (nn.CrossEntropyLoss(), "CrossEntropyLoss takes"),
+        (functional.l1_loss, "l1_loss takes"),
+    ],
+)
+def test_losses_of_hard_targets_refuse_soft_ones(loss: object, names: str):
+    with pytest.raises(RecipeError, match=f"^{names} no soft targets") as error:
+        check_soft_targets(loss)
+    assert "kit pseudo without --soft" in error.value.hint
+    if not isinstance(loss, nn.CrossEntropyLoss) and isinstance(loss, nn.Module):
+        logits, target = make("footprint")
+        with pytest.raises(RecipeError, match="no soft targets"):
+            loss(logits, target.float())
