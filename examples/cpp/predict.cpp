@@ -1,11 +1,11 @@
-// Masks the buildings of one image with libtorch; neither kit nor Python is needed.
+// Writes the building mask of an image with libtorch. Neither kit nor Python is needed.
 //
 //     gdal_translate -of ENVI -co INTERLEAVE=BSQ image.tif image.raw
 //     ./predict weights/lite0.pt image.raw 1024 768 3 mask.pgm        # width, height, bands
 //
-// image.raw is bytes alone: the plane of R, row by row, then those of G, B and, of 4 bands, alpha. GDAL copies the
-// order of a TIFF, where it is often another one: leave no INTERLEAVE out. The mask is 1 on buildings, else 0, in a
-// grey image that GDAL and most other programs read. CMakeLists.txt beside this file builds the program.
+// image.raw holds bytes only: the whole red band, then green, blue and, with 4 bands, alpha. Without INTERLEAVE=BSQ
+// GDAL would keep the TIFF's order, which is mostly pixel by pixel. The mask is a grey image (PGM) of 1 for building
+// and 0 elsewhere; GDAL and most other programs read it. CMakeLists.txt builds the program.
 
 #include <torch/script.h>
 

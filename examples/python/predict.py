@@ -1,9 +1,9 @@
-"""Masks the buildings of one TIFF with torch; rasterio reads and writes. kit is not needed.
+"""Write the building mask of a TIFF with torch and rasterio. kit is not needed.
 
 pip install torch rasterio
 python predict.py weights/lite0.pt image.tif mask.tif
 
-The image is uint8, RGB or RGBA, of any size. The mask is 1 on buildings, else 0, and lies where the image lies.
+The image is uint8, RGB or RGBA, of any size. The mask is 1 for building and 0 elsewhere, with the image's georeference.
 """
 
 import sys
@@ -18,8 +18,8 @@ device = "cuda" if torch.cuda.is_available() else "cpu"
 model = torch.jit.load(weights, map_location=device)
 with rasterio.open(source) as image:
     pixels = torch.from_numpy(image.read()[None])  # (1, 3 or 4, H, W)
-    place = {"height": image.height, "width": image.width, "crs": image.crs, "transform": image.transform}
+    profile = {"height": image.height, "width": image.width, "crs": image.crs, "transform": image.transform}
 with torch.inference_mode():
     mask = model.mask(pixels.to(device))[0].cpu().numpy()  # (1, H, W)
-with rasterio.open(target, "w", driver="GTiff", count=1, dtype="uint8", compress="deflate", **place) as file:
+with rasterio.open(target, "w", driver="GTiff", count=1, dtype="uint8", compress="deflate", **profile) as file:
     file.write(mask)
