@@ -26,6 +26,16 @@ Threshold = Annotated[
     float | None, typer.Option(help="Probability above which a pixel is building. Default: 0.5.", min=0, max=1)
 ]
 Smallest = Annotated[float | None, typer.Option(help="Drop objects smaller than this, m².", min=0)]
+NumberOfProcesses = Annotated[int, typer.Option(help="Processes that share the chips, one per GPU.", min=1)]
+WithNeighbours = Annotated[
+    bool, typer.Option("--mosaic", help="Predict each chip with a margin of its neighbours, found as by kit mosaic.")
+]
+ToTrainingResolution = Annotated[
+    bool, typer.Option("--scale", help="Resize chips to the resolution of training; each mosaic's own is estimated.")
+]
+ChipResolution = Annotated[
+    float | None, typer.Option(help="Ground resolution of all chips, m per pixel; excludes --scale.", min=0.001)
+]
 Holes = Annotated[float | None, typer.Option(help="Fill holes smaller than this, m².", min=0)]
 
 
@@ -40,19 +50,11 @@ def submit(
     device: Device = "",
     tune: Tune = True,
     engine: EngineName = "torch",
-    nproc: Annotated[int, typer.Option(help="Processes that share the chips, one per GPU.", min=1)] = 1,
+    nproc: NumberOfProcesses = 1,
     adaptive: Adaptive = False,
-    mosaic: Annotated[
-        bool,
-        typer.Option("--mosaic", help="Predict each chip with a margin of its neighbours, found as by kit mosaic."),
-    ] = False,
-    scale: Annotated[
-        bool,
-        typer.Option("--scale", help="Resize chips to the resolution of training; each mosaic's own is estimated."),
-    ] = False,
-    gsd: Annotated[
-        float | None, typer.Option(help="Ground resolution of all chips, m per pixel; excludes --scale.", min=0.001)
-    ] = None,
+    mosaic: WithNeighbours = False,
+    scale: ToTrainingResolution = False,
+    gsd: ChipResolution = None,
     rle: Annotated[bool, typer.Option("--rle", help="Also write rle.csv, run lengths as Kaggle takes them.")] = False,
     clean: Clean = False,
     threshold: Threshold = None,
@@ -100,6 +102,74 @@ def submit(
     if rle:
         result(str(folder / "rle.csv"))
     result(str(summary.path))
+    return None
+
+
+@app.command(rich_help_panel=PANEL)
+def pseudo(
+    test: Annotated[Path, typer.Argument(help="Unlabelled chips: a STAC catalogue or a folder of images.")],
+    name: Annotated[str, typer.Option(help="Name of the data set to write.")],
+    weights: WeightsName = "",
+    sha256: Sha256 = "",
+    ignore: Annotated[
+        str,
+        typer.Option(
+            metavar="LOW,HIGH|none", help="Ignore pixels with a probability in this range. none: label every pixel."
+        ),
+    ] = "0.35,0.65",
+    soft: Annotated[bool, typer.Option("--soft", help="Also write the probabilities, as soft labels.")] = False,
+    min_confidence: Annotated[
+        float, typer.Option(help="Leave chips out whose mean confidence is lower, 0.5 to 1.", min=0, max=1)
+    ] = 0,
+    drop_empty: Annotated[bool, typer.Option("--drop-empty", help="Leave chips without building out.")] = False,
+    images: Annotated[str, typer.Option(help="How images are stored: lossless or jpeg.")] = "lossless",
+    round_: Annotated[int, typer.Option("--round", help="Number of the round, for the ledger.", min=1)] = 1,
+    device: Device = "",
+    tune: Tune = True,
+    engine: EngineName = "torch",
+    nproc: NumberOfProcesses = 1,
+    adaptive: Adaptive = False,
+    mosaic: WithNeighbours = False,
+    scale: ToTrainingResolution = False,
+    gsd: ChipResolution = None,
+    root: Root = HERE,
+    debug: Debug = False,
+) -> None:
+    """Label unlabelled chips with trained weights: a data set to train on. Rerun to resume.
+
+    Prints how often such labels agree with the truth on validation tiles, where the runs of the weights are here.
+
+    Example: kit pseudo test --weights lite0 --name pseudo1
+    """
+    from kit.deploy.engine.backends import EngineOptions, check_engine
+    from kit.deploy.submission.submit import SubmitOptions
+    from kit.deploy.weights.fetch import find_weights
+    from kit.deploy.weights.load import read_card
+    from kit.pipeline.pseudo_labels import PseudoOptions, label_chips, parse_ignore
+    from kit.pipeline.pseudo_quality import quality_line
+    from kit.system.launcher import launched
+    from kit.system.processes import joined, launch
+    from kit.system.ranks import agreed, rank
+
+    refuse_nproc_in_a_launched_process(nproc)
+    if gsd and scale:
+        raise typer.BadParameter("mutually exclusive with --scale, which estimates it", param_hint="--gsd")
+    if nproc > 1 and not launched():
+        return launch(nproc, sys.argv[1:])
+    paths = Paths(root)
+    with joined(device) as picked:
+        chosen = Path(agreed(str(find_weights(weights, sha256, paths.weights)) if rank() == 0 else ""))
+        say(f"weights {chosen}, chips {test}")
+        prediction = SubmitOptions(
+            EngineOptions(str(picked), check_engine(engine), tune, adaptive), mosaic=mosaic, scale=scale, gsd_m=gsd
+        )
+        options = PseudoOptions(prediction, parse_ignore(ignore), soft, min_confidence, drop_empty, images, round_)
+        labels = label_chips(test, chosen, paths, name, options)
+        first = rank() == 0
+    if first:
+        for line in (*labels.lines(), quality_line(read_card(chosen), paths, options)):
+            say(line)
+        result(str(labels.folder))
     return None
 
 

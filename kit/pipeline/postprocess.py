@@ -85,19 +85,19 @@ def choose(folders: Sequence[Path], paths: Paths) -> Choice | None:
         DataError: a data set is missing.
         RunError: tiles were cut again after the run, or cannot be read.
     """
-    tiles = _held_out(folders, paths)
+    tiles = held_out_tiles(folders, paths)
     if not tiles:
         return None
     step = -(-sum(tile.pixels for tile in tiles) // LARGEST_PX)
     some = tiles[::step]
     thresholds = _thresholds(folders)
     before, scores = np.zeros(3, np.int64), np.zeros((len(thresholds), len(SMALLEST_M2), 3), np.int64)
-    for tile, probability, truth in _tiles(some, "choose threshold and smallest object"):
+    for tile, probability, truth in read_tiles(some, "choose threshold and smallest object"):
         before += _counts(clean(probability), truth)
         scores += [_by_smallest(probability > threshold, truth, tile.gsd_m) for threshold in thresholds]
     t, s = divmod(int(_jaccards(scores).argmax()), len(SMALLEST_M2))  # the first of equals: the mildest
     by_hole = np.zeros((len(HOLE_M2), 3), np.int64)
-    for tile, probability, truth in _tiles(some, "choose holes"):
+    for tile, probability, truth in read_tiles(some, "choose holes"):
         by_hole += _by_hole(clean(probability, thresholds[t], SMALLEST_M2[s] / tile.gsd_m**2), truth, tile.gsd_m)
     h = int(_jaccards(by_hole).argmax())
     score_before, score_after = float(_jaccards(before)), float(_jaccards(by_hole[h]))
@@ -105,7 +105,7 @@ def choose(folders: Sequence[Path], paths: Paths) -> Choice | None:
     return Choice(best, len(some), len(tiles))
 
 
-def _held_out(folders: Sequence[Path], paths: Paths) -> list[ValidationTile]:
+def held_out_tiles(folders: Sequence[Path], paths: Paths) -> list[ValidationTile]:
     """Returns the tiles that runs held out, sorted by data set and name."""
     tiles: dict[tuple[str, str], ValidationTile] = {}
     indexes: dict[str, pd.DataFrame] = {}
@@ -136,7 +136,7 @@ def _thresholds(folders: Sequence[Path]) -> list[float]:
     return [0.5, *sorted(near - {0.5})]
 
 
-def _tiles(
+def read_tiles(
     some: Sequence[ValidationTile], what: str
 ) -> Iterator[tuple[ValidationTile, NDArray[np.float32], NDArray[np.uint8]]]:
     """Yields each tile, its probability, float32 (H, W), and its mask, uint8 (H, W)."""

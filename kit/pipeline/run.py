@@ -14,7 +14,7 @@ from kit.data.tiles.options import PrepareOptions
 from kit.data.tiles.prepare import prepare
 from kit.deploy.weights.load import load_weights
 from kit.deploy.weights.store import check_free
-from kit.errors import RunError
+from kit.errors import DataError, RunError
 from kit.paths import Paths
 from kit.pipeline.export import Exported
 from kit.pipeline.export_runs import export_runs
@@ -141,5 +141,11 @@ def find_data(recipe: Recipe, paths: Paths, name: str) -> None:
 
 
 def folds_of(options: RunOptions, index: pd.DataFrame) -> tuple[int | str, ...]:
-    """Returns the folds that are wanted."""
-    return options.folds or tuple(fold_numbers(index))
+    """Returns the folds to train: those of the options, else all of the index.
+
+    Raises:
+        DataError: the options name none, and no tile belongs to a fold.
+    """
+    if not (folds := options.folds or tuple(fold_numbers(index))):
+        raise DataError("no tile of the data set belongs to a fold", "make folds: kit folds NAME; or train with --all")
+    return folds

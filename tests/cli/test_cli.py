@@ -12,7 +12,7 @@ from factories import write_catalog, write_scene
 Cli = Callable[..., tuple[int, str, str]]
 COMMANDS = (
     "sample", "prepare", "folds", "recipes", "check", "lr-find", "run", "runs", "compare", "export", "weights",
-    "verify", "submit", "check-submission", "mosaic", "map", "score",
+    "verify", "submit", "pseudo", "check-submission", "mosaic", "map", "score",
 )  # fmt: skip
 
 

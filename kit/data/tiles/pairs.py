@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from rasterio.io import DatasetReader
 
 from kit.data.grids import Grid, on_earth
 from kit.data.masks import IGNORE
@@ -90,16 +91,16 @@ def _write_tiles(
         place = pair.name if alone else f"{pair.name}_r{row}_c{column}"
         spot = Spot(pair.area, pair.scene, pair.tier, place, grid, row, column)
         at = np.s_[..., row * grid.step_px :, column * grid.step_px :]
-        truth = _filled(mask[None][at], side, IGNORE)
+        truth = filled(mask[None][at], side, IGNORE)
         if cut_before(spot, batch.folder) is None:
             if too_little(spot, truth[0] != IGNORE, batch.style, cut):
                 continue
-            write_bytes(batch.folder / spot.image, encode_image(_filled(rgb[at], side, 0), spot, batch.style.images))
+            write_bytes(batch.folder / spot.image, encode_image(filled(rgb[at], side, 0), spot, batch.style.images))
             write_bytes(batch.folder / spot.mask, encode_mask(truth, spot))
         cut.tiles.append(row_of(spot, truth[0], 0, spot.gsd_m if grid.crs else batch.gsd_m))
 
 
-def _filled(bands: NDArray[np.uint8], side_px: int, value: int) -> NDArray[np.uint8]:
+def filled(bands: NDArray[np.uint8], side_px: int, value: int) -> NDArray[np.uint8]:
     """Returns (C, h, w), cropped or padded to (C, side, side) on the right and below."""
     bands = bands[:, :side_px, :side_px]
     _, height, width = bands.shape
@@ -113,7 +114,7 @@ def _read_pair(pair: Pair, batch: Batch) -> tuple[NDArray[np.uint8], NDArray[np.
         RasterError: one of them cannot be read, or their sizes differ.
     """
     picture = read_picture(pair.image)
-    rgb, valid, grid = picture.bands[:3], picture.valid, _grid_of(picture, batch)
+    rgb, valid, grid = picture.bands[:3], picture.valid, own_grid(picture, batch.side_px, batch.style.overlap_px)
     if picture.crs is not None and not on_earth(picture.crs):
         raise off_earth(pair.image, picture.crs)
     truth = pair.drawing.mask() if pair.drawing else _read_truth(pair, picture, batch.meaning)
@@ -142,10 +143,15 @@ def _read_truth(pair: Pair, picture: Picture, meaning: Meaning) -> NDArray[np.ui
     return truth
 
 
-def _grid_of(source: Picture, batch: Batch) -> Grid:
-    """Returns the grid of an image's own pixels, without a CRS where the image has none or is turned."""
+def own_grid(source: Picture | DatasetReader, side_px: int, overlap_px: int = 0) -> Grid:
+    """Returns the grid of an image's own pixels, without a CRS where the image has none or is turned.
+
+    Args:
+        source: where the image lies.
+        side_px: of a tile.
+        overlap_px: what neighbours share.
+    """
     a, b, _, d, e, _ = source.transform[:6]
-    side, overlap = batch.side_px, batch.style.overlap_px
     if source.crs is None or b or d or a < 0 or e > 0:
-        return Grid("", 1.0, 1.0, 0.0, 0.0, side, overlap)
-    return Grid(source.crs.to_string(), a, -e, source.transform.c, source.transform.f, side, overlap)
+        return Grid("", 1.0, 1.0, 0.0, 0.0, side_px, overlap_px)
+    return Grid(source.crs.to_string(), a, -e, source.transform.c, source.transform.f, side_px, overlap_px)

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Self, TypeVar
 
 from kit.errors import KitError, SubmissionError
 from kit.system.files import file_version, read_json, read_limited, replacing, write_bytes, write_json
@@ -20,7 +21,39 @@ CHECKSUM = "crc32"  # of a row's other cells: a damaged row is recomputed
 
 
 @dataclass(frozen=True)
-class Done:
+class ProgressRow:
+    """A row of a progress file; its fields are str, int or float."""
+
+    chip: str
+    made_by: str
+
+    def to_line(self) -> str:
+        """Returns the row as a line of CSV, with its checksum."""
+        cells = [str(getattr(self, field.name)) for field in fields(self)]
+        return _line([*cells, _checksum(cells)])
+
+    @classmethod
+    def from_line(cls, line: str) -> "Self | None":
+        """Returns the row in a line; None where the line is incomplete or damaged."""
+        if not line.endswith("\n"):
+            return None
+        try:
+            *cells, checksum = next(csv.reader([line], strict=True))
+            if checksum != _checksum(cells):
+                return None
+            kinds = [field.type for field in fields(cls)]
+            return cls(*(kind(cell) for kind, cell in zip(kinds, cells, strict=True)))  # type: ignore[operator]
+        except (csv.Error, ValueError, StopIteration):
+            return None
+
+    @classmethod
+    def header(cls) -> list[str]:
+        """Returns the names of the columns."""
+        return [*(field.name for field in fields(cls)), CHECKSUM]
+
+
+@dataclass(frozen=True)
+class Done(ProgressRow):
     """A finished chip: one row of the progress file.
 
     Args:
@@ -33,36 +66,14 @@ class Done:
         mean_confidence: mean of max(p, 1 - p), 0.5..1.
     """
 
-    chip: str
-    made_by: str
     image: str
     height_px: int
     width_px: int
     building_px: int
     mean_confidence: float
 
-    def to_line(self) -> str:
-        """Returns the row as a line of CSV, with its checksum."""
-        cells = [str(getattr(self, name)) for name in COLUMNS]
-        return _line([*cells, _checksum(cells)])
 
-    @classmethod
-    def from_line(cls, line: str) -> "Done | None":
-        """Returns the row in a line; None where the line is incomplete or damaged."""
-        if not line.endswith("\n"):
-            return None
-        try:
-            *cells, checksum = next(csv.reader([line], strict=True))
-            if checksum != _checksum(cells):
-                return None
-            chip, made_by, image, height_px, width_px, building_px, confidence = cells
-            return cls(chip, made_by, image, int(height_px), int(width_px), int(building_px), float(confidence))
-        except (csv.Error, ValueError, StopIteration):
-            return None
-
-
-COLUMNS = tuple(field.name for field in fields(Done))
-HEADER = (*COLUMNS, CHECKSUM)
+Row = TypeVar("Row", bound=ProgressRow)
 
 
 def _line(cells: Iterable[object]) -> str:
@@ -75,27 +86,28 @@ def _checksum(cells: Iterable[str]) -> str:
     return f"{zlib.crc32(chr(0).join(cells).encode(errors='replace')):08x}"
 
 
-def read_progress(folder: Path, made_by: str) -> dict[str, Done]:
+def read_progress(folder: Path, made_by: str, kind: type[Row] = Done) -> dict[str, Row]:  # type: ignore[assignment]
     """Returns the finished chips of all ranks, by id; damaged rows and those made in another way are left out.
 
     Args:
         folder: of the submission.
         made_by: see `Done`.
+        kind: of the rows.
     """
-    rows: dict[str, Done] = {}
+    rows: dict[str, Row] = {}
     for path in (folder / PROGRESS, *sorted(folder.glob(RANK_PROGRESS))):
         if path.is_file():
             text = read_limited(path, error=SubmissionError, hint="remove it: its chips are predicted again")
             for line in text.decode(errors="replace").split("\n")[:-1]:
-                row = Done.from_line(f"{line}\n")
+                row = kind.from_line(f"{line}\n")
                 if row is not None and row.made_by == made_by:
                     rows[row.chip] = row
     return rows
 
 
-def write_progress(folder: Path, rows: Iterable[Done] = ()) -> None:
-    """Writes the progress file anew."""
-    text = "".join([_line(HEADER), *(row.to_line() for row in rows)])
+def write_progress(folder: Path, rows: Iterable[ProgressRow] = (), kind: type[ProgressRow] = Done) -> None:
+    """Writes the progress file anew, with rows of one kind."""
+    text = "".join([_line(kind.header()), *(row.to_line() for row in rows)])
     write_bytes(folder / PROGRESS, text.encode())
 
 

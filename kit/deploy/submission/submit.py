@@ -152,8 +152,7 @@ def submit(test: Path, weights_path: Path, out_dir: Path, options: SubmitOptions
     with locked(out_dir) if rank() == 0 else nullcontext():
         job = _prepare(chips, shipped, out_dir, options)
         todo = set(agreed(_begin(job, chips) if rank() == 0 else []))
-        share = slice(len(todo) * rank() // ranks(), len(todo) * (rank() + 1) // ranks())
-        _predict(job, job.reader.in_order([chip for chip in chips if chip.id in todo])[share])
+        _predict(job, own_share(job.reader.in_order([chip for chip in chips if chip.id in todo])))
         wait_for_all()
         return agreed(_finish(job, chips, versions, options) if rank() == 0 else None)  # type: ignore[return-value]
 
@@ -215,20 +214,44 @@ def _check_folder(folder: Path, chips: Sequence[Chip]) -> None:
 
 def _prepare(chips: Sequence[Chip], shipped: Weights, folder: Path, options: SubmitOptions) -> Job:
     """Returns the job of a submission: weights set up, mosaics and resolutions known. All ranks must call it."""
-    weights = set_up(shipped, partial(_with_ground, chips), options.engine)
+    weights = tune_on(chips, shipped, options)
     if rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
         if not (folder / PROGRESS).is_file():
             write_progress(folder)  # marks the folder as kit's
     mosaics = agreed(find_mosaics(chips) if (options.mosaic or options.scale) and rank() == 0 else [])
+    weights, reader = ready_to_predict(weights, chips, mosaics, options, folder)
+    return Job(weights, options.cleaning, folder, reader)
+
+
+def tune_on(chips: Sequence[Chip], shipped: Weights, options: SubmitOptions) -> Weights:
+    """Returns weights set up to predict chips on this machine. All ranks must call it."""
+    return set_up(shipped, partial(_with_ground, chips), options.engine)
+
+
+def ready_to_predict(
+    weights: Weights, chips: Sequence[Chip], mosaics: Sequence[Mosaic], options: SubmitOptions, folder: Path
+) -> tuple[Weights, WideReader]:
+    """Returns weights that end votes early where that is an option, and the reader of chips. All ranks must call it.
+
+    Args:
+        weights: set up.
+        chips: all of them.
+        mosaics: of the chips, where a margin of neighbours or an estimated resolution is an option.
+        options: `mosaic`, `scale`, `gsd_m` and `engine.adaptive` count.
+        folder: keeps the table of estimated resolutions.
+
+    Raises:
+        KitError: the given resolution is too far from that of training.
+    """
     factors = agreed(_factors(weights, chips, mosaics, options, folder / RESOLUTIONS) if rank() == 0 else {})
     reader = WideReader(mosaics, MARGIN_PX if options.mosaic else 0, factors)
     if options.engine.adaptive:
         sample = _sample(chips)
         identity = " ".join(f"{chip.id} {reader.version(chip)}" for chip in sample)
         weights = end_early(weights, partial(_wide_images, sample, reader), identity, len(sample) / len(chips))
-    return Job(weights, options.cleaning, folder, reader)
+    return weights, reader
 
 
 def _with_ground(chips: Sequence[Chip]) -> list[NDArray[np.uint8]]:
@@ -290,20 +313,43 @@ def _begin(job: Job, chips: Sequence[Chip]) -> list[str]:
     return todo
 
 
-def _predict(job: Job, todo: Sequence[Chip]) -> None:
-    """Predicts this rank's share; images are read ahead, masks are written behind."""
-    path = job.folder / (PROGRESS if rank() == 0 else f".progress.{rank()}.csv")
-    with (
-        path.open("a", newline="", encoding="utf-8") as progress,
-        BackgroundWriter() as write,
-        meter("predict chips", len(todo)) as shown,
-    ):
-        for chip, seen in read_ahead(job.reader.read, todo):
+def own_share(todo: Sequence[Chip]) -> Sequence[Chip]:
+    """Returns the chips that this rank predicts."""
+    return todo[len(todo) * rank() // ranks() : len(todo) * (rank() + 1) // ranks()]
+
+
+def own_progress(folder: Path) -> Path:
+    """Returns the progress file that this rank appends to."""
+    return folder / (PROGRESS if rank() == 0 else f".progress.{rank()}.csv")
+
+
+def predictions(
+    weights: Weights, reader: WideReader, todo: Sequence[Chip]
+) -> Iterator[tuple[Chip, WideChip, NDArray[np.float32]]]:
+    """Yields chips with their probability of building, float32 (H, W), 0..1; images are read ahead.
+
+    Where alpha is 0, and in a chip that shows nothing, the probability is 0.
+
+    Raises:
+        RasterError: a chip cannot be read.
+    """
+    with meter("predict chips", len(todo)) as shown:
+        for chip, seen in read_ahead(reader.read, todo):
             probability = np.zeros(seen.image.shape[:2], np.float32)
             if has_ground(seen.image):
-                probability = seen.middle(predict_image(job.weights, seen.wide))
-            write(partial(_write, job, chip, seen, probability, progress))
+                probability = seen.middle(predict_image(weights, seen.wide))
+            yield chip, seen, probability
             shown.advance()
+
+
+def _predict(job: Job, todo: Sequence[Chip]) -> None:
+    """Predicts this rank's share; masks are written behind."""
+    with (
+        own_progress(job.folder).open("a", newline="", encoding="utf-8") as progress,
+        BackgroundWriter() as write,
+    ):
+        for chip, seen, probability in predictions(job.weights, job.reader, todo):
+            write(partial(_write, job, chip, seen, probability, progress))
 
 
 def _write(job: Job, chip: Chip, seen: WideChip, probability: NDArray[np.float32], progress: TextIO) -> None:
