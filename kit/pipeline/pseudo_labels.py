@@ -163,7 +163,14 @@ class LabelledChip(ProgressRow):
             ignored = 1 - self.labelled_px / self.imagery_px
             shares = [f"{self.confidence:.6f}", f"{built:.6f}", f"{ignored:.6f}"]
         reason = self.left_out(options)
-        return [spreadsheet_safe(self.chip), options.round, weights_sha256, *shares, "false" if reason else "true", reason]
+        return [
+            spreadsheet_safe(self.chip),
+            options.round,
+            weights_sha256,
+            *shares,
+            "false" if reason else "true",
+            reason,
+        ]
 
 
 @dataclass(frozen=True)

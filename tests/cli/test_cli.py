@@ -209,7 +209,7 @@ def test_help_starts_with_a_verb(command: str):
     from kit.cli import app
 
     first = typer.main.get_command(app).commands[command].help.split()[0]  # type: ignore[attr-defined]
-    verbs = "Assign Check Compare Cut Draw Find Freeze List Map Predict Score Train Try Verify"
+    verbs = "Assign Check Compare Cut Draw Find Freeze Label List Map Predict Score Train Try Verify"
     assert first in verbs.split()
 
 
