@@ -1,1 +1,1 @@
-"""Recipes: each module defines data, learner and fit for one encoder."""
+"""Recipes: each module defines `data`, `learner` and `fit` for one encoder, see docs/recipes.md."""

@@ -1,12 +1,12 @@
-"""EfficientNet-B1 with hard augmentation: the winner's light encoder, at 0.1 m.
+"""EfficientNet-B1 with strong augmentation: the winner's light encoder, at 0.1 m.
 
 kit prepare train_tier_1 --name tier1_10cm --grid 0.1m && kit run efficientnet_b1 --data tier1_10cm
 
-Dice loss, Adam's 1e-4, 50 epochs, crops at 0.6 to 1.6 times the size: 58 % of the real test chips were not at the
-training resolution. U-Nets of this kind, ten of them, scored about 0.8497 after the winner's first stage.
+Dice loss, learning rate 1e-4, 50 epochs. Crops are resized by 0.6 to 1.6, because 58 % of the challenge's test chips
+are not at the training resolution. Ten U-Nets of this kind scored about 0.8497 after the winner's first stage.
 
 Needs timm's weights, from its hub or by `--encoder-weights`, and a GPU. Measured on 2 CPU cores (AVX2, fp32;
-benchmarks/README.md): 1.26 s a crop of 512 px in training and 0.26 s in prediction, 3.2 GB with 2 crops a step. One
+benchmarks/README.md): 1.26 s per crop of 512 px in training and 0.26 s in prediction, 3.2 GB with 2 crops per step. One
 pass over tier 1, 12,997 crops, would take 5 h there.
 """
 

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 at 0.15 m: the encoder of a laptop, for real work.
+"""EfficientNet-Lite0 at 0.15 m: a light encoder, for laptops.
 
 kit run lite0 --data NAME --minutes 12
 
@@ -6,7 +6,7 @@ The network averages 2 x 2 pixels of a z19 tile to 0.15 m: in a short training t
 matters most.
 
 Needs nothing else: its weights come with kit. Measured on 2 CPU cores (AVX2, fp32; benchmarks/README.md): 0.14 s a
-crop of 512 px in training and 0.036 s in prediction, 1.4 GB with 2 crops a step.
+crop of 512 px in training and 0.036 s in prediction, 1.4 GB with 2 crops per step.
 """
 
 from functools import partial
@@ -25,12 +25,12 @@ from kit.models.unet import split, unet
 from kit.training.callbacks import EMA, BalancedSampler
 
 ENCODER = "tf_efficientnet_lite0"
-REDUCE = 2  # z19 tiles have 0.075 m per pixel, the network sees 0.15 m
-CROP_PX = 256 * REDUCE  # of the tile: 256 px as the network sees it, 38 m on the ground
+REDUCE = 2  # z19 tiles have 0.075 m per pixel, the encoder's input 0.15 m
+CROP_PX = 256 * REDUCE  # of the tile: 256 px for the encoder, 38 m on the ground
 WIDTHS = (128, 64, 32, 24)  # down to 0.3 m; a full-size last step would cost half as much again
 BATCH = 8
 BALANCE = 0.5  # half way between uniform and balanced: a scene of two tiles is soon overfitted
-CROPS_PER_TILE = 8  # four cover a tile: an epoch sees each place about twice
+CROPS_PER_TILE = 8  # four cover a tile: an epoch covers each place about twice
 EPOCHS = 12
 LR = 3e-3
 

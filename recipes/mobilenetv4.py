@@ -1,13 +1,13 @@
-"""MobileNetV4-Conv-M at 0.15 m: the modern light encoder, for a laptop.
+"""MobileNetV4-Conv-M at 0.15 m: a modern light encoder, for laptops.
 
 kit run mobilenetv4 --data NAME --minutes 30
 
-Why this one: it was searched for low latency on CPUs as much as on accelerators (arXiv 2404.10518), has plain
-convolutions and no squeeze-and-excitation, and Apache-2.0 weights of 83.0 % on ImageNet, where EfficientNet-Lite0 has
-74.8 %. Where no model hub can be reached, take lite0: its weights come with kit.
+It was designed for low latency on CPUs as well as accelerators (arXiv 2404.10518). It has plain convolutions without
+squeeze-and-excitation, and its weights (Apache-2.0) reach 83.0 % on ImageNet, those of EfficientNet-Lite0 74.8 %.
+Without access to a model hub use lite0: its weights come with kit.
 
 Needs timm's weights, from its hub or by `--encoder-weights`. Measured on 2 CPU cores (AVX2, fp32;
-benchmarks/README.md): 0.16 s a crop of 512 px in training and 0.046 s in prediction, 1.3 GB with 2 crops a step.
+benchmarks/README.md): 0.16 s per crop of 512 px in training and 0.046 s in prediction, 1.3 GB with 2 crops per step.
 """
 
 from functools import partial

@@ -2,15 +2,15 @@
 
 kit run quickstart && kit submit && kit score submissions/quickstart-test sample/test_labels
 
-Draws the sample where no data set is prepared. On the sample a fold is some 60 steps of 8 crops, a good minute on 2
-cores; drawing, cutting, scores and export take as long again.
+Draws the sample if no data set is prepared. A fold of the sample takes about 60 steps of 8 crops, a little more than a
+minute on 2 cores; drawing, cutting, scores and export take as long again.
 """
 
 from functools import partial
 
 from kit.recipes import lite0 as parent
 
-SAMPLE = True  # draw the sample city where there is no data
+SAMPLE = True  # draw the sample city if there is no data set
 EPOCHS = 2  # each ends with the validation of all held-out tiles, 7 s
 CROPS_PER_TILE = 12  # 21 tiles train: 252 crops an epoch
 

@@ -1,4 +1,4 @@
-"""The commands: each parses its options, calls one function, and prints the result."""
+"""Commands: each parses its options, calls one function, and prints the result."""
 
 from kit.cli.application import app, main
 

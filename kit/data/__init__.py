@@ -1,1 +1,1 @@
-"""Imagery to tiles: catalogue, scenes, footprints, masks, folds, data loaders; and the embedded sample city."""
+"""Imagery and labels to tiles, masks, folds and DataLoaders."""

@@ -1,1 +1,1 @@
-"""The weights that are shipped: card, soft vote, export, prediction, submission, score. Never imports fastai."""
+"""Everything after training: weights, prediction, submissions, maps. Never imports fastai."""

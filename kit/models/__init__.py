@@ -1,1 +1,1 @@
-"""Networks: timm encoders, the slim DynamicUnet, losses and metrics."""
+"""Networks: timm encoders, U-Nets, losses and metrics."""

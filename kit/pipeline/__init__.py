@@ -1,1 +1,1 @@
-"""What joins the rooms: from a recipe to weights, out-of-fold scores and a submission."""
+"""Pipelines that join the rooms: train and export, check a recipe, compare runs."""

@@ -1,1 +1,1 @@
-"""The embedded sample city: planned, painted, and filed as a challenge's."""
+"""The sample city: planned, painted and written like the challenge's data."""

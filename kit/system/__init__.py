@@ -1,1 +1,1 @@
-"""The machine: files and locks, CPU cores, devices, ranks, processes, workers."""
+"""The machine: files, CPU cores, devices, ranks, processes, workers."""

@@ -1,1 +1,1 @@
-"""Training: recipes, callbacks and one fit."""
+"""Training: recipes, callbacks, and one training from DataLoaders to a finished run."""

@@ -1,1 +1,1 @@
-"""Folds: which tiles are held out together for validation, and the ground that they share."""
+"""Folds: which tiles are held out together, and which overlap on the ground."""

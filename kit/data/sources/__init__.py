@@ -1,1 +1,1 @@
-"""Where images and labels come from: STAC catalogues, folders, tables, web addresses; test chips."""
+"""Sources of images and labels: STAC catalogues, folders, tables, addresses; test chips."""

@@ -1,1 +1,1 @@
-"""Scenes cut to tiles: jobs, warping, cutting, the ledger of what is done."""
+"""Cutting scenes into tiles: jobs, warping, workers, and the ledger that makes it resumable."""

@@ -1,1 +1,1 @@
-"""Ends the ensemble's vote early where the mask is clear, as far as some of the images allow."""
+"""Adaptive votes: skip passes of the ensemble where they would hardly change the mask."""

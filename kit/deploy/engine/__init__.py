@@ -1,1 +1,1 @@
-"""Runs frozen weights: backends, tuning to the machine, prediction of one image."""
+"""Prediction of images with exported weights, tuned to the machine."""

@@ -1,1 +1,1 @@
-"""Networks frozen to one file: the ensemble and the file formats."""
+"""Freezing trained networks: the ensemble as one module, and the file formats."""

@@ -1,1 +1,1 @@
-"""Whole scenes to maps: windows, blended; kept strips; rasters and polygons on the scene's own grid."""
+"""Maps of whole scenes: blended windows, resumable strips, rasters and polygons on the scene's grid."""

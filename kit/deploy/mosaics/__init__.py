@@ -1,1 +1,1 @@
-"""Mosaics: finds test chips that lie side by side, lays them out, reads chips across their seams."""
+"""Mosaics: find test chips that lie side by side, and read chips across their seams."""

@@ -1,1 +1,1 @@
-"""Proof that a frozen file predicts what its networks predict."""
+"""Proof that a weights file predicts what its trained networks predict."""

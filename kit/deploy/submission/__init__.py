@@ -1,1 +1,1 @@
-"""Predicts a test set: masks, tables and the archive to hand in. Checks and scores such masks."""
+"""Submissions: predict a test set, pack the archive, check and score masks."""

@@ -1,1 +1,1 @@
-"""Checks of weights files before they are loaded."""
+"""Checks of a weights file before anything in it runs."""

@@ -1,1 +1,1 @@
-"""Weights files: the card, the store, fetching, loading."""
+"""Weights files: the card, the folder of weights, loading, downloading, cleaning of masks."""
