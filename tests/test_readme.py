@@ -1,4 +1,4 @@
-"""The README's commands, as they stand there."""
+"""The README's two commands, links and pictures."""
 
 import re
 import shlex
@@ -15,9 +15,9 @@ README = (ROOT / "README.md").read_text()
 
 
 def command(marker: str) -> str:
-    found = re.search(rf"<!-- {marker} -->\n```bash\n(.+)\n```", README)
-    assert found, marker
-    return found[1]
+    block = re.search(rf"<!-- {marker} -->\n```bash\n(.+?)\n```", README, re.S)
+    assert block, marker
+    return block[1].replace("\\\n", "")
 
 
 def kit_commands() -> list[list[str]]:
@@ -31,7 +31,7 @@ def test_ci_runs_the_test_command():
     assert command("test").endswith("pytest")
 
 
-def test_the_demo_is_the_whole_road():
+def test_the_demo_trains_submits_and_scores():
     assert [part[3] for part in kit_commands()] == ["run", "submit", "score"]
 
 
