@@ -109,7 +109,7 @@ def find_mosaics(root: Path) -> list[object]:
 
 
 @pytest.mark.parametrize("case", [prepare_city, submit_chips, map_scene, find_mosaics])
-def test_a_rerun_gives_the_same_bytes(tmp_path: Path, case: Callable[[Path], list[object]]):
+def test_a_rerun_gives_the_same_bytes(tmp_path: Path, cache: Path, case: Callable[[Path], list[object]]):
     clean = tmp_path / "clean"
     clean.mkdir()
     arguments = case(clean)
@@ -126,8 +126,10 @@ def test_a_rerun_gives_the_same_bytes(tmp_path: Path, case: Callable[[Path], lis
     kills = [(place, 0.0) for place in places] + [(-1, dice.uniform(0.05, 1) * seconds) for _ in range(MOMENTS)]
     killed = 0
     for number, (place, after) in enumerate(kills):
-        shutil.rmtree(clean)
+        for folder in (clean, cache):
+            shutil.rmtree(folder)
         shutil.copytree(fresh, clean, copy_function=shutil.copy2)
+        cache.mkdir()
         code = run_kit([*arguments, "--root", clean], counter, place, after)
         killed += code == -signal.SIGKILL
         if place >= 0:
