@@ -1,5 +1,6 @@
 """docs/api.md and the modules' `__all__` name the same things."""
 
+import inspect
 import re
 from importlib import import_module
 from pathlib import Path
@@ -16,4 +17,5 @@ def test_public_names(module: str):
     loaded = import_module(module)
     assert sorted(listed) == sorted(name for name in loaded.__all__ if not name.startswith("__"))
     for name in listed:
-        assert getattr(loaded, name).__doc__, name
+        value = getattr(loaded, name)
+        assert value.__doc__ or not (inspect.isclass(value) or inspect.isfunction(value)), name

@@ -6,6 +6,8 @@ import albumentations as A
 import cv2
 from numpy.typing import NDArray
 
+__all__ = ["D4", "PadIfNeeded"]
+
 
 class D4(A.D4):
     """The eight flips and quarter turns of a square; the same pixels as albumentations' own, through OpenCV.

@@ -23,6 +23,8 @@ from kit.data.rasters import without_notice
 from kit.errors import DataError
 from kit.system.cpu import default_workers
 
+__all__ = ["Fold", "dataloaders"]
+
 MEMORY_BYTES = 2 << 30  # tiles of a fold up to this size are read once and kept, shared by the loader's workers
 
 MIN_KNOWN, TRIES = 0.1, 6  # a crop with less imagery is drawn again: tiles at a scene's edge are mostly empty

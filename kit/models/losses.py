@@ -30,6 +30,8 @@ from kit.errors import RecipeError
 from kit.models.targets import at_least_float32, building_logits
 from kit.system.ranks import over_ranks
 
+__all__ = ["BCE", "Auxiliary", "BoundaryWeighted", "CrossEntropy", "Dice", "Focal", "Jaccard", "Lovasz", "Sum"]
+
 EPS = 1e-7  # keeps the overlap of nothing with nothing finite
 SURE = 1e-6  # a teacher is never surer than this: its logits stay within 13.8
 

@@ -9,6 +9,8 @@ from kit.data.masks import IGNORE, Counts, count, pool
 from kit.models.targets import building_logits
 from kit.system.ranks import gathered
 
+__all__ = ["PooledJaccard", "PooledLoss"]
+
 
 class PooledJaccard(Metric):
     """fastai metric: the Jaccard index over all pixels of the validation set, of what is more probable than not.

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from kit.models.encoders import encoder as build_encoder
 from kit.models.targets import at_least_float32
 
+__all__ = ["Attention", "PixelNet", "dynamic_unet", "split", "unet"]
+
 RANGE = 255.0  # networks take pixels as they are stored, 0 to 255
 WIDTHS = (256, 128, 64, 32, 16)  # of the decoder, coarsest first; segmentation_models_pytorch's, too
 Attention = Literal["none", "scse"]

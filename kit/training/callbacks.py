@@ -19,6 +19,8 @@ from kit.models.losses import Lovasz
 from kit.system.ranks import as_first
 from kit.training.draws import draw_length
 
+__all__ = ["EMA", "SWA", "BalancedSampler", "LossSwitch"]
+
 
 class BalancedSampler(Callback):
     """Draws tiles with replacement so that each group is seen equally often.

@@ -11,6 +11,8 @@ from kit.data.masks import IGNORE
 from kit.errors import RunError
 from kit.models.losses import distillation
 
+__all__ = ["Distillation"]
+
 
 class Distillation(Callback):
     """Adds the teacher's signal to the loss while training; the validation loss is that of the masks alone.

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from kit.system.ranks import rank
 
+__all__ = ["CutMix", "MixUp"]
+
 
 class _Mixing(Callback):
     """Draws that depend on (seed, epoch, iteration, rank) alone; nothing is mixed while validating.

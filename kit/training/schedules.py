@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from kit.errors import RecipeError
 
+__all__ = ["fit_cosine", "fit_poly"]
+
 WARMUP_DIV = 100  # the first step's rate is a hundredth: a random decoder's gradients are large
 
 Rates = NDArray[np.float64]  # of each parameter group

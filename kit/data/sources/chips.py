@@ -10,6 +10,8 @@ from kit.data.sources.stac import image_of, read_catalog
 from kit.errors import CatalogError
 from kit.outputs import LONGEST_NAME_BYTES
 
+__all__ = ["Chip", "find_chips"]
+
 
 @dataclass(frozen=True)
 class Chip:

@@ -14,6 +14,8 @@ from kit.deploy.trust import pt2
 from kit.deploy.weights import torchscript
 from kit.errors import WeightsError, nearest
 
+__all__ = ["runner"]
+
 Runner: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 DIFFERENCE_LIMIT = 1e-4  # other kernels and other batches move a probability by about 1e-6

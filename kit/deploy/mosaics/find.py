@@ -16,6 +16,8 @@ from kit.system.cpu import cpu_count
 from kit.system.files import file_version
 from kit.system.workers import spread
 
+__all__ = ["find_mosaics"]
+
 VERSION = 1  # of the search: mosaics that another version found are searched again
 DECAY = 3.0  # the best of some hundred normal deviates stands out by x with a chance of exp(-3 x)
 

@@ -32,6 +32,8 @@ from kit.deploy.weights.load import Weights
 from kit.errors import DataError
 from kit.system.files import file_version, replacing
 
+__all__ = ["estimate_gsd"]
+
 COLUMNS = ("mosaic", "chips", "gsd_m", "low_m", "high_m", "made_from")
 ALIKE = 1.1  # a mosaic within this factor of the training resolution is not resized: estimates are no better
 SCALES = tuple(2 ** (step / 4) for step in range(-4, 5))  # 0.5 to 2: a factor of 1.19 apart

@@ -15,6 +15,8 @@ from kit.deploy.mosaics.mosaic import Mosaic, PlacedChip
 from kit.deploy.mosaics.resolution import resized
 from kit.system.files import file_version
 
+__all__ = ["read_wide"]
+
 MARGIN_PX = 128  # four pixels of the deepest features, which are 32 px each
 CACHE_BYTES = 256_000_000  # 61 chips of 1024 px: three rows of a mosaic 20 wide
 Image = NDArray[np.uint8]

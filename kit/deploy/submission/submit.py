@@ -356,7 +356,8 @@ def _write(job: Job, chip: Chip, seen: WideChip, probability: NDArray[np.float32
     """Writes a chip's mask and its row. A mask that stands has its row, wherever the process is killed."""
     mask = clean_image(probability, seen.image, job.cleaning, job.weights.card.gsd_m * seen.factor)
     confidence = float(np.maximum(probability, 1 - probability).mean(dtype=np.float64))
-    row = Done(chip.id, job.identity, seen.version, *mask.shape, int(mask.sum()), confidence)
+    height, width = mask.shape
+    row = Done(chip.id, job.identity, seen.version, height, width, int(mask.sum()), confidence)
     with replacing(path := job.folder / f"{chip.id}.tif") as temporary:
         temporary.write_bytes(encode_mask(mask))
         path.unlink(missing_ok=True)  # of other weights, or of another image
