@@ -145,8 +145,9 @@ def pseudo(
     from kit.deploy.submission.submit import SubmitOptions
     from kit.deploy.weights.fetch import find_weights
     from kit.deploy.weights.load import read_card
-    from kit.pipeline.pseudo_labels import PseudoOptions, label_chips, parse_ignore
+    from kit.pipeline.pseudo_labels import PseudoOptions, parse_ignore
     from kit.pipeline.pseudo_quality import quality_line
+    from kit.pipeline.pseudo_set import label_chips
     from kit.system.launcher import launched
     from kit.system.processes import joined, launch
     from kit.system.ranks import agreed, rank

@@ -8,8 +8,9 @@ import pytest
 from deploy_fakes import export_tiny, noise, write_tiff
 from test_docs import COMMANDS, DOCS, inline, kit_arguments, rows_below, shell
 
-from kit.pipeline.pseudo_labels import ALONE, LEDGER_COLUMNS, TIER
+from kit.pipeline.pseudo_labels import LEDGER_COLUMNS, TIER
 from kit.pipeline.pseudo_quality import PseudoQuality
+from kit.pipeline.pseudo_set import ALONE
 
 PAGE = (DOCS / "pseudo.md").read_text()
 

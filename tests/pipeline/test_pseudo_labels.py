@@ -31,10 +31,18 @@ from kit.deploy.submission.submit import SubmitOptions
 from kit.deploy.weights.load import load_weights
 from kit.errors import CatalogError, DataError, KitError, OutputError, RunError, WeightsError
 from kit.paths import Paths
-from kit.pipeline import pseudo_labels as room
+from kit.pipeline import pseudo_labels, pseudo_set
 from kit.pipeline.export import Exported
-from kit.pipeline.pseudo_labels import ALONE, PseudoLabels, PseudoOptions, hard_labels, parse_ignore, soft_labels
+from kit.pipeline.pseudo_labels import (
+    LEDGER_COLUMNS,
+    LabelledChip,
+    PseudoOptions,
+    hard_labels,
+    parse_ignore,
+    soft_labels,
+)
 from kit.pipeline.pseudo_quality import expected_quality, quality_line
+from kit.pipeline.pseudo_set import ALONE, PseudoLabels
 from kit.system.files import locked, sha256_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -64,7 +72,7 @@ def chips(tmp_path: Path) -> Path:
 
 def label(test: Path, weights: Exported, root: Path, name: str = "pseudo1", **options: object) -> PseudoLabels:
     given = PseudoOptions(**{"prediction": AS_SHIPPED, "ignore": NARROW} | options)
-    return room.label_chips(test, weights.path, Paths(root), name, given)
+    return pseudo_set.label_chips(test, weights.path, Paths(root), name, given)
 
 
 def outputs(folder: Path) -> dict[str, str]:
@@ -124,7 +132,7 @@ def test_the_data_set(chips: Path, weights: Exported, tmp_path: Path):
 def test_the_ledger(chips: Path, weights: Exported, tmp_path: Path):
     label(chips, weights, tmp_path, round=2)
     rows = ledger(tmp_path)
-    assert tuple(rows["a"]) == room.LEDGER_COLUMNS
+    assert tuple(rows["a"]) == LEDGER_COLUMNS
     assert [row["kept"] for row in rows.values()] == ["true", "true", "true", "false"]
     assert (rows["d"]["reason"], rows["d"]["confidence"]) == ("no imagery", "")
     assert {row["round"] for row in rows.values()} == {"2"}
@@ -158,7 +166,7 @@ def test_chips_are_left_out_without_predicting_again(
 def test_chips_without_building_are_kept_unless_dropped(chips: Path, weights: Exported, tmp_path: Path):
     probability = predict_image(load_weights(weights.path), read_image(chips / "a.tif"))
     ignore = (0.01, float(probability.max()) + 1e-4)  # certain of background alone, if of anything
-    row = room.LabelledChip("a", "", "", 10, 10, 0, 0.9, 0.1, "", 0, 0, 0, 0)
+    row = LabelledChip("a", "", "", 10, 10, 0, 0.9, 0.1, "", 0, 0, 0, 0)
     assert row.left_out(PseudoOptions(ignore=ignore)) == ""
     assert row.left_out(PseudoOptions(ignore=ignore, drop_empty=True)) == "no building"
     assert replace(row, labelled_px=0).left_out(PseudoOptions()) == "no certain pixel"
@@ -169,7 +177,7 @@ def test_groups_are_the_mosaics(chips: Path, weights: Exported, tmp_path: Path, 
         a, b, c, d = (PlacedChip(chip, 0, 0, *read_image(chip.path).shape[:2], 1.0) for chip in found)
         return [Mosaic("m000", (a, replace(b, col=1)), ()), Mosaic("m001", (c,), ()), Mosaic("m002", (d,), ())]
 
-    monkeypatch.setattr(room, "find_mosaics", finding)
+    monkeypatch.setattr(pseudo_set, "find_mosaics", finding)
     label(chips, weights, tmp_path)
     assert list(read_index(Paths(tmp_path))[1]["scene"]) == ["m000", "m000", ALONE]
 
@@ -178,7 +186,7 @@ def test_a_killed_call_is_resumed(chips: Path, weights: Exported, tmp_path: Path
     """Wherever it ends: before any file of a chip, between its files, before its row and behind it."""
     label(chips, weights, tmp_path / "whole", soft=True)
     before = outputs(tmp_path / "whole/data/pseudo1")
-    folder, write, append = tmp_path / "data/pseudo1", room.write_bytes, room._append
+    folder, write, append = tmp_path / "data/pseudo1", pseudo_labels.write_bytes, pseudo_labels._append
     killed = 0
     for place in range(9):
         left = iter(range(place % 4))
@@ -188,15 +196,15 @@ def test_a_killed_call_is_resumed(chips: Path, weights: Exported, tmp_path: Path
                 raise KeyboardInterrupt
             write(path, content)
 
-        def appending(row: room.LabelledChip, progress: TextIO, place: int = place) -> None:
+        def appending(row: LabelledChip, progress: TextIO, place: int = place) -> None:
             if place != 3:
                 append(row, progress)
             if place in (3, 7):
                 raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(room, "write_bytes", writing)
-            patch.setattr(room, "_append", appending)
+            patch.setattr(pseudo_labels, "write_bytes", writing)
+            patch.setattr(pseudo_labels, "_append", appending)
             with suppress(KeyboardInterrupt):
                 label(chips, weights, tmp_path, soft=True)
                 continue
@@ -259,7 +267,7 @@ def test_folders_of_others_are_refused(chips: Path, weights: Exported, tmp_path:
         label(chips, weights, tmp_path, "tier1")
     assert other.read_text() == "mine"
     with pytest.raises(OutputError, match="lies inside the input"):
-        room.label_chips(chips, weights.path, Paths(tmp_path / "test"), "pseudo1", PseudoOptions(AS_SHIPPED))
+        pseudo_set.label_chips(chips, weights.path, Paths(tmp_path / "test"), "pseudo1", PseudoOptions(AS_SHIPPED))
     label(chips, weights, tmp_path)
     (chips / "a.tif").rename(chips / "z.tif")
     with pytest.raises(DataError, match=r"holds 1 labels of another test set, first a\.tif"):
@@ -278,7 +286,7 @@ def test_folders_of_others_are_refused(chips: Path, weights: Exported, tmp_path:
 def test_options_out_of_range(options: dict[str, object], message: str, chips: Path, tmp_path: Path):
     """They are refused before anything is read: here there are no weights."""
     with pytest.raises(DataError, match=message):
-        room.label_chips(chips, tmp_path / "none.pt", Paths(tmp_path), "pseudo1", PseudoOptions(**options))
+        pseudo_set.label_chips(chips, tmp_path / "none.pt", Paths(tmp_path), "pseudo1", PseudoOptions(**options))
     assert not (tmp_path / "data").exists()
 
 
@@ -297,7 +305,7 @@ def test_no_chips_and_weights_of_other_classes(
         label(tmp_path / "empty", weights, tmp_path)
     loaded = load_weights(weights.path)
     roads = replace(loaded, card=replace(loaded.card, classes=("background", "road")))
-    monkeypatch.setattr(room, "load_weights", lambda *_: roads)
+    monkeypatch.setattr(pseudo_set, "load_weights", lambda *_: roads)
     with pytest.raises(WeightsError, match="trained on the classes background, road, expected background, building"):
         label(chips, weights, tmp_path)
 
@@ -348,3 +356,12 @@ def test_the_command_and_a_training_on_its_data(chips: Path, weights: Exported, 
     assert cli("run", "tiny", "--fold", 0, "--root", tmp_path, "--no-pretrained", "--no-export")[0] == 0
     settings = json.loads((tmp_path / "runs/tiny/fold0/settings.json").read_text())
     assert settings["data"] == "pseudo1"
+
+
+def test_the_quality_is_that_of_the_weights_own_runs(chips: Path, workplace: Path, cli: Cli):
+    assert cli("run", "tiny", "--fold", 0, "--no-pretrained", "--root", workplace)[0] == 0
+    tiles = int((read_index(Paths(workplace))[1]["fold"] == 0).sum())
+    asked = (chips, "--weights", "tiny", "--ignore", "none", "--no-tune", "--gsd", 1, "--root", workplace)
+    code, _, err = cli("pseudo", *asked, "--name", "pseudo1")
+    assert code == 0
+    assert f"expected quality, from {tiles} validation tiles: 100.0% of the pixels labelled, " in err

@@ -86,7 +86,7 @@ def _checksum(cells: Iterable[str]) -> str:
     return f"{zlib.crc32(chr(0).join(cells).encode(errors='replace')):08x}"
 
 
-def read_progress(folder: Path, made_by: str, kind: type[Row] = Done) -> dict[str, Row]:  # type: ignore[assignment]
+def read_progress(folder: Path, made_by: str, kind: type[Row]) -> dict[str, Row]:
     """Returns the finished chips of all ranks, by id; damaged rows and those made in another way are left out.
 
     Args:

@@ -297,7 +297,7 @@ def _factors(
 
 def _begin(job: Job, chips: Sequence[Chip]) -> list[str]:
     """Returns the ids of the chips that are left to predict; the rows of the others are written anew."""
-    rows, masks = read_progress(job.folder, job.identity), _masks(chips, job.folder)
+    rows, masks = read_progress(job.folder, job.identity, Done), _masks(chips, job.folder)
     write_progress(job.folder, rows.values())
     for path in job.folder.glob(RANK_PROGRESS):
         path.unlink()
@@ -379,7 +379,7 @@ def _finish(job: Job, chips: Sequence[Chip], versions: str, options: SubmitOptio
     """
     folder, archive = job.folder, archive_of(job.folder)
     masks = _masks(chips, folder)
-    rows = read_progress(folder, job.identity)
+    rows = read_progress(folder, job.identity, Done)
     if lost := sorted(masks.keys() - rows.keys()):
         raise SubmissionError(
             f"{len(lost)} chips have no row in {folder / PROGRESS}, first {lost[0]}: something else wrote that folder",

@@ -27,9 +27,9 @@ def row(name: str, confidence: float = 0.987654321) -> Done:
 
 def test_names_come_back(tmp_path: Path):
     write_progress(tmp_path, map(row, NAMES))
-    rows = read_progress(tmp_path, row("").made_by)
+    rows = read_progress(tmp_path, row("").made_by, Done)
     assert rows == {name: row(name) for name in NAMES}
-    assert read_progress(tmp_path, "another") == {}
+    assert read_progress(tmp_path, "another", Done) == {}
     write_table(rows.values(), tmp_path / "submission.csv")
     lines = (tmp_path / "submission.csv").read_text().splitlines()
     assert lines[0] == "chip,building_px,building_fraction,mean_confidence"
@@ -41,9 +41,9 @@ def test_rows_of_other_ranks_count_and_half_a_row_does_not(tmp_path: Path):
     whole = row("b").to_line()
     for end in range(len(whole)):
         (tmp_path / ".progress.1.csv").write_text(whole[:end])
-        assert set(read_progress(tmp_path, row("").made_by)) == {"a"}
+        assert set(read_progress(tmp_path, row("").made_by, Done)) == {"a"}
     (tmp_path / ".progress.1.csv").write_text(whole + "c,half a ro")
-    assert set(read_progress(tmp_path, row("").made_by)) == {"a", "b"}
+    assert set(read_progress(tmp_path, row("").made_by, Done)) == {"a", "b"}
 
 
 def damaged(data: bytes, seed: int) -> bytes:
@@ -67,7 +67,7 @@ def test_damaged_rows_are_left_out_and_never_misread(tmp_path: Path):
     data = (tmp_path / PROGRESS).read_bytes()
     for seed in range(300):
         (tmp_path / PROGRESS).write_bytes(damaged(data, seed))
-        assert read_progress(tmp_path, row("").made_by).items() <= rows.items()
+        assert read_progress(tmp_path, row("").made_by, Done).items() <= rows.items()
 
 
 def test_a_damaged_record_of_a_finished_submission_is_none(tmp_path: Path):
