@@ -17,8 +17,11 @@ from numpy.typing import NDArray
 from rasterio.errors import RasterioIOError
 from torch import Tensor
 
+from kit.console import say
+from kit.data.added_sets import on_ground_of
 from kit.data.folds.assign import fold_numbers
-from kit.data.masks import IGNORE, LAYERS
+from kit.data.folds.leaks import ADDED
+from kit.data.masks import BUILDING, IGNORE, LAYERS, SOFT_STEPS
 from kit.data.rasters import without_notice
 from kit.errors import DataError
 from kit.system.cpu import default_workers
@@ -43,6 +46,9 @@ class Fold:
         seed: random seed.
         device: where batches go.
         workers: loader processes; -1 chooses for the machine.
+
+    Raises:
+        DataError: a tile of an added set, or of no fold, would be validated on.
     """
 
     number: int | str
@@ -52,9 +58,21 @@ class Fold:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     workers: int = -1
 
+    def __post_init__(self) -> None:
+        """Checks that only tiles of numbered folds are validated on."""
+        never = self.valid[self.valid["fold"] < 0] if "fold" in self.valid else self.valid.iloc[:0]
+        if len(never):
+            raise DataError(
+                f"fold {self.number}: tile {never['tile'].iloc[0]} belongs to no fold, and cannot be validated on",
+                "tiles of added sets and tiles in no fold only train",
+            )
+
 
 def split_fold(index: pd.DataFrame, number: int | str, **options: Any) -> Fold:
     """Returns a fold of an index; `all` trains on everything, the others on no tile that belongs to no fold.
+
+    Tiles of added sets train in every fold, save those that lie on the ground of a validation tile: how many these are
+    is said on stderr.
 
     Raises:
         DataError: there is no such fold, or nothing is left to train on.
@@ -68,8 +86,17 @@ def split_fold(index: pd.DataFrame, number: int | str, **options: Any) -> Fold:
         raise DataError(
             f"fold {number} is the only one: nothing is left to train on", "make more with kit folds, or --all"
         )
-    held_out = index["fold"] == number
-    return Fold(number, index[~held_out & index["fold"].isin(known)], index[held_out], **options)
+    held_out, added = index["fold"] == number, index["fold"] == ADDED
+    valid, trained = index[held_out], ~held_out & (index["fold"].isin(known) | added)
+    if added.any():
+        leaks = on_ground_of(valid, index[added])
+        trained &= ~index.index.isin(leaks)
+        for name, count in index.loc[leaks, "data"].value_counts(sort=False).items():
+            say(
+                f"fold {number}: {count} of {(index['data'] == name).sum()} tiles of {name} lie on the ground of "
+                "validation tiles, and do not train"
+            )
+    return Fold(number, index[trained], valid, **options)
 
 
 def read_tile(image: str, mask: str, layers: bool = False) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -115,19 +142,29 @@ class TileDataset:
         transform: augmentation of image and mask together; none gives whole tiles.
         seed: see above.
         layers: masks of `LAYERS`, from a data set prepared with them.
+        soft: soft labels, where a row has a file of them; in the other rows, building has the probability 1.
 
     Raises:
-        DataError: the data set has no layers although they are requested.
+        DataError: a data set has no layers although they are requested; or it has soft labels, which have no layers.
 
     Shape:
         image (3, H, W) uint8, 0 to 255; mask (H, W) uint8: 0, 1, 255 = ignored. With layers, the mask is (3, H, W).
+        With `soft`, the mask is (H, W) uint8: probability x 254, 255 = ignored. Augmentations move and fill both kinds
+        alike.
     """
 
     def __init__(
-        self, rows: pd.DataFrame, transform: A.Compose | None = None, seed: int = 0, layers: bool = False
+        self,
+        rows: pd.DataFrame,
+        transform: A.Compose | None = None,
+        seed: int = 0,
+        layers: bool = False,
+        soft: bool = False,
     ) -> None:
         self.rows = rows.reset_index(drop=True)
-        self.files = list(zip(self.rows["image"], self.rows["mask"], strict=True))
+        self.soft = soft
+        labels = self.rows["soft"].where(self.rows["soft"] != "", self.rows["mask"]) if soft else self.rows["mask"]
+        self.files = list(zip(self.rows["image"], labels, strict=True))
         self.transform = transform
         self.halves = None if transform is None else _halves(transform)
         self.seed = seed
@@ -138,19 +175,33 @@ class TileDataset:
         self.memory: dict[int, tuple[NDArray[np.uint8], NDArray[np.uint8]]] | None = (
             {} if size <= MEMORY_BYTES else None
         )
+        if layers and soft:
+            raise DataError(
+                f"{self.rows['data'][self.rows['soft'] != ''].iloc[0]} has soft labels, and the recipe needs layers: "
+                f"{', '.join(LAYERS)}",
+                "train on it with a recipe of footprints, or add another data set",
+            )
         if layers and self.files:
-            self.read(0)  # a data set without layers fails here, not in a loader's worker
+            sets = self.rows["data"] if "data" in self.rows else pd.Series("", self.rows.index)
+            for first in sets.drop_duplicates().index:
+                self.read(first)  # a data set without layers fails here, not in a loader's worker
 
     def __len__(self) -> int:
         return len(self.files)
 
     def read(self, row: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Returns a whole tile, as `read_tile`; from memory where the fold fits."""
+        """Returns a whole tile, as `read_tile`, with soft labels as above; from memory where the fold fits."""
         if self.memory is None:
-            return read_tile(*self.files[row], self.layers)
+            return self._read(row)
         if row not in self.memory:
-            self.memory[row] = read_tile(*self.files[row], self.layers)
+            self.memory[row] = self._read(row)
         return self.memory[row]
+
+    def _read(self, row: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        image, labels = read_tile(*self.files[row], self.layers)
+        if self.soft and not self.rows["soft"].iloc[row]:
+            labels[labels == BUILDING] = SOFT_STEPS
+        return image, labels
 
     def __getitem__(self, key: int | Key) -> tuple[Tensor, Tensor]:
         place, row = key if isinstance(key, tuple) else (key, key)
@@ -194,6 +245,9 @@ def dataloaders(
 ) -> DataLoaders:
     """Returns fastai DataLoaders of a fold: augmented crops for training, whole tiles for validation.
 
+    Where a training tile has soft labels, all training targets are soft: float32 (N, H, W), probabilities of building,
+    255 = ignored. Otherwise, and in validation, they are int64: 0, 1, 255.
+
     Args:
         fold: given to the recipe's `data`.
         transform: of training tiles; must end at one crop size.
@@ -202,27 +256,32 @@ def dataloaders(
         layers: masks of footprint, boundary and contact, (3, H, W), as `kit prepare --layers` draws them.
 
     Raises:
-        DataError: the data set has no layers although they are requested.
+        DataError: a data set has no layers although they are requested.
     """
+    soft = "soft" in fold.train and bool((fold.train["soft"] != "").any())
     workers = default_workers(fold.device) if fold.workers < 0 else fold.workers
-    train = TileDataset(fold.train, transform, fold.seed, layers)
+    train = TileDataset(fold.train, transform, fold.seed, layers, soft)
     valid = TileDataset(fold.valid, layers=layers)
     if workers and train.memory is not None:  # before the workers are forked, which then share the tiles
         for row in range(len(train)):
             train.read(row)
-    shared = {
-        "num_workers": workers, "device": fold.device, "pin_memory": fold.device.type == "cuda",
-        "after_batch": _as_trained,
-    }  # fmt: skip
+    shared = {"num_workers": workers, "device": fold.device, "pin_memory": fold.device.type == "cuda"}
+    as_targets = _with_soft_targets if soft else _with_hard_targets
     loaders = DataLoaders(
-        DataLoader(train, bs=batch_size, shuffle=True, drop_last=True, **shared),
-        DataLoader(valid, bs=valid_batch_size, **shared),
+        DataLoader(train, bs=batch_size, shuffle=True, drop_last=True, after_batch=as_targets, **shared),
+        DataLoader(valid, bs=valid_batch_size, after_batch=_with_hard_targets, **shared),
         device=fold.device,
     )
     return loaders
 
 
-def _as_trained(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _with_hard_targets(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Returns a batch with masks as losses want them, int64: eight times the bytes, so not before the device has it."""
     images, masks = batch
     return images, masks.long()
+
+
+def _with_soft_targets(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Returns a batch with soft labels as losses want them: float32, probabilities from 0 to 1, 255 = ignored."""
+    images, labels = batch
+    return images, torch.where(labels == IGNORE, float(IGNORE), labels.float() / SOFT_STEPS)

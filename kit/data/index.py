@@ -68,6 +68,7 @@ class TileRow(BaseModel):
     bottom: Bound = None
     right: Bound = None
     top: Bound = None
+    soft: Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$"), AfterValidator(_inside)] = ""  # labels of `kit pseudo`
 
     @model_validator(mode="after")
     def _bounds_enclose_ground(self) -> "TileRow":
@@ -128,6 +129,9 @@ def read_table(file: Path) -> pd.DataFrame:
 def read_index(paths: Paths, name: str = "") -> tuple[str, pd.DataFrame]:
     """Returns a data set's name and index; without a name, the only one there is. Paths in it become absolute.
 
+    The index gains the columns that a training on several data sets needs, see `kit.data.added_sets`: `data`, the name,
+    and `weight`, 1; and `soft`, the file of a tile's soft labels, is empty where there is none.
+
     Raises:
         DataError: there is none of that name, none at all, or several to choose from.
     """
@@ -143,7 +147,9 @@ def read_index(paths: Paths, name: str = "") -> tuple[str, pd.DataFrame]:
     index = read_table(folder / "index.csv")
     for column in ("image", "mask"):
         index[column] = [str(folder / file) for file in index[column]]
-    return name, index
+    soft = index["soft"] if "soft" in index else [""] * len(index)
+    index["soft"] = [str(folder / file) if file else "" for file in soft]
+    return name, index.assign(data=name, weight=1.0)
 
 
 def building_share(paths: Paths, name: str = "") -> tuple[float, str] | None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 BACKGROUND, BUILDING, IGNORE = 0, 1, 255  # 255 is no data, and does not count
+SOFT_STEPS = 254  # a raster of soft labels holds probability x 254, and 255 for what does not count
 LAYERS = ("footprint", "boundary", "contact")  # bands of a mask with layers; without, the footprint alone
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kit.data.folds.ground import SQUARE, Ground, Pairs, lay_out
-from kit.data.folds.leaks import NO_FOLD, Labels, check_apart, joined, numbered, without_leaks
+from kit.data.folds.leaks import ADDED, NO_FOLD, Labels, check_apart, joined, numbered, without_leaks
 from kit.errors import DataError, nearest
 
 WAYS = ("auto", "scene", "tile", "block", "area")
@@ -33,8 +33,8 @@ def area_scene(index: pd.DataFrame) -> "pd.Series[str]":
 
 
 def fold_numbers(index: pd.DataFrame) -> list[int]:
-    """Returns the numbers of the folds of an index, in order, without that of tiles in no fold."""
-    return sorted({int(fold) for fold in index["fold"]} - {NO_FOLD})
+    """Returns the numbers of the folds of an index, in order, without those of tiles that are never held out."""
+    return sorted({int(fold) for fold in index["fold"]} - {NO_FOLD, ADDED})
 
 
 def _by_tile(index: pd.DataFrame, k: int) -> Assigned:

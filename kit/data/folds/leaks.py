@@ -10,6 +10,7 @@ from kit.data.folds.ground import Ground, Pairs, lay_out
 from kit.errors import DataError
 
 NO_FOLD = -1  # of tiles that would leak: they are never held out, and train only where nothing is
+ADDED = -2  # of tiles of added sets, in memory: they are never held out either, and train in every fold
 # Groups that share more of the smaller one's tiles are one: taking tiles out would leave too little of it.
 TOGETHER = 0.25
 MUCH = 1 / 3  # of the tiles: a loss to be warned of
