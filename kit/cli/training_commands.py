@@ -101,6 +101,14 @@ def lr_find(
 def run(
     recipe: RecipeName,
     data: Data = "",
+    add: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=WEIGHT]",
+            help="Another data set to train on, in every fold; never validated on. WEIGHT: how often its groups are "
+            "drawn, compared with those of --data (1). May be repeated.",
+        ),
+    ] = None,
     fold: Annotated[str, typer.Option(help="Folds to hold out: 0 or 0,2 or all.")] = "all",
     all_: Annotated[bool, typer.Option("--all", help="Hold nothing out: train one network on every fold.")] = False,
     minutes: Annotated[float, typer.Option(help="Train each fold for this wall time, with validation.", min=0)] = 0.0,
@@ -148,6 +156,7 @@ def run(
     """
     _check_runs_writable(recipe, root)
 
+    from kit.data.added import parse_added
     from kit.models.pretrained import Source
     from kit.pipeline.run import RunOptions, run_side_by_side
     from kit.pipeline.run import run as run_recipe
@@ -170,7 +179,7 @@ def run(
         checkpoint_minutes=checkpoint_minutes, tensorboard=tensorboard, resume=resume, restart=restart,
     )  # fmt: skip
     options = RunOptions(
-        data=data, folds=_folds(fold, all_), seed=seed, device=device,
+        data=data, added=parse_added(add or ()), folds=_folds(fold, all_), seed=seed, device=device,
         workers=-1 if workers is None else workers, setup=setup, teacher=teacher,
         start_from=start_from, views=views, export=export,
     )  # fmt: skip

@@ -18,9 +18,9 @@ from rasterio.errors import RasterioIOError
 from torch import Tensor
 
 from kit.console import say
-from kit.data.added_sets import on_ground_of
 from kit.data.folds.assign import fold_numbers
 from kit.data.folds.leaks import ADDED
+from kit.data.joined_sets import on_ground_of
 from kit.data.masks import BUILDING, IGNORE, LAYERS, SOFT_STEPS
 from kit.data.rasters import without_notice
 from kit.errors import DataError

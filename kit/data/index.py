@@ -129,8 +129,8 @@ def read_table(file: Path) -> pd.DataFrame:
 def read_index(paths: Paths, name: str = "") -> tuple[str, pd.DataFrame]:
     """Returns a data set's name and index; without a name, the only one there is. Paths in it become absolute.
 
-    The index gains the columns that a training on several data sets needs, see `kit.data.added_sets`: `data`, the name,
-    and `weight`, 1; and `soft`, the file of a tile's soft labels, is empty where there is none.
+    The index gains the columns that a training on several data sets needs (`kit.data.joined_sets`): `data`, the name,
+    and `weight`, 1. `soft`, the file of a tile's soft labels, is empty where there is none.
 
     Raises:
         DataError: there is none of that name, none at all, or several to choose from.

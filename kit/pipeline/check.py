@@ -21,7 +21,7 @@ from kit.console import say
 from kit.data.dataset import Fold, split_fold
 from kit.data.folds.assign import fold_numbers
 from kit.data.index import read_index
-from kit.data.masks import IGNORE
+from kit.data.masks import IGNORE, SOFT_STEPS
 from kit.data.tiles.options import PrepareOptions, Style
 from kit.data.tiles.prepare import prepare
 from kit.deploy.proof.images import SMALL_CASES
@@ -187,6 +187,8 @@ def _draw_sheet(dataset: Any, path: Path) -> None:
     crops = []
     for place in range(SHEET_CROPS):
         image, mask = dataset[(place, place % len(dataset))]
+        if getattr(dataset, "soft", False):  # probability x 254: drawn where building is more probable than not
+            mask = torch.where(mask == IGNORE, mask, mask.gt(SOFT_STEPS / 2).to(mask.dtype))
         crops.append((np.ascontiguousarray(image.permute(1, 2, 0)), mask.numpy()))
     save_png(crop_sheet(crops), path)
 

@@ -7,9 +7,11 @@ from pathlib import Path
 import pandas as pd
 
 from kit.console import say
+from kit.data.added import AddedSet
 from kit.data.dataset import split_fold
 from kit.data.folds.assign import fold_numbers
 from kit.data.index import read_index
+from kit.data.joined_sets import join_sets, report_unknown_ground
 from kit.data.tiles.options import PrepareOptions
 from kit.data.tiles.prepare import prepare
 from kit.deploy.weights.load import load_weights
@@ -34,12 +36,13 @@ class RunOptions:
     """The options of `kit run`.
 
     Args:
-        data: name of the data set; empty for the only one.
+        data: name of the data set; empty for the only one. Folds and validation come from it.
+        added: data sets that train beside it, in every fold.
         folds: numbers, or `("all",)`; empty for every fold there is.
         seed: random seed.
         device: empty for the best there is.
         workers: loader processes; -1 chooses for the machine.
-        setup: how each fold is trained; `teacher` and `start_from` below fill in its fields of these names.
+        setup: how each fold is trained; `teacher`, `start_from` and `added` here fill in its fields of these names.
         teacher: an exported weights file, for recipes that learn from one.
         start_from: weights to begin with, see `start_file`.
         views: of the exported ensemble.
@@ -47,6 +50,7 @@ class RunOptions:
     """
 
     data: str = ""
+    added: tuple[AddedSet, ...] = ()
     folds: tuple[int | str, ...] = ()
     seed: int = 0
     device: str = ""
@@ -75,12 +79,16 @@ def run(name: str, paths: Paths, options: RunOptions) -> Exported | None:
             find_data(recipe, paths, options.data)
         wait_for_all()
         data, index = read_index(paths, options.data)
-        folds = folds_of(options, index)
+        folds, count = folds_of(options, index), len(index)
+        index, added = join_sets(paths, data, index, options.added)
+        if folds != ("all",):
+            report_unknown_ground(index)
         loading = {"seed": options.seed, "device": device, "workers": options.workers}
         splits = [split_fold(index, fold, **loading) for fold in folds]  # a wrong one fails at once
         index_sha256 = sha256_of(paths.data(data) / "index.csv")
-        say(f"{recipe.name} on {data}: {len(index)} tiles, folds {', '.join(map(str, folds))}, {device}")
-        setup = _setup(options, str(device))
+        more = f" and {len(index) - count} of {', '.join(each.name for each in added)}" if added else ""
+        say(f"{recipe.name} on {data}: {count} tiles{more}, folds {', '.join(map(str, folds))}, {device}")
+        setup = replace(_setup(options, str(device)), added=added)
         starts = [start_file(options.start_from, fold, paths) for fold in folds]
         for start, fold in zip(starts, folds, strict=True):
             if start and start.parent.resolve() == paths.run(recipe.name, fold).resolve():
@@ -115,7 +123,9 @@ def run_side_by_side(
     """
     recipe = load_recipe(name, paths)
     find_data(recipe, paths, options.data)
-    folds = folds_of(options, read_index(paths, options.data)[1])
+    data, index = read_index(paths, options.data)
+    folds = folds_of(options, index)
+    join_sets(paths, data, index, options.added)  # what is wrong with them is said once, not by each fold
     side_by_side(arguments, folds, min(at_once, len(folds)), nproc)
     setup = replace(options.setup, restart=False, resume=False)
     return run(name, paths, replace(options, setup=setup))

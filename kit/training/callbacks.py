@@ -25,10 +25,10 @@ __all__ = ["EMA", "SWA", "BalancedSampler", "LossSwitch"]
 class BalancedSampler(Callback):
     """Draws tiles with replacement so that each group is seen equally often.
 
-    The weight of a tile is 1 / (tiles of its group) to the power `temperature`, times the weight of its data set (1, but
-    for `kit run --add NAME=WEIGHT`). With the default temperature, the expected draws of a group are proportional to
-    the weight of its set, however many tiles and groups the sets have. The draw depends on (seed, epoch) alone; it is
-    one draw over all ranks, which `Deal` then deals out.
+    The weight of a tile is 1 / (tiles of its group) to the power `temperature`, times the weight of its data set: 1,
+    unless `kit run --add NAME=WEIGHT` says otherwise. With the default temperature, the expected draws of a group are
+    proportional to the weight of its set, however many tiles and groups the sets have. The draw depends on (seed,
+    epoch) alone; it is one draw over all ranks, which `Deal` then deals out.
 
     Args:
         by: index columns whose values make a group, within each data set; the seed's `area_scene` by default.
@@ -45,7 +45,7 @@ class BalancedSampler(Callback):
 
     def weights(self, rows: pd.DataFrame) -> "np.ndarray[Any, np.dtype[np.float64]]":
         """Returns each row's share of the draw; they sum to 1."""
-        by = [*(["data"] if "data" in rows else []), *self.by]
+        by = list(dict.fromkeys([*(["data"] if "data" in rows else []), *self.by]))
         groups = rows.groupby(by, dropna=False)["tile"].transform("size").to_numpy(float)
         shares = groups**-self.temperature
         if "weight" in rows:

@@ -18,9 +18,12 @@ from torch import Tensor, nn
 
 from kit import __version__
 from kit.console import say
+from kit.data.added import AddedSet
 from kit.data.dataset import Fold
+from kit.data.folds.leaks import ADDED
 from kit.data.masks import pool
-from kit.errors import RunError
+from kit.errors import RecipeError, RunError
+from kit.models.losses import check_soft_targets
 from kit.models.metrics import PooledLoss
 from kit.models.pretrained import Source, encoder_source, weights_used
 from kit.outputs import check_unclaimed
@@ -51,7 +54,7 @@ from kit.training.runlog import Board, RunLog
 
 # what makes two runs the same
 IDENTITY = (
-    "recipe_sha256", "data", "data_sha256", "fold", "seed", "minutes", "epochs_option", "steps_option",
+    "recipe_sha256", "data", "data_sha256", "added", "fold", "seed", "minutes", "epochs_option", "steps_option",
     "precision_option", "encoder_source", "start_sha256", "teacher_sha256",
 )  # fmt: skip
 EXACT = ("threads", "ranks")  # and, while it is unfinished, what its last bits depend on
@@ -68,6 +71,7 @@ class Setup:
         compiled: runs the network through torch.compile: for GPUs, it takes minutes to start.
         teacher: members' probabilities for pixels, see `Distillation`; for recipes that learn from one.
         teacher_sha256: checksum of the teacher's file.
+        added: data sets that train beside that of `--data`, for the settings: the fold has their tiles already.
         start_from: safetensors of the whole network to begin with, instead of those of the encoder.
         checkpoint_minutes: between two checkpoints within an epoch; 0 for none.
         tensorboard: logs for TensorBoard, too.
@@ -81,6 +85,7 @@ class Setup:
     precision: str = ""
     teacher: Callable[[Tensor], Tensor] | None = None
     teacher_sha256: str = ""
+    added: tuple[AddedSet, ...] = ()
     start_from: Path | None = None
     checkpoint_minutes: float = 10.0
     tensorboard: bool = False
@@ -112,6 +117,7 @@ def fit_fold(recipe: Recipe, fold: Fold, folder: Path, data: str, data_sha256: s
         recipe_sha256=recipe.sha256,
         data=data,
         data_sha256=data_sha256,
+        added=setup.added,
         fold=fold.number,
         seed=fold.seed,
         minutes=setup.length.minutes,
@@ -125,7 +131,7 @@ def fit_fold(recipe: Recipe, fold: Fold, folder: Path, data: str, data_sha256: s
         compiled=setup.compiled,
         threads=torch.get_num_threads(),
         ranks=ranks(),
-        gsd_m=round(float(fold.train["gsd_m"].median()), 6),
+        gsd_m=round(float(fold.train["gsd_m"][fold.train["fold"] != ADDED].median()), 6),
     )
     _agree(compared(settings, IDENTITY))
     with locked(folder) if rank() == 0 else nullcontext():
@@ -214,6 +220,8 @@ def _standing(
 
 def _short(value: Any) -> str:
     """Returns a setting as it is shown: of a checksum, the first digits."""
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or "none"
     return repr(value[:8] if isinstance(value, str) and len(value) == 64 else value)
 
 
@@ -248,6 +256,8 @@ def build(recipe: Recipe, fold: Fold, setup: Setup) -> Any:
     """Returns the recipe's Learner, on the fold's device and silent: kit shows the progress.
 
     Raises:
+        RecipeError: a tile has soft labels, which a loss of the recipe does not take; or a data set has a weight, and
+            the recipe has no `BalancedSampler`.
         RunError: the recipe and `setup.teacher` do not agree.
     """
     keep_freed_memory()
@@ -257,6 +267,7 @@ def build(recipe: Recipe, fold: Fold, setup: Setup) -> Any:
         learn = recipe.learner(dls)
     if setup.start_from:
         _load(learn.model, setup.start_from, "start from a run of the same encoder, decoder and outputs")
+    _check_fits_data(recipe, fold, learn)
     learn.model.to(fold.device)
     if setup.compiled:
         learn.model.compile()  # in place: the names of its tensors stay
@@ -272,6 +283,19 @@ def build(recipe: Recipe, fold: Fold, setup: Setup) -> Any:
             f"{recipe.name} learns from no teacher", "leave --teacher out, or add Distillation() to its callbacks"
         )
     return learn
+
+
+def _check_fits_data(recipe: Recipe, fold: Fold, learn: Any) -> None:
+    """Checks that the recipe's losses take the labels of the training tiles, and its sampler their weights."""
+    if getattr(learn.dls.train.dataset, "soft", False):
+        check_soft_targets(learn.loss_func)
+        if hasattr(learn, "loss_switch"):
+            check_soft_targets(learn.loss_switch.later)
+    if "weight" in fold.train and (fold.train["weight"] != 1).any() and not hasattr(learn, "balanced_sampler"):
+        raise RecipeError(
+            f"{recipe.name} draws every tile once an epoch, whatever the weight of its data set",
+            "leave the weights of --add out, or add BalancedSampler() to the recipe's callbacks",
+        )
 
 
 def train(recipe: Recipe, learn: Any) -> None:

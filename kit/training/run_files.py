@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Le
 
+from kit.data.added import AddedSet
 from kit.data.masks import Counts
 from kit.errors import RunError
 from kit.system.files import read_json, read_limited, sha256_of, write_json
@@ -46,11 +47,13 @@ class RunSettings:
     """What a run was trained with: `settings.json`. None is a value that an older kit did not write.
 
     Args:
+        data, data_sha256: data set of `--data`, which gives folds and validation, and the checksum of its index.
+        added: data sets that only train, each with its weight and the checksum of its index.
         minutes, epochs_option, steps_option: see `LengthOptions`.
         precision_option: `--precision`; empty where kit chose.
         epochs: over all fits.
         steps_per_epoch: of a run without a time budget.
-        gsd_m: median ground sampling distance of the training tiles, m per px.
+        gsd_m: median ground sampling distance of the training tiles of `data`, m per px.
     """
 
     kit_version: str | None = None
@@ -59,6 +62,7 @@ class RunSettings:
     recipe_sha256: str | None = None
     data: str | None = None
     data_sha256: str | None = None
+    added: tuple[AddedSet, ...] = ()
     fold: int | str | None = None
     seed: int | None = None
     minutes: float | None = None

@@ -3,7 +3,9 @@ from pathlib import Path
 import albumentations as A
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
+import rasterio
 import torch
 from factories import prepare
 
@@ -205,3 +207,68 @@ def test_padding_is_that_of_albumentations_without_a_copy(side: int):
     np.testing.assert_array_equal(made["image"], theirs["image"])
     np.testing.assert_array_equal(made["mask"], theirs["mask"])
     assert np.shares_memory(made["image"], image) == (side == 40)
+
+
+def add_soft_labels(root: Path, rows: pd.DataFrame) -> pd.DataFrame:
+    """Writes rasters of probability x 254 that rise from left to right, ignored in their last row of pixels."""
+    files = []
+    for mask in rows["mask"]:
+        with rasterio.open(mask) as source:
+            profile = source.profile | {"count": 1}
+            levels = np.tile(np.linspace(0, 254, source.width).round().astype(np.uint8), (source.height, 1))
+        levels[-1] = 255
+        file = root / "soft" / Path(mask).name
+        file.parent.mkdir(exist_ok=True)
+        with rasterio.open(file, "w", **profile) as target:
+            target.write(levels, 1)
+        files.append(str(file))
+    return rows.assign(soft=files)
+
+
+def test_soft_labels_are_probabilities_and_hard_ones_0_and_1(fold: Fold, tmp_path: Path):
+    soft, hard = add_soft_labels(tmp_path, fold.train.iloc[:1]), fold.train.iloc[1:2]
+    train = pd.concat([soft, hard])
+    loaders = dataloaders(Fold(0, train, fold.valid, workers=0), A.Compose([]), batch_size=2)
+    loaders.train.get_idxs = lambda: [(0, 0), (1, 1)]
+    images, targets = loaders.train.one_batch()
+    assert (images.dtype, targets.dtype, targets.shape) == (torch.uint8, torch.float32, (2, 64, 64))
+    torch.testing.assert_close(targets[0, 0], torch.linspace(0, 1, 64), atol=0.5 / 254, rtol=0)
+    assert (targets[0, -1] == 255).all()
+    mask = torch.from_numpy(read_tile(hard["image"].iloc[0], hard["mask"].iloc[0])[1])
+    torch.testing.assert_close(targets[1], mask.float())
+    assert loaders.valid.one_batch()[1].dtype == torch.int64
+    assert dataloaders(fold, CROP, batch_size=2).train.one_batch()[1].dtype == torch.int64
+
+
+def test_soft_labels_move_with_the_image_and_are_filled_with_ignored(fold: Fold, tmp_path: Path):
+    pad = A.PadIfNeeded(90, 90, border_mode=cv2.BORDER_CONSTANT, fill=0, fill_mask=255)
+    moves = A.Compose([pad, A.D4(), A.RandomCrop(80, 80), A.RandomSizedCrop((40, 80), (48, 48))])
+    dataset = TileDataset(add_soft_labels(tmp_path, fold.train), moves, seed=1, soft=True)
+    levels = np.tile(np.arange(0, 254, 4, dtype=np.uint8), (64, 1))  # 64 columns
+    dataset.memory[0] = np.dstack([levels] * 3), levels
+    for place in range(20):
+        image, labels = dataset[(place, 0)]
+        known = labels != 255
+        assert known.any()
+        # the image is interpolated where it is resized, its labels are not: a column more or less
+        assert ((image[0].int() - labels.int()).abs() <= 8)[known].float().mean() > 0.9
+        assert (image[0][~known] < 250).all()
+
+
+def test_soft_labels_have_no_layers(layered: Fold, tmp_path: Path):
+    train = add_soft_labels(tmp_path, layered.train)
+    with pytest.raises(DataError, match="layered has soft labels, and the recipe needs layers"):
+        dataloaders(Fold(0, train, layered.valid, workers=0), CROP, batch_size=2, layers=True)
+
+
+def test_each_data_set_must_have_the_layers(layered: Fold, fold: Fold):
+    train = pd.concat([layered.train, fold.train], ignore_index=True)
+    with pytest.raises(DataError, match=r"tif has 1 band, expected 3"):
+        dataloaders(Fold(0, train, layered.valid, workers=0), CROP, batch_size=2, layers=True)
+
+
+def test_a_soft_raster_that_is_lost_is_named(fold: Fold, tmp_path: Path):
+    rows = add_soft_labels(tmp_path, fold.train)
+    Path(rows["soft"].iloc[0]).unlink()
+    with pytest.raises(DataError, match=r"tile .* cannot be read"):
+        TileDataset(rows, soft=True)[0]

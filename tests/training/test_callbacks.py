@@ -42,6 +42,33 @@ def test_groups_may_be_areas():
     assert weights[:4].sum() == pytest.approx(0.5)
 
 
+def test_the_draws_of_a_group_are_proportional_to_the_weight_of_its_set():
+    """Groups of the same name in two sets are two groups; an added set of many tiles is drawn no more for that."""
+    base = make_rows({"a1": 4, "b1": 10}).assign(data="tier1", weight=1.0)
+    added = make_rows({"a1": 300, "c1": 2}).assign(data="pseudo1", weight=0.5)
+    other = make_rows({"d1": 30}).assign(data="tier2", weight=3.0)
+    rows = pd.concat([base, added, other], ignore_index=True)
+    shares = rows.assign(share=BalancedSampler().weights(rows)).groupby(["data", "scene"])["share"].sum()
+    expected = {("tier1", "a1"): 1, ("tier1", "b1"): 1, ("pseudo1", "a1"): 0.5, ("pseudo1", "c1"): 0.5,
+                ("tier2", "d1"): 3}  # fmt: skip
+    for group, weight in expected.items():
+        assert shares[group] == pytest.approx(weight / 6)
+    keys = BalancedSampler().draw(rows, seed=0, epoch=0, n=6000)
+    assert keys == BalancedSampler().draw(rows, seed=0, epoch=0, n=6000)
+    drawn = rows.iloc[[row for _, row in keys]].groupby("data").size()
+    # standard deviation at most 39
+    for name, expected_draws in (("tier1", 2000), ("pseudo1", 1000), ("tier2", 3000)):
+        assert abs(drawn[name] - expected_draws) < 4.5 * 39
+    half = BalancedSampler(temperature=0.5).weights(rows)
+    assert half[rows["scene"] == "d1"].sum() / half[:4].sum() == pytest.approx(3 * (30 / 4) ** 0.5)
+
+
+def test_columns_that_only_one_set_has_make_groups_too():
+    rows = pd.concat([make_rows({"a1": 2}).assign(city="x"), make_rows({"b1": 6})], ignore_index=True)
+    weights = BalancedSampler(by=("city",)).weights(rows)
+    assert weights[:2].sum() == pytest.approx(0.5)
+
+
 def test_the_draw_depends_on_seed_and_epoch_alone():
     rows, sampler = make_rows({"a1": 9, "b1": 3}), BalancedSampler()
     assert sampler.draw(rows, 1, 2, 50) == sampler.draw(rows, 1, 2, 50)

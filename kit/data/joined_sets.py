@@ -1,17 +1,17 @@
-"""Data sets that train beside that of `kit run --data`: `kit run RECIPE --data tier1 --add pseudo1=0.5`.
+"""The joined index of several data sets: `kit run RECIPE --data tier1 --add pseudo1=0.5`.
 
 Folds and validation come from `--data` alone. In the joined index, tiles of added sets have the fold `ADDED`: they
 train in every fold and are never held out, which `kit.data.dataset.Fold` checks.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from kit.console import say
+from kit.data.added import AddedSet
 from kit.data.folds.ground import lay_out
 from kit.data.folds.leaks import ADDED
 from kit.data.index import read_index
@@ -20,48 +20,6 @@ from kit.paths import Paths
 from kit.system.files import sha256_of
 
 MOST_APART = 4.0  # times the resolution of --data, or its part: farther tiles show other things
-
-
-@dataclass(frozen=True)
-class AddedSet:
-    """A data set that trains beside that of `--data`.
-
-    Args:
-        name: of the data set.
-        weight: above 0; of its groups in the draw of `BalancedSampler`, where groups of `--data` have 1.
-        index_sha256: of its index, in hex; empty until it was read.
-    """
-
-    name: str
-    weight: float = 1.0
-    index_sha256: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.name}={self.weight:g}{f' ({self.index_sha256[:8]})' if self.index_sha256 else ''}"
-
-
-def parse_added(texts: Sequence[str]) -> tuple[AddedSet, ...]:
-    """Returns the sets of texts such as `pseudo1` or `pseudo1=0.5`.
-
-    Raises:
-        DataError: a name is missing or given twice, or a weight is not a number above 0.
-    """
-    added: list[AddedSet] = []
-    for text in texts:
-        name, equals, number = text.partition("=")
-        try:
-            weight = float(number) if equals else 1.0
-        except ValueError:
-            weight = math.nan
-        if not name or not 0 < weight < math.inf:
-            raise DataError(
-                f"--add {text!r}: expected a data set, or a data set and a weight above 0",
-                "for example --add pseudo1 or --add pseudo1=0.5",
-            )
-        if name in [each.name for each in added]:
-            raise DataError(f"--add {name} is given twice", "give each data set once; a weight lets it count more")
-        added.append(AddedSet(name, weight))
-    return tuple(added)
 
 
 def join_sets(
