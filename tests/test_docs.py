@@ -245,12 +245,13 @@ def test_the_messages_are_kit_s(page: str):
 
 
 def test_the_table_of_losses_is_whole_and_true():
-    rows = re.findall(r"^\| `(\w+)` \|(.*?)\|(.*?)\|(.*?)\|", PAGE, re.M)
+    rows = re.findall(r"^\| `(\w+)` \|(.*?)\|(.*?)\|(.*?)\|(.*?)\|", PAGE, re.M)
     public = {n for n, c in vars(losses).items() if inspect.isclass(c) and issubclass(c, nn.Module) and n[0] != "_"}
     wrappers = {"Sum", "Auxiliary"}
     assert {name for name, *_ in rows} == public - wrappers - {"Tensor"}
-    for name, *cells in rows:
+    for name, *cells, soft in rows:
         loss = getattr(losses, name)()
+        assert loss.soft_targets == (soft.strip() == "yes")
         for cell, channels in zip(cells, (2, 1, 3), strict=True):
             target = torch.randint(0, 2, (2, 3, 8, 8) if channels == 3 else (2, 8, 8))
             try:
