@@ -9,6 +9,9 @@ from kit.console import result, say, table
 from kit.paths import Paths
 
 PANEL = "Weights"  # of `kit --help`
+Formats = Annotated[
+    str, typer.Option("--format", help="Further formats beside TorchScript: pt2, onnx or pt2,onnx. Each takes minutes.")
+]
 
 
 @app.command(rich_help_panel=PANEL)
@@ -16,10 +19,10 @@ def export(
     runs: Annotated[list[str], typer.Argument(help="Runs <recipe>/fold<k>, of one or several recipes.")],
     name: Annotated[str, typer.Option(help="Name of the weights.")],
     views: Views = "flips",
-    formats: Annotated[
-        str,
-        typer.Option("--format", help="Further formats beside TorchScript: pt2, onnx or pt2,onnx. Each takes minutes."),
-    ] = "torchscript",
+    formats: Formats = "torchscript",
+    weights: Annotated[
+        str, typer.Option("--weights", help="How much each run's vote counts: 0.5,0.3,0.2. Default: all the same.")
+    ] = "",
     adaptive: Annotated[
         bool, typer.Option("--adaptive", hidden=True, help="Not needed: kit submit --adaptive calibrates itself.")
     ] = False,
@@ -34,7 +37,41 @@ def export(
     from kit.pipeline.export_runs import export_runs
 
     others = chosen(formats)
-    result(str(export_runs(runs, name, Paths(root), views, others).path))
+    result(str(export_runs(runs, name, Paths(root), views, others, weights=_numbers(weights)).path))
+
+
+def _numbers(text: str) -> list[float]:
+    """Returns the numbers in a comma-separated list; a usage error where one is none."""
+    try:
+        return [float(part) for part in text.split(",") if part.strip()]
+    except ValueError as cause:
+        raise typer.BadParameter(f"{text!r}: expected numbers as in 0.5,0.3,0.2", param_hint="--weights") from cause
+
+
+@app.command(rich_help_panel=PANEL)
+def best(
+    runs: Annotated[list[str], typer.Argument(help="Runs <recipe>/fold<k>, or a recipe for its finished folds.")],
+    name: Annotated[str, typer.Option(help="Name of the weights.")],
+    seconds_per_chip: Annotated[
+        float, typer.Option(help="The longest that a chip of 1024 px may take on this machine. Default: no limit.")
+    ] = 0.0,
+    views: Views = "flips",
+    formats: Formats = "torchscript",
+    root: Root = HERE,
+    debug: Debug = False,
+) -> None:
+    """Choose the members and weights that score best on validation tiles, and export them.
+
+    Several runs of one recipe and fold are also tried as the mean of their weights. The gain is checked on tiles that
+    took no part in the choice; without one, the best single candidate is exported.
+
+    Example: kit best lite0 efficientnet_b4 --name best --seconds-per-chip 5
+    """
+    from kit.deploy.freeze.formats import chosen
+    from kit.pipeline import best_ensemble
+
+    options = best_ensemble.BestOptions(views, chosen(formats), seconds_per_chip or float("inf"))
+    result(str(best_ensemble.best(runs, name, Paths(root), options).path))
 
 
 @app.command(rich_help_panel=PANEL)

@@ -110,8 +110,8 @@ def compare(first: str, second: str, paths: Paths) -> RunComparison:
     sides: list[pd.DataFrame] = []
     left_out: list[str] = []
     for name in (first, second):
-        runs, others = _runs_of(name, paths)
-        sides.append(_held_out(name, runs, paths))
+        runs, others = finished_runs(name, paths)
+        sides.append(held_out_counts(name, runs, paths))
         left_out += [other.run for other in others if other.run not in left_out]
     both = sides[0].merge(sides[1], on=KEYS, suffixes=("_first", "_second")).sort_values(KEYS)
     if both.empty:
@@ -129,7 +129,7 @@ def compare(first: str, second: str, paths: Paths) -> RunComparison:
     return RunComparison(first, second, len(sides[0]), len(sides[1]), tuple(left_out), rows, pooled)
 
 
-def _runs_of(name: str, paths: Paths) -> tuple[list[Run], list[Run]]:
+def finished_runs(name: str, paths: Paths) -> tuple[list[Run], list[Run]]:
     """Returns the finished runs of one side, at least one, and the recipe's other folds."""
     found = {f"{folder.parent.name}/{folder.name}": folder for folder in paths.run_folders()}
     recipes = {run.split("/")[0] for run in found}
@@ -151,7 +151,7 @@ def _runs_of(name: str, paths: Paths) -> tuple[list[Run], list[Run]]:
     return [run], []
 
 
-def _held_out(name: str, runs: Sequence[Run], paths: Paths) -> pd.DataFrame:
+def held_out_counts(name: str, runs: Sequence[Run], paths: Paths) -> pd.DataFrame:
     """Returns the counts of a side's held-out tiles, a row a tile: KEYS and PIXELS."""
     tiles = pd.concat([_read_oof(run.run, paths) for run in runs], ignore_index=True)
     twice = tiles.loc[tiles["tile"].duplicated(), "tile"]

@@ -121,7 +121,7 @@ def export_ensemble(
         if faults := [row.fault for row in rows if row.fault]:
             raise WeightsError(faults[0], HINT)
         parity = sum((row.parity for row in rows if row.parity), on_tiles)
-        card = _card(eager, members, request, pad_multiple)
+        card = draft_card(eager, members, request, pad_multiple)
         card = replace(card, parity_max_abs=parity.max_abs, parity_equal_masks=parity.equal_masks, weights=votes)
         torchscript.add_extra(weights, "card.json", card.to_json())
         torchscript.add_extra(weights, REFERENCE, reference.to_json())
@@ -152,7 +152,9 @@ def vote_weights(weights: Sequence[float], members: int) -> tuple[float, ...]:
     return () if len(set(weights)) == 1 else tuple(weight / total for weight in weights)
 
 
-def _card(eager: Sequence[nn.Module], members: Sequence[Member], request: ExportRequest, pad_multiple: int) -> Card:
+def draft_card(
+    eager: Sequence[nn.Module], members: Sequence[Member], request: ExportRequest, pad_multiple: int
+) -> Card:
     """Returns the card of an export whose parity is not measured yet."""
     return Card(
         kit_version=__version__,

@@ -1,5 +1,6 @@
 """Finished runs to one weights file (`kit export`, and the end of `kit run`)."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from kit.deploy.weights.load import read_card
 from kit.deploy.weights.store import check_free
 from kit.errors import DataError, RunError, WeightsError, nearest
 from kit.paths import Paths
-from kit.pipeline.export import Exported, ExportRequest, export_ensemble
+from kit.pipeline.export import Exported, ExportRequest, export_ensemble, vote_weights
 from kit.pipeline.postprocess import Choice, choose
-from kit.pipeline.runs import run_folder
+from kit.pipeline.runs import run_folder, vote_name
 from kit.pipeline.scores import pooled_score
 from kit.training.fit import load_best, rebuild
 from kit.training.recipe import Recipe, known_recipes, load_recipe
@@ -30,6 +31,7 @@ def export_runs(
     views: str = "flips",
     formats: Sequence[str] = (),
     recipe: Recipe | None = None,
+    weights: Sequence[float] = (),
 ) -> Exported:
     """Freezes finished runs into `weights/NAME.pt` with its card, and reports the parity with the trained networks.
 
@@ -40,6 +42,7 @@ def export_runs(
         views: `none`, `flips` or `d4`.
         formats: to write beside TorchScript, see `kit.deploy.freeze.formats.chosen`.
         recipe: one that is loaded already, and may lie anywhere.
+        weights: of the runs' votes, one each, of any sum; empty where all count the same.
 
     Raises:
         RunError: a run is missing, unfinished or damaged, or its recipe has changed since.
@@ -47,6 +50,7 @@ def export_runs(
         OutputError: the weights cannot be written.
     """
     check_free(paths.weights, name)
+    weights = vote_weights(weights, len(runs))
     before = _runs_in(paths.weights / f"{name}.pt")
     folders = [run_folder(run, paths) for run in runs]
     models, members, results, settings = [], [], [], []
@@ -58,7 +62,7 @@ def export_runs(
         if result is None:
             raise RunError(f"{run} is not finished", f"run it again: kit run {run.split('/')[0]}")
         options = read_settings(folder, ("recipe", "seed", "gsd_m", "data"))
-        model = rebuild(_recipe_of(run, options, paths, recipe)).model
+        model = rebuild(recipe_of(run, options, paths, recipe)).model
         sha256 = check_best(folder, result)
         load_best(model, folder)
         models.append(model)
@@ -67,11 +71,16 @@ def export_runs(
         members.append(
             Member(recipe=result.recipe, fold=result.fold, seed=options.seed or 0, sha256=sha256, score=result.score)
         )
-    choice = _choice(folders, paths)
+    by_vote: defaultdict[str, float] = defaultdict(
+        float
+    )  # a validation tile has one prediction for all folds of a recipe
+    for run, weight in zip(runs, weights, strict=bool(weights)):
+        by_vote[vote_name(run)] += weight
+    choice = _choice(folders, paths, [by_vote[vote_name(run)] for run in runs] if weights else ())
     request = ExportRequest(
         name, "+".join(sorted({member.recipe for member in members})), views, pooled_score(results),
         settings[0].gsd_m or 0.0, _parity_tiles(settings[0].data or "", paths), formats=tuple(formats),
-        postprocess=choice.best if choice else None,
+        postprocess=choice.best if choice else None, weights=weights,
     )  # fmt: skip
     exported = export_ensemble(paths.weights, models, members, request)
     _report(exported, before, choice)
@@ -105,16 +114,16 @@ def _runs_in(weights: Path) -> list[str]:
         return []
 
 
-def _choice(folders: Sequence[Path], paths: Paths) -> Choice | None:
+def _choice(folders: Sequence[Path], paths: Paths, weights: Sequence[float]) -> Choice | None:
     """Returns the best cleaning of masks; None, with a notice, where the validation tiles are gone."""
     try:
-        return choose(folders, paths)
+        return choose(folders, paths, weights)
     except (DataError, RunError) as cause:
         say(f"the card gets no threshold and cleaning: {cause.message}")
         return None
 
 
-def _recipe_of(run: str, settings: RunSettings, paths: Paths, own: Recipe | None) -> Recipe:
+def recipe_of(run: str, settings: RunSettings, paths: Paths, own: Recipe | None) -> Recipe:
     """Returns the recipe of a run, by its name and from the user's own folders.
 
     The path in settings.json is not used: a run folder that came from somebody else must not be able to run code.

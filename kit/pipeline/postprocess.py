@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -60,7 +59,8 @@ class ValidationTile:
         gsd_m: metres per pixel.
         pixels: how many it has.
         building_px: of its mask, as counted by the run.
-        predictions: files of probability x 255, one per run that tile it out.
+        predictions: files of probability x 255, one per run that held it out.
+        weights: of these predictions in their mean; empty where all count the same.
     """
 
     name: str
@@ -69,9 +69,10 @@ class ValidationTile:
     pixels: int
     building_px: int
     predictions: tuple[Path, ...]
+    weights: tuple[float, ...] = ()
 
 
-def choose(folders: Sequence[Path], paths: Paths) -> Choice | None:
+def choose(folders: Sequence[Path], paths: Paths, weights: Sequence[float] = ()) -> Choice | None:
     """Returns the clean-up with the best Jaccard index over all validation pixels; None where no tile was held out.
 
     Threshold and smallest object are chosen together, then the size of holes. The score is slightly optimistic: it is
@@ -80,12 +81,13 @@ def choose(folders: Sequence[Path], paths: Paths) -> Choice | None:
     Args:
         folders: of finished runs. Where several runs held out a tile, their probabilities are averaged.
         paths: of the working root, with the data sets that the runs were trained on.
+        weights: of the runs in that mean, one each; empty where all count the same.
 
     Raises:
         DataError: a data set is missing.
         RunError: tiles were cut again after the run, or cannot be read.
     """
-    tiles = held_out_tiles(folders, paths)
+    tiles = held_out_tiles(folders, paths, weights)
     if not tiles:
         return None
     step = -(-sum(tile.pixels for tile in tiles) // LARGEST_PX)
@@ -105,11 +107,11 @@ def choose(folders: Sequence[Path], paths: Paths) -> Choice | None:
     return Choice(best, len(some), len(tiles))
 
 
-def held_out_tiles(folders: Sequence[Path], paths: Paths) -> list[ValidationTile]:
+def held_out_tiles(folders: Sequence[Path], paths: Paths, weights: Sequence[float] = ()) -> list[ValidationTile]:
     """Returns the tiles that runs held out, sorted by data set and name."""
     tiles: dict[tuple[str, str], ValidationTile] = {}
     indexes: dict[str, pd.DataFrame] = {}
-    for folder in folders:
+    for folder, weight in zip(folders, weights or [1.0] * len(folders), strict=True):
         counted = folder / "oof.csv"
         if not counted.is_file():  # trained on all folds, or by an older kit
             continue
@@ -120,10 +122,11 @@ def held_out_tiles(folders: Sequence[Path], paths: Paths) -> list[ValidationTile
             if row.tile not in indexes[data].index:
                 raise _cut_again(f"{data} has no tile {row.tile}")
             known = indexes[data].loc[row.tile]
-            before = tiles[data, row.tile].predictions if (data, row.tile) in tiles else ()
+            earlier = tiles.get((data, row.tile))
+            before, weights_before = (earlier.predictions, earlier.weights) if earlier else ((), ())
             tiles[data, row.tile] = ValidationTile(
                 row.tile, known["mask"], float(known["gsd_m"]), int(known["width_px"] * known["height_px"]),
-                int(row.tp + row.fn), (*before, folder / "oof" / f"{row.tile}.tif"),
+                int(row.tp + row.fn), (*before, folder / "oof" / f"{row.tile}.tif"), (*weights_before, weight),
             )  # fmt: skip
     return [tiles[key] for key in sorted(tiles)]
 
@@ -141,20 +144,30 @@ def read_tiles(
 ) -> Iterator[tuple[ValidationTile, NDArray[np.float32], NDArray[np.uint8]]]:
     """Yields each tile, its probability, float32 (H, W), and its mask, uint8 (H, W)."""
     for tile in track(some, what):
-        try:
-            with rasterio.open(tile.mask) as source:
-                truth = source.read(1)
-            votes: list[NDArray[Any]] = []
-            for file in tile.predictions:
-                with rasterio.open(file) as source:
-                    votes.append(source.read(1))
-        except RasterioError as cause:
-            raise RunError(
-                f"tile {tile.name} cannot be read: {cause}", "train its fold again: kit run RECIPE --restart"
-            ) from cause
-        if any(vote.shape != truth.shape for vote in votes) or (truth == BUILDING).sum() != tile.building_px:
-            raise _cut_again(f"tile {tile.name} has another mask now")
-        yield tile, np.asarray(np.mean(votes, axis=0) / 255, np.float32), truth
+        votes, truth = read_votes(tile)
+        yield tile, np.asarray(np.average(votes, axis=0, weights=tile.weights or None) / 255, np.float32), truth
+
+
+def read_votes(tile: ValidationTile) -> tuple[list[NDArray[np.uint8]], NDArray[np.uint8]]:
+    """Returns a tile's predictions, probability x 255, and its mask, all uint8 (H, W).
+
+    Raises:
+        RunError: a file cannot be read, or the tile was cut again after the run.
+    """
+    try:
+        with rasterio.open(tile.mask) as source:
+            truth = source.read(1)
+        votes: list[NDArray[np.uint8]] = []
+        for file in tile.predictions:
+            with rasterio.open(file) as source:
+                votes.append(source.read(1))
+    except RasterioError as cause:
+        raise RunError(
+            f"tile {tile.name} cannot be read: {cause}", "train its fold again: kit run RECIPE --restart"
+        ) from cause
+    if any(vote.shape != truth.shape for vote in votes) or (truth == BUILDING).sum() != tile.building_px:
+        raise _cut_again(f"tile {tile.name} has another mask now")
+    return votes, truth
 
 
 def _cut_again(what: str) -> RunError:

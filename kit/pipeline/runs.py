@@ -1,5 +1,6 @@
 """The runs of a working root, as their folders tell them."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -108,6 +109,16 @@ def _pooled(recipe: str, runs: Sequence[Run]) -> Run:
     same = {key: getattr(runs[0], key) for key in ("data", "encoder", "seed")}
     shared = {key: value for key, value in same.items() if all(getattr(run, key) == value for run in runs)}
     return Run(recipe, "pooled", counts.jaccard, counts, minutes=minutes, folds=len(runs), **shared)
+
+
+def vote_name(run: str) -> str:
+    """Returns what a run votes as: its recipe's folds vote as one, since each tile is held out by one of them.
+
+    The end of a folder that was moved aside is kept: `lite0/fold3` votes as `lite0`, `lite0/fold3-seed1` as
+    `lite0-seed1`.
+    """
+    recipe, _, fold = run.partition("/fold")
+    return recipe + re.sub(r"^(\d+|all)", "", fold)
 
 
 def run_folder(name: str, paths: Paths) -> Path:

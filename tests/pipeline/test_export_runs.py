@@ -109,7 +109,7 @@ def test_damaged_weights_of_a_run(root: Path, cli: Cli):
     best.write_bytes(data)
     err = refused(cli, root)
     assert f"best.safetensors is damaged: sha256 {sha256_of(best)[:12]}..., expected " in err
-    assert "kit run tiny --restart" in err.splitlines()[-1]
+    assert "kit run tiny --fold 0 --restart" in err.splitlines()[-1]
     best.unlink()
     assert "tiny/fold0 has no best.safetensors" in refused(cli, root)
 
