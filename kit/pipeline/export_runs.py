@@ -1,6 +1,5 @@
 """Finished runs to one weights file (`kit export`, and the end of `kit run`)."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from kit.errors import DataError, RunError, WeightsError, nearest
 from kit.paths import Paths
 from kit.pipeline.export import Exported, ExportRequest, export_ensemble, vote_weights
 from kit.pipeline.postprocess import Choice, choose
-from kit.pipeline.runs import run_folder, vote_name
+from kit.pipeline.runs import run_folder, tile_weights
 from kit.pipeline.scores import pooled_score
 from kit.training.fit import load_best, rebuild
 from kit.training.recipe import Recipe, known_recipes, load_recipe
@@ -71,12 +70,7 @@ def export_runs(
         members.append(
             Member(recipe=result.recipe, fold=result.fold, seed=options.seed or 0, sha256=sha256, score=result.score)
         )
-    by_vote: defaultdict[str, float] = defaultdict(
-        float
-    )  # a validation tile has one prediction for all folds of a recipe
-    for run, weight in zip(runs, weights, strict=bool(weights)):
-        by_vote[vote_name(run)] += weight
-    choice = _choice(folders, paths, [by_vote[vote_name(run)] for run in runs] if weights else ())
+    choice = _choice(folders, paths, tile_weights(runs, weights))
     request = ExportRequest(
         name, "+".join(sorted({member.recipe for member in members})), views, pooled_score(results),
         settings[0].gsd_m or 0.0, _parity_tiles(settings[0].data or "", paths), formats=tuple(formats),

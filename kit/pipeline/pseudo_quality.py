@@ -11,6 +11,7 @@ from kit.errors import KitError, RunError
 from kit.paths import Paths
 from kit.pipeline.postprocess import held_out_tiles, read_tiles
 from kit.pipeline.pseudo_labels import PseudoOptions, hard_labels
+from kit.pipeline.runs import tile_weights
 from kit.system.files import sha256_of
 from kit.training.run_files import BEST
 
@@ -70,7 +71,9 @@ def expected_quality(card: Card, paths: Paths, options: PseudoOptions) -> Pseudo
     if not runs:
         names = ", ".join(dict.fromkeys(f"{member.recipe}/fold{member.fold}" for member in card.members))
         raise RunError(f"no out-of-fold predictions of the runs that made the weights are here ({names})")
-    tiles = held_out_tiles(list(runs.values()), paths)
+    names = [f"{member.recipe}/fold{member.fold}" for member in card.members]
+    weights = dict(zip(names, tile_weights(names, card.weights), strict=False))
+    tiles = held_out_tiles(list(runs.values()), paths, [weights[run] for run in runs] if weights else ())
     some = tiles[:: max(1, -(-sum(tile.pixels for tile in tiles) // MOST_PX))]
     imagery_px = labelled_px = agreeing_px = kept = 0
     counts = Counts()

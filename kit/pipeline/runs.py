@@ -1,6 +1,7 @@
 """The runs of a working root, as their folders tell them."""
 
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -119,6 +120,21 @@ def vote_name(run: str) -> str:
     """
     recipe, _, fold = run.partition("/fold")
     return recipe + re.sub(r"^(\d+|all)", "", fold)
+
+
+def tile_weights(runs: Sequence[str], weights: Sequence[float]) -> list[float]:
+    """Returns the weight of each run's predictions of validation tiles: that of all runs which vote as one, see above.
+
+    Args:
+        runs: `<recipe>/fold<k>`.
+        weights: of their networks in the vote; empty where all count the same.
+    """
+    if not weights:
+        return []
+    together: defaultdict[str, float] = defaultdict(float)
+    for run, weight in zip(runs, weights, strict=True):
+        together[vote_name(run)] += weight
+    return [together[vote_name(run)] for run in runs]
 
 
 def run_folder(name: str, paths: Paths) -> Path:

@@ -204,3 +204,17 @@ def test_a_run_keeps_its_choice_in_the_card(cli: Cli, workplace: Path):
     assert code == 0, err
     assert "the card gets no threshold and cleaning: no data set" in err
     assert json.loads((workplace / "weights/later.json").read_text())["postprocess"] is None
+
+
+def test_predictions_of_a_tile_count_by_weight(tmp_path: Path):
+    truth, one = draw(1)
+    other = draw(1)[1][::-1] // 3 + one // 2
+    other[:, :4] = 0
+    folders = [
+        write_tiles(tmp_path, "lite0/fold0", {"t": (truth, one)}),
+        write_tiles(tmp_path, "dpn92/fold0", {"t": (truth, other)}, new=False),
+    ]
+    choice = choose(folders, Paths(tmp_path), [0.25, 0.75])
+    assert choice is not None
+    mean = one.astype(np.float64) * 0.25 + other * 0.75
+    assert choice.best.score_before == pytest.approx(scored([(truth, mean, 1.0)], Cleaning()), abs=1e-6)

@@ -8,7 +8,7 @@ import pytest
 from factories import write_run
 
 from kit.paths import Paths
-from kit.pipeline.runs import COLUMNS, list_runs
+from kit.pipeline.runs import COLUMNS, list_runs, tile_weights, vote_name
 
 Cli = Callable[..., tuple[int, str, str]]
 LOG = "epoch,train_loss,valid_loss,jaccard,lr,seconds\n"
@@ -122,3 +122,10 @@ def test_no_runs_yet(tmp_path: Path, cli: Cli):
     assert "kit run RECIPE" in err
     assert json.loads(cli("runs", "--json", "--root", tmp_path)[1]) == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_folds_of_a_recipe_vote_as_one():
+    runs = ["lite0/fold0", "lite0/fold1", "lite0/fold0-seed1", "b4/foldall"]
+    assert [vote_name(run) for run in runs] == ["lite0", "lite0", "lite0-seed1", "b4"]
+    assert tile_weights(runs, [0.1, 0.2, 0.3, 0.4]) == pytest.approx([0.3, 0.3, 0.3, 0.4])
+    assert tile_weights(runs, ()) == []
