@@ -3,7 +3,7 @@
 kit run densenet161 --data tier1 --fold 4
 
 The 2nd-place system used it in its second training, too. Its final networks were trained on all folds (`--all`) for 27
-epochs with pseudo-labels, which kit does not make yet.
+epochs with pseudo-labels (`kit pseudo`, then `kit run --add`).
 
 Needs timm's weights, from its hub or by `--encoder-weights`, and a GPU. Measured on 2 CPU cores (AVX2, fp32;
 benchmarks/README.md): 5.41 s per crop of 512 px in training and 1.12 s in prediction, 5.2 GB with 2 crops per step. One

@@ -2,8 +2,8 @@
 
 kit run efficientnet_b4 --data tier1 --fold 0,1,2
 
-The 2nd-place system made its first pseudo-labels with the mean of these three folds; kit does not make those yet. It
-applied a sigmoid before the softmax; kit computes softmax and cross-entropy on the network's own outputs.
+The 2nd-place system made its first pseudo-labels (`kit pseudo`) with the mean of these three folds. It applied a sigmoid
+before the softmax; kit computes softmax and cross-entropy on the network's own outputs.
 
 Needs timm's weights, from its hub or by `--encoder-weights`, and a GPU. Measured on 2 CPU cores (AVX2, fp32;
 benchmarks/README.md): 2.30 s per crop of 512 px in training and 0.55 s in prediction, 4.7 GB with 2 crops per step. One

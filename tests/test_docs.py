@@ -95,7 +95,7 @@ def test_the_recipe_trains_and_exports(name: str, root: Path, monkeypatch: pytes
     if quoted["of the recipe"] == name:
         for row in ("encoder", "parameters", "cost"):
             assert rows[row] == quoted[row]
-        explained = re.search(r"\| row \| what it says \|\n\|[-|]+\n((?:\|.+\n)+)", PAGE)[1]
+        explained = re.search(r"\| row \| content \|\n\|[-|]+\n((?:\|.+\n)+)", PAGE)[1]
         cells = [cell for line in explained.splitlines() for cell in line.split("|")[1].strip().split(", ")]
         assert cells == list(quoted)[1:]
         assert set(rows) <= set(cells)
