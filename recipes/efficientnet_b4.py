@@ -2,7 +2,7 @@
 
 kit run efficientnet_b4 --data tier1 --fold 0,1,2
 
-The 2nd-place system made its first pseudo-labels (`kit pseudo`) with the mean of these three folds. It applied a sigmoid
+The 2nd-place system made its first pseudo-labels (`kit pseudo`) with the mean of these folds. It applied a sigmoid
 before the softmax; kit computes softmax and cross-entropy on the network's own outputs.
 
 Needs timm's weights, from its hub or by `--encoder-weights`, and a GPU. Measured on 2 CPU cores (AVX2, fp32;
