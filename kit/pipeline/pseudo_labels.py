@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kit.data.grids import Grid, ground_m, on_earth
-from kit.data.masks import BUILDING, IGNORE
+from kit.data.masks import BUILDING, IGNORE, SOFT_STEPS
 from kit.data.rasters import open_picture
 from kit.data.sources.chips import Chip
 from kit.data.tiles.pairs import filled, own_grid
@@ -27,7 +27,6 @@ LEDGER_COLUMNS = (
     "chip", "round", "weights_sha256", "confidence", "building_fraction", "ignored_fraction", "kept", "reason"
 )  # fmt: skip
 TIER = 3  # of the index: 1 careful, 2 rough, 3 predicted
-SOFT_STEPS = 254  # soft labels are probability x 254; 255 is ignored
 
 
 @dataclass(frozen=True)

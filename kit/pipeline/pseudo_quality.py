@@ -67,11 +67,11 @@ def expected_quality(card: Card, paths: Paths, options: PseudoOptions) -> Pseudo
         RunError: no run of a member is here with its out-of-fold predictions, or tiles were cut again after the run.
         DataError: a data set is missing.
     """
+    names = [f"{member.recipe}/fold{member.fold}" for member in card.members]
     runs = _runs(card, paths)
     if not runs:
-        names = ", ".join(dict.fromkeys(f"{member.recipe}/fold{member.fold}" for member in card.members))
-        raise RunError(f"no out-of-fold predictions of the runs that made the weights are here ({names})")
-    names = [f"{member.recipe}/fold{member.fold}" for member in card.members]
+        listed = ", ".join(dict.fromkeys(names))
+        raise RunError(f"no out-of-fold predictions of the runs that made the weights are here ({listed})")
     weights = dict(zip(names, tile_weights(names, card.weights), strict=False))
     tiles = held_out_tiles(list(runs.values()), paths, [weights[run] for run in runs] if weights else ())
     some = tiles[:: max(1, -(-sum(tile.pixels for tile in tiles) // MOST_PX))]

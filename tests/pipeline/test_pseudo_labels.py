@@ -121,7 +121,7 @@ def test_the_data_set(chips: Path, weights: Exported, tmp_path: Path):
         assert np.array_equal(pixels[:height, :width][shown], chip[..., :3][shown])
         assert not pixels[height:].any()
         assert not pixels[:, width:].any()
-        soft = read(tmp_path / "data/pseudo1" / row.soft)
+        soft = read(row.soft)
         assert np.array_equal(soft == IGNORE, expected == IGNORE)
         known = soft[:height, :width][soft[:height, :width] != IGNORE] / 254
         assert np.abs(known - probability[expected[:height, :width] != IGNORE]).max() <= 0.5 / 254 + 1e-6
@@ -365,3 +365,18 @@ def test_the_quality_is_that_of_the_weights_own_runs(chips: Path, workplace: Pat
     code, _, err = cli("pseudo", *asked, "--name", "pseudo1")
     assert code == 0
     assert f"expected quality, from {tiles} validation tiles: 100.0% of the pixels labelled, " in err
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_pseudo_labels_train_beside_the_true_ones(
+    chips: Path, weights: Exported, workplace: Path, cli: Cli, soft: bool
+):
+    label(chips, weights, workplace, soft=soft, prediction=replace(AS_SHIPPED, gsd_m=0.5))
+    asked = ("--data", "train_tier_1", "--add", "pseudo1", "--fold", 0, "--no-export", "--no-pretrained")
+    code, _, err = cli("run", "tiny", *asked, "--steps", 2, "--root", workplace)
+    assert code == 0, err
+    folder = workplace / "runs/tiny/fold0"
+    assert "pseudo1" in (folder / "settings.json").read_text()
+    held_out = {path.stem for path in (folder / "oof").iterdir()}
+    assert held_out
+    assert not {tile for tile in held_out if tile.startswith("pseudo1")}
