@@ -28,7 +28,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-        monkeypatch.setattr(parallel, "cores", lambda: cores)
+        monkeypatch.setattr(parallel, "cpu_count", lambda: cores)
 
     become()
     return become
