@@ -73,9 +73,10 @@ def on_ground_of(valid: pd.DataFrame, added: pd.DataFrame) -> list[int]:
 
 
 def report_unknown_ground(index: pd.DataFrame) -> None:
-    """Says of how many tiles it is unknown whether added ones lie on the ground of those of `--data`."""
-    known = lay_out(index).known
-    unknown = index["data"][~known].value_counts(sort=False)
-    if (index["fold"] == ADDED).any() and len(unknown):
+    """Says on stderr how many tiles have no georeference, where there are added ones to compare."""
+    if not (index["fold"] == ADDED).any():
+        return
+    unknown = index["data"][~lay_out(index).known].value_counts(sort=False)
+    if len(unknown):
         counts = ", ".join(f"{count} of {(index['data'] == name).sum()} of {name}" for name, count in unknown.items())
         say(f"tiles without georeference: {counts}. Whether added ones show the ground of validation tiles is unknown")

@@ -125,7 +125,8 @@ def check(
     """
     recipe = load_recipe(name, paths)
     with _data(paths, data) as (data_name, index), strict_augmentation():
-        fold = split_fold(index, fold_numbers(index)[0], device=pick_device(device), workers=0)
+        number = min(fold_numbers(index), default="all")  # pseudo-labels belong to no fold
+        fold = split_fold(index, number, device=pick_device(device), workers=0)
         return _tried(recipe, fold, data_name, paths, compiled, tiny)
 
 

@@ -1,11 +1,14 @@
 """`kit check`: every recipe that comes with kit, and what it says of a recipe that is wrong."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
+import rasterio
 import torch
 from factories import TINY_RECIPE, write_catalog
 
@@ -83,6 +86,27 @@ def test_the_sheet_shows_the_crops(own: Callable[[str], Paths]):
     assert sheet.shape == (3 * 324, 4 * 324, 3)
     yellow = np.array([0, 220, 255])  # outlines of footprints, BGR
     assert (np.abs(sheet.astype(int) - yellow).sum(axis=2) < 30).any()
+
+
+def test_soft_labels_without_folds(own: Callable[[str], Paths], tmp_path: Path):
+    """As `kit pseudo --soft` makes them: no tile belongs to a fold."""
+    paths = Paths(tmp_path)
+    recipe = own(TINY_RECIPE)
+    shutil.copytree(recipe.root / "data/train_tier_1", paths.data("pseudo1"))
+    index = pd.read_csv(paths.data("pseudo1") / "index.csv").assign(fold=-1)
+    for mask in index["mask"]:
+        soft = paths.data("pseudo1") / mask.replace("masks/", "soft/")
+        soft.parent.mkdir(parents=True, exist_ok=True)
+        with rasterio.open(paths.data("pseudo1") / mask) as source:
+            labels, profile = source.read(1), source.profile | {"count": 1}
+        with rasterio.open(soft, "w", **profile) as target:
+            target.write(np.where(labels == 1, 254, labels), 1)
+    index["soft"] = index["mask"].str.replace("masks/", "soft/")
+    index.to_csv(paths.data("pseudo1") / "index.csv", index=False)
+    checked = check(str(recipe.recipes / "mine.py"), paths, tiny=True)
+    assert dict(checked.rows)["target"].endswith("float32")
+    yellow = np.array([0, 220, 255])
+    assert (np.abs(cv2.imread(str(checked.sheet)).astype(int) - yellow).sum(axis=2) < 30).any()
 
 
 def test_layers_and_the_auxiliary_head(own: Callable[[str], Paths]):
