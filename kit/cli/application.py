@@ -77,7 +77,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _common(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
     local_rank: Annotated[int, typer.Option("--local-rank", "--local_rank", hidden=True)] = 0,
 ) -> None:
     """From drone imagery of a city to building masks."""

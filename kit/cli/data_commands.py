@@ -58,12 +58,15 @@ def prepare(
         str, typer.Option(help="With --layers: largest gap between footprints in contact, px or m.")
     ] = "5m",
     images: Annotated[
-        str, typer.Option(help="lossless or jpeg; scene: read windows of the scenes, copy no pixels.")
+        str, typer.Option(help="Format of the images: lossless, jpeg, or scene (VRTs that read the scenes).")
     ] = "lossless",
-    by: Annotated[str, typer.Option(help="Unit of the folds: see kit folds.")] = "auto",
+    by: Annotated[str, typer.Option(help="Unit that is held out together, see kit folds.")] = "auto",
     k: Annotated[int, typer.Option("-k", help="Number of folds.")] = 5,
     pattern: Annotated[
-        str, typer.Option(help="Regular expression for a folder's paths, with (?P<area>...) and (?P<scene>...).")
+        str,
+        typer.Option(
+            help="Regular expression with groups (?P<area>...) and (?P<scene>...) for the paths of images in a folder."
+        ),
     ] = "",
     tier: Annotated[
         int | None,
@@ -90,7 +93,9 @@ def prepare(
     allow_outside: Annotated[
         bool, typer.Option("--allow-outside", help="Accept scenes such as VRTs that read files outside their folder.")
     ] = False,
-    scene: Annotated[list[str] | None, typer.Option(help="Cut only the scene AREA/SCENE, again. Repeatable.")] = None,
+    scene: Annotated[
+        list[str] | None, typer.Option(help="Cut only the scene AREA/SCENE, even if it is cut already. Repeatable.")
+    ] = None,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -132,7 +137,7 @@ def prepare(
 
 @app.command(rich_help_panel=PANEL)
 def folds(
-    name: Annotated[str, typer.Argument(help="The data set.")],
+    name: Annotated[str, typer.Argument(help="Name of the data set.")],
     by: Annotated[
         str, typer.Option(help="Unit that is held out together: scene, area, block, auto, or tile (which leaks).")
     ] = "scene",

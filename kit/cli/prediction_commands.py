@@ -17,26 +17,28 @@ PANEL = "Prediction"  # of `kit --help`
 WeightsName = Annotated[str, typer.Option(help="Name, file or address of the weights. Default: the newest.")]
 Sha256 = Annotated[str, typer.Option(help="Expected SHA-256 of the weights, 64 hex digits.")]
 Tune = Annotated[bool, typer.Option(help="Measure once which settings predict fastest on this machine.")]
-EngineName = Annotated[str, typer.Option(help="What runs the networks: torch, openvino or openvino-int8.")]
-Adaptive = Annotated[bool, typer.Option("--adaptive", help="Skip passes that hardly change the masks: faster.")]
+EngineName = Annotated[str, typer.Option(help="Engine that runs the networks: torch, openvino or openvino-int8.")]
+Adaptive = Annotated[bool, typer.Option("--adaptive", help="Skip passes that would hardly change the masks.")]
 Clean = Annotated[
     bool, typer.Option(help="Use the threshold and clean-up chosen on validation tiles (stored in the card).")
 ]
 Threshold = Annotated[
     float | None, typer.Option(help="Probability above which a pixel is building. Default: 0.5.", min=0, max=1)
 ]
-Smallest = Annotated[float | None, typer.Option(help="Drop objects smaller than this, m².", min=0)]
+Smallest = Annotated[float | None, typer.Option(help="Remove objects smaller than this, m². Default: 0.", min=0)]
+SmallestOnMap = Annotated[float | None, typer.Option(help="Remove objects smaller than this, m². Default: 2.", min=0)]
 NumberOfProcesses = Annotated[int, typer.Option(help="Processes that share the chips, one per GPU.", min=1)]
 WithNeighbours = Annotated[
-    bool, typer.Option("--mosaic", help="Predict each chip with a margin of its neighbours, found as by kit mosaic.")
+    bool, typer.Option("--mosaic", help="Predict each chip with a margin of its neighbours; kit mosaic finds them.")
 ]
 ToTrainingResolution = Annotated[
-    bool, typer.Option("--scale", help="Resize chips to the resolution of training; each mosaic's own is estimated.")
+    bool, typer.Option("--scale", help="Resample chips to the training resolution; that of each mosaic is estimated.")
 ]
 ChipResolution = Annotated[
     float | None, typer.Option(help="Ground resolution of all chips, m per pixel; excludes --scale.", min=0.001)
 ]
-Holes = Annotated[float | None, typer.Option(help="Fill holes smaller than this, m².", min=0)]
+Holes = Annotated[float | None, typer.Option(help="Fill holes smaller than this, m². Default: 0.", min=0)]
+HolesOnMap = Annotated[float | None, typer.Option(help="Fill holes smaller than this, m². Default: 2.", min=0)]
 
 
 @app.command(rich_help_panel=PANEL)
@@ -55,7 +57,7 @@ def submit(
     mosaic: WithNeighbours = False,
     scale: ToTrainingResolution = False,
     gsd: ChipResolution = None,
-    rle: Annotated[bool, typer.Option("--rle", help="Also write rle.csv, run lengths as Kaggle takes them.")] = False,
+    rle: Annotated[bool, typer.Option("--rle", help="Also write rle.csv: run lengths in Kaggle's format.")] = False,
     clean: Clean = False,
     threshold: Threshold = None,
     smallest: Smallest = None,
@@ -65,7 +67,7 @@ def submit(
 ) -> None:
     """Predict test chips and pack the submission. Rerun to resume.
 
-    Weights at an address are fetched into ROOT/weights, and checked.
+    Weights at an address are downloaded to ROOT/weights and checked; they need --sha256.
 
     Example: kit submit test --weights lite0
     """
@@ -107,23 +109,24 @@ def submit(
 
 @app.command(rich_help_panel=PANEL)
 def pseudo(
-    test: Annotated[Path, typer.Argument(help="Unlabelled chips: a STAC catalogue or a folder of images.")],
+    test: Annotated[Path, typer.Argument(help="Chips to label: a STAC catalogue or a folder of images.")],
     name: Annotated[str, typer.Option(help="Name of the data set to write.")],
     weights: WeightsName = "",
     sha256: Sha256 = "",
     ignore: Annotated[
         str,
         typer.Option(
-            metavar="LOW,HIGH|none", help="Ignore pixels with a probability in this range. none: label every pixel."
+            metavar="LOW,HIGH|none",
+            help="Pixels with a probability in this range become no data. none: label every pixel.",
         ),
     ] = "0.35,0.65",
     soft: Annotated[bool, typer.Option("--soft", help="Also write the probabilities, as soft labels.")] = False,
     min_confidence: Annotated[
-        float, typer.Option(help="Leave chips out whose mean confidence is lower, 0.5 to 1.", min=0, max=1)
+        float, typer.Option(help="Skip chips with a lower mean confidence, 0.5 to 1; 0: none.", min=0, max=1)
     ] = 0,
-    drop_empty: Annotated[bool, typer.Option("--drop-empty", help="Leave chips without building out.")] = False,
+    drop_empty: Annotated[bool, typer.Option("--drop-empty", help="Skip chips without buildings.")] = False,
     images: Annotated[str, typer.Option(help="How images are stored: lossless or jpeg.")] = "lossless",
-    round_: Annotated[int, typer.Option("--round", help="Number of the round, for the ledger.", min=1)] = 1,
+    round_: Annotated[int, typer.Option("--round", help="Number of the round, stored in the ledger.", min=1)] = 1,
     device: Device = "",
     tune: Tune = True,
     engine: EngineName = "torch",
@@ -135,9 +138,9 @@ def pseudo(
     root: Root = HERE,
     debug: Debug = False,
 ) -> None:
-    """Label unlabelled chips with trained weights: a data set to train on. Rerun to resume.
+    """Label chips with trained weights, as a data set to train on. Rerun to resume.
 
-    Prints how often such labels agree with the truth on validation tiles, where the runs of the weights are here.
+    Also prints how often such labels are right on validation tiles, if the runs of the weights are below ROOT.
 
     Example: kit pseudo test --weights lite0 --name pseudo1
     """
@@ -179,15 +182,17 @@ def check_submission(
     submission: Annotated[Path, typer.Argument(metavar="FILE", help="A folder of masks, a .tgz, .zip or rle.csv.")],
     test: Annotated[
         Path | None,
-        typer.Option(help="The test set: a STAC catalogue or a folder of chips."),
+        typer.Option(help="Test set to compare names and sizes with: a STAC catalogue or a folder of chips."),
     ] = None,
     against: Annotated[Path | None, typer.Option(help="An earlier submission to compare with.")] = None,
-    data: Annotated[str, typer.Option(help="Data set whose share of building is compared. Default: all.")] = "",
+    data: Annotated[
+        str, typer.Option(help="Data set whose share of building is expected. Default: all together.")
+    ] = "",
     as_json: Json = False,
     root: Root = HERE,
     debug: Debug = False,
 ) -> None:
-    """Check a submission before it is handed in: names, form, sizes, share of building, empty masks.
+    """Check a submission before you hand it in: names, format, sizes, share of building, empty masks.
 
     Example: kit check-submission submissions/lite0-test.tgz --test test
     """
@@ -216,7 +221,7 @@ def score(
     root: Root = HERE,
     debug: Debug = False,
 ) -> None:
-    """Score masks against the truth: Jaccard per scene and pooled.
+    """Score masks against true masks: Jaccard index per scene and pooled.
 
     Example: kit score submissions/quickstart-test sample/test_labels
     """
@@ -279,13 +284,13 @@ def map_(
             parser=auto_or(float, 0, 0),
             metavar="auto|NUMBER",
             show_default="auto",
-            help="How far outlines may move, m. auto: two pixels.",
+            help="Simplify outlines: largest distance that they may move, m. auto: two pixels.",
         ),
     ] = None,
     clean: Clean = False,
     threshold: Threshold = None,
-    smallest: Smallest = None,
-    holes: Holes = None,
+    smallest: SmallestOnMap = None,
+    holes: HolesOnMap = None,
     min_area: Annotated[float | None, typer.Option(help="Old name of --smallest.", min=0, hidden=True)] = None,
     min_hole: Annotated[float | None, typer.Option(help="Old name of --holes.", min=0, hidden=True)] = None,
     gsd: Annotated[
@@ -298,10 +303,10 @@ def map_(
         ),
     ] = None,
     grid: Annotated[
-        str, typer.Option(help="Grid of the rasters: scene, or training for the resolution predicted at.")
+        str, typer.Option(help="Grid of the rasters: scene (its own pixels) or training (resolution of the weights).")
     ] = "scene",
     window: Annotated[int, typer.Option(help="Largest side of a window, px.")] = 1024,
-    overlap: Annotated[int, typer.Option(help="Least overlap of neighbouring windows, px.")] = 128,
+    overlap: Annotated[int, typer.Option(help="Smallest overlap of neighbouring windows, px.")] = 128,
     allow_outside: Annotated[
         bool, typer.Option("--allow-outside", help="Let a scene that is a VRT read files outside its folder.")
     ] = False,
@@ -312,10 +317,11 @@ def map_(
     root: Root = HERE,
     debug: Debug = False,
 ) -> None:
-    """Map a scene of any size: probability and mask as COGs on its own grid, buildings as polygons, a small picture.
+    """Map a scene of any size: probability and mask as GeoTIFFs, buildings as polygons, an overview picture.
 
-    Objects and holes below 2 m² are cleaned by default. Rerun to resume. The clean-up and the polygons of a finished
-    map can change without predicting again.
+    Objects and holes below 2 m² are removed by default.
+
+    Rerun to resume. With other options for clean-up or polygons, a finished map is not predicted again.
 
     Example: kit map city.tif --weights lite0 --square
     """

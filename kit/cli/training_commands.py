@@ -30,7 +30,7 @@ PANEL = "Training"  # of `kit --help`
 
 @app.command(rich_help_panel=PANEL)
 def recipes(as_json: Json = False, root: Root = HERE, debug: Debug = False) -> None:
-    """List the recipes: encoder, parameters, cost of one 512 x 512 image, purpose.
+    """List recipes: encoder, million parameters, GFLOP for one 512 x 512 px image, purpose.
 
     Example: kit recipes
     """
@@ -58,7 +58,7 @@ def check(
     root: Root = HERE,
     debug: Debug = False,
 ) -> None:
-    """Try a recipe: shapes, cost, memory, time per epoch and fold, one export, a sheet of its crops.
+    """Test a recipe: shapes, cost, memory, time per epoch and fold, an export, a sheet of its crops.
 
     Example: kit check efficientnet_b4
     """
@@ -79,11 +79,11 @@ def lr_find(
     device: Device = "",
     encoder_weights: EncoderWeights = None,
     pretrained: Pretrained = True,
-    steps: Annotated[int, typer.Option(help="Training steps over which the rate rises.", min=20)] = 100,
+    steps: Annotated[int, typer.Option(help="Training steps during which the learning rate rises.", min=20)] = 100,
     root: Root = HERE,
     debug: Debug = False,
 ) -> None:
-    """Find a learning rate for a recipe: train briefly while the rate rises, draw the loss, suggest two rates.
+    """Find a learning rate for a recipe: train briefly while the rate rises, plot the loss, suggest two rates.
 
     Example: kit lr-find lite0 --data tier1
     """
@@ -104,41 +104,58 @@ def run(
     add: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME[=WEIGHT]",
-            help="Another data set to train on, in every fold; never validated on. WEIGHT: how often its groups are "
-            "drawn, compared with those of --data (1). May be repeated.",
+            metavar="NAME[=W]",
+            help="Also train on this data set in every fold, without validating on it. W: how often its groups "
+            "are drawn, relative to those of --data; 1 by default. Repeatable.",
         ),
     ] = None,
     fold: Annotated[str, typer.Option(help="Folds to hold out: 0 or 0,2 or all.")] = "all",
     all_: Annotated[bool, typer.Option("--all", help="Hold nothing out: train one network on every fold.")] = False,
-    minutes: Annotated[float, typer.Option(help="Train each fold for this wall time, with validation.", min=0)] = 0.0,
-    epochs: Annotated[int, typer.Option(help="Train this many epochs instead of the recipe's.", min=0)] = 0,
-    steps: Annotated[int, typer.Option(help="Train this many steps per fold, over all epochs.", min=0)] = 0,
+    minutes: Annotated[
+        float,
+        typer.Option(
+            metavar="N", help="Train each fold for this wall time, validation included.", min=0, show_default=False
+        ),
+    ] = 0.0,
+    epochs: Annotated[
+        int, typer.Option(metavar="N", help="Train this many epochs. Default: the recipe's.", min=0, show_default=False)
+    ] = 0,
+    steps: Annotated[
+        int,
+        typer.Option(
+            metavar="N", help="Train this many steps per fold, spread over the epochs.", min=0, show_default=False
+        ),
+    ] = 0,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     views: Views = "flips",
     device: Device = "",
-    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16; by default what the device is fastest in.")] = "",
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16. Default: the fastest on the device.")] = "",
     encoder_weights: EncoderWeights = None,
     pretrained: Pretrained = True,
     teacher: Annotated[
         Path | None, typer.Option(help="Weights file that the recipe learns from (distillation).")
     ] = None,
     start_from: Annotated[
-        str, typer.Option(help="Start from trained weights: an export, a recipe, <recipe>/fold<k> or safetensors.")
+        str,
+        typer.Option(help="Start from trained weights: an export, a recipe, <recipe>/fold<k> or a safetensors file."),
     ] = "",
-    nproc: Annotated[int, typer.Option(help="Processes that train a fold together, one per GPU.", min=1)] = 1,
-    parallel_folds: Annotated[int, typer.Option(help="Folds trained at once, each on its own GPUs.", min=1)] = 1,
+    nproc: Annotated[
+        int, typer.Option(metavar="N", help="Processes that train a fold together, one per GPU.", min=1)
+    ] = 1,
+    parallel_folds: Annotated[
+        int, typer.Option(metavar="N", help="Folds trained at once, each on its own GPUs.", min=1)
+    ] = 1,
     workers: Annotated[
         int | None,
         typer.Option(
             parser=auto_or(int, 0, -1),
-            metavar="auto|NUMBER",
+            metavar="auto|N",
             show_default="auto",
-            help="Processes that augment crops; 0: none. auto: by CPU cores and device.",
+            help="Loader processes per training process; 0: load in the training process. auto: by cores and device.",
         ),
     ] = None,
     checkpoint_minutes: Annotated[
-        float, typer.Option(help="Minutes between checkpoints within an epoch; 0: none.", min=0)
+        float, typer.Option(metavar="N", help="Minutes between checkpoints within an epoch; 0: none.", min=0)
     ] = 10.0,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also log for TensorBoard.")] = False,
     compiled: Compiled = False,
@@ -146,11 +163,13 @@ def run(
     resume: Annotated[
         bool, typer.Option("--resume", help="Resume although the recipe or settings have changed.")
     ] = False,
-    restart: Annotated[bool, typer.Option("--restart", help="Delete earlier runs of these folds.")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Delete earlier runs of these folds and train from the start.")
+    ] = False,
     root: Root = HERE,
     debug: Debug = False,
 ) -> None:
-    """Train a recipe's folds, score them out of fold, export the ensemble. Rerun to resume.
+    """Train a recipe's folds, score them on their validation tiles, export the ensemble. Rerun to resume.
 
     Example: kit run lite0 --data tier1 --fold 0,1 --minutes 12
     """
@@ -211,7 +230,7 @@ def _folds(text: str, all_: bool) -> tuple[int | str, ...]:
 
 @app.command(rich_help_panel=PANEL)
 def runs(as_json: Json = False, root: Root = HERE, debug: Debug = False) -> None:
-    """List the runs: state, Jaccard of held-out tiles, best epoch, minutes; and each recipe's finished folds pooled.
+    """List runs: state, Jaccard index on validation tiles, best epoch, minutes; and the pooled score of each recipe.
 
     An unfinished run shows the best score in its log.
 
@@ -236,15 +255,17 @@ def runs(as_json: Json = False, root: Root = HERE, debug: Debug = False) -> None
 
 @app.command(rich_help_panel=PANEL)
 def compare(
-    first: Annotated[str, typer.Argument(help="<recipe>/fold<k>, or a recipe for its finished folds together.")],
-    second: Annotated[str, typer.Argument(help="Likewise. Differences are second minus first.")],
+    first: Annotated[str, typer.Argument(help="A run <recipe>/fold<k>, or a recipe for all its finished folds.")],
+    second: Annotated[
+        str, typer.Argument(help="The run or recipe to compare with. Differences are second minus first.")
+    ],
     as_json: Json = False,
     root: Root = HERE,
     debug: Debug = False,
 ) -> None:
-    """Compare two runs on the tiles that both held out: Jaccard per scene and pooled, with 95 % intervals.
+    """Compare two runs on their common validation tiles: Jaccard index per scene and pooled, with 95 % intervals.
 
-    The intervals are bootstrapped over tiles; neighbouring tiles are alike, so they are optimistic.
+    The intervals are bootstrapped over tiles. They are too narrow, because neighbouring tiles are similar.
 
     Example: kit compare lite0 mobilenetv4/fold0
     """

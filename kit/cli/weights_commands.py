@@ -10,7 +10,12 @@ from kit.paths import Paths
 
 PANEL = "Weights"  # of `kit --help`
 Formats = Annotated[
-    str, typer.Option("--format", help="Further formats beside TorchScript: pt2, onnx or pt2,onnx. Each takes minutes.")
+    str,
+    typer.Option(
+        "--format",
+        help="Further formats beside TorchScript: pt2, onnx or pt2,onnx. Each takes minutes. Default: none.",
+        show_default=False,
+    ),
 ]
 
 
@@ -21,7 +26,7 @@ def export(
     views: Views = "flips",
     formats: Formats = "torchscript",
     weights: Annotated[
-        str, typer.Option("--weights", help="How much each run's vote counts: 0.5,0.3,0.2. Default: all the same.")
+        str, typer.Option("--weights", help="Weight of each run in the vote: 0.5,0.3,0.2. Default: equal.")
     ] = "",
     adaptive: Annotated[
         bool, typer.Option("--adaptive", hidden=True, help="Not needed: kit submit --adaptive calibrates itself.")
@@ -53,17 +58,22 @@ def best(
     runs: Annotated[list[str], typer.Argument(help="Runs <recipe>/fold<k>, or a recipe for its finished folds.")],
     name: Annotated[str, typer.Option(help="Name of the weights.")],
     seconds_per_chip: Annotated[
-        float, typer.Option(help="The longest that a chip of 1024 px may take on this machine. Default: no limit.")
+        float,
+        typer.Option(
+            help="Longest prediction time of a chip of 1024 px on this machine, s. Default: no limit.",
+            show_default=False,
+        ),
     ] = 0.0,
     views: Views = "flips",
     formats: Formats = "torchscript",
     root: Root = HERE,
     debug: Debug = False,
 ) -> None:
-    """Choose the members and weights that score best on validation tiles, and export them.
+    """Choose the members and their weights that score best on validation tiles, and export them.
 
-    Several runs of one recipe and fold are also tried as the mean of their weights. The gain is checked on tiles that
-    took no part in the choice; without one, the best single candidate is exported.
+    Several runs of one recipe and fold are also tried as the mean of their network weights.
+
+    The gain is checked on other tiles than the choice. Without a gain, the best single candidate is exported.
 
     Example: kit best lite0 efficientnet_b4 --name best --seconds-per-chip 5
     """
@@ -76,9 +86,9 @@ def best(
 
 @app.command(rich_help_panel=PANEL)
 def weights(as_json: Json = False, root: Root = HERE, debug: Debug = False) -> None:
-    """List the weights: views, validation score, parity with the trained networks, formats, checksum.
+    """List weights: views, validation score, parity with the trained networks, formats, checksum.
 
-    Each file is compared with its listed checksum.
+    Files that no longer have their listed checksum are marked.
 
     Example: kit weights
     """
@@ -107,9 +117,9 @@ def verify(
     root: Root = HERE,
     debug: Debug = False,
 ) -> None:
-    """Verify weights: card, checksum, and that every format predicts what the trained networks did, at many sizes.
+    """Verify weights: card, checksum, and that every format predicts what the trained networks predicted.
 
-    The networks' predictions are stored in NAME.pt: that file is enough, on any machine.
+    Their predictions on several image sizes are stored in NAME.pt, so this works on any machine.
 
     Example: kit verify lite0
     """

@@ -11,8 +11,8 @@ from factories import write_catalog, write_scene
 
 Cli = Callable[..., tuple[int, str, str]]
 COMMANDS = (
-    "sample", "prepare", "folds", "recipes", "check", "lr-find", "run", "runs", "compare", "export", "weights",
-    "verify", "submit", "pseudo", "check-submission", "mosaic", "map", "score",
+    "sample", "prepare", "folds", "recipes", "check", "lr-find", "run", "runs", "compare", "export", "best",
+    "weights", "verify", "submit", "pseudo", "check-submission", "mosaic", "map", "score",
 )  # fmt: skip
 
 
@@ -209,7 +209,7 @@ def test_help_starts_with_a_verb(command: str):
     from kit.cli import app
 
     first = typer.main.get_command(app).commands[command].help.split()[0]  # type: ignore[attr-defined]
-    verbs = "Assign Check Compare Cut Draw Find Freeze Label List Map Predict Score Train Try Verify"
+    verbs = "Assign Check Choose Compare Cut Draw Find Freeze Label List Map Predict Score Test Train Verify"
     assert first in verbs.split()
 
 
