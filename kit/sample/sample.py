@@ -104,8 +104,8 @@ def _another(out: Path, seed: int, scale: float) -> DataError:
     return DataError(
         f"{out} exists, and is not the sample city of seed {seed}"
         f"{f' and scale {scale:g}' if large else ''} (version {VERSION})",
-        f"remove it, or choose another folder: kit sample --seed {seed}{f' --scale {scale:g}' if large else ''} "
-        f"--out {out.name}-{seed}{f'-x{scale:g}' if large else ''}",
+        f"choose another folder: kit sample --seed {seed}{f' --scale {scale:g}' if large else ''} "
+        f"--out {out.name or 'sample'}-{seed}{f'-x{scale:g}' if large else ''}",
     )
 
 

@@ -24,6 +24,7 @@ from kit.errors import DataError, FootprintError, KitError, RasterError, nearest
 from kit.system.workers import spread
 
 VERSION = 2  # of what is cut: another number, and everything is cut again
+MOST_TILES = 1_000_000  # of a scene; 100,000 x 100,000 px in tiles of 1024 px are 10,000
 
 Job = Block | Batch
 Part = Scene | tuple[Pair, ...]  # of a data set: a scene, or all pairs of one
@@ -209,7 +210,8 @@ def plan(scene: Scene, style: Style, folder: Path) -> Planned:
     """Returns the blocks of tiles that cover a scene. One without footprints is background.
 
     Raises:
-        RasterError: the scene cannot be opened, has no place on earth, or its grid ends at 180 degrees within it.
+        RasterError: the scene cannot be opened, has no place on earth, its grid ends at 180 degrees within it, or it
+            would be cut into more than `MOST_TILES`.
         FootprintError: the labels cannot be read, or lie elsewhere.
     """
     options = gdal_options(CACHE_BYTES, is_remote(scene.image))
@@ -225,6 +227,12 @@ def plan(scene: Scene, style: Style, folder: Path) -> Planned:
             f"{scene.image} lies across 180 degrees, where the tiles of --grid {style.grid} end",
             "use --grid 0.1m, or another resolution",
         )
+    rows, columns = grid.span(frame.bounds)
+    if (tiles := len(rows) * len(columns)) > MOST_TILES:
+        raise RasterError(
+            f"{scene.image} covers {tiles:,} tiles of --grid {style.grid}, expected at most {MOST_TILES:,}",
+            "is its georeference right? A coarse scene needs a coarse grid: --grid native, or a smaller zoom",
+        )
     footprints = read_footprints(scene.labels, grid.crs, scene.where, frame)
     here, crossing = footprints.on(frame)
     count = len(footprints.polygons) + footprints.far
@@ -233,7 +241,6 @@ def plan(scene: Scene, style: Style, folder: Path) -> Planned:
             f"none of the {count} footprints of {scene.area}/{scene.scene} lies on the scene",
             f"check the coordinates in {scene.labels[0]}: GeoJSON is longitude, latitude",
         )
-    rows, columns = grid.span(frame.bounds)
     margin = margin_of(style, ground_m(grid, rows[len(rows) // 2], columns[len(columns) // 2])) + 1
     blocks: list[Job] = []
     for top in range(0, len(rows), BLOCK):
@@ -246,7 +253,7 @@ def plan(scene: Scene, style: Style, folder: Path) -> Planned:
         "used": len(here.polygons), "repaired": footprints.repaired, "dropped": footprints.dropped,
         "beyond": count - len(here.polygons), "crossing": crossing,
     }  # fmt: skip
-    return Planned(blocks, len(rows) * len(columns), counts, list(footprints.notices))
+    return Planned(blocks, tiles, counts, list(footprints.notices))
 
 
 def _perform(task: tuple[str, Job]) -> Cut:

@@ -121,8 +121,11 @@ def chosen_cleaning(
         default: without `clean`.
 
     Raises:
-        WeightsError: `clean`, and the card has none.
+        WeightsError: `clean`, and the card has none; or a size that is no number.
     """
+    for option, value in (("--smallest", smallest_m2), ("--holes", holes_m2)):
+        if value is not None and not 0 <= value < float("inf"):
+            raise WeightsError(f"{option} is {value:g}", "expected square metres, 0 or more")
     base = default
     if clean:
         if card.postprocess is None:

@@ -165,6 +165,8 @@ def _append(answer: HTTPResponse, part: Path, start: int) -> None:
         running.skip(start // MB)
         while block := answer.read1(BLOCK):
             done += len(block)
+            if done > LIMIT_BYTES:
+                part.unlink()
             _check_size(answer.url, done)
             try:
                 while block := block[file.write(block) :]:
@@ -183,9 +185,7 @@ def _append(answer: HTTPResponse, part: Path, start: int) -> None:
 
 def _check_size(url: str, size_bytes: int) -> None:
     if size_bytes > LIMIT_BYTES:
-        raise WeightsError(
-            f"{url} has more than {LIMIT_BYTES:,} bytes: too large for weights", "check the address; remove the part"
-        )
+        raise WeightsError(f"{url} has more than {LIMIT_BYTES:,} bytes: too large for weights", "check the address")
 
 
 def _unwritable(part: Path, cause: OSError) -> WeightsError:

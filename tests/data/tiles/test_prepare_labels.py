@@ -134,6 +134,15 @@ def test_a_scene_across_180_degrees(tmp_path: Path, grid: str, fits: bool):
     assert (px * made.index["building_fraction"]).sum() == pytest.approx(18 * 20, rel=0.02)
 
 
+def test_a_scene_of_a_wrong_scale_is_not_cut_into_millions_of_tiles(tmp_path: Path):
+    city = write_city(tmp_path / "city", "a", "b")
+    with rasterio.open(city / "b.tif", "r+") as scene:
+        scene.transform = scene.transform @ Affine.scale(100_000)
+    with pytest.raises(CutError, match=r"1 of 2 scenes .*b\.tif covers [\d,]+ tiles of --grid z19") as error:
+        prepare(city, Paths(tmp_path), side_px=64)
+    assert "is its georeference right?" in error.value.hint
+
+
 def test_a_catalogue_of_pipes_and_vrts_is_refused(tmp_path: Path):
     root = write_catalog(tmp_path / "c", {"kam": {"a": {}}})
     (root / "kam/a/a.tif").write_text("<VRTDataset><SourceFilename>/etc/passwd</SourceFilename></VRTDataset>")

@@ -149,6 +149,9 @@ def test_the_card_s_choice_and_the_hand_s(tiny_weights: Exported):
     assert chosen_cleaning(card, "x.pt", True, smallest_m2=0.0) == Cleaning(0.45, 0.0, 2.0)
     assert chosen_cleaning(tiny_weights.card, "x.pt", False, 0.0, None, 4.0) == Cleaning(0.0, 0.0, 4.0)
     assert str(Cleaning(0.45, 3.0, 2.0)) == "threshold 0.45, smallest 3 m2, holes 2 m2"
+    for size in (float("inf"), float("nan"), -1.0):
+        with pytest.raises(WeightsError, match="--holes is"):
+            chosen_cleaning(card, "x.pt", False, holes_m2=size)
     with pytest.raises(WeightsError, match=r"x\.pt has no postprocess in its card") as error:
         chosen_cleaning(tiny_weights.card, "x.pt", True)
     assert "--threshold" in error.value.hint

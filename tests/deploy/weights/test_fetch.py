@@ -288,6 +288,8 @@ def test_a_server_that_never_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             fetch(f"http://127.0.0.1:{endless.server_port}/best.pt", "0" * 64, tmp_path)
         endless.shutdown()
     assert not (tmp_path / "best.pt").exists()
+    parts = list(tmp_path.glob("*.part"))
+    assert len(parts) == (pause > 0), "only one that may be resumed stays on the disk"
 
 
 def test_a_length_beyond_the_limit_is_refused_before_it_is_read(
