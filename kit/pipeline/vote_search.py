@@ -15,7 +15,7 @@ from kit.pipeline.compare_runs import PERCENTILES, resample
 from kit.training.oof import best_threshold
 
 STEPS = 20  # votes that are cast at most: weights in steps of 5 %
-PARTS = 5  # of the tiles, for nested validation where all are of one fold
+PARTS = 5  # of the tiles, for nested validation where there are one or two folds
 
 Votes = tuple[int, ...]  # how many each candidate has
 
@@ -172,11 +172,12 @@ def simplest(votes: Votes) -> Votes:
 
 
 def parts_of(folds: Sequence[int], scenes: Sequence[str]) -> NDArray[np.int64]:
-    """Returns the part of nested validation of each tile, (tiles,): its fold, or of a single fold its scene.
+    """Returns the part of nested validation of each tile, (tiles,): its fold, or of fewer than three folds its scene.
 
+    Without one of two folds, half of the tiles would be left to choose on, and the choice would be worse than with all.
     Of a single scene, neighbours in the given order form a part. There are at most PARTS of scenes or neighbours.
     """
-    if len(set(folds)) > 1:
+    if len(set(folds)) > 2 or len(set(folds)) > len(set(scenes)):
         return np.unique(folds, return_inverse=True)[1].astype(np.int64)
     if len(set(scenes)) > 1:
         return (np.unique(scenes, return_inverse=True)[1] % PARTS).astype(np.int64)

@@ -107,7 +107,9 @@ def test_one_part_or_lone_tiles_prove_nothing():
 
 
 def test_parts():
-    assert parts_of([4, 2, 4], ["a", "b", "c"]).tolist() == [1, 0, 1]
+    assert parts_of([4, 2, 4, 1], ["a", "b", "c", "d"]).tolist() == [2, 1, 2, 0]
+    assert parts_of([0, 1, 1, 0], ["a", "b", "c", "a"]).tolist() == [0, 1, 2, 0]  # with two folds, scenes
+    assert parts_of([0, 1], ["a", "a"]).tolist() == [0, 1]
     assert parts_of([0, 0, 0], ["a", "b", "a"]).tolist() == [0, 1, 0]
     assert parts_of([0] * 7, ["a"] * 7).tolist() == [0, 0, 1, 2, 2, 3, 4]
     assert parts_of([0], ["a"]).tolist() == [0]
