@@ -69,8 +69,8 @@ def refuse_nproc_in_a_launched_process(nproc: int) -> None:
         raise typer.BadParameter("a launcher has already started several processes: leave it out", param_hint="--nproc")
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         result(__version__)
         raise typer.Exit
 

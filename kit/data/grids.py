@@ -100,14 +100,14 @@ def check_grid(name: str, side_px: int, overlap_px: int) -> None:
 
 def _zoom(name: str) -> int:
     """Returns the zoom of a name such as `z19`, or -1."""
-    found = re.fullmatch(r"z(\d+)", name)
-    return int(found[1]) if found else -1
+    match = re.fullmatch(r"z(\d+)", name)
+    return int(match[1]) if match else -1
 
 
 def _metres(name: str) -> float:
     """Returns the metres of a name such as `0.1m`, or 0."""
-    found = re.fullmatch(r"(\d+\.?\d*|\.\d+)m", name)
-    return float(found[1]) if found else 0.0
+    match = re.fullmatch(r"(\d+\.?\d*|\.\d+)m", name)
+    return float(match[1]) if match else 0.0
 
 
 def grid_of(name: str, side_px: int, source: Placed, overlap_px: int = 0) -> Grid:

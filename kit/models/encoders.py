@@ -76,10 +76,10 @@ def _fault(pyramid: nn.Module) -> str:
     training = pyramid.training
     try:
         with torch.no_grad():
-            found = [tuple(feature.shape[1:]) for feature in pyramid.eval()(image)]
+            shapes = [tuple(feature.shape[1:]) for feature in pyramid.eval()(image)]
     except (AssertionError, RuntimeError) as cause:
         return f"on {side_px} x {side_px} px, {str(cause).splitlines()[0]}"
     finally:
         pyramid.train(training)
-    wanted = [(count, side_px // stride, side_px // stride) for count, stride in zip(channels, strides, strict=True)]
-    return "" if found == wanted else f"the maps of {side_px} x {side_px} px are {found}, expected {wanted}"
+    expected = [(count, side_px // stride, side_px // stride) for count, stride in zip(channels, strides, strict=True)]
+    return "" if shapes == expected else f"the maps of {side_px} x {side_px} px are {shapes}, expected {expected}"

@@ -118,8 +118,8 @@ class BCE(_PixelLoss):
         """Returns the loss."""
         logits, truth, known = self._binary(logits, target, (1, 3))
         if self.pos_weight is not None and len(self.pos_weight) != logits.shape[1]:  # else one would be broadcast
-            told = f"{len(self.pos_weight)} values of pos_weight for logits {tuple(logits.shape)}"
-            raise RecipeError(told, "give BCE one a channel")
+            message = f"{len(self.pos_weight)} values of pos_weight for logits {tuple(logits.shape)}"
+            raise RecipeError(message, "give BCE one a channel")
         soft = truth * (1 - 2 * self.label_smoothing) + self.label_smoothing
         weight = None if self.pos_weight is None else self.pos_weight.to(logits.device)  # nobody moves a loss
         return pixel_mean(_bce(logits, soft, known, weight), known)
@@ -365,8 +365,8 @@ def distillation(logits: Tensor, teacher: Tensor, temperature: float, valid: Ten
     """
     student = building_logits(at_least_float32(logits)).squeeze(1) / temperature
     if teacher.ndim != 4 or teacher[:, 0].shape != student.shape:
-        told = f"a teacher's {tuple(teacher.shape)} for logits {tuple(logits.shape)}"
-        raise RecipeError(told, "expected (N, members, H, W) of the same N, H, W")
+        message = f"a teacher's {tuple(teacher.shape)} for logits {tuple(logits.shape)}"
+        raise RecipeError(message, "expected (N, members, H, W) of the same N, H, W")
     probs = teacher.detach().float()
     # yes and no are clipped by themselves: 1 - 1e-6 is a coarse number in float32, 1e-6 is not
     margin = probs.clamp(min=SURE).log() - (1 - probs).clamp(min=SURE).log()

@@ -30,9 +30,9 @@ class PooledJaccard(Metric):
     def accumulate(self, learn: Any) -> None:
         """Adds a batch: `learn.pred` logits (N, 1 to 3, H, W); `learn.y` (N, H, W), or (N, 3, H, W) with layers."""
         footprints = learn.y if learn.y.ndim == 3 else learn.y[:, 0]
-        found = building_logits(learn.pred)[:, 0] > 0
-        for number, area in enumerate(self._areas_of(learn, len(found))):
-            self.own[area] = self.own.get(area, Counts()) + count(found[number], footprints[number])
+        predicted = building_logits(learn.pred)[:, 0] > 0
+        for number, area in enumerate(self._areas_of(learn, len(predicted))):
+            self.own[area] = self.own.get(area, Counts()) + count(predicted[number], footprints[number])
 
     def _areas_of(self, learn: Any, n: int) -> list[str]:
         """Returns the areas of the batch's tiles, which come in the order of the dataset's rows."""

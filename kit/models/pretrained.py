@@ -87,14 +87,14 @@ def load_state(model: nn.Module, state: dict[str, Tensor], origin: str) -> None:
     own = model.state_dict()
     # FeatureListNet flattens `stages.0.x` to `stages_0.x`; both spellings are tried
     flat = {key.replace(".", "_"): value for key, value in state.items()}
-    found = {key: state.get(key, flat.get(key.replace(".", "_"))) for key in own}
-    wrong = [key for key, value in own.items() if found[key] is None or found[key].shape != value.shape]  # type: ignore[union-attr]
+    matching = {key: state.get(key, flat.get(key.replace(".", "_"))) for key in own}
+    wrong = [key for key, value in own.items() if matching[key] is None or matching[key].shape != value.shape]  # type: ignore[union-attr]
     if wrong:
         raise EncoderError(
             f"{origin} does not fit the encoder: {len(wrong)} of {len(own)} tensors differ, first {wrong[0]}",
             "give a state dict of the same timm model with --encoder-weights",
         )
-    model.load_state_dict({key: value for key, value in found.items() if value is not None})
+    model.load_state_dict({key: value for key, value in matching.items() if value is not None})
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:

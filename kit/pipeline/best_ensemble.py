@@ -148,8 +148,8 @@ def find_candidates(runs: Sequence[str], paths: Paths) -> list[VoteCandidate]:
     folders = [run_folder(run, paths) for run in given]
     _check_data(list(given), folders)
     for soup in make_soups(folders, paths):
-        made = read_run(soup)
-        given[made.run] = made
+        soup_run = read_run(soup)
+        given[soup_run.run] = soup_run
     together: dict[str, list[Run]] = {}
     for run in given.values():
         together.setdefault(vote_name(run.run), []).append(run)

@@ -263,8 +263,8 @@ def _export_row(recipe: Recipe, learn: Any, fold: Fold) -> str:
         gsd_m = float(fold.train["gsd_m"].median())
         tiles = [np.ascontiguousarray(image[:side, : side - 7])]
         request = ExportRequest("check", recipe.name, "none", None, gsd_m, tiles, SMALL_CASES)
-        made = export_ensemble(Path(folder), [model], [record], request)
-        size_mb, card = made.path.stat().st_size / 1e6, made.card
+        exported = export_ensemble(Path(folder), [model], [record], request)
+        size_mb, card = exported.path.stat().st_size / 1e6, exported.card
     return f"{size_mb:.0f} MB of TorchScript, {_parity(card)}"
 
 

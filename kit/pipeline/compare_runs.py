@@ -73,9 +73,9 @@ class RunComparison:
 
     def notices(self) -> list[str]:
         """Returns what the figures rest on, in words."""
-        told = [f"left out, unfinished or unreadable: {', '.join(self.left_out)}"] if self.left_out else []
+        notices = [f"left out, unfinished or unreadable: {', '.join(self.left_out)}"] if self.left_out else []
         held_out = f"{self.first_tiles} of {self.first}, {self.second_tiles} of {self.second}"
-        return [*told, f"{self.pooled.tiles} held-out tiles in common ({held_out})"]
+        return [*notices, f"{self.pooled.tiles} held-out tiles in common ({held_out})"]
 
     def verdict(self) -> str:
         """Returns in words whether the pooled interval excludes 0."""
@@ -131,17 +131,17 @@ def compare(first: str, second: str, paths: Paths) -> RunComparison:
 
 def finished_runs(name: str, paths: Paths) -> tuple[list[Run], list[Run]]:
     """Returns the finished runs of one side, at least one, and the recipe's other folds."""
-    found = {f"{folder.parent.name}/{folder.name}": folder for folder in paths.run_folders()}
-    recipes = {run.split("/")[0] for run in found}
-    if name not in {*found, *recipes}:
-        raise RunError(f"no run {name!r} here", f"{nearest(name, {*found, *recipes})}; kit runs lists them")
+    folders = {f"{folder.parent.name}/{folder.name}": folder for folder in paths.run_folders()}
+    recipes = {run.split("/")[0] for run in folders}
+    if name not in {*folders, *recipes}:
+        raise RunError(f"no run {name!r} here", f"{nearest(name, {*folders, *recipes})}; kit runs lists them")
     if name in recipes:
-        runs = [read_run(folder) for run, folder in found.items() if folder.parent.name == name and is_numbered(run)]
+        runs = [read_run(folder) for run, folder in folders.items() if folder.parent.name == name and is_numbered(run)]
         finished = [run for run in runs if run.counts is not None]
         if not finished:
             raise RunError(f"{name} has no finished fold", f"finish some: kit run {name}")
         return finished, [run for run in runs if run.counts is None]
-    run = read_run(found[name])
+    run = read_run(folders[name])
     if run.problem:
         raise RunError(run.problem, f"train it again: {command(name)} --restart")
     if run.state != "finished":

@@ -96,10 +96,10 @@ def lr_find(
         learn.balanced_sampler.before_fit()  # fastai turns steps into epochs, and asks the loader how long one is
     _rise(recipe, learn, steps)
     rates, losses = _that_count(recipe, learn.recorder, steps)
-    found = {kind: float(suggest(rates, losses, steps)[0]) for kind, suggest in SUGGESTIONS.items()}
+    suggested = {kind: float(suggest(rates, losses, steps)[0]) for kind, suggest in SUGGESTIONS.items()}
     picture = paths.rate_curve(recipe.name)
-    draw_rates(rates.tolist(), losses.tolist(), found, picture)
-    return SuggestedRates(found, picture)
+    draw_rates(rates.tolist(), losses.tolist(), suggested, picture)
+    return SuggestedRates(suggested, picture)
 
 
 def _rise(recipe: Recipe, learn: Any, steps: int) -> None:

@@ -64,8 +64,8 @@ def side_by_side(arguments: Sequence[str], folds: Sequence[int | str], at_once: 
 def share_of(slot: int, at_once: int, nproc: int) -> dict[str, str]:
     """Returns the environment that gives a slot its share of the machine: GPUs, or threads where there are none."""
     seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    found = [str(number) for number in range(torch.cuda.device_count())]
-    gpus = found if seen is None else [gpu for gpu in seen.split(",") if gpu not in ("", "-1")]
+    visible = [str(number) for number in range(torch.cuda.device_count())]
+    gpus = visible if seen is None else [gpu for gpu in seen.split(",") if gpu not in ("", "-1")]
     if gpus:
         own = [gpus[(slot * nproc + k) % len(gpus)] for k in range(nproc)]
         return {"CUDA_VISIBLE_DEVICES": ",".join(dict.fromkeys(own))}  # named twice, torch would see none

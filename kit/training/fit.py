@@ -203,16 +203,16 @@ def _standing(
     keys = IDENTITY if finished else IDENTITY + (EXACT if fold.device.type == "cpu" else EXACT[1:])
     before, now = compared(earlier, keys), compared(settings, keys)
     changed = [key for key in keys if before[key] is not None and before[key] != now[key]]
-    told = ", ".join(f"{key} {_short(before[key])} is now {_short(now[key])}" for key in changed)
+    changes = ", ".join(f"{key} {_short(before[key])} is now {_short(now[key])}" for key in changed)
     if changed and (finished or not setup.resume):
         same = f"OMP_NUM_THREADS={earlier.threads} for the same threads; " if "threads" in changed else ""
         goes_on = "" if finished else "--resume continues with the changes, "
         raise RunError(
-            f"{folder} holds {'a finished' if finished else 'an unfinished'} run with other settings: {told}",
+            f"{folder} holds {'a finished' if finished else 'an unfinished'} run with other settings: {changes}",
             f"{same}{goes_on}--restart trains from the start, or move the folder away",
         )
     if changed:
-        say(f"resuming although {told}")
+        say(f"resuming although {changes}")
     if finished:
         check_best(folder, finished)
     return finished, None if finished else read_checkpoint(folder)
@@ -344,8 +344,8 @@ def _load(model: nn.Module, file: Path, hint: str) -> None:
     try:
         model.load_state_dict(load_file(file))
     except (RuntimeError, SafetensorError) as cause:
-        told = " ".join(str(cause).split())
-        raise RunError(f"{file} does not fit the recipe's network: {told[:200]}", hint) from cause
+        reason = " ".join(str(cause).split())
+        raise RunError(f"{file} does not fit the recipe's network: {reason[:200]}", hint) from cause
 
 
 def rebuild(recipe: Recipe) -> Any:

@@ -110,8 +110,8 @@ def _draw(tiles: pd.DataFrame, fold: Fold, folder: Path) -> None:
             continue
         image, mask = read_tile(mine[tile].image, mine[tile].mask)
         with without_notice, rasterio.open(folder / "oof" / f"{tile}.tif") as source:
-            found = source.read(1) > 127
-        picture = overlay(image, mask, found, f"{title}: {tile}  Jaccard {jaccard:.3f}")
+            predicted = source.read(1) > 127
+        picture = overlay(image, mask, predicted, f"{title}: {tile}  Jaccard {jaccard:.3f}")
         save_png(picture, folder / "overlays" / f"{title}.png")
 
 

@@ -16,7 +16,7 @@ SHEET_COLUMNS, SHEET_PANEL_PX, SHEET_GAP_PX = 4, 320, 4
 
 
 def overlay(
-    image: NDArray[np.uint8], truth: NDArray[np.uint8], found: NDArray[np.bool_], title: str = ""
+    image: NDArray[np.uint8], truth: NDArray[np.uint8], predicted: NDArray[np.bool_], title: str = ""
 ) -> NDArray[np.uint8]:
     """Returns four panels in a row: image, truth, prediction, errors.
 
@@ -25,7 +25,7 @@ def overlay(
     Args:
         image: (H, W, 3) uint8 RGB.
         truth: (H, W) uint8: 0, 1, 255 = no data.
-        found: (H, W) bool.
+        predicted: (H, W) bool.
         title: written on the first panel.
 
     Returns:
@@ -35,8 +35,10 @@ def overlay(
     panels = [
         image,
         _outlined(image, building, (255, 220, 0)),
-        _outlined(image, found, (0, 230, 255)),
-        _painted(image, {FOUND: building & found, INVENTED: found & ~building & known, MISSED: building & ~found}),
+        _outlined(image, predicted, (0, 230, 255)),
+        _painted(
+            image, {FOUND: building & predicted, INVENTED: predicted & ~building & known, MISSED: building & ~predicted}
+        ),
     ]
     scale = min(1.0, 512 / max(image.shape[:2]))
     small = [cv2.resize(p, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) for p in panels]

@@ -82,7 +82,7 @@ class Recipe:
     def _call(self, name: str, argument: Any, kind: type) -> Any:
         function: Callable[[Any], Any] = getattr(self.module, name)
         try:
-            made = function(argument)
+            returned = function(argument)
         except (KitError, KeyboardInterrupt):
             raise
         except Exception as cause:
@@ -91,12 +91,12 @@ class Recipe:
                 f"{self.path.name}: {name}() failed{_where(cause, self.path)}: {type(cause).__name__}: {cause}",
                 "fewer crops a step, and GradientAccumulation for the rest" if full else "--debug shows the traceback",
             ) from cause
-        if not isinstance(made, kind):
+        if not isinstance(returned, kind):
             raise RecipeError(
-                f"{self.path.name}: {name}() returned {type(made).__name__}, expected {kind.__name__}",
+                f"{self.path.name}: {name}() returned {type(returned).__name__}, expected {kind.__name__}",
                 f"expected: {SIGNATURES[name]}",
             )
-        return made
+        return returned
 
 
 @contextmanager

@@ -112,8 +112,8 @@ class RunLog(Callback):
         }
 
     def _by_area(self) -> dict[str, float]:
-        found = [metric.by_area for metric in self.learn.metrics if isinstance(metric, PooledJaccard)]
-        counts = {} if self.recorder.cancel_valid or not found else found[0]
+        by_area = [metric.by_area for metric in self.learn.metrics if isinstance(metric, PooledJaccard)]
+        counts = {} if self.recorder.cancel_valid or not by_area else by_area[0]
         return {f"jaccard_{area}": counts[area].jaccard if area in counts else math.nan for area in self.areas}
 
     @property

@@ -72,9 +72,9 @@ class Ground:
         rows = np.flatnonzero(self.known & (labels >= 0))
         left, bottom, right, top = shapely.bounds(self.squares[rows]).T
         wide = shapely.box(left - reach[rows], bottom - reach[rows], right + reach[rows], top + reach[rows])
-        found = rows[shapely.STRtree(self.squares[rows]).query(wide)]  # (2, P), most pairs twice
-        found = np.sort(found[:, labels[found[0]] != labels[found[1]]], axis=0)
-        once = np.unique(found[0] * len(labels) + found[1])
+        pairs = rows[shapely.STRtree(self.squares[rows]).query(wide)]  # (2, P), most pairs twice
+        pairs = np.sort(pairs[:, labels[pairs[0]] != labels[pairs[1]]], axis=0)
+        once = np.unique(pairs[0] * len(labels) + pairs[1])
         return np.stack(np.divmod(once, len(labels)), axis=1)
 
     def blocks(self, side_m: float) -> NDArray[np.int64]:

@@ -236,10 +236,10 @@ def image_named(name: str, images: Iterable[PurePosixPath], beside: PurePosixPat
     Raises:
         DataError: several images fit.
     """
-    wanted = PurePosixPath(name.replace("\\", "/")).parts
+    parts = PurePosixPath(name.replace("\\", "/")).parts
 
     def fit(image: PurePosixPath) -> tuple[int, int]:
-        return _shared(image.parts[::-1], wanted[::-1]), _shared(image.parts, beside.parts)
+        return _shared(image.parts[::-1], parts[::-1]), _shared(image.parts, beside.parts)
 
     ranked = sorted(images, key=fit, reverse=True)
     if len(ranked) > 1 and fit(ranked[0]) == fit(ranked[1]):

@@ -97,20 +97,22 @@ def end_early(weights: Weights, images: Callable[[], Iterable[Image]], identity:
     if not torchscript.has_cores(weights.module) and not isinstance(weights.module, TunedEnsemble):
         say(f"{weights.path} is an old export, whose networks cannot be called one by one: all passes are taken")
         return weights
-    found = agreed(_calibration(weights, images, identity, share) if rank() == 0 else None)
-    if found is None or not found.price:
+    calibration = agreed(_calibration(weights, images, identity, share) if rank() == 0 else None)
+    if calibration is None or not calibration.price:
         return weights
-    return replace(weights, module=_adaptive(weights, found.order, found.price), plan=found.plan(weights.plan))
+    return replace(
+        weights, module=_adaptive(weights, calibration.order, calibration.price), plan=calibration.plan(weights.plan)
+    )
 
 
 def _calibration(weights: Weights, images: Callable[[], Iterable[Image]], identity: str, share: float) -> Calibration:
     """Returns the calibration, remembered or made now, and reports it."""
     key = f"{weights.sha256} {weights.plan} {share:.6f} {hashlib.sha256(identity.encode()).hexdigest()}"
-    if (found := recall("adaptive", key, Calibration)) is None:
-        found = calibrate(weights, track(list(images()), "calibrate"), share)
-        remember("adaptive", key, found)
-    say(str(found))
-    return found
+    if (calibration := recall("adaptive", key, Calibration)) is None:
+        calibration = calibrate(weights, track(list(images()), "calibrate"), share)
+        remember("adaptive", key, calibration)
+    say(str(calibration))
+    return calibration
 
 
 def calibrate(weights: Weights, images: Iterable[Image], share: float = 1.0) -> Calibration:

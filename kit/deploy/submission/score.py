@@ -109,9 +109,9 @@ def score(predictions: Path, truth: Path) -> Score:
             f"{len(mismatched)} of {len(labels)} predictions have another size than their truth, first {mismatched[0]}",
             "predict the chips as they are: kit submit",
         )
-    found = 1 + _is_255_building({name: table.sum(1) for name, table in tables.items()}, "prediction", False)
+    building_row = 1 + _is_255_building({name: table.sum(1) for name, table in tables.items()}, "prediction", False)
     built = 1 + _is_255_building({name: table.sum(0) for name, table in tables.items()}, "truth", True)
-    counts = {name: _counts(table, found, built) for name, table in tables.items()}
+    counts = {name: _counts(table, building_row, built) for name, table in tables.items()}
     return Score(counts, _scenes(true_files), len(masks.keys() - labels.keys()))
 
 
@@ -175,16 +175,19 @@ def _is_255_building(pixels: Mapping[str, NDArray[np.int64]], kind: str, may_ign
     )
 
 
-def _counts(table: NDArray[np.int64], found: int, built: int) -> Counts:
+def _counts(table: NDArray[np.int64], building_row: int, built: int) -> Counts:
     """Returns the counts of a chip.
 
     Args:
         table: pixels by value of the prediction (row) and of the truth (column), each of VALUES.
-        found: the row of building.
+        building_row: the row of building.
         built: the column of building.
     """
-    tp = int(table[found, built])
-    predicted, true = int(table[found, : built + 1].sum()), int(table[:, built].sum())  # columns behind are no data
+    tp = int(table[building_row, built])
+    predicted, true = (
+        int(table[building_row, : built + 1].sum()),
+        int(table[:, built].sum()),
+    )  # columns behind are no data
     return Counts(tp, predicted - tp, true - tp)
 
 
