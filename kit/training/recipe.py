@@ -151,7 +151,7 @@ def load_recipe(name: str, paths: Paths) -> Recipe:
             spec.loader.exec_module(module)
     except KitError:
         raise
-    except Exception as cause:
+    except (Exception, SystemExit) as cause:
         parent = (cause.name or "") if isinstance(cause, ModuleNotFoundError) else ""
         raise RecipeError(
             f"{path.name} cannot be imported{_where(cause, path)}: {type(cause).__name__}: {cause}",

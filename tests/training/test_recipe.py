@@ -107,6 +107,11 @@ def test_the_checksum_covers_parents(tmp_path: Path):
     assert load_recipe("mine", paths).sha256 != before
 
 
+def test_a_recipe_that_exits_is_an_error(tmp_path: Path):
+    with pytest.raises(RecipeError, match=r"mine\.py cannot be imported at line 3: SystemExit: 3"):
+        load_recipe("mine", write(tmp_path, "import sys\n\nsys.exit(3)\n"))
+
+
 def test_there_is_one_way_to_import_a_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A folder `recipes` in the search path, such as that of the current folder, is no package of recipes."""
     write(tmp_path, TINY_RECIPE, "neighbour")
