@@ -17,7 +17,7 @@ PANEL = "Data"  # of `kit --help`
 @app.command(rich_help_panel=PANEL)
 def sample(
     out: Annotated[Path | None, typer.Option(help="Folder to write. Default: ROOT/sample.")] = None,
-    seed: Annotated[int, typer.Option(help="Random seed. The same seed draws the same bytes.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed. The same seed draws the same bytes.", min=0)] = 0,
     scale: Annotated[float, typer.Option(help="Draw training scenes of this many times the area.", min=1)] = 1,
     root: Root = HERE,
     debug: Debug = False,

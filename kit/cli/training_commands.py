@@ -114,7 +114,11 @@ def run(
     minutes: Annotated[
         float,
         typer.Option(
-            metavar="N", help="Train each fold for this wall time, validation included.", min=0, show_default=False
+            metavar="N",
+            help="Train each fold for this wall time, validation included.",
+            min=0,
+            max=1_000_000,
+            show_default=False,
         ),
     ] = 0.0,
     epochs: Annotated[
@@ -126,7 +130,7 @@ def run(
             metavar="N", help="Train this many steps per fold, spread over the epochs.", min=0, show_default=False
         ),
     ] = 0,
-    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed.", min=0, max=2**32 - 1)] = 0,
     views: Views = "flips",
     device: Device = "",
     precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16. Default: the fastest on the device.")] = "",

@@ -47,6 +47,12 @@ def test_usage_errors_are_two(cli: Cli):
     assert cli("prepare")[0] == 2
     assert cli("no-such-command")[0] == 2
     assert cli("run", "lite0", "--fold", "first")[0] == 2
+    assert cli("sample", "--seed", -1)[0] == 2
+
+
+@pytest.mark.parametrize("option", [("--seed", -1), ("--seed", 2**32), ("--minutes", "inf"), ("--minutes", 1e308)])
+def test_numbers_that_no_run_can_take(cli: Cli, option: tuple[str, object]):
+    assert cli("run", "lite0", *option)[0] == 2
 
 
 def failed(cli: Cli, *arguments: object) -> str:
