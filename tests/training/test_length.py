@@ -187,7 +187,7 @@ def test_where_a_step_takes_longer_than_the_budget(train: Train):
 
 
 def test_minutes_through_the_command_line(workplace: Path, cli: Cli):
-    """More steps than there are tiles, without a sampler; another number of epochs; seconds of this machine."""
+    """More steps than there are tiles, without a sampler; another number of epochs."""
     text = TINY_RECIPE.replace("BalancedSampler(crops_per_tile=0.75), ", "")
     (workplace / "recipes/plain.py").write_text(text)
     command = ("run", "plain", "--root", workplace, "--no-pretrained", "--fold", "0", "--no-export")
@@ -198,7 +198,6 @@ def test_minutes_through_the_command_line(workplace: Path, cli: Cli):
     assert len(log) == settings["epochs"] == 3
     assert settings["minutes"] == 0.1
     assert log["steps"].sum() * 2 > 14  # tiles
-    assert json.loads((folder / "result.json").read_text())["seconds"] == pytest.approx(6, abs=2)
     code, _, err = cli(*command, "--minutes", 0.2)
     assert code == 1
     assert "minutes 0.1 is now 0.2" in err
