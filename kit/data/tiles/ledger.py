@@ -10,7 +10,7 @@ from kit.console import say
 from kit.data.tiles.cutting import Cut
 from kit.errors import DataError
 from kit.outputs import check_unclaimed
-from kit.system.files import read_json, write_bytes
+from kit.system.files import read_json, remove_leftovers, write_bytes
 
 LIMIT_BYTES = 2**30  # of a record: a million tiles
 
@@ -111,6 +111,9 @@ class Ledger:
         if record is None or record.key != key:
             self.remove(area, scene)
         self._sheet(area, scene).unlink(missing_ok=True)  # it may show a part of the tiles
+        places = (self.folder, self._file(area, scene).parent, self._sheet(area, scene).parent)
+        for folder in (*self._folders(area, scene), *places):
+            remove_leftovers(folder)
         self.write(Record(area, scene, key))
 
     def write(self, record: Record) -> None:
