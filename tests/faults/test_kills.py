@@ -19,7 +19,10 @@ import kit.deploy.mapping.map
 import kit.deploy.submission.submit  # noqa: F401  loaded once, before the forks
 from kit.cli import main
 
-pytestmark = pytest.mark.slow
+# a forked process has only the thread that forked it: a team of OpenMP threads would be waited for without end
+ONE_THREAD = pytest.mark.skipif(os.environ.get("OMP_NUM_THREADS") != "1", reason="needs OMP_NUM_THREADS=1")
+pytestmark = [pytest.mark.slow, ONE_THREAD]
+LONGEST_S = 120  # of one command, which takes seconds
 RENAMES = 6  # of a command at which it is killed, spread over all that it does
 MOMENTS = 3  # random ones
 AREAS = {"kam": {"a": {"seed": 1}, "b": {"seed": 2}}, "znz": {"c": {"seed": 3}}}
@@ -34,6 +37,18 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def errors_of(counter: Path) -> Path:
     return counter.with_suffix(".log")
+
+
+def waited_for(child: int) -> int:
+    """Returns the status that a process ended with; one that takes too long is killed."""
+    end = time.monotonic() + LONGEST_S
+    while (ended := os.waitpid(child, os.WNOHANG))[0] == 0:
+        if time.monotonic() > end:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            pytest.fail(f"kit did not end within {LONGEST_S} s")
+        time.sleep(0.01)
+    return ended[1]
 
 
 def run_kit(arguments: Sequence[object], counter: Path, at: int = -1, after: float = 0.0) -> int:
@@ -77,7 +92,7 @@ def run_kit(arguments: Sequence[object], counter: Path, at: int = -1, after: flo
     if after:
         time.sleep(after)
         os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
+    status = waited_for(child)
     return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
 
