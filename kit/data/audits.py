@@ -1,0 +1,201 @@
+"""The files of an audit, `data/NAME/audit/`: what `kit audit` writes and a repair reads.
+
+- `settings.json`: `AuditSettings`, what was compared.
+- `blocks.csv`: `BlockShift`, how far the labels of each block lie off.
+- `buildings.csv`: `BuildingFinding`, a verdict for each labelled building, and each predicted one without a label.
+- `tiles.csv`: `TileFinding`, a score and a verdict for each tile of the index.
+- `scenes/AREA/SCENE.gpkg`: the rows of `buildings.csv` with their outlines in the scene's CRS: a label as its source
+  has it, not moved; a prediction as it is to be added.
+- `missing.geojson`, `invented.geojson`, `shifted.geojson`: for people, in longitude and latitude.
+- `worst/`: contact sheets.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from kit.errors import DataError
+from kit.system.files import read_json, replacing
+
+SETTINGS = "settings.json"
+BLOCKS, BUILDINGS, TILES = "blocks.csv", "buildings.csv", "tiles.csv"
+VERSION = 1  # of the audit: another number, and all is compared again
+
+Verdict = Literal["keep", "shift", "reshape", "ignore", "drop", "add"]
+TileVerdict = Literal["train", "repair", "leave_out"]
+
+
+@dataclass(frozen=True)
+class BlockShift:
+    """How far the labels of a block lie off. A row of `blocks.csv`.
+
+    Args:
+        block: id, `AREA_SCENE_bROW_COLUMN`.
+        area: of the scene.
+        scene: of the block.
+        left: of the block, in units of the CRS; likewise the others.
+        bottom: likewise.
+        right: likewise.
+        top: likewise.
+        crs: of the scene, `EPSG:...` where it has a code, else WKT.
+        dx_m: a label that moves east by this, and north by `dy_m`, sits right; metres on the ground. Where the block
+            is not trusted it is an estimate that nothing is moved by.
+        dy_m: likewise.
+        sigma_m: standard error of the shift along one axis, metres; None where it is not known.
+        buildings: labelled buildings whose centre lies in the block.
+        trusted: whether there are enough buildings and a clear optimum.
+        reason: why it is not trusted; empty where it is.
+    """
+
+    block: str
+    area: str
+    scene: str
+    left: float
+    bottom: float
+    right: float
+    top: float
+    crs: str
+    dx_m: float
+    dy_m: float
+    sigma_m: float | None
+    buildings: int
+    trusted: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class BuildingFinding:
+    """A labelled building, or a predicted one without a label. A row of `buildings.csv`, a feature of `SCENE.gpkg`.
+
+    Args:
+        building: id, `AREA_SCENE_l12` of labels, `AREA_SCENE_p7` of predictions.
+        area: of the scene.
+        scene: of the building.
+        block: that its centre lies in.
+        origin: `label` or `prediction`.
+        area_m2: on the ground.
+        jaccard: with the prediction, the label moved by the shift of its block; 0 of predictions.
+        confidence: mean predicted probability within the outline, 0..1.
+        spread: mean standard deviation of members and views within it, 0..0.5; 0 where there is only one prediction.
+        dx_m: how far the label moves east with its block, metres; 0 where the block is not trusted.
+        dy_m: north, likewise.
+        verdict: of labels: `keep`; `shift`: right once it is moved; `reshape`: there is a building of another outline;
+            `ignore`: not sure; `drop`: no building. Of predictions: `add`, or `ignore` where it is not sure.
+        reason: in words.
+    """
+
+    building: str
+    area: str
+    scene: str
+    block: str
+    origin: Literal["label", "prediction"]
+    area_m2: float
+    jaccard: float
+    confidence: float
+    spread: float
+    dx_m: float
+    dy_m: float
+    verdict: Verdict
+    reason: str
+
+
+@dataclass(frozen=True)
+class TileFinding:
+    """How well the labels of a tile agree with the prediction. A row of `tiles.csv`.
+
+    Args:
+        tile: id, as in the index.
+        area: of the scene.
+        scene: of the tile.
+        jaccard: of labels and prediction.
+        repaired: of the repaired labels and the prediction, unsure places left out; None of ready-made masks.
+        score: share of the calibration tiles that agree no better with their prediction, 0..1: right labels score as
+            those tiles do, half of them above 0.5. Without calibration, the Jaccard index.
+        verdict: `train`: as it is; `repair`: with repaired labels; `leave_out`.
+        reason: in words.
+    """
+
+    tile: str
+    area: str
+    scene: str
+    jaccard: float
+    repaired: float | None
+    score: float
+    verdict: TileVerdict
+    reason: str
+
+
+@dataclass(frozen=True)
+class AuditSettings:
+    """What an audit compared. The content of `settings.json`.
+
+    Args:
+        data: name of the data set.
+        data_sha256: of its index without the folds, see `data_checksum`.
+        weights: name of the weights file.
+        weights_sha256: of it.
+        gsd_m: ground resolution of the prediction, metres per pixel.
+        block_m: side of a block.
+        calibrated_on: what tiles are scored against, in words; empty where nothing.
+        version: `VERSION`.
+    """
+
+    data: str
+    data_sha256: str
+    weights: str
+    weights_sha256: str
+    gsd_m: float
+    block_m: float
+    calibrated_on: str = ""
+    version: int = VERSION
+
+
+def data_checksum(index: Path) -> str:
+    """Returns a checksum of an index, in hex; other folds do not change it.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        table = pd.read_csv(index, dtype=str, keep_default_na=False).drop(columns="fold", errors="ignore")
+    except (OSError, ValueError) as cause:
+        raise DataError(f"{index} cannot be read: {cause}", "give the same kit prepare again") from cause
+    return hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()
+
+
+def check_audit(folder: Path, index: Path) -> AuditSettings:
+    """Returns the settings of a finished audit, if it compared this version of a data set.
+
+    Args:
+        folder: of the audit.
+        index: of the data set.
+
+    Raises:
+        DataError: there is no finished audit, or the data set was cut again since.
+    """
+    settings = read_json(folder / SETTINGS, AuditSettings, error=DataError, hint="kit audit NAME --weights W writes it")
+    again = f"kit audit {settings.data} --weights {settings.weights}"
+    if settings.version != VERSION:
+        raise DataError(
+            f"{folder} is an audit of version {settings.version}, expected {VERSION}", f"repeat it: {again}"
+        )
+    if (now := data_checksum(index)) != settings.data_sha256:
+        raise DataError(
+            f"{folder} is an audit of another version of {settings.data}: its index has the checksum "
+            f"{settings.data_sha256[:8]} there and {now[:8]} now",
+            f"repeat it: {again}",
+        )
+    return settings
+
+
+def write_findings(file: Path, rows: Sequence[Any], kind: type[Any]) -> None:
+    """Writes rows of `BlockShift`, `BuildingFinding` or `TileFinding` as CSV."""
+    columns = [field.name for field in fields(kind)]
+    with replacing(file) as temporary:
+        pd.DataFrame([[getattr(row, name) for name in columns] for row in rows], columns=columns).to_csv(
+            temporary, index=False
+        )
