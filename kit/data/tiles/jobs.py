@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from kit.data.footprints import read_footprints
 from kit.data.grids import grid_of, ground_m, on_earth, world_width
 from kit.data.rasters import find_collar, gdal_options, off_earth, open_scene, outline
 from kit.data.sources.inputs import Pair, Scene
-from kit.data.sources.remote import fingerprint, is_remote
+from kit.data.sources.remote import fingerprint, is_remote, local_path
 from kit.data.tiles.cutting import BLOCK, CACHE_BYTES, Block, Cut, Failed, cut_block, margin_of
 from kit.data.tiles.ledger import Ledger, Record, key_of
 from kit.data.tiles.options import PrepareOptions, Style
@@ -34,6 +34,16 @@ def _names(part: Part) -> tuple[str, str]:
     """Returns area and scene."""
     first = part if isinstance(part, Scene) else part[0]
     return first.area, first.scene
+
+
+def _with_sources(record: Record, part: Part) -> Record:
+    """Returns a scene's record that says where its image and labels lie."""
+    if not isinstance(part, Scene):
+        return record
+    image, *labels = (
+        href if is_remote(href) else str(local_path(href).absolute()) for href in (part.image, *part.labels)
+    )
+    return replace(record, image=image, labels=labels, where=part.where)
 
 
 class Scenes:
@@ -127,12 +137,15 @@ class Scenes:
                 continue
             if name not in self.only and self.ledger.done(area, scene, key):
                 self.kept += 1
+                known = self.ledger.read(area, scene)
+                if known and known != (placed := _with_sources(known, part)):  # of an older kit, or the files moved
+                    self.ledger.write(placed)
                 continue
             self._change()
             if name in self.only:
                 self.ledger.remove(area, scene)
             self.ledger.begin(area, scene, key)
-            record = Record(area, scene, key)
+            record = _with_sources(Record(area, scene, key), part)
             if not isinstance(part, Scene):
                 _ = self._of_all_pairs  # masks that contradict each other are no fault of one scene
             try:

@@ -27,6 +27,9 @@ class Record:
         counts: footprints `used`, `repaired`, `dropped`, `beyond` (off the scene) and `crossing` (its edge).
         notices: what the user should know of its labels.
         done: whether all tiles have been tried.
+        image: path (absolute) or address of the scene; empty for ready-made masks, and in older records.
+        labels: of its footprint files, likewise.
+        where: SQL condition that chooses features of the labels; empty: all.
     """
 
     area: str
@@ -36,6 +39,9 @@ class Record:
     counts: dict[str, int] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
     done: bool = False
+    image: str = ""
+    labels: list[str] = field(default_factory=list)
+    where: str = ""
 
     @property
     def name(self) -> str:

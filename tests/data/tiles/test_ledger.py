@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -20,6 +21,7 @@ from kit.data.index import refold
 from kit.data.tiles import jobs
 from kit.data.tiles import ledger as records
 from kit.data.tiles.cutting import Block, Cut, Failed
+from kit.data.tiles.ledger import Ledger
 from kit.errors import CutError, DataError, KitError, OutputError
 from kit.paths import Paths
 from kit.system.files import write_bytes
@@ -497,4 +499,23 @@ def test_damaged_settings_make_the_index_again(tmp_path: Path, small: Path, dama
     before = content(folder)
     (folder / "settings.json").write_text(damage)
     assert prepare(small, Paths(tmp_path), **STYLE).kept == 3
+    assert content(folder) == before
+
+
+def test_a_record_says_where_image_and_labels_lie(small: Path, tmp_path: Path):
+    folder = cut(small, tmp_path)
+    record = Ledger(folder).read("kam", "a")
+    assert record
+    assert Path(record.image).is_absolute()
+    assert [Path(file).suffix for file in (record.image, *record.labels)] == [".tif", ".geojson"]
+    assert all(Path(file).is_file() for file in (record.image, *record.labels))
+
+
+def test_an_older_record_learns_where_its_inputs_lie(small: Path, tmp_path: Path):
+    folder = cut(small, tmp_path)
+    ledger, before = Ledger(folder), content(folder)
+    record = ledger.read("kam", "a")
+    assert record
+    ledger.write(replace(record, image="", labels=[], where=""))
+    cut(small, tmp_path)
     assert content(folder) == before
