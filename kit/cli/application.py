@@ -4,9 +4,9 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from math import inf
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -37,12 +37,17 @@ HERE = Path()
 INTERRUPTED = 130  # typer's exit code after Ctrl-C
 
 
-def auto_or(kind: type[float], least: float, former: float | None = None) -> Callable[[str], float | None]:
-    """Returns the parser of an option that takes a number or `auto`, which is None.
+def number_or_auto(
+    kind: type[float], least: float, description: str, *names: str, most: float = inf, former: float | None = None
+) -> Any:
+    """Returns an option that takes a number, or `auto`, which is None.
 
     Args:
         kind: int or float.
         least: the smallest number.
+        description: the help text.
+        names: of the option; by default that of the parameter.
+        most: the largest number.
         former: another spelling of `auto`, accepted from earlier versions.
     """
 
@@ -55,15 +60,16 @@ def auto_or(kind: type[float], least: float, former: float | None = None) -> Cal
             number = float("nan")
         if number == former:
             return None
-        if not least <= number < float("inf"):
+        if not least <= number <= most or number == inf:
             what = "an integer" if kind is int else "a number"
-            raise typer.BadParameter(f"{text!r}: expected auto or {what} of at least {least:g}")
+            upto = f"from {least:g} to {most:,.0f}" if most < inf else f"of at least {least:g}"
+            raise typer.BadParameter(f"{text!r}: expected auto or {what} {upto}")
         return number
 
-    return parse
+    return typer.Option(*names, parser=parse, metavar="auto|N", show_default="auto", help=description)
 
 
-def refuse_nproc_in_a_launched_process(nproc: int) -> None:
+def check_nproc(nproc: int) -> None:
     """Raises a usage error if --nproc asks for processes where a launcher has already started several."""
     if nproc > 1 and launched() and not launched_by_kit():
         raise typer.BadParameter("a launcher has already started several processes: leave it out", param_hint="--nproc")

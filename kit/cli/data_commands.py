@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from kit.cli.application import HERE, Debug, Json, Root, app, auto_or
+from kit.cli.application import HERE, Debug, Json, Root, app, number_or_auto
 from kit.console import result, say, table
 from kit.errors import CutError
 from kit.paths import Paths
@@ -70,19 +70,14 @@ def prepare(
     ] = "",
     tier: Annotated[
         int | None,
-        typer.Option(
-            parser=auto_or(int, 1, 0),
-            metavar="auto|NUMBER",
-            show_default="auto",
-            help="Quality of the labels: 1 careful, 2 rough. auto: read from the catalogue's id.",
+        number_or_auto(
+            int, 1, "Quality of the labels: 1 careful, 2 rough. auto: read from the catalogue's id.", former=0
         ),
     ] = None,
     gsd: Annotated[
         float | None,
-        typer.Option(
-            parser=auto_or(float, 0.001, 0),
-            metavar="NUMBER",
-            help="Ground resolution of images without a georeference, m per pixel.",
+        number_or_auto(
+            float, 0.001, "Ground resolution of images without a georeference, m per pixel. auto: unknown.", former=0
         ),
     ] = None,
     where: Annotated[str, typer.Option(help="SQL condition that labels must meet: \"kind = 'building'\".")] = "",
@@ -96,15 +91,7 @@ def prepare(
     scene: Annotated[
         list[str] | None, typer.Option(help="Cut only the scene AREA/SCENE, even if it is cut already. Repeatable.")
     ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            parser=auto_or(int, 1, 0),
-            metavar="auto|NUMBER",
-            show_default="auto",
-            help="Processes. auto: one per CPU core.",
-        ),
-    ] = None,
+    workers: Annotated[int | None, number_or_auto(int, 1, "Processes. auto: one per CPU core.", former=0)] = None,
     as_json: Json = False,
     root: Root = HERE,
     debug: Debug = False,
@@ -121,8 +108,8 @@ def prepare(
     paths = Paths(root)
     style = Style(grid, side, overlap, min_valid, layers, boundary, contact, images)
     options = PrepareOptions(
-        name, by, k, pattern, where, allow_outside, tier or 0, gsd or 0.0, parse_values(building_value or ()),
-        tuple(scene or ()), workers or 0, style,
+        name, by, k, pattern, where, allow_outside, tier, gsd, parse_values(building_value or ()),
+        tuple(scene or ()), workers, style,
     )  # fmt: skip
     try:
         prepared = prepare_tiles(source, paths, options)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from kit.cli.application import HERE, Debug, Device, Json, Root, app, auto_or, refuse_nproc_in_a_launched_process
+from kit.cli.application import HERE, Debug, Device, Json, Root, app, check_nproc, number_or_auto
 from kit.console import result, say, table
 from kit.outputs import as_name, check_name
 from kit.paths import Paths
@@ -41,6 +41,28 @@ Holes = Annotated[float | None, typer.Option(help="Fill holes smaller than this,
 HolesOnMap = Annotated[float | None, typer.Option(help="Fill holes smaller than this, m². Default: 2.", min=0)]
 
 
+def _start_ranks(nproc: int, gsd: float | None, scale: bool) -> bool:
+    """Starts this command in `nproc` processes, waits for them and returns True; False if this process is to do it."""
+    from kit.system.launcher import launched
+    from kit.system.processes import launch
+
+    check_nproc(nproc)
+    if gsd and scale:
+        raise typer.BadParameter("mutually exclusive with --scale, which estimates it", param_hint="--gsd")
+    if nproc == 1 or launched():
+        return False
+    launch(nproc, sys.argv[1:])
+    return True
+
+
+def _agreed_weights(weights: str, sha256: str, paths: Paths) -> Path:
+    """Returns the weights file that rank 0 chooses or downloads; all ranks must call it."""
+    from kit.deploy.weights.fetch import find_weights
+    from kit.system.ranks import agreed, rank
+
+    return Path(agreed(str(find_weights(weights, sha256, paths.weights)) if rank() == 0 else ""))
+
+
 @app.command(rich_help_panel=PANEL)
 def submit(
     test: Annotated[
@@ -72,24 +94,19 @@ def submit(
     Example: kit submit test --weights lite0
     """
     from kit.deploy.engine.backends import EngineOptions, check_engine
+    from kit.deploy.mosaics.mosaic import table_of
     from kit.deploy.submission.submit import SubmitOptions
     from kit.deploy.submission.submit import submit as submit_chips
     from kit.deploy.weights.cleaning import AS_SHIPPED, chosen_cleaning
-    from kit.deploy.weights.fetch import find_weights
     from kit.deploy.weights.load import read_card
-    from kit.system.launcher import launched
-    from kit.system.processes import joined, launch
-    from kit.system.ranks import agreed, rank
+    from kit.system.processes import joined
 
-    refuse_nproc_in_a_launched_process(nproc)
-    if gsd and scale:
-        raise typer.BadParameter("mutually exclusive with --scale, which estimates it", param_hint="--gsd")
-    if nproc > 1 and not launched():
-        return launch(nproc, sys.argv[1:])
+    if _start_ranks(nproc, gsd, scale):
+        return
     paths = Paths(root)
     chips = test or paths.sample / "test"
     with joined(device) as picked:
-        chosen = Path(agreed(str(find_weights(weights, sha256, paths.weights)) if rank() == 0 else ""))
+        chosen = _agreed_weights(weights, sha256, paths)
         say(f"weights {chosen}, test set {chips}")
         cleaning = AS_SHIPPED
         if clean or (threshold, smallest, holes) != (None, None, None):
@@ -98,13 +115,12 @@ def submit(
         where = chips.parent if chips.suffix == ".json" else chips
         folder = paths.submission(name or as_name(f"{chosen.stem}-{where.resolve().name}"))
         engine_options = EngineOptions(str(picked), check_engine(engine), tune, adaptive)
-        options = SubmitOptions(engine_options, rle, cleaning, mosaic, scale, gsd)
+        options = SubmitOptions(engine_options, rle, cleaning, mosaic, scale, gsd, table_of(chips, paths))
         summary = submit_chips(chips, chosen, folder, options)
     say(f"{summary.chips} chips checked: {summary.building_fraction:.1%} building, {summary.empty} without any")
     if rle:
         result(str(folder / "rle.csv"))
     result(str(summary.path))
-    return None
 
 
 @app.command(rich_help_panel=PANEL)
@@ -146,23 +162,18 @@ def pseudo(
     """
     from kit.deploy.engine.backends import EngineOptions, check_engine
     from kit.deploy.submission.submit import SubmitOptions
-    from kit.deploy.weights.fetch import find_weights
     from kit.deploy.weights.load import read_card
     from kit.pipeline.pseudo_labels import PseudoOptions, parse_ignore
     from kit.pipeline.pseudo_quality import quality_line
     from kit.pipeline.pseudo_set import label_chips
-    from kit.system.launcher import launched
-    from kit.system.processes import joined, launch
-    from kit.system.ranks import agreed, rank
+    from kit.system.processes import joined
+    from kit.system.ranks import rank
 
-    refuse_nproc_in_a_launched_process(nproc)
-    if gsd and scale:
-        raise typer.BadParameter("mutually exclusive with --scale, which estimates it", param_hint="--gsd")
-    if nproc > 1 and not launched():
-        return launch(nproc, sys.argv[1:])
+    if _start_ranks(nproc, gsd, scale):
+        return
     paths = Paths(root)
     with joined(device) as picked:
-        chosen = Path(agreed(str(find_weights(weights, sha256, paths.weights)) if rank() == 0 else ""))
+        chosen = _agreed_weights(weights, sha256, paths)
         say(f"weights {chosen}, chips {test}")
         prediction = SubmitOptions(
             EngineOptions(str(picked), check_engine(engine), tune, adaptive), mosaic=mosaic, scale=scale, gsd_m=gsd
@@ -174,7 +185,6 @@ def pseudo(
         for line in (*labels.lines(), quality_line(read_card(chosen), paths, options)):
             say(line)
         result(str(labels.folder))
-    return None
 
 
 @app.command(rich_help_panel=PANEL)
@@ -240,13 +250,7 @@ def mosaic(
     test: Annotated[Path, typer.Argument(help="A STAC catalogue or a folder of chips.")],
     out: Annotated[Path | None, typer.Option(help="Folder to write. Default: ROOT/mosaics/<name of test>.")] = None,
     workers: Annotated[
-        int | None,
-        typer.Option(
-            parser=auto_or(int, 1, 0),
-            metavar="auto|NUMBER",
-            show_default="auto",
-            help="Processes that read chips. auto: one per CPU core.",
-        ),
+        int | None, number_or_auto(int, 1, "Processes that read chips. auto: one per CPU core.", former=0)
     ] = None,
     as_json: Json = False,
     root: Root = HERE,
@@ -256,12 +260,12 @@ def mosaic(
 
     Example: kit mosaic test
     """
+    from kit.deploy.mosaics.mosaic import table_of
     from kit.deploy.mosaics.write import COLUMNS, as_rows, to_json, write_mosaics
 
-    where = test.parent if test.suffix == ".json" else test
-    folder = out or Paths(root).mosaics(as_name(where.resolve().name, "test"))
+    folder = out or table_of(test, Paths(root)).parent
     check_writable(folder)
-    mosaics = write_mosaics(test, folder, workers or 0)
+    mosaics = write_mosaics(test, folder, workers)
     if as_json:
         result(to_json(mosaics))
     else:
@@ -280,11 +284,8 @@ def map_(
     square: Annotated[bool, typer.Option("--square", help="Turn walls to right angles.")] = False,
     simplify: Annotated[
         float | None,
-        typer.Option(
-            parser=auto_or(float, 0, 0),
-            metavar="auto|NUMBER",
-            show_default="auto",
-            help="Simplify outlines: largest distance that they may move, m. auto: two pixels.",
+        number_or_auto(
+            float, 0, "Simplify outlines: largest distance that they may move, m. auto: two pixels.", former=0
         ),
     ] = None,
     clean: Clean = False,
@@ -295,12 +296,7 @@ def map_(
     min_hole: Annotated[float | None, typer.Option(help="Old name of --holes.", min=0, hidden=True)] = None,
     gsd: Annotated[
         float | None,
-        typer.Option(
-            parser=auto_or(float, 0.001, 0),
-            metavar="auto|NUMBER",
-            show_default="auto",
-            help="Ground resolution to predict at, m per pixel. auto: that of training.",
-        ),
+        number_or_auto(float, 0.001, "Ground resolution to predict at, m per pixel. auto: that of training.", former=0),
     ] = None,
     grid: Annotated[
         str, typer.Option(help="Grid of the rasters: scene (its own pixels) or training (resolution of the weights).")

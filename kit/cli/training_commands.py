@@ -19,7 +19,8 @@ from kit.cli.application import (
     Root,
     Views,
     app,
-    auto_or,
+    check_nproc,
+    number_or_auto,
 )
 from kit.console import result, say, table
 from kit.paths import Paths
@@ -112,24 +113,22 @@ def run(
     fold: Annotated[str, typer.Option(help="Folds to hold out: 0 or 0,2 or all.")] = "all",
     all_: Annotated[bool, typer.Option("--all", help="Hold nothing out: train one network on every fold.")] = False,
     minutes: Annotated[
-        float,
-        typer.Option(
-            metavar="N",
-            help="Train each fold for this wall time, validation included.",
-            min=0,
-            max=1_000_000,
-            show_default=False,
+        float | None,
+        number_or_auto(
+            float,
+            0,
+            "Train each fold for this wall time, validation included. auto: as long as its epochs take.",
+            most=1_000_000,
+            former=0,
         ),
-    ] = 0.0,
+    ] = None,
     epochs: Annotated[
-        int, typer.Option(metavar="N", help="Train this many epochs. Default: the recipe's.", min=0, show_default=False)
-    ] = 0,
+        int | None, number_or_auto(int, 1, "Train this many epochs. auto: the recipe's.", former=0)
+    ] = None,
     steps: Annotated[
-        int,
-        typer.Option(
-            metavar="N", help="Train this many steps per fold, spread over the epochs.", min=0, show_default=False
-        ),
-    ] = 0,
+        int | None,
+        number_or_auto(int, 1, "Train this many steps per fold, spread over the epochs. auto: whole epochs.", former=0),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Random seed.", min=0, max=2**32 - 1)] = 0,
     views: Views = "flips",
     device: Device = "",
@@ -151,11 +150,11 @@ def run(
     ] = 1,
     workers: Annotated[
         int | None,
-        typer.Option(
-            parser=auto_or(int, 0, -1),
-            metavar="auto|N",
-            show_default="auto",
-            help="Loader processes per training process; 0: load in the training process. auto: by cores and device.",
+        number_or_auto(
+            int,
+            0,
+            "Loader processes per training process; 0: load in the training process. auto: by cores and device.",
+            former=-1,
         ),
     ] = None,
     checkpoint_minutes: Annotated[
@@ -183,7 +182,7 @@ def run(
     from kit.models.pretrained import Source
     from kit.pipeline.run import RunOptions, run_side_by_side
     from kit.pipeline.run import run as run_recipe
-    from kit.system.launcher import launched, launched_by_kit
+    from kit.system.launcher import launched
     from kit.system.processes import launch
     from kit.training.fit import Setup
     from kit.training.length import LengthOptions
@@ -193,18 +192,16 @@ def run(
         raise typer.BadParameter("mutually exclusive with --restart", param_hint="--resume")
     if precision and precision not in DTYPES:
         raise typer.BadParameter(f"{precision!r}, expected {', '.join(DTYPES)}", param_hint="--precision")
-    if minutes and steps:
+    if minutes is not None and steps is not None:
         raise typer.BadParameter("mutually exclusive with --steps", param_hint="--minutes")
-    if launched() and not launched_by_kit() and (nproc > 1 or parallel_folds > 1):
-        raise typer.BadParameter("a launcher has already started several processes: leave it out", param_hint="--nproc")
+    check_nproc(max(nproc, parallel_folds))
     setup = Setup(
         LengthOptions(minutes, epochs, steps), Source(pretrained, encoder_weights), compiled, precision,
         checkpoint_minutes=checkpoint_minutes, tensorboard=tensorboard, resume=resume, restart=restart,
     )  # fmt: skip
     options = RunOptions(
         data=data, added=parse_added(add or ()), folds=_folds(fold, all_), seed=seed, device=device,
-        workers=-1 if workers is None else workers, setup=setup, teacher=teacher,
-        start_from=start_from, views=views, export=export,
+        workers=workers, setup=setup, teacher=teacher, start_from=start_from, views=views, export=export,
     )  # fmt: skip
     if parallel_folds > 1 and not launched():
         exported = run_side_by_side(recipe, Paths(root), options, sys.argv[1:], parallel_folds, nproc)

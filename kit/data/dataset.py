@@ -45,7 +45,7 @@ class Fold:
         valid: index rows held out; empty for `all`.
         seed: random seed.
         device: where batches go.
-        workers: loader processes; -1 chooses for the machine.
+        workers: loader processes; None: as many as suit the machine.
 
     Raises:
         DataError: a tile of an added set, or of no fold, would be validated on.
@@ -56,7 +56,7 @@ class Fold:
     valid: pd.DataFrame
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    workers: int = -1
+    workers: int | None = None
 
     def __post_init__(self) -> None:
         """Checks that only tiles of numbered folds are validated on."""
@@ -259,7 +259,7 @@ def dataloaders(
         DataError: a data set has no layers although they are requested.
     """
     soft = "soft" in fold.train and bool((fold.train["soft"] != "").any())
-    workers = default_workers(fold.device) if fold.workers < 0 else fold.workers
+    workers = default_workers(fold.device) if fold.workers is None else fold.workers
     train = TileDataset(fold.train, transform, fold.seed, layers, soft)
     valid = TileDataset(fold.valid, layers=layers)
     if workers and train.memory is not None:  # before the workers are forked, which then share the tiles

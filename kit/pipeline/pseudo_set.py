@@ -16,8 +16,8 @@ from kit.data.index import read_table
 from kit.data.rasters import open_picture
 from kit.data.sources.chips import Chip, find_chips
 from kit.data.tiles.pairs import MULTIPLE_PX, own_grid
-from kit.deploy.mosaics.find import find_mosaics
-from kit.deploy.mosaics.mosaic import Mosaic
+from kit.deploy.mosaics.find import known_mosaics
+from kit.deploy.mosaics.mosaic import Mosaic, table_of
 from kit.deploy.submission.background import BackgroundWriter
 from kit.deploy.submission.progress import PROGRESS, RANK_PROGRESS, read_progress, write_progress
 from kit.deploy.submission.submit import (
@@ -113,7 +113,7 @@ def label_chips(
         if rank() == 0:
             _check_same_chips(folder, chips)
             remove_leftovers(folder)
-        mosaics = agreed(find_mosaics(chips) if rank() == 0 else [])
+        mosaics = agreed(known_mosaics(chips, table_of(test, paths)) if rank() == 0 else [])
         if rank() == 0 and not (folder / PROGRESS).is_file():
             write_progress(folder, kind=LabelledChip)  # marks the folder as kit's
         weights, reader = ready_to_predict(weights, chips, mosaics, options.prediction, folder)

@@ -41,7 +41,7 @@ class RunOptions:
         folds: numbers, or `("all",)`; empty for every fold there is.
         seed: random seed.
         device: empty for the best there is.
-        workers: loader processes; -1 chooses for the machine.
+        workers: loader processes; None: as many as suit the machine.
         setup: how each fold is trained; `teacher`, `start_from` and `added` here fill in its fields of these names.
         teacher: an exported weights file, for recipes that learn from one.
         start_from: weights to begin with, see `start_file`.
@@ -54,7 +54,7 @@ class RunOptions:
     folds: tuple[int | str, ...] = ()
     seed: int = 0
     device: str = ""
-    workers: int = -1
+    workers: int | None = None
     setup: Setup = field(default_factory=Setup)
     teacher: Path | None = None
     start_from: str = ""

@@ -21,7 +21,7 @@ PLAN = "plan.csv"  # of a run with a time budget
 
 @dataclass(frozen=True)
 class LengthOptions:
-    """How long a fold trains; 0 leaves it to the recipe.
+    """How long a fold trains; None leaves it to the recipe.
 
     Args:
         minutes: wall time, validation included.
@@ -29,9 +29,9 @@ class LengthOptions:
         steps: batches of each rank, over all epochs.
     """
 
-    minutes: float = 0.0
-    epochs: int = 0
-    steps: int = 0
+    minutes: float | None = None
+    epochs: int | None = None
+    steps: int | None = None
 
 
 def count_epochs(recipe: Any, learn: Any) -> list[int]:

@@ -49,7 +49,7 @@ class RunSettings:
     Args:
         data, data_sha256: data set of `--data`, which gives folds and validation, and the checksum of its index.
         added: data sets that only train, each with its weight and the checksum of its index.
-        minutes, epochs_option, steps_option: see `LengthOptions`.
+        minutes, epochs_option, steps_option: see `LengthOptions`; 0 if the recipe decides.
         precision_option: `--precision`; empty where kit chose.
         epochs: over all fits.
         steps_per_epoch: of a run without a time budget.

@@ -173,11 +173,11 @@ def test_chips_without_building_are_kept_unless_dropped(chips: Path, weights: Ex
 
 
 def test_groups_are_the_mosaics(chips: Path, weights: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def finding(found: list[Chip]) -> list[Mosaic]:
+    def finding(found: list[Chip], _: Path) -> list[Mosaic]:
         a, b, c, d = (PlacedChip(chip, 0, 0, *read_image(chip.path).shape[:2], 1.0) for chip in found)
         return [Mosaic("m000", (a, replace(b, col=1)), ()), Mosaic("m001", (c,), ()), Mosaic("m002", (d,), ())]
 
-    monkeypatch.setattr(pseudo_set, "find_mosaics", finding)
+    monkeypatch.setattr(pseudo_set, "known_mosaics", finding)
     label(chips, weights, tmp_path)
     assert list(read_index(Paths(tmp_path))[1]["scene"]) == ["m000", "m000", ALONE]
 

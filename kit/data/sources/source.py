@@ -16,7 +16,7 @@ from kit.outputs import as_name
 
 
 def read_source(
-    place: str | Path, pattern: str = "", tier: int = 0, where: str = "", allow_outside: bool = False
+    place: str | Path, pattern: str = "", tier: int | None = None, where: str = "", allow_outside: bool = False
 ) -> Inputs:
     """Returns what `kit prepare` is to cut.
 
@@ -26,7 +26,7 @@ def read_source(
             `mask`, and optionally `area`, `scene`, `tier` and `name`.
         pattern: a regular expression with the groups `area` and `scene`, or one of them, that is searched in the path
             of each image of a folder or table, without its suffix.
-        tier: of the labels; 0: as the table or the catalogue's id says (`train_tier_2`), else 1.
+        tier: of the labels; None: as the table or the catalogue's id says (`train_tier_2`), else 1.
         where: SQL condition that chooses features of footprint files or annotations of COCO files; empty: all.
         allow_outside: accept scenes and labels that name files outside their folder, such as VRTs.
 

@@ -12,13 +12,13 @@ from kit.data.sources.remote import is_remote, local_path, read_bytes, resolve
 from kit.errors import DataError
 
 
-def read_table(table: str, pattern: str, tier: int) -> tuple[list[Scene], list[Pair]]:
+def read_table(table: str, pattern: str, tier: int | None) -> tuple[list[Scene], list[Pair]]:
     """Returns the scenes (rows with labels) and pairs (rows with a mask) of a table.
 
     Args:
         table: path or address of the CSV; the paths in it are relative to its folder.
         pattern: see `kit.data.sources.source.read_source`.
-        tier: of all rows; 0: as the column `tier` says, else 1.
+        tier: of all rows; None: as the column `tier` says, else 1.
 
     Raises:
         DataError: a column is missing, a row is incomplete, or a file does not exist.

@@ -171,7 +171,7 @@ class Scenes:
             files = [fingerprint(href) for href in (part.image, *part.labels)]
             return key_of(VERSION, style, part.tier, part.where, read_from, files)
         options = self.options
-        return key_of(VERSION, style, options.gsd_m, options.building_values, part[0].tier, self._files_of_pairs)
+        return key_of(VERSION, style, options.gsd_m or 0.0, options.building_values, part[0].tier, self._files_of_pairs)
 
     @cached_property
     def _pairs(self) -> list[Pair]:
@@ -197,7 +197,7 @@ class Scenes:
     def _batches(self, pairs: tuple[Pair, ...]) -> list[Job]:
         side_px, meaning = self._of_all_pairs
         return [
-            Batch(pairs[start : start + BATCH], side_px, meaning, self.options.gsd_m, self.style, self.folder)
+            Batch(pairs[start : start + BATCH], side_px, meaning, self.options.gsd_m or 0.0, self.style, self.folder)
             for start in range(0, len(pairs), BATCH)
         ]
 

@@ -46,11 +46,11 @@ class PrepareOptions:
         pattern: where area and scene stand in the paths of a folder, see `kit.data.sources.source.read_source`.
         where: SQL condition that chooses features of footprint files; empty: all.
         allow_outside: accepts scenes and labels that name files outside their folder.
-        tier: of the labels; 0: as the catalogue's id says.
-        gsd_m: metres on the ground per pixel, for ready-made images without a georeference.
+        tier: of the labels; None: as the catalogue's id says.
+        gsd_m: metres on the ground per pixel, for ready-made images without a georeference; None: unknown.
         building_values: classes or colours that are buildings in ready-made masks; empty: 1, else 255.
         only: scenes, as `area/scene`, to cut again; the others stay as they are, cut or not.
-        workers: processes; 0: one per core, and one in all for little imagery.
+        workers: processes; None: one per core, and one in all for little imagery.
         style: of the tiles.
     """
 
@@ -60,11 +60,11 @@ class PrepareOptions:
     pattern: str = ""
     where: str = ""
     allow_outside: bool = False
-    tier: int = 0
-    gsd_m: float = 0.0
+    tier: int | None = None
+    gsd_m: float | None = None
     building_values: tuple[Value, ...] = ()
     only: tuple[str, ...] = ()
-    workers: int = 0
+    workers: int | None = None
     style: Style = field(default_factory=Style)
 
     def check(self) -> None:

@@ -33,7 +33,7 @@ class Batch:
         pairs: of one scene.
         side_px: of the tiles.
         meaning: of the masks' values.
-        gsd_m: metres on the ground per pixel, for images without a georeference.
+        gsd_m: metres on the ground per pixel, for images without a georeference; 0 if unknown.
         style: of the tiles.
         folder: of the data set.
     """

@@ -1,52 +1,61 @@
 """Finds mosaics: shuffled chips without georeference that once were one image."""
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
 from math import exp
+from pathlib import Path
 
-from kit.console import meter
+from kit.console import meter, say
 from kit.data.sources.chips import Chip
-from kit.deploy.engine.memo import recall, remember
 from kit.deploy.mosaics.layout import STEP, ChipPair, Layout, lay_out
 from kit.deploy.mosaics.matching import Joiner, Matches
-from kit.deploy.mosaics.mosaic import Cell, Join, Mosaic, PlacedChip
+from kit.deploy.mosaics.mosaic import Cell, Join, Mosaic, PlacedChip, read_mosaics, write_table
 from kit.deploy.mosaics.sides import BOTTOM, RIGHT, ChipSides, read_sides
 from kit.system.cpu import cpu_count
-from kit.system.files import file_version
+from kit.system.files import replacing
 from kit.system.workers import spread
 
 __all__ = ["find_mosaics"]
 
-VERSION = 1  # of the search: mosaics that another version found are searched again
 DECAY = 3.0  # the best of some hundred normal deviates stands out by x with a chance of exp(-3 x)
 
 
-def find_mosaics(chips: Sequence[Chip], processes: int = 0) -> list[Mosaic]:
+def find_mosaics(chips: Sequence[Chip], processes: int | None = None) -> list[Mosaic]:
     """Returns the mosaics that chips make, the largest first; a chip without a neighbour is a mosaic of its own.
-
-    The result is kept in the user's cache folder. A later call with the same chips, none of them rewritten, reads no
-    image.
 
     Neighbours are expected to lie edge to edge, unturned and at one scale; a side of fewer than 64 px is not joined.
 
     Args:
         chips: as `find_chips` returns them.
-        processes: that read images; 0 for one per CPU core.
+        processes: that read images; None: one per CPU core.
 
     Raises:
         RasterError: a chip is missing or broken.
     """
-    versions = "\n".join(f"{chip.id}/{file_version(chip.path)}" for chip in chips)  # an id holds no slash
-    key = f"{VERSION} {hashlib.sha256(versions.encode()).hexdigest()}"
-    if (known := recall("mosaics", key, list[Mosaic])) is not None:
-        by_id = {chip.id: chip for chip in chips}  # they may lie in another folder now
-        return [
-            replace(mosaic, placed=tuple(replace(placed, chip=by_id[placed.chip.id]) for placed in mosaic.placed))
-            for mosaic in known
-        ]
-    mosaics = assemble(chips, read_all(chips, processes or cpu_count()))
-    remember("mosaics", key, mosaics)
+    return assemble(chips, read_all(chips, processes or cpu_count()))
+
+
+def known_mosaics(chips: Sequence[Chip], table: Path | None) -> list[Mosaic]:
+    """Returns the mosaics that a table of `kit mosaic` has for chips; without such a table, searches for them.
+
+    Args:
+        chips: as `find_chips` returns them.
+        table: `mosaics.csv`. It is written if its folder does not exist; a table of other images stays as it is.
+
+    Raises:
+        DataError: the table is damaged.
+        RasterError: a chip is missing or broken.
+    """
+    if table is None:
+        return find_mosaics(chips)
+    if (mosaics := read_mosaics(table, chips)) is not None:
+        say(f"mosaics: {table}")
+        return mosaics
+    if table.is_file():
+        say(f"{table} belongs to other images: searching again; kit mosaic replaces the table")
+    mosaics = find_mosaics(chips)
+    if not table.parent.exists():
+        with replacing(table) as file:
+            write_table(mosaics, file)
     return mosaics
 
 
@@ -110,7 +119,9 @@ def _mosaic(
             confidences |= {chip: max(confidences[chip], confidence) for chip in (first, second)}
     sides = layout.joiner.sides
     placed = [
-        PlacedChip(chips[i], row - top, col - left, sides[i].height_px, sides[i].width_px, confidences[i])
+        PlacedChip(
+            chips[i], row - top, col - left, sides[i].height_px, sides[i].width_px, confidences[i], sides[i].version
+        )
         for (row, col), i in sorted(cells.items())
     ]
     return Mosaic(name, tuple(placed), tuple(joins))

@@ -9,7 +9,10 @@ from itertools import accumulate
 from pathlib import Path
 
 from kit.data.sources.chips import Chip
-from kit.errors import DataError
+from kit.errors import DataError, KitError, RasterError
+from kit.outputs import as_name
+from kit.paths import Paths
+from kit.system.files import file_version
 
 TABLE = "mosaics.csv"
 RESOLUTIONS = "resolutions.csv"  # see `kit.deploy.mosaics.resolution`; its name is here for readers without torch
@@ -27,6 +30,7 @@ class PlacedChip:
         height_px: of its image.
         width_px: of its image.
         confidence: of its most certain join, 0..1; 1 for a chip without neighbours.
+        version: of the file when it was searched, see `file_version`.
     """
 
     chip: Chip
@@ -35,6 +39,7 @@ class PlacedChip:
     height_px: int
     width_px: int
     confidence: float
+    version: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class Mosaic:
     Args:
         name: `m000` and so on; the mosaic with the most chips comes first.
         placed: its chips, row by row.
-        joins: all pairs of them that lie side by side.
+        joins: all pairs of them that lie side by side; empty if the mosaic was read from a table.
     """
 
     name: str
@@ -124,6 +129,7 @@ class ChipRow:
         left_px: where it begins in the mosaic.
         joins: how many of its sides lie beside another chip.
         confidence: see `PlacedChip`.
+        version: see `PlacedChip`; empty in tables of kit 0.1.
     """
 
     chip: str
@@ -136,6 +142,7 @@ class ChipRow:
     left_px: int
     joins: int
     confidence: float
+    version: str = ""
 
 
 CHIP_COLUMNS = tuple(ChipRow.__annotations__)
@@ -148,6 +155,7 @@ def chip_rows(mosaic: Mosaic) -> list[ChipRow]:
         ChipRow(
             placed.chip.id, mosaic.name, placed.row, placed.col, placed.height_px, placed.width_px,
             mosaic.tops_px[placed.row], mosaic.lefts_px[placed.col], joins[placed.chip.id], placed.confidence,
+            placed.version,
         )
         for placed in mosaic.placed
     ]  # fmt: skip
@@ -168,16 +176,63 @@ def read_table(path: Path) -> list[ChipRow]:
     Raises:
         DataError: it is missing, or not as `write_table` writes it.
     """
-    hint = "run kit mosaic TEST again, into another folder"
+    hint = "remove it, and run kit mosaic TEST again"
     if not path.is_file():
         raise DataError(f"no table {path}", "run kit mosaic TEST")
     try:
         with path.open(newline="") as file:
             columns, *rows = csv.reader(file)
-        if tuple(columns) != CHIP_COLUMNS:
+        if tuple(columns) not in (CHIP_COLUMNS, CHIP_COLUMNS[:-1]):
             found, expected = (", ".join(names) for names in (columns, CHIP_COLUMNS))
             raise DataError(f"{path} has the columns {found!r}, expected {expected!r}", hint)
-        kinds = ChipRow.__annotations__.values()
+        kinds = list(ChipRow.__annotations__.values())[: len(columns)]
         return [ChipRow(*(kind(cell) for kind, cell in zip(kinds, row, strict=True))) for row in rows]
     except (ValueError, csv.Error) as cause:
         raise DataError(f"{path} is not a table of kit mosaic: {cause}", hint) from cause
+
+
+def table_of(test: Path, paths: Paths) -> Path:
+    """Returns where `kit mosaic` writes the table of a test set: a folder of chips, or a STAC catalogue."""
+    folder = test.parent if test.suffix == ".json" else test
+    return paths.mosaics(as_name(folder.resolve().name, "test")) / TABLE
+
+
+def read_mosaics(path: Path, chips: Sequence[Chip]) -> list[Mosaic] | None:
+    """Returns the mosaics in a table; None if there is none, or it was written for other images than these chips'.
+
+    Raises:
+        DataError: the table is damaged.
+        RasterError: a chip is missing.
+    """
+    if not path.is_file():
+        return None
+    rows = read_table(path)
+    by_id = {chip.id: chip for chip in chips}
+    try:
+        versions = {chip.id: file_version(chip.path) for chip in chips}
+    except KitError as cause:
+        raise RasterError(cause.message, cause.hint) from cause
+    if len(rows) != len(chips) or {row.chip: row.version for row in rows} != versions:
+        return None
+    placed: dict[str, list[PlacedChip]] = {}
+    for row in rows:
+        place = PlacedChip(
+            by_id[row.chip], row.row, row.col, row.height_px, row.width_px, row.confidence, row.version
+        )  # fmt: skip
+        placed.setdefault(row.mosaic, []).append(place)
+    mosaics = [Mosaic(name, tuple(chips_of), ()) for name, chips_of in placed.items()]
+    if not all(map(_is_grid, mosaics)):
+        raise DataError(f"{path} is damaged: its rows and columns are not those of a grid", "remove it")
+    return mosaics
+
+
+def _is_grid(mosaic: Mosaic) -> bool:
+    """Returns whether no cell holds two chips, no row or column is empty, and all chips of one have its size."""
+    try:
+        return len(mosaic.at) == len(mosaic.placed) and all(
+            mosaic.tops_px[placed.row] + placed.height_px == mosaic.tops_px[placed.row + 1]
+            and mosaic.lefts_px[placed.col] + placed.width_px == mosaic.lefts_px[placed.col + 1]
+            for placed in mosaic.placed
+        )
+    except KeyError:
+        return False

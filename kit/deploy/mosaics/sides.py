@@ -6,7 +6,7 @@ which chip it is. Of the colours only the longest waves are kept, because JPEG h
 evened out along the side: otherwise one bright roof on each of two sides would make them look alike.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import cv2
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from kit.data.collars import BLACK
 from kit.data.rasters import read_image
 from kit.data.sources.chips import Chip
+from kit.system.files import file_version
 
 Floats = NDArray[np.float32]
 
@@ -50,11 +51,19 @@ class Side:
 
 @dataclass(frozen=True)
 class ChipSides:
-    """A chip's size in px, and its sides in the order right, left, bottom, top."""
+    """The sides of a chip.
+
+    Args:
+        height_px: of its image.
+        width_px: of its image.
+        sides: right, left, bottom, top.
+        version: of the file, see `file_version`.
+    """
 
     height_px: int
     width_px: int
     sides: tuple[Side, Side, Side, Side]
+    version: str = ""
 
     def length_px(self, side: int) -> int:
         """Returns the length of a side."""
@@ -73,7 +82,8 @@ def read_sides(chip: Chip) -> ChipSides:
     Raises:
         RasterError: it is missing or broken.
     """
-    return sides_of(read_image(chip.path))
+    version = file_version(chip.path)
+    return replace(sides_of(read_image(chip.path)), version=version)
 
 
 def sides_of(image: NDArray[np.uint8]) -> ChipSides:

@@ -13,6 +13,7 @@ from kit.data.rasters import read_image
 from kit.data.sources.chips import Chip
 from kit.deploy.mosaics.mosaic import Mosaic, PlacedChip
 from kit.deploy.mosaics.resolution import resized
+from kit.errors import RasterError
 from kit.system.files import file_version
 
 __all__ = ["read_wide"]
@@ -136,13 +137,17 @@ class ChipCache:
         """Returns a chip, uint8 (H, W, 4); alpha is 255 where the file has none.
 
         Raises:
-            RasterError: it is missing or broken.
+            RasterError: it is missing or broken, or has another size.
         """
         key = placed.chip.id, str(placed.chip.path)
         if key in self._images:
             self._images.move_to_end(key)
             return self._images[key]
         image = read_image(placed.chip.path)
+        if image.shape[:2] != (placed.height_px, placed.width_px):
+            raise RasterError(
+                f"{placed.chip.path} changed its size since its mosaic was found", "run the command again"
+            )
         if image.shape[2] == 3:
             image = np.dstack([image, np.full(image.shape[:2], 255, np.uint8)])
         self._images[key] = image

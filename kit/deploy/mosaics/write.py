@@ -20,13 +20,13 @@ from kit.system.files import locked, replacing
 COLUMNS = ("mosaic", "chips", "rows x cols", "joins", "lowest confidence")
 
 
-def write_mosaics(test: Path, folder: Path, processes: int = 0) -> list[Mosaic]:
+def write_mosaics(test: Path, folder: Path, processes: int | None = None) -> list[Mosaic]:
     """Returns the mosaics of a test set, and writes `mosaics.csv` and a picture of each with more than one chip.
 
     Args:
         test: a STAC catalogue or a folder of chips.
         folder: to write into; the table and pictures of an earlier call are replaced, other files stay.
-        processes: that read images; 0 for one per CPU core.
+        processes: that read images; None: one per CPU core.
 
     Raises:
         CatalogError: the test set is missing or empty.

@@ -21,7 +21,7 @@ from kit.deploy.adaptive.calibrate import end_early
 from kit.deploy.engine.backends import EngineOptions
 from kit.deploy.engine.predict import has_ground, predict_image
 from kit.deploy.engine.tuning import TILES, set_up
-from kit.deploy.mosaics.find import find_mosaics
+from kit.deploy.mosaics.find import known_mosaics
 from kit.deploy.mosaics.mosaic import RESOLUTIONS, Mosaic
 from kit.deploy.mosaics.resolution import find_resolutions
 from kit.deploy.mosaics.wide import MARGIN_PX, WideChip, WideReader
@@ -70,6 +70,7 @@ class SubmitOptions:
         mosaic: find which chips lie side by side, and predict each with a margin of its neighbours.
         scale: predict each mosaic at the resolution of training; its own is estimated.
         gsd_m: predict at the resolution of training; this is the chips' own, metres per pixel. Excludes `scale`.
+        mosaics: table of `kit mosaic` that is read if it belongs to the chips, see `known_mosaics`.
     """
 
     engine: EngineOptions = field(default_factory=EngineOptions)
@@ -78,10 +79,16 @@ class SubmitOptions:
     mosaic: bool = False
     scale: bool = False
     gsd_m: float | None = None
+    mosaics: Path | None = None
 
     def __post_init__(self) -> None:
         if self.scale and self.gsd_m is not None:
             raise KitError("--scale estimates the resolution that --gsd gives", "leave one of them out")
+
+    @property
+    def needs_mosaics(self) -> bool:
+        """Whether it matters which chips lie side by side."""
+        return self.mosaic or self.scale
 
     def tables(self) -> list[str]:
         """Returns the names of the tables that the submission has."""
@@ -89,7 +96,9 @@ class SubmitOptions:
 
     def request(self, weights_sha256: str) -> str:
         """Returns a text that is equal for calls that make equal masks."""
-        options = {name: value for name, value in asdict(self).items() if name != "rle"}
+        options = {name: value for name, value in asdict(self).items() if name not in ("rle", "mosaics")}
+        if self.needs_mosaics and self.mosaics and self.mosaics.is_file():
+            options["mosaics_sha256"] = sha256_of(self.mosaics)
         machine = ""
         if self.engine.tuning:  # as measured there
             processor = processor_name(torch.device(self.engine.device))
@@ -220,7 +229,7 @@ def _prepare(chips: Sequence[Chip], shipped: Weights, folder: Path, options: Sub
         remove_leftovers(folder)
         if not (folder / PROGRESS).is_file():
             write_progress(folder)  # marks the folder as kit's
-    mosaics = agreed(find_mosaics(chips) if (options.mosaic or options.scale) and rank() == 0 else [])
+    mosaics = agreed(known_mosaics(chips, options.mosaics) if options.needs_mosaics and rank() == 0 else [])
     weights, reader = ready_to_predict(weights, chips, mosaics, options, folder)
     return Job(weights, options.cleaning, folder, reader)
 

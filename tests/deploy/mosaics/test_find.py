@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,13 @@ from mosaic_fakes import Cut, cut, draw_mosaic, found_joins
 from kit.data.rasters import read_image
 from kit.data.sources.chips import Chip, find_chips
 from kit.deploy.mosaics import find
-from kit.deploy.mosaics.find import find_mosaics
+from kit.deploy.mosaics.find import find_mosaics, known_mosaics
 from kit.deploy.mosaics.layout import Layout, lay_out
 from kit.deploy.mosaics.matching import Joiner, Matches, best_by_chance
-from kit.deploy.mosaics.mosaic import Mosaic
+from kit.deploy.mosaics.mosaic import Mosaic, read_mosaics, table_of
 from kit.deploy.mosaics.sides import BOTTOM, RIGHT, ChipSides, sides_of
-from kit.errors import KitError, RasterError
+from kit.errors import DataError, KitError, RasterError
+from kit.paths import Paths
 
 MINI = Path(__file__).parents[4] / "shared" / "open_cities_mini"
 SIDE_PX = 160
@@ -154,23 +156,55 @@ def test_a_process_that_is_killed_is_named(tmp_path: Path, monkeypatch: pytest.M
         find_mosaics(find_chips(tmp_path), processes=2)
 
 
-def test_the_same_chips_are_searched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    cut(tmp_path / "chips", {"a": draw_mosaic("kum", 0.075, 2, 2, 128, 8)}, 128)
+def test_submit_reads_the_table_of_kit_mosaic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli):
+    cut(tmp_path / "test", {"a": draw_mosaic("kum", 0.075, 2, 2, 128, 8)}, 128)
+    assert cli("mosaic", tmp_path / "test", "--root", tmp_path, "--workers", 1)[0] == 0
     searched: list[int] = []
     monkeypatch.setattr(find, "read_all", lambda chips, n, read=find.read_all: searched.append(n) or read(chips, n))
-    first = found_in(tmp_path / "chips")
-    assert found_in(tmp_path / "chips") == first
-    (tmp_path / "chips").rename(tmp_path / "moved")
-    (mosaic,) = found_in(tmp_path / "moved")
-    assert mosaic.joins == first[0].joins
-    assert {placed.chip.path.parent for placed in mosaic.placed} == {tmp_path / "moved"}
-    assert len(searched) == 1
-    chip = mosaic.placed[0].chip
-    write_tiff(chip.path, noise(128, 128))
-    assert len(found_in(tmp_path / "moved")) == 2
-    chip.path.unlink()
-    found_in(tmp_path / "moved")
-    assert len(searched) == 3
+    chips, table = find_chips(tmp_path / "test"), table_of(tmp_path / "test", Paths(tmp_path))
+    (mosaic,) = known_mosaics(chips, table)
+    assert not searched
+    (found,) = find_mosaics(chips, 1)
+    assert [replace(p, confidence=0) for p in mosaic.placed] == [replace(p, confidence=0) for p in found.placed]
+    before = table.read_bytes()
+    write_tiff(mosaic.placed[0].chip.path, noise(128, 128))
+    assert len(known_mosaics(chips, table)) == 2
+    assert len(searched) == 2
+    assert table.read_bytes() == before  # it is the user's
+    mosaic.placed[0].chip.path.unlink()
+    with pytest.raises(RasterError):
+        known_mosaics(chips, table)
+
+
+def test_a_missing_table_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    cut(tmp_path / "test", {"a": draw_mosaic("kum", 0.075, 2, 2, 128, 8)}, 128)
+    chips, table = find_chips(tmp_path / "test"), tmp_path / "mosaics" / "test" / "mosaics.csv"
+    first = known_mosaics(chips, table)
+    monkeypatch.delattr(find, "read_all")
+    again = known_mosaics(chips, table)
+    assert [[place.chip.id for place in m.placed] for m in again] == [[p.chip.id for p in m.placed] for m in first]
+
+
+@pytest.mark.parametrize(
+    "change", [("m000,0,1,", "m000,0,0,"), ("m000,0,1,", "m000,0,3,"), ("m000,0,1,128", "m000,0,1,99"),
+               ("m000,0,0,", "m000,-1,0,")],
+)  # fmt: skip
+def test_a_damaged_table_is_named(tmp_path: Path, change: tuple[str, str]):
+    cut(tmp_path / "test", {"a": draw_mosaic("kum", 0.075, 2, 2, 128, 8)}, 128)
+    chips, table = find_chips(tmp_path / "test"), tmp_path / "m" / "mosaics.csv"
+    known_mosaics(chips, table)
+    assert change[0] in (text := table.read_text())
+    table.write_text(text.replace(*change))
+    with pytest.raises(DataError, match="is damaged"):
+        known_mosaics(chips, table)
+
+
+def test_a_table_of_an_earlier_version_is_searched_again(tmp_path: Path):
+    cut(tmp_path / "test", {"a": draw_mosaic("kum", 0.075, 2, 2, 128, 8)}, 128)
+    chips, table = find_chips(tmp_path / "test"), tmp_path / "m" / "mosaics.csv"
+    known_mosaics(chips, table)
+    table.write_text("".join(f"{line.rpartition(',')[0]}\n" for line in table.read_text().splitlines()))
+    assert read_mosaics(table, chips) is None
 
 
 def test_nodata_is_not_compared():

@@ -86,7 +86,7 @@ def test_a_submission_sees_each_mosaic_at_its_size(
     mosaics: list[Mosaic], tiny_weights: Exported, tmp_path: Path, estimated: list[str], monkeypatch: pytest.MonkeyPatch
 ):
     """The weights know 0.15 m: m000 of 0.3 m is seen twice as large, as if --gsd had told it."""
-    monkeypatch.setattr(room, "find_mosaics", lambda _: mosaics)
+    monkeypatch.setattr(room, "known_mosaics", lambda *_: mosaics)
 
     def masks(name: str, scale: bool = False, gsd_m: float | None = None) -> dict[str, np.ndarray]:
         options = room.SubmitOptions(room.EngineOptions(tuning=False), scale=scale, gsd_m=gsd_m)

@@ -107,7 +107,7 @@ def test_masks_continue_across_seams(
     whole = predict_image(load_weights(tiny_weights.path), WHOLE) > 0.5
     found = {}
     for kind, mosaics in (("alone", []), ("joined", [mosaic])):
-        monkeypatch.setattr(room, "find_mosaics", lambda _, mosaics=mosaics: mosaics)
+        monkeypatch.setattr(room, "known_mosaics", lambda *_, mosaics=mosaics: mosaics)
         options = room.SubmitOptions(room.EngineOptions(tuning=False), mosaic=True)
         room.submit(tmp_path / "chips", tiny_weights.path, tmp_path / kind, options)
         found[kind] = decode_mask((tmp_path / kind / "c01.tif").read_bytes(), "c01")

@@ -114,7 +114,7 @@ def test_files_beside_the_table_stay(city, tmp_path: Path):
     write_mosaics(city[0], folder, 1)
     again = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert again == first | {"notes.txt": b"mine", "m001.png": b"mine"}
-    (folder / "mosaics.csv").write_text(",".join(CHIP_COLUMNS) + "\n" + "a,../x,0,0,1,1,0,0,0,1\n" * 2)
+    (folder / "mosaics.csv").write_text(",".join(CHIP_COLUMNS) + "\n" + "a,../x,0,0,1,1,0,0,0,1,v\n" * 2)
     (tmp_path / "x.png").write_text("mine")
     with pytest.raises(OutputError, match="cannot name a file"):
         write_mosaics(city[0], folder, 1)
@@ -136,7 +136,7 @@ def test_a_table_that_is_none(tmp_path: Path):
     (tmp_path / "mosaics.csv").write_text("chip,place\n")
     with pytest.raises(DataError, match="has the columns"):
         read_table(tmp_path / "mosaics.csv")
-    for broken in (b"a,m000,x,0,1,1,0,0,0,1", b"a,m000,0", b"\xff", b"a,m000,0,0,1,1,0,0,0,1,2"):
+    for broken in (b"a,m000,x,0,1,1,0,0,0,1,v", b"a,m000,0", b"\xff", b"a,m000,0,0,1,1,0,0,0,1,v,2"):
         (tmp_path / "mosaics.csv").write_bytes(",".join(CHIP_COLUMNS).encode() + b"\n" + broken)
         with pytest.raises(DataError, match="is not a table of kit mosaic"):
             read_table(tmp_path / "mosaics.csv")

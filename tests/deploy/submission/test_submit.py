@@ -491,7 +491,7 @@ def test_a_finished_submission_returns_at_once(
     def needless(*_: object) -> None:
         raise AssertionError("work on a finished submission")
 
-    for name in ("load_weights", "find_mosaics", "find_resolutions", "read_image", "write_tgz", "check_submission"):
+    for name in ("load_weights", "known_mosaics", "find_resolutions", "read_image", "write_tgz", "check_submission"):
         monkeypatch.setattr(room, name, needless)
     with locked(tmp_path / "one"):  # it writes nothing, so it need not wait for anybody
         before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
