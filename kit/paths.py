@@ -8,13 +8,9 @@ from kit.outputs import check_name
 
 @dataclass(frozen=True)
 class Paths:
-    """The folders of one working root.
+    """The folders of one working root."""
 
-    Args:
-        root: the folder given by `--root` or `KIT_ROOT`; the current folder by default.
-    """
-
-    root: Path
+    root: Path  # the folder given by `--root` or `KIT_ROOT`; the current folder by default
 
     @property
     def sample(self) -> Path:

@@ -9,17 +9,11 @@ from kit.errors import DataError
 
 @dataclass(frozen=True)
 class AddedSet:
-    """A data set that trains beside that of `--data`.
+    """A data set that trains beside that of `--data`."""
 
-    Args:
-        name: of the data set.
-        weight: above 0; of its groups in the draw of `BalancedSampler`, where groups of `--data` have 1.
-        index_sha256: of its index, in hex; empty until it was read.
-    """
-
-    name: str
-    weight: float = 1.0
-    index_sha256: str = ""
+    name: str  # of the data set
+    weight: float = 1.0  # above 0; of its groups in the draw of `BalancedSampler`, where groups of `--data` have 1
+    index_sha256: str = ""  # of its index, in hex; empty until it was read
 
     def __str__(self) -> str:
         return f"{self.name}={self.weight:g}{f' ({self.index_sha256[:8]})' if self.index_sha256 else ''}"

@@ -24,15 +24,10 @@ BOUNDARY_PX, CONTACT_M = 5, 5.0
 
 @dataclass(frozen=True)
 class Width:
-    """A width in pixels or in metres on the ground.
+    """A width in pixels or in metres on the ground."""
 
-    Args:
-        value: above 0.
-        unit: `px` or `m`.
-    """
-
-    value: float
-    unit: str
+    value: float  # above 0
+    unit: str  # `px` or `m`
 
     def px(self, gsd_m: float) -> float:
         """Returns it in pixels."""

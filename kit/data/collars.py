@@ -28,17 +28,11 @@ IN_BLACK, IN_WHITE = 1, 2  # values of a collar's map; 0 is imagery
 
 @dataclass(frozen=True)
 class Collar:
-    """Where black or white pixels frame a scene.
+    """Where black or white pixels frame a scene."""
 
-    Args:
-        near: (h, w) uint8, coarse: 0, `IN_BLACK` or `IN_WHITE`, with one coarse pixel around each.
-        transform: from its pixels to the scene's CRS.
-        crs: of the scene.
-    """
-
-    near: NDArray[np.uint8]
-    transform: Affine
-    crs: str
+    near: NDArray[np.uint8]  # (h, w) uint8, coarse: 0, `IN_BLACK` or `IN_WHITE`, with one coarse pixel around each
+    transform: Affine  # from its pixels to the scene's CRS
+    crs: str  # of the scene
 
     def on(self, grid: Grid, row: int, column: int) -> NDArray[np.uint8]:
         """Returns the collar's map on a tile, (side, side)."""

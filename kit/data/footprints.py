@@ -13,26 +13,17 @@ from kit.data.vectors import polygonal, read_labels
 
 @dataclass(frozen=True)
 class Footprints:
-    """The polygons of a scene with a spatial index.
+    """The polygons of a scene with a spatial index."""
 
-    Args:
-        polygons: valid Polygon or MultiPolygon geometries, in `crs`.
-        crs: their CRS.
-        repaired: how many were invalid and have been mended.
-        dropped: how many were empty, null or not polygons.
-        far: how many lie far from the scene, and have been left out.
-        surround: whether the extent of all labels, far ones included, meets the scene: then a scene without footprints
-            is background.
-        notices: what the user should know about the label files.
-    """
-
-    polygons: NDArray[np.object_]
-    crs: str
-    repaired: int = 0
-    dropped: int = 0
-    far: int = 0
+    polygons: NDArray[np.object_]  # valid Polygon or MultiPolygon geometries, in `crs`
+    crs: str  # their CRS
+    repaired: int = 0  # how many were invalid and have been mended
+    dropped: int = 0  # how many were empty, null or not polygons
+    far: int = 0  # how many lie far from the scene, and have been left out
+    # whether the extent of all labels, far ones included, meets the scene: then a scene without footprints is
+    # background
     surround: bool = True
-    notices: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()  # what the user should know about the label files
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_tree", shapely.STRtree(self.polygons))

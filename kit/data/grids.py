@@ -34,24 +34,15 @@ class Grid:
     """Square tiles of one CRS: tile (row, column) starts at (left + column x step, top - row x step).
 
     The step is a tile's side less the overlap: without overlap, tiles share no pixel and leave none out.
-
-    Args:
-        crs: of the grid; empty where an image lies nowhere, and its pixels are the units.
-        x_pixel: width of a pixel, in units of the CRS.
-        y_pixel: its height.
-        left: x of column 0.
-        top: y of row 0.
-        side_px: side of a tile.
-        overlap_px: what a tile shares with the next one.
     """
 
-    crs: str
-    x_pixel: float
-    y_pixel: float
-    left: float
-    top: float
-    side_px: int
-    overlap_px: int = 0
+    crs: str  # of the grid; empty where an image lies nowhere, and its pixels are the units
+    x_pixel: float  # width of a pixel, in units of the CRS
+    y_pixel: float  # its height
+    left: float  # x of column 0
+    top: float  # y of row 0
+    side_px: int  # side of a tile
+    overlap_px: int = 0  # what a tile shares with the next one
 
     @property
     def step_px(self) -> int:

@@ -180,19 +180,12 @@ def _check_bands(source: DatasetReader, href: object) -> None:
 
 @dataclass(frozen=True)
 class Picture:
-    """A whole image in memory, upright.
+    """A whole image in memory, upright."""
 
-    Args:
-        bands: (3 or 4, H, W) uint8: red, green, blue, alpha.
-        valid: (H, W) bool, where there is imagery.
-        crs: of its georeference, or None.
-        transform: pixel to CRS.
-    """
-
-    bands: NDArray[np.uint8]
-    valid: NDArray[np.bool_]
-    crs: CRS | None
-    transform: Affine
+    bands: NDArray[np.uint8]  # (3 or 4, H, W) uint8: red, green, blue, alpha
+    valid: NDArray[np.bool_]  # (H, W) bool, where there is imagery
+    crs: CRS | None  # of its georeference, or None
+    transform: Affine  # pixel to CRS
 
 
 def read_picture(href: str) -> Picture:

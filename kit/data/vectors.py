@@ -40,19 +40,12 @@ Fields = dict[str, NDArray[np.object_]]
 
 @dataclass(frozen=True)
 class Labels:
-    """What one label file holds near a scene.
+    """What one label file holds near a scene."""
 
-    Args:
-        polygons: a Polygon or MultiPolygon per feature, None where it is neither; in the scene's CRS.
-        far: how many features lie far from the scene, and were left out.
-        surround: whether the extent of all features meets the scene; true of a file without features.
-        notices: what the user should know about the file.
-    """
-
-    polygons: Geometries
-    far: int
-    surround: bool
-    notices: tuple[str, ...]
+    polygons: Geometries  # a Polygon or MultiPolygon per feature, None where it is neither; in the scene's CRS
+    far: int  # how many features lie far from the scene, and were left out
+    surround: bool  # whether the extent of all features meets the scene; true of a file without features
+    notices: tuple[str, ...]  # what the user should know about the file
 
 
 class _Summary(NamedTuple):

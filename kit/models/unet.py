@@ -146,21 +146,15 @@ class PixelNet(nn.Module):
 
 @dataclass(frozen=True)
 class Decoder:
-    """The decoder of a `SlimDynamicUnet`.
+    """The decoder of a `SlimDynamicUnet`."""
 
-    Args:
-        widths: channels of the steps up, coarsest first. Fewer steps than the encoder has strides end the decoder
-            early; the logits are then enlarged bilinearly.
-        attention: `scse` in every step, as the seed's EfficientNet-B4.
-        blur: see UpBlock.
-        self_attention: on the third step, as in fastai.
-        auxiliary: a second head on the first step's features, which only training uses (`kit.models.losses.Auxiliary`).
-    """
-
+    # channels of the steps up, coarsest first. Fewer steps than the encoder has strides end the decoder early; the
+    # logits are then enlarged bilinearly
     widths: Sequence[int] = WIDTHS
-    attention: Attention = "none"
-    blur: bool = False
-    self_attention: bool = False
+    attention: Attention = "none"  # `scse` in every step, as the seed's EfficientNet-B4
+    blur: bool = False  # see UpBlock
+    self_attention: bool = False  # on the third step, as in fastai
+    # a second head on the first step's features, which only training uses (`kit.models.losses.Auxiliary`)
     auxiliary: bool = False
 
 

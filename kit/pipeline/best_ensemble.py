@@ -37,51 +37,33 @@ COLUMNS = ("candidate", "networks", "weight", "alone", "adds", "seconds")
 
 @dataclass(frozen=True)
 class BestOptions:
-    """The options of `kit best`.
+    """The options of `kit best`."""
 
-    Args:
-        views: `none`, `flips` or `d4`.
-        formats: to write beside TorchScript.
-        seconds_per_chip: that a chip of 1024 x 1024 px may take on this machine; infinite without a limit.
-    """
-
-    views: str = "flips"
-    formats: Sequence[str] = ()
+    views: str = "flips"  # `none`, `flips` or `d4`
+    formats: Sequence[str] = ()  # to write beside TorchScript
+    # that a chip of 1024 x 1024 px may take on this machine; infinite without a limit
     seconds_per_chip: float = math.inf
 
 
 @dataclass(frozen=True)
 class VoteCandidate:
-    """Runs that vote as one: each tile is predicted by the one that held it out.
+    """Runs that vote as one: each tile is predicted by the one that held it out."""
 
-    Args:
-        name: see `vote_name`.
-        runs: `<recipe>/fold<k>`.
-        tiles: the counts of the tiles that they held out, by name, with their fold and the file of the prediction.
-    """
-
-    name: str
-    runs: tuple[str, ...]
+    name: str  # see `vote_name`
+    runs: tuple[str, ...]  # `<recipe>/fold<k>`
+    # the counts of the tiles that they held out, by name, with their fold and the file of the prediction
     tiles: pd.DataFrame
 
 
 @dataclass(frozen=True)
 class ChosenVote:
-    """A vote, and what its choice rests on.
+    """A vote, and what its choice rests on."""
 
-    Args:
-        votes: of each candidate; that of the best single candidate where several gain nothing.
-        score: its Jaccard index on the tiles that it was chosen on.
-        best_single: likewise, of the best single candidate.
-        nested: scores of tiles that took no part in the choice; None where there is one tile.
-        several: whether it is more than the best single candidate.
-    """
-
-    votes: Votes
-    score: float
-    best_single: float
-    nested: NestedScore | None
-    several: bool
+    votes: Votes  # of each candidate; that of the best single candidate where several gain nothing
+    score: float  # its Jaccard index on the tiles that it was chosen on
+    best_single: float  # likewise, of the best single candidate
+    nested: NestedScore | None  # scores of tiles that took no part in the choice; None where there is one tile
+    several: bool  # whether it is more than the best single candidate
 
     def __str__(self) -> str:
         scores = f"on the tiles of the choice {self.best_single:.4f} -> {self.score:.4f}"

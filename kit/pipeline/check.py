@@ -46,15 +46,10 @@ TIER_1_TILES, TIER_1_FOLDS = 16_246, 5  # the challenge's, at 0.1 m
 
 @dataclass(frozen=True)
 class RecipeCheck:
-    """What `kit check` reports of a recipe.
+    """What `kit check` reports of a recipe."""
 
-    Args:
-        rows: what, and its value in words.
-        sheet: picture of augmented crops.
-    """
-
-    rows: list[tuple[str, str]]
-    sheet: Path
+    rows: list[tuple[str, str]]  # what, and its value in words
+    sheet: Path  # picture of augmented crops
 
 
 class Trial(Callback):

@@ -20,25 +20,15 @@ PERCENTILES = (2.5, 97.5)
 
 @dataclass(frozen=True)
 class Difference:
-    """How two sides differ on some tiles.
+    """How two sides differ on some tiles."""
 
-    Args:
-        scene: `area/scene`, or `pooled`.
-        tiles: how many.
-        first: Jaccard over their pixels.
-        second: likewise, of the second side.
-        difference: second - first.
-        low: where its 95 % interval begins; None where no scene has several tiles.
-        high: where it ends.
-    """
-
-    scene: str
-    tiles: int
-    first: float
-    second: float
-    difference: float
-    low: float | None
-    high: float | None
+    scene: str  # `area/scene`, or `pooled`
+    tiles: int  # how many
+    first: float  # Jaccard over their pixels
+    second: float  # likewise, of the second side
+    difference: float  # second - first
+    low: float | None  # where its 95 % interval begins; None where no scene has several tiles
+    high: float | None  # where it ends
 
     def cells(self) -> tuple[object, ...]:
         """Returns a table row; an interval that is not known is blank."""
@@ -47,25 +37,15 @@ class Difference:
 
 @dataclass(frozen=True)
 class RunComparison:
-    """How two sides, each a run or a recipe's finished folds, differ on the tiles that both held out.
+    """How two sides, each a run or a recipe's finished folds, differ on the tiles that both held out."""
 
-    Args:
-        first: its name.
-        second: its name.
-        first_tiles: how many it held out.
-        second_tiles: likewise.
-        left_out: folds of the recipes that are unfinished or unreadable.
-        scenes: a row a scene, by name.
-        pooled: over all scenes.
-    """
-
-    first: str
-    second: str
-    first_tiles: int
-    second_tiles: int
-    left_out: tuple[str, ...]
-    scenes: tuple[Difference, ...]
-    pooled: Difference
+    first: str  # its name
+    second: str  # its name
+    first_tiles: int  # how many it held out
+    second_tiles: int  # likewise
+    left_out: tuple[str, ...]  # folds of the recipes that are unfinished or unreadable
+    scenes: tuple[Difference, ...]  # a row a scene, by name
+    pooled: Difference  # over all scenes
 
     def columns(self) -> tuple[str, ...]:
         """Returns the titles over the rows' cells."""

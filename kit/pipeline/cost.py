@@ -19,17 +19,11 @@ SIDE_PX = 512
 
 @dataclass(frozen=True)
 class Cost:
-    """What a recipe's network costs.
+    """What a recipe's network costs."""
 
-    Args:
-        encoder: timm name.
-        params_m: parameters, millions.
-        gflop_512: multiplications and additions as torch's counter counts them, for one 512 x 512 image, encoder to
-            logits.
-    """
-
-    encoder: str
-    params_m: float
+    encoder: str  # timm name
+    params_m: float  # parameters, millions
+    # multiplications and additions as torch's counter counts them, for one 512 x 512 image, encoder to logits
     gflop_512: float
 
 

@@ -32,45 +32,27 @@ HINT = "a network must not branch on the size or the values of its input"
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What to export beside the networks themselves.
+    """What to export beside the networks themselves."""
 
-    Args:
-        name: of the weights.
-        recipe: the recipe; of several, their names joined by `+`.
-        views: `none`, `flips` or `d4`.
-        score: pooled Jaccard out of fold, 0..1, or None.
-        gsd_m: metres per pixel of the training tiles.
-        tiles: real images to compare on, uint8 (H, W, 3).
-        cases: drawn images to compare on; by default `kit.deploy.proof.images.CASES`.
-        formats: to write beside TorchScript, see `kit.deploy.freeze.formats.chosen`.
-        postprocess: for the card; the file itself does not apply it.
-        weights: of the networks' votes, above 0, of any sum; empty where all count the same.
-    """
-
-    name: str
-    recipe: str
-    views: str
-    score: float | None
-    gsd_m: float
-    tiles: Sequence[NDArray[np.uint8]] = ()
-    cases: Sequence[images.Case] = ()
-    formats: Sequence[str] = ()
-    postprocess: Postprocess | None = None
-    weights: Sequence[float] = ()
+    name: str  # of the weights
+    recipe: str  # the recipe; of several, their names joined by `+`
+    views: str  # `none`, `flips` or `d4`
+    score: float | None  # pooled Jaccard out of fold, 0..1, or None
+    gsd_m: float  # metres per pixel of the training tiles
+    tiles: Sequence[NDArray[np.uint8]] = ()  # real images to compare on, uint8 (H, W, 3)
+    cases: Sequence[images.Case] = ()  # drawn images to compare on; by default `kit.deploy.proof.images.CASES`
+    formats: Sequence[str] = ()  # to write beside TorchScript, see `kit.deploy.freeze.formats.chosen`
+    postprocess: Postprocess | None = None  # for the card; the file itself does not apply it
+    weights: Sequence[float] = ()  # of the networks' votes, above 0, of any sum; empty where all count the same
 
 
 @dataclass(frozen=True)
 class Exported:
-    """Exported weights.
+    """Exported weights."""
 
-    Args:
-        path: the weights file.
-        card: its card; `parity_max_abs` and `parity_equal_masks` are what was measured.
-        others: the files of other formats, and by how much each differs from the weights file in probability.
-    """
-
-    path: Path
-    card: Card
+    path: Path  # the weights file
+    card: Card  # its card; `parity_max_abs` and `parity_equal_masks` are what was measured
+    # the files of other formats, and by how much each differs from the weights file in probability
     others: Mapping[Path, float] = field(default_factory=dict)
 
 

@@ -30,15 +30,10 @@ MIN_STEPS = 10  # between the two, for a suggestion to mean anything
 
 @dataclass(frozen=True)
 class SuggestedRates:
-    """Rates that a recipe might train with.
+    """Rates that a recipe might train with."""
 
-    Args:
-        rates: suggested, by the name of what suggests them.
-        picture: of the loss over the rate.
-    """
-
-    rates: dict[str, float]
-    picture: Path
+    rates: dict[str, float]  # suggested, by the name of what suggests them
+    picture: Path  # of the loss over the rate
 
 
 class Advance(Callback):

@@ -28,17 +28,11 @@ LARGEST_PX = 400 * 1024**2  # pixels that are read, evenly spread over the tiles
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen clean-up, and the tiles that it was chosen on.
+    """The chosen clean-up, and the tiles that it was chosen on."""
 
-    Args:
-        best: with its scores.
-        tiles: how many were read.
-        held_out: how many validation tiles there are.
-    """
-
-    best: Postprocess
-    tiles: int
-    held_out: int
+    best: Postprocess  # with its scores
+    tiles: int  # how many were read
+    held_out: int  # how many validation tiles there are
 
     def __str__(self) -> str:
         best = self.best
@@ -51,25 +45,15 @@ class Choice:
 
 @dataclass(frozen=True)
 class ValidationTile:
-    """A tile that at least one network was not trained on.
+    """A tile that at least one network was not trained on."""
 
-    Args:
-        name: of the tile.
-        mask: its file.
-        gsd_m: metres per pixel.
-        pixels: how many it has.
-        building_px: of its mask, as counted by the run.
-        predictions: files of probability x 255, one per run that held it out.
-        weights: of these predictions in their mean; empty where all count the same.
-    """
-
-    name: str
-    mask: str
-    gsd_m: float
-    pixels: int
-    building_px: int
-    predictions: tuple[Path, ...]
-    weights: tuple[float, ...] = ()
+    name: str  # of the tile
+    mask: str  # its file
+    gsd_m: float  # metres per pixel
+    pixels: int  # how many it has
+    building_px: int  # of its mask, as counted by the run
+    predictions: tuple[Path, ...]  # files of probability x 255, one per run that held it out
+    weights: tuple[float, ...] = ()  # of these predictions in their mean; empty where all count the same
 
 
 def choose(folders: Sequence[Path], paths: Paths, weights: Sequence[float] = ()) -> Choice | None:

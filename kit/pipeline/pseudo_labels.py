@@ -31,26 +31,18 @@ TIER = 3  # of the index: 1 careful, 2 rough, 3 predicted
 
 @dataclass(frozen=True)
 class PseudoOptions:
-    """How pseudo-labels are made.
+    """How pseudo-labels are made."""
 
-    Args:
-        prediction: how chips are predicted; its cleaning and `rle` do not count.
-        ignore: probabilities in this range, ends included, are uncertain: 255 in masks. None keeps every pixel, and
-            building is what is above 0.5.
-        soft: also write the probabilities, see docs/pseudo.md.
-        min_confidence: chips with a lower mean confidence are left out, 0..1.
-        drop_empty: leaves chips without building out.
-        images: how tiles are stored, a key of `IMAGE_FORMATS`.
-        round: number of the round, for the ledger.
-    """
-
+    # how chips are predicted; its cleaning and `rle` do not count
     prediction: SubmitOptions = field(default_factory=SubmitOptions)
+    # probabilities in this range, ends included, are uncertain: 255 in masks. None keeps every pixel, and building is
+    # what is above 0.5
     ignore: tuple[float, float] | None = (0.35, 0.65)
-    soft: bool = False
-    min_confidence: float = 0.0
-    drop_empty: bool = False
-    images: str = "lossless"
-    round: int = 1
+    soft: bool = False  # also write the probabilities, see docs/pseudo.md
+    min_confidence: float = 0.0  # chips with a lower mean confidence are left out, 0..1
+    drop_empty: bool = False  # leaves chips without building out
+    images: str = "lossless"  # how tiles are stored, a key of `IMAGE_FORMATS`
+    round: int = 1  # number of the round, for the ledger
 
     def check(self) -> None:
         """Checks the options before anything is read.
@@ -149,21 +141,13 @@ class LabelledChip(ProgressRow):
 
 @dataclass(frozen=True)
 class Labeller:
-    """How chips become labelled tiles of a data set.
+    """How chips become labelled tiles of a data set."""
 
-    Args:
-        weights: set up to predict.
-        reader: of the chips.
-        options: see `PseudoOptions`.
-        folder: of the data set.
-        side_px: of the tiles: smaller chips are filled up with no data on the right and below.
-    """
-
-    weights: Weights
-    reader: WideReader
-    options: PseudoOptions
-    folder: Path
-    side_px: int
+    weights: Weights  # set up to predict
+    reader: WideReader  # of the chips
+    options: PseudoOptions  # see `PseudoOptions`
+    folder: Path  # of the data set
+    side_px: int  # of the tiles: smaller chips are filled up with no data on the right and below
 
     @property
     def identity(self) -> str:

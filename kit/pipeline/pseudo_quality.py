@@ -24,26 +24,16 @@ class PseudoQuality:
 
     Each network predicts only tiles that it was not trained on, in one view: the ensemble should do a little better on
     the same ground. Chips of another place may be harder.
-
-    Args:
-        runs: whose out-of-fold predictions were compared.
-        members: of the weights.
-        tiles: that were compared.
-        held_out: validation tiles there are.
-        kept_tiles: of the compared ones, not left out by the options.
-        kept_fraction: share of the pixels with imagery that have a label, 0..1.
-        agreement: share of the labels that are as the truth, 0..1.
-        jaccard: index of building between labels and truth, where there is a label, 0..1.
     """
 
-    runs: tuple[str, ...]
-    members: int
-    tiles: int
-    held_out: int
-    kept_tiles: int
-    kept_fraction: float
-    agreement: float
-    jaccard: float
+    runs: tuple[str, ...]  # whose out-of-fold predictions were compared
+    members: int  # of the weights
+    tiles: int  # that were compared
+    held_out: int  # validation tiles there are
+    kept_tiles: int  # of the compared ones, not left out by the options
+    kept_fraction: float  # share of the pixels with imagery that have a label, 0..1
+    agreement: float  # share of the labels that are as the truth, 0..1
+    jaccard: float  # index of building between labels and truth, where there is a label, 0..1
 
     def __str__(self) -> str:
         some = "" if self.tiles == self.held_out else f" of {self.held_out}"

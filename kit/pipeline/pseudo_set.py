@@ -45,23 +45,14 @@ MOST_APART = 1.5  # times the resolution of training, or its part: farther chips
 
 @dataclass(frozen=True)
 class PseudoLabels:
-    """The result of `label_chips`.
+    """The result of `label_chips`."""
 
-    Args:
-        folder: of the data set.
-        chips: how many there are.
-        kept: how many stand in the index.
-        left_out: how many do not, by reason.
-        building_fraction: share of building among the labelled pixels of the index, 0..1.
-        ignored_fraction: share of uncertain pixels in the imagery of the kept chips, 0..1.
-    """
-
-    folder: Path
-    chips: int
-    kept: int
-    left_out: Mapping[str, int]
-    building_fraction: float
-    ignored_fraction: float
+    folder: Path  # of the data set
+    chips: int  # how many there are
+    kept: int  # how many stand in the index
+    left_out: Mapping[str, int]  # how many do not, by reason
+    building_fraction: float  # share of building among the labelled pixels of the index, 0..1
+    ignored_fraction: float  # share of uncertain pixels in the imagery of the kept chips, 0..1
 
     def lines(self) -> list[str]:
         """Returns the result in words."""

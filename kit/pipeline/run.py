@@ -33,33 +33,20 @@ from kit.training.recipe import Recipe, load_recipe
 
 @dataclass(frozen=True)
 class RunOptions:
-    """The options of `kit run`.
+    """The options of `kit run`."""
 
-    Args:
-        data: name of the data set; empty for the only one. Folds and validation come from it.
-        added: data sets that train beside it, in every fold.
-        folds: numbers, or `("all",)`; empty for every fold there is.
-        seed: random seed.
-        device: empty for the best there is.
-        workers: loader processes; None: as many as suit the machine.
-        setup: how each fold is trained; `teacher`, `start_from` and `added` here fill in its fields of these names.
-        teacher: an exported weights file, for recipes that learn from one.
-        start_from: weights to begin with, see `start_file`.
-        views: of the exported ensemble.
-        export: exports the ensemble in the end.
-    """
-
-    data: str = ""
-    added: tuple[AddedSet, ...] = ()
-    folds: tuple[int | str, ...] = ()
-    seed: int = 0
-    device: str = ""
-    workers: int | None = None
+    data: str = ""  # name of the data set; empty for the only one. Folds and validation come from it
+    added: tuple[AddedSet, ...] = ()  # data sets that train beside it, in every fold
+    folds: tuple[int | str, ...] = ()  # numbers, or `("all",)`; empty for every fold there is
+    seed: int = 0  # random seed
+    device: str = ""  # empty for the best there is
+    workers: int | None = None  # loader processes; None: as many as suit the machine
+    # how each fold is trained; `teacher`, `start_from` and `added` here fill in its fields of these names
     setup: Setup = field(default_factory=Setup)
-    teacher: Path | None = None
-    start_from: str = ""
-    views: str = "flips"
-    export: bool = True
+    teacher: Path | None = None  # an exported weights file, for recipes that learn from one
+    start_from: str = ""  # weights to begin with, see `start_file`
+    views: str = "flips"  # of the exported ensemble
+    export: bool = True  # exports the ensemble in the end
 
 
 def run(name: str, paths: Paths, options: RunOptions) -> Exported | None:

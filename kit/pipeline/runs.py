@@ -18,37 +18,22 @@ COLUMNS = ("run", "state", "score", "epoch", "minutes", "data", "encoder", "seed
 
 @dataclass(frozen=True)
 class Run:
-    """A run as its folder tells it, or the finished folds of a recipe together.
+    """A run as its folder tells it, or the finished folds of a recipe together."""
 
-    Args:
-        run: `<recipe>/fold<k>`; the recipe alone where its folds are pooled.
-        state: what it is.
-        score: Jaccard over the held-out pixels; of an unfinished run the best that its log has so far.
-        counts: held-out pixels of a finished run; None where nothing was held out.
-        epoch: the best one, from 1.
-        epochs: how many were planned.
-        epochs_done: how many the log of an unfinished run has.
-        minutes: wall time of training; of a pooled line, the sum.
-        data: name of the data set.
-        encoder: timm name.
-        seed: of every random choice.
-        folds: how many were pooled.
-        problem: why it is unreadable.
-    """
-
-    run: str
-    state: Literal["finished", "unfinished", "unreadable", "pooled"]
+    run: str  # `<recipe>/fold<k>`; the recipe alone where its folds are pooled
+    state: Literal["finished", "unfinished", "unreadable", "pooled"]  # what it is
+    # Jaccard over the held-out pixels; of an unfinished run the best that its log has so far
     score: float | None = None
-    counts: Counts | None = None
-    epoch: int | None = None
-    epochs: int | None = None
-    epochs_done: int | None = None
-    minutes: float | None = None
-    data: str | None = None
-    encoder: str | None = None
-    seed: int | None = None
-    folds: int | None = None
-    problem: str | None = None
+    counts: Counts | None = None  # held-out pixels of a finished run; None where nothing was held out
+    epoch: int | None = None  # the best one, from 1
+    epochs: int | None = None  # how many were planned
+    epochs_done: int | None = None  # how many the log of an unfinished run has
+    minutes: float | None = None  # wall time of training; of a pooled line, the sum
+    data: str | None = None  # name of the data set
+    encoder: str | None = None  # timm name
+    seed: int | None = None  # of every random choice
+    folds: int | None = None  # how many were pooled
+    problem: str | None = None  # why it is unreadable
 
     def cells(self) -> tuple[object, ...]:
         """Returns a table row, see COLUMNS; what is not known is blank."""

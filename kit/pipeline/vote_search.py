@@ -22,21 +22,13 @@ Votes = tuple[int, ...]  # how many each candidate has
 
 @dataclass(frozen=True)
 class VotePixels:
-    """Validation pixels as every candidate predicts them.
+    """Validation pixels as every candidate predicts them."""
 
-    Args:
-        values: probability x 255, uint8 (candidates, pixels).
-        building: the truth, bool (pixels,).
-        tile: the number of each pixel's tile, (pixels,).
-        part: the part of nested validation that each tile belongs to, 0 and up, (tiles,).
-        scene: the number of each tile's scene, (tiles,).
-    """
-
-    values: NDArray[np.uint8]
-    building: NDArray[np.bool_]
-    tile: NDArray[np.int64]
-    part: NDArray[np.int64]
-    scene: NDArray[np.int64]
+    values: NDArray[np.uint8]  # probability x 255, uint8 (candidates, pixels)
+    building: NDArray[np.bool_]  # the truth, bool (pixels,)
+    tile: NDArray[np.int64]  # the number of each pixel's tile, (pixels,)
+    part: NDArray[np.int64]  # the part of nested validation that each tile belongs to, 0 and up, (tiles,)
+    scene: NDArray[np.int64]  # the number of each tile's scene, (tiles,)
 
     def levels(self, votes: Votes, groups: NDArray[np.int64]) -> NDArray[np.int64]:
         """Returns how many pixels of background, of building have each mean value, (groups, 2, 256).
@@ -56,19 +48,12 @@ class VotePixels:
 
 @dataclass(frozen=True)
 class NestedScore:
-    """Scores of tiles that took no part in the choice: chosen on all parts but one, scored on that one, pooled.
+    """Scores of tiles that took no part in the choice: chosen on all parts but one, scored on that one, pooled."""
 
-    Args:
-        single: Jaccard of the candidate that was best by itself.
-        vote: Jaccard of the chosen vote.
-        low: where the 95 % interval of their difference begins; None where every scene has one tile.
-        high: where it ends.
-    """
-
-    single: float
-    vote: float
-    low: float | None
-    high: float | None
+    single: float  # Jaccard of the candidate that was best by itself
+    vote: float  # Jaccard of the chosen vote
+    low: float | None  # where the 95 % interval of their difference begins; None where every scene has one tile
+    high: float | None  # where it ends
 
     @property
     def gain(self) -> float:

@@ -29,17 +29,11 @@ FACET_LIGHT = 0.22  # a facet that faces the sun is so much brighter than a flat
 
 @dataclass(frozen=True)
 class Drawing:
-    """A drawn scene.
+    """A drawn scene."""
 
-    Args:
-        image: (H, W, 4) uint8, RGB and alpha; alpha is 255, or 0 where RGB is black.
-        truth: (H, W) uint8, 1 where the centre of a pixel lies on a roof, 255 where alpha is 0, else 0.
-        plan: the ground plan, px; the outlines of its houses are the footprints.
-    """
-
-    image: Bytes
-    truth: Bytes
-    plan: CityPlan
+    image: Bytes  # (H, W, 4) uint8, RGB and alpha; alpha is 255, or 0 where RGB is black
+    truth: Bytes  # (H, W) uint8, 1 where the centre of a pixel lies on a roof, 255 where alpha is 0, else 0
+    plan: CityPlan  # the ground plan, px; the outlines of its houses are the footprints
 
 
 def draw_scene(rng: np.random.Generator, look: Look, height: int, width: int, *, border: bool = True) -> Drawing:

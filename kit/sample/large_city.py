@@ -46,15 +46,10 @@ Polygons = npt.NDArray[np.object_]
 
 @dataclass(frozen=True)
 class Patch:
-    """A square piece of a city.
+    """A square piece of a city."""
 
-    Args:
-        image: (side, side, 3) uint8, RGB.
-        footprints: polygons, px of the patch; they may reach beyond.
-    """
-
-    image: npt.NDArray[np.uint8]
-    footprints: Polygons
+    image: npt.NDArray[np.uint8]  # (side, side, 3) uint8, RGB
+    footprints: Polygons  # polygons, px of the patch; they may reach beyond
 
     def view(self, number: int) -> "Patch":
         """Returns one of the patch's 8 views: bit 0 swaps rows and columns, 1 mirrors left-right, 2 top-bottom."""

@@ -16,17 +16,11 @@ Window = tuple[slice, slice]  # rows, columns
 
 @dataclass(frozen=True)
 class Material:
-    """A roof covering.
+    """A roof covering."""
 
-    Args:
-        colour: its mean, RGB 0-255.
-        spread: sigma of the log of the brightness, from roof to roof.
-        laid: `sheets` (seams run up the slope), `tiles` (rows run along the eaves) or `cast` (no seams).
-    """
-
-    colour: Colour
-    spread: float
-    laid: str
+    colour: Colour  # its mean, RGB 0-255
+    spread: float  # sigma of the log of the brightness, from roof to roof
+    laid: str  # `sheets` (seams run up the slope), `tiles` (rows run along the eaves) or `cast` (no seams)
 
 
 MATERIALS = {

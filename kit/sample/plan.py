@@ -22,27 +22,17 @@ Colour = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Look:
-    """What sets one area apart from another.
+    """What sets one area apart from another."""
 
-    Args:
-        earth: colours (RGB, 0-255) of bare ground, blended by noise.
-        grass: colours (RGB) of grass and crops, blended by noise.
-        materials: roof material (a key of `paint.MATERIALS`) -> weight; yards and plots draw from the same ones.
-        green: share of the open ground that is grassy, 0..1.
-        gap_m: shortest and longest gap between neighbouring houses of a row, metres.
-        open_blocks: share of street blocks without houses, 0..1.
-        trees: trees per hectare.
-        asphalt: share of streets that are asphalted, 0..1.
-    """
-
-    earth: tuple[Colour, ...]
-    grass: tuple[Colour, ...]
+    earth: tuple[Colour, ...]  # colours (RGB, 0-255) of bare ground, blended by noise
+    grass: tuple[Colour, ...]  # colours (RGB) of grass and crops, blended by noise
+    # roof material (a key of `paint.MATERIALS`) -> weight; yards and plots draw from the same ones
     materials: dict[str, float]
-    green: float
-    gap_m: tuple[float, float]
-    open_blocks: float
-    trees: float
-    asphalt: float
+    green: float  # share of the open ground that is grassy, 0..1
+    gap_m: tuple[float, float]  # shortest and longest gap between neighbouring houses of a row, metres
+    open_blocks: float  # share of street blocks without houses, 0..1
+    trees: float  # trees per hectare
+    asphalt: float  # share of streets that are asphalted, 0..1
 
 
 @dataclass(frozen=True)
@@ -63,19 +53,12 @@ class Wing:
 
 @dataclass(frozen=True)
 class House:
-    """A roof of one or two wings.
+    """A roof of one or two wings."""
 
-    Args:
-        wings: the main wing first.
-        roof: `gable`, `hip`, `lean` (one slope) or `flat`.
-        height_m: what the shadow's length follows from.
-        outline: the union of the wings, px: the footprint.
-    """
-
-    wings: tuple[Wing, ...]
-    roof: str
-    height_m: float
-    outline: Polygon
+    wings: tuple[Wing, ...]  # the main wing first
+    roof: str  # `gable`, `hip`, `lean` (one slope) or `flat`
+    height_m: float  # what the shadow's length follows from
+    outline: Polygon  # the union of the wings, px: the footprint
 
 
 @dataclass(frozen=True)
@@ -89,20 +72,13 @@ class Street:
 
 @dataclass
 class CityPlan:
-    """One scene's ground plan.
+    """One scene's ground plan."""
 
-    Args:
-        streets: the grid, with crossings.
-        houses: at least `CLEAR_M` apart and off the streets.
-        yards: the ground around houses.
-        fields: the plots of blocks without houses.
-        trees: (N, 3) float: x, y, crown radius, px.
-    """
-
-    streets: list[Street] = field(default_factory=list)
-    houses: list[House] = field(default_factory=list)
-    yards: list[Wing] = field(default_factory=list)
-    fields: list[Wing] = field(default_factory=list)
+    streets: list[Street] = field(default_factory=list)  # the grid, with crossings
+    houses: list[House] = field(default_factory=list)  # at least `CLEAR_M` apart and off the streets
+    yards: list[Wing] = field(default_factory=list)  # the ground around houses
+    fields: list[Wing] = field(default_factory=list)  # the plots of blocks without houses
+    # (N, 3) float: x, y, crown radius, px
     trees: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 3)))
 
 

@@ -42,25 +42,15 @@ AREAS = {
 
 @dataclass(frozen=True)
 class Site:
-    """One scene to draw.
+    """One scene to draw."""
 
-    Args:
-        scene: its id.
-        area: a key of `AREAS`.
-        height_px: of the image.
-        width_px: of the image.
-        gsd_m: the ground size of a pixel.
-        east_m: how far its upper left corner lies east of its area's place.
-        south_m: how far it lies south of it.
-    """
-
-    scene: str
-    area: str
-    height_px: int
-    width_px: int
-    gsd_m: float = GSD_M
-    east_m: float = 0
-    south_m: float = 0
+    scene: str  # its id
+    area: str  # a key of `AREAS`
+    height_px: int  # of the image
+    width_px: int  # of the image
+    gsd_m: float = GSD_M  # the ground size of a pixel
+    east_m: float = 0  # how far its upper left corner lies east of its area's place
+    south_m: float = 0  # how far it lies south of it
 
     def sized(self, shrink: int = 1, scale: float = 1) -> "Site":
         """Returns the site with its sides divided by `shrink`, and its area and what lies between grown by `scale`."""

@@ -9,25 +9,15 @@ NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 @dataclass(frozen=True)
 class Rank:
-    """This process as one of several that work together.
+    """This process as one of several that work together."""
 
-    Args:
-        number: of this process, from 0.
-        count: of all processes, at least 2.
-        number_here: of this process on this machine, from 0.
-        count_here: of the processes on this machine.
-        host: where rank 0 listens.
-        port: likewise.
-        by_kit: whether kit itself started them.
-    """
-
-    number: int
-    count: int
-    number_here: int
-    count_here: int
-    host: str
+    number: int  # of this process, from 0
+    count: int  # of all processes, at least 2
+    number_here: int  # of this process on this machine, from 0
+    count_here: int  # of the processes on this machine
+    host: str  # where rank 0 listens
     port: int
-    by_kit: bool
+    by_kit: bool  # whether kit itself started them
 
 
 def own_rank() -> Rank | None:

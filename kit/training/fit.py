@@ -62,35 +62,22 @@ EXACT = ("threads", "ranks")  # and, while it is unfinished, what its last bits 
 
 @dataclass(frozen=True)
 class Setup:
-    """How fits are done, beside what the recipe says.
+    """How fits are done, beside what the recipe says."""
 
-    Args:
-        length: how long a fold trains.
-        source: where the encoder's weights come from.
-        precision: `fp32`, `bf16` or `fp16`; empty for what the device is fastest in.
-        compiled: runs the network through torch.compile: for GPUs, it takes minutes to start.
-        teacher: members' probabilities for pixels, see `Distillation`; for recipes that learn from one.
-        teacher_sha256: checksum of the teacher's file.
-        added: data sets that train beside that of `--data`, for the settings: the fold has their tiles already.
-        start_from: safetensors of the whole network to begin with, instead of those of the encoder.
-        checkpoint_minutes: between two checkpoints within an epoch; 0 for none.
-        tensorboard: logs for TensorBoard, too.
-        resume: goes on with an unfinished run although something was changed.
-        restart: forgets an earlier run.
-    """
-
-    length: LengthOptions = field(default_factory=LengthOptions)
-    source: Source = field(default_factory=Source)
-    compiled: bool = False
-    precision: str = ""
+    length: LengthOptions = field(default_factory=LengthOptions)  # how long a fold trains
+    source: Source = field(default_factory=Source)  # where the encoder's weights come from
+    compiled: bool = False  # runs the network through torch.compile: for GPUs, it takes minutes to start
+    precision: str = ""  # `fp32`, `bf16` or `fp16`; empty for what the device is fastest in
+    # members' probabilities for pixels, see `Distillation`; for recipes that learn from one
     teacher: Callable[[Tensor], Tensor] | None = None
-    teacher_sha256: str = ""
+    teacher_sha256: str = ""  # checksum of the teacher's file
+    # data sets that train beside that of `--data`, for the settings: the fold has their tiles already
     added: tuple[AddedSet, ...] = ()
-    start_from: Path | None = None
-    checkpoint_minutes: float = 10.0
-    tensorboard: bool = False
-    resume: bool = False
-    restart: bool = False
+    start_from: Path | None = None  # safetensors of the whole network to begin with, instead of those of the encoder
+    checkpoint_minutes: float = 10.0  # between two checkpoints within an epoch; 0 for none
+    tensorboard: bool = False  # logs for TensorBoard, too
+    resume: bool = False  # goes on with an unfinished run although something was changed
+    restart: bool = False  # forgets an earlier run
 
 
 def fit_fold(recipe: Recipe, fold: Fold, folder: Path, data: str, data_sha256: str, setup: Setup) -> Result:

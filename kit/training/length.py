@@ -21,17 +21,11 @@ PLAN = "plan.csv"  # of a run with a time budget
 
 @dataclass(frozen=True)
 class LengthOptions:
-    """How long a fold trains; None leaves it to the recipe.
+    """How long a fold trains; None leaves it to the recipe."""
 
-    Args:
-        minutes: wall time, validation included.
-        epochs: over all fits of the recipe, in the recipe's proportion.
-        steps: batches of each rank, over all epochs.
-    """
-
-    minutes: float | None = None
-    epochs: int | None = None
-    steps: int | None = None
+    minutes: float | None = None  # wall time, validation included
+    epochs: int | None = None  # over all fits of the recipe, in the recipe's proportion
+    steps: int | None = None  # batches of each rank, over all epochs
 
 
 def count_epochs(recipe: Any, learn: Any) -> list[int]:
@@ -166,28 +160,17 @@ class StepPlan:
     """The plan of an epoch, made at one of its steps.
 
     Between two plans, schedules advance by equal shares a step.
-
-    Args:
-        epoch: over all fits, from 0.
-        step: steps of the epoch that were done.
-        share: 0 to 1, how far the schedules had advanced within the epoch.
-        seconds: of the budget that were used.
-        step_seconds: that a step took lately; 0 where unknown.
-        epoch_seconds: that an epoch takes beside its steps: validation, saving.
-        steps: of the epoch, in all.
-        next_step: at which it is planned anew.
-        total: steps of all epochs, if the machine stays as fast.
     """
 
-    epoch: int
-    step: int
-    share: float
-    seconds: float
-    step_seconds: float
-    epoch_seconds: float
-    steps: int
-    next_step: int
-    total: int
+    epoch: int  # over all fits, from 0
+    step: int  # steps of the epoch that were done
+    share: float  # 0 to 1, how far the schedules had advanced within the epoch
+    seconds: float  # of the budget that were used
+    step_seconds: float  # that a step took lately; 0 where unknown
+    epoch_seconds: float  # that an epoch takes beside its steps: validation, saving
+    steps: int  # of the epoch, in all
+    next_step: int  # at which it is planned anew
+    total: int  # steps of all epochs, if the machine stays as fast
 
     def share_at(self, step: int) -> float:
         """Returns how far schedules have advanced within the epoch before a step, 0 to 1."""

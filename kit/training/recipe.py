@@ -27,19 +27,12 @@ SIGNATURES = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """A loaded recipe file.
+    """A loaded recipe file."""
 
-    Args:
-        name: the file's stem.
-        path: the file.
-        module: the loaded module.
-        parents: files of the recipes that it imports, and of theirs.
-    """
-
-    name: str
-    path: Path
-    module: ModuleType
-    parents: tuple[Path, ...] = ()
+    name: str  # the file's stem
+    path: Path  # the file
+    module: ModuleType  # the loaded module
+    parents: tuple[Path, ...] = ()  # files of the recipes that it imports, and of theirs
 
     @property
     def purpose(self) -> str:

@@ -21,54 +21,34 @@ AtLeast0 = Annotated[int, Ge(0)]
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished run scored on its validation tiles.
+    """What a finished run scored on its validation tiles."""
 
-    Args:
-        recipe: its name.
-        fold: number, or `all`.
-        score: pooled Jaccard of the validation tiles; None where there are none.
-        scenes: counts per `area/scene`.
-        seconds: of the fit, validation included.
-        epoch: the one whose weights were kept, from 0.
-        best_sha256: of best.safetensors, in hex; empty in results of older versions.
-    """
-
-    recipe: str
-    fold: int | str
-    score: Annotated[float, Ge(0), Le(1)] | None
-    scenes: dict[str, Counts]
-    seconds: Annotated[float, Ge(0)]
-    epoch: AtLeast0
-    best_sha256: str = ""
+    recipe: str  # its name
+    fold: int | str  # number, or `all`
+    score: Annotated[float, Ge(0), Le(1)] | None  # pooled Jaccard of the validation tiles; None where there are none
+    scenes: dict[str, Counts]  # counts per `area/scene`
+    seconds: Annotated[float, Ge(0)]  # of the fit, validation included
+    epoch: AtLeast0  # the one whose weights were kept, from 0
+    best_sha256: str = ""  # of best.safetensors, in hex; empty in results of older versions
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What a run was trained with: `settings.json`. None is a value that an older kit did not write.
-
-    Args:
-        data, data_sha256: data set of `--data`, which gives folds and validation, and the checksum of its index.
-        added: data sets that only train, each with its weight and the checksum of its index.
-        minutes, epochs_option, steps_option: see `LengthOptions`; 0 if the recipe decides.
-        precision_option: `--precision`; empty where kit chose.
-        epochs: over all fits.
-        steps_per_epoch: of a run without a time budget.
-        gsd_m: median ground sampling distance of the training tiles of `data`, m per px.
-    """
+    """What a run was trained with: `settings.json`. None is a value that an older kit did not write."""
 
     kit_version: str | None = None
     recipe: str | None = None
     recipe_path: str | None = None
     recipe_sha256: str | None = None
-    data: str | None = None
+    data: str | None = None  # data set of `--data`, which gives folds and validation, and the checksum of its index
     data_sha256: str | None = None
-    added: tuple[AddedSet, ...] = ()
+    added: tuple[AddedSet, ...] = ()  # data sets that only train, each with its weight and the checksum of its index
     fold: int | str | None = None
     seed: int | None = None
-    minutes: float | None = None
-    epochs_option: int | None = None
-    steps_option: int | None = None
-    precision_option: str | None = None
+    minutes: float | None = None  # see `LengthOptions`; 0 if the recipe decides
+    epochs_option: int | None = None  # see `LengthOptions`; 0 if the recipe decides
+    steps_option: int | None = None  # see `LengthOptions`; 0 if the recipe decides
+    precision_option: str | None = None  # `--precision`; empty where kit chose
     encoder_source: str | None = None
     start_from: str | None = None
     start_sha256: str | None = None
@@ -76,6 +56,7 @@ class RunSettings:
     compiled: bool | None = None
     threads: int | None = None
     ranks: int | None = None
+    # median ground sampling distance of the training tiles of `data`, m per px
     gsd_m: Annotated[float, Ge(0)] | None = None
     encoder: str | None = None
     encoder_weights: str | None = None
@@ -83,8 +64,8 @@ class RunSettings:
     workers: int | None = None
     device: str | None = None
     torch_version: str | None = None
-    epochs: AtLeast0 | None = None
-    steps_per_epoch: int | None = None
+    epochs: AtLeast0 | None = None  # over all fits
+    steps_per_epoch: int | None = None  # of a run without a time budget
     precision: str | None = None
 
 

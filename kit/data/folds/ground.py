@@ -29,17 +29,11 @@ Pairs = NDArray[np.int64]  # (P, 2), rows of the index
 
 @dataclass(frozen=True)
 class Ground:
-    """The tiles of an index on the ground, one row per tile; lengths in metres of EPSG:3857 unless noted.
+    """The tiles of an index on the ground, one row per tile; lengths in metres of EPSG:3857 unless noted."""
 
-    Args:
-        squares: outlines, None for a tile without georeference; (n,).
-        centres: x and y, NaN without georeference; (n, 2).
-        sides_m: the shorter side, metres on the ground; NaN without georeference; (n,).
-    """
-
-    squares: NDArray[np.object_]
-    centres: NDArray[np.float64]
-    sides_m: NDArray[np.float64]
+    squares: NDArray[np.object_]  # outlines, None for a tile without georeference; (n,)
+    centres: NDArray[np.float64]  # x and y, NaN without georeference; (n, 2)
+    sides_m: NDArray[np.float64]  # the shorter side, metres on the ground; NaN without georeference; (n,)
 
     @property
     def known(self) -> NDArray[np.bool_]:

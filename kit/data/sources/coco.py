@@ -71,19 +71,12 @@ class _Coco(BaseModel):
 
 @dataclass(frozen=True)
 class DrawnMask:
-    """The buildings of one chip, in pixels of the upright image.
+    """The buildings of one chip, in pixels of the upright image."""
 
-    Args:
-        width_px: of the chip.
-        height_px: of the chip.
-        rings: outlines, each x0 y0 x1 y1 ... from the upper left corner.
-        runs: masks as run lengths, by columns, background first.
-    """
-
-    width_px: int
-    height_px: int
-    rings: tuple[tuple[float, ...], ...] = ()
-    runs: tuple[tuple[int, ...], ...] = ()
+    width_px: int  # of the chip
+    height_px: int  # of the chip
+    rings: tuple[tuple[float, ...], ...] = ()  # outlines, each x0 y0 x1 y1 ... from the upper left corner
+    runs: tuple[tuple[int, ...], ...] = ()  # masks as run lengths, by columns, background first
 
     def mask(self) -> NDArray[np.uint8]:
         """Returns the mask, (H, W) uint8: 0 background, 1 building."""

@@ -26,21 +26,14 @@ EXPECTED = (
 
 @dataclass(frozen=True)
 class _File:
-    """One file of the folder.
+    """One file of the folder."""
 
-    Args:
-        path: relative to the folder.
-        kind: `image`, `mask`, `footprints` or `annotations`.
-        folders: where it lies, without words such as `images` and `masks`: an image and its labels lie in the same.
-        stem: of the file's name, without `_mask`.
-        drawing: of one image, of annotations.
-    """
-
-    path: PurePosixPath
-    kind: str
+    path: PurePosixPath  # relative to the folder
+    kind: str  # `image`, `mask`, `footprints` or `annotations`
+    # where it lies, without words such as `images` and `masks`: an image and its labels lie in the same
     folders: tuple[str, ...]
-    stem: str
-    drawing: DrawnMask | None = None
+    stem: str  # of the file's name, without `_mask`
+    drawing: DrawnMask | None = None  # of one image, of annotations
 
 
 def read_folder(folder: Path, pattern: str, tier: int, where: str = "") -> tuple[list[Scene], list[Pair]]:

@@ -57,27 +57,16 @@ class _File(_Part):
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One item of a catalogue, its hrefs absolute.
+    """One item of a catalogue, its hrefs absolute."""
 
-    Args:
-        id: of the item.
-        area: its collection's id, else that of the catalogue that lists it.
-        href: where it lies.
-        image: the asset `image`, else the first TIFF; empty where there is none.
-        vectors: the assets that may be footprints.
-        has_labels: whether an asset is called `labels`.
-        is_label: whether it describes the labels of another item: by link, by name, or by the label extension.
-        sources: the items whose labels it describes, as far as links say so.
-    """
-
-    id: str
-    area: str
-    href: str
-    image: str
-    vectors: tuple[str, ...]
-    has_labels: bool
-    is_label: bool
-    sources: tuple[str, ...]
+    id: str  # of the item
+    area: str  # its collection's id, else that of the catalogue that lists it
+    href: str  # where it lies
+    image: str  # the asset `image`, else the first TIFF; empty where there is none
+    vectors: tuple[str, ...]  # the assets that may be footprints
+    has_labels: bool  # whether an asset is called `labels`
+    is_label: bool  # whether it describes the labels of another item: by link, by name, or by the label extension
+    sources: tuple[str, ...]  # the items whose labels it describes, as far as links say so
 
 
 def read_catalog(path: str | Path) -> tuple[str, list[Item]]:

@@ -28,17 +28,11 @@ CACHE_BYTES = 128 << 20  # decoded imagery per process: the row of a block's til
 
 @dataclass(frozen=True)
 class Failed:
-    """A tile that could not be cut.
+    """A tile that could not be cut."""
 
-    Args:
-        tile: id, as of `Tile`; of a scene that could not be opened, `area/scene`.
-        reason: the error.
-        hint: what to do about it.
-    """
-
-    tile: str
-    reason: str
-    hint: str = ""
+    tile: str  # id, as of `Tile`; of a scene that could not be opened, `area/scene`
+    reason: str  # the error
+    hint: str = ""  # what to do about it
 
 
 @dataclass
@@ -61,27 +55,16 @@ class Cut:
 
 @dataclass(frozen=True)
 class Block:
-    """Neighbouring tiles of a scene, with everything that is needed to cut them.
+    """Neighbouring tiles of a scene, with everything that is needed to cut them."""
 
-    Args:
-        scene: to cut from.
-        grid: of its tiles.
-        rows: of the block.
-        columns: of the block.
-        polygons: footprints that touch the block or its surroundings, in the grid's CRS.
-        collar: of the scene, or None.
-        style: of the tiles.
-        folder: of the data set.
-    """
-
-    scene: Scene
-    grid: Grid
-    rows: range
-    columns: range
-    polygons: NDArray[np.object_]
-    collar: Collar | None
-    style: Style
-    folder: Path
+    scene: Scene  # to cut from
+    grid: Grid  # of its tiles
+    rows: range  # of the block
+    columns: range  # of the block
+    polygons: NDArray[np.object_]  # footprints that touch the block or its surroundings, in the grid's CRS
+    collar: Collar | None  # of the scene, or None
+    style: Style  # of the tiles
+    folder: Path  # of the data set
 
 
 def at_work(href: str) -> rasterio.Env:

@@ -204,19 +204,12 @@ class Scenes:
 
 @dataclass(frozen=True)
 class Planned:
-    """How a part of a data set is to be cut.
+    """How a part of a data set is to be cut."""
 
-    Args:
-        jobs: what processes do, each a few tiles.
-        tiles: how many tiles they make.
-        counts: of the footprints, see `Record`.
-        notices: what the user should know of the labels.
-    """
-
-    jobs: list[Job]
-    tiles: int
-    counts: dict[str, int] = field(default_factory=dict)
-    notices: list[str] = field(default_factory=list)
+    jobs: list[Job]  # what processes do, each a few tiles
+    tiles: int  # how many tiles they make
+    counts: dict[str, int] = field(default_factory=dict)  # of the footprints, see `Record`
+    notices: list[str] = field(default_factory=list)  # what the user should know of the labels
 
 
 def plan(scene: Scene, style: Style, folder: Path) -> Planned:

@@ -17,31 +17,19 @@ LIMIT_BYTES = 2**30  # of a record: a million tiles
 
 @dataclass
 class Record:
-    """One scene of a data set.
+    """One scene of a data set."""
 
-    Args:
-        area: of the scene.
-        scene: its id.
-        key: of its inputs and of how it is cut.
-        cut: what came of its tiles.
-        counts: footprints `used`, `repaired`, `dropped`, `beyond` (off the scene) and `crossing` (its edge).
-        notices: what the user should know of its labels.
-        done: whether all tiles have been tried.
-        image: path (absolute) or address of the scene; empty for ready-made masks, and in older records.
-        labels: of its footprint files, likewise.
-        where: SQL condition that chooses features of the labels; empty: all.
-    """
-
-    area: str
-    scene: str
-    key: str
-    cut: Cut = field(default_factory=Cut)
+    area: str  # of the scene
+    scene: str  # its id
+    key: str  # of its inputs and of how it is cut
+    cut: Cut = field(default_factory=Cut)  # what came of its tiles
+    # footprints `used`, `repaired`, `dropped`, `beyond` (off the scene) and `crossing` (its edge)
     counts: dict[str, int] = field(default_factory=dict)
-    notices: list[str] = field(default_factory=list)
-    done: bool = False
-    image: str = ""
-    labels: list[str] = field(default_factory=list)
-    where: str = ""
+    notices: list[str] = field(default_factory=list)  # what the user should know of its labels
+    done: bool = False  # whether all tiles have been tried
+    image: str = ""  # path (absolute) or address of the scene; empty for ready-made masks, and in older records
+    labels: list[str] = field(default_factory=list)  # of its footprint files, likewise
+    where: str = ""  # SQL condition that chooses features of the labels; empty: all
 
     @property
     def name(self) -> str:

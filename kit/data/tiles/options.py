@@ -12,60 +12,36 @@ from kit.errors import DataError, nearest
 
 @dataclass(frozen=True)
 class Style:
-    """How tiles look.
+    """How tiles look."""
 
-    Args:
-        grid: see `kit.data.grids.grid_of`.
-        side_px: side of a tile.
-        overlap_px: what neighbours share.
-        min_valid: tiles with a smaller share of imagery are skipped, and listed.
-        layers: masks get the bands footprint, boundary and contact.
-        boundary: width of the window that makes boundaries, `5px` or `0.4m`.
-        contact: how near two footprints are in contact, `5m` or `60px`.
-        images: a key of `IMAGE_FORMATS`, or `scene` for windows into the scenes.
-    """
-
-    grid: str = "z19"
-    side_px: int = 1024
-    overlap_px: int = 0
-    min_valid: float = 0.01
-    layers: bool = False
-    boundary: str = BOUNDARY
-    contact: str = CONTACT
-    images: str = "lossless"
+    grid: str = "z19"  # see `kit.data.grids.grid_of`
+    side_px: int = 1024  # side of a tile
+    overlap_px: int = 0  # what neighbours share
+    min_valid: float = 0.01  # tiles with a smaller share of imagery are skipped, and listed
+    layers: bool = False  # masks get the bands footprint, boundary and contact
+    boundary: str = BOUNDARY  # width of the window that makes boundaries, `5px` or `0.4m`
+    contact: str = CONTACT  # how near two footprints are in contact, `5m` or `60px`
+    images: str = "lossless"  # a key of `IMAGE_FORMATS`, or `scene` for windows into the scenes
 
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """The options of `kit prepare`.
+    """The options of `kit prepare`."""
 
-    Args:
-        name: of the data set; by default the catalogue's id, or the folder's name.
-        by: how tiles are assigned to folds, see `kit.data.folds.assign`.
-        k: number of folds.
-        pattern: where area and scene stand in the paths of a folder, see `kit.data.sources.source.read_source`.
-        where: SQL condition that chooses features of footprint files; empty: all.
-        allow_outside: accepts scenes and labels that name files outside their folder.
-        tier: of the labels; None: as the catalogue's id says.
-        gsd_m: metres on the ground per pixel, for ready-made images without a georeference; None: unknown.
-        building_values: classes or colours that are buildings in ready-made masks; empty: 1, else 255.
-        only: scenes, as `area/scene`, to cut again; the others stay as they are, cut or not.
-        workers: processes; None: one per core, and one in all for little imagery.
-        style: of the tiles.
-    """
-
-    name: str = ""
-    by: str = "auto"
-    k: int = 5
-    pattern: str = ""
-    where: str = ""
-    allow_outside: bool = False
-    tier: int | None = None
+    name: str = ""  # of the data set; by default the catalogue's id, or the folder's name
+    by: str = "auto"  # how tiles are assigned to folds, see `kit.data.folds.assign`
+    k: int = 5  # number of folds
+    pattern: str = ""  # where area and scene stand in the paths of a folder, see `kit.data.sources.source.read_source`
+    where: str = ""  # SQL condition that chooses features of footprint files; empty: all
+    allow_outside: bool = False  # accepts scenes and labels that name files outside their folder
+    tier: int | None = None  # of the labels; None: as the catalogue's id says
+    # metres on the ground per pixel, for ready-made images without a georeference; None: unknown
     gsd_m: float | None = None
+    # classes or colours that are buildings in ready-made masks; empty: 1, else 255
     building_values: tuple[Value, ...] = ()
-    only: tuple[str, ...] = ()
-    workers: int | None = None
-    style: Style = field(default_factory=Style)
+    only: tuple[str, ...] = ()  # scenes, as `area/scene`, to cut again; the others stay as they are, cut or not
+    workers: int | None = None  # processes; None: one per core, and one in all for little imagery
+    style: Style = field(default_factory=Style)  # of the tiles
 
     def check(self) -> None:
         """Checks the options before anything is read.

@@ -27,23 +27,14 @@ MULTIPLE_PX = 32  # what encoders halve away
 
 @dataclass(frozen=True)
 class Batch:
-    """Some pairs, with everything that is needed to make tiles of them.
+    """Some pairs, with everything that is needed to make tiles of them."""
 
-    Args:
-        pairs: of one scene.
-        side_px: of the tiles.
-        meaning: of the masks' values.
-        gsd_m: metres on the ground per pixel, for images without a georeference; 0 if unknown.
-        style: of the tiles.
-        folder: of the data set.
-    """
-
-    pairs: tuple[Pair, ...]
-    side_px: int
-    meaning: Meaning
-    gsd_m: float
-    style: Style
-    folder: Path
+    pairs: tuple[Pair, ...]  # of one scene
+    side_px: int  # of the tiles
+    meaning: Meaning  # of the masks' values
+    gsd_m: float  # metres on the ground per pixel, for images without a georeference; 0 if unknown
+    style: Style  # of the tiles
+    folder: Path  # of the data set
 
 
 def take_over(batch: Batch) -> Cut:

@@ -31,36 +31,22 @@ SMALL_BYTES = 1 << 20  # of imagery: less is cut faster than processes start
 
 @dataclass(frozen=True)
 class Settings:
-    """The content of a data set's `settings.json`.
+    """The content of a data set's `settings.json`."""
 
-    Args:
-        style: of the tiles.
-        by: how `kit prepare` assigned the tiles to folds.
-        k: number of folds.
-    """
-
-    style: Style
-    by: str
-    k: int
+    style: Style  # of the tiles
+    by: str  # how `kit prepare` assigned the tiles to folds
+    k: int  # number of folds
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """The result of `prepare`.
+    """The result of `prepare`."""
 
-    Args:
-        name: of the data set.
-        index: one row a tile, with its fold.
-        scenes: the record of each scene, by area and scene.
-        notice: a remark about the folds, or empty.
-        kept: number of scenes that were cut before and did not change.
-    """
-
-    name: str
-    index: pd.DataFrame
-    scenes: list[Record]
-    notice: str
-    kept: int
+    name: str  # of the data set
+    index: pd.DataFrame  # one row a tile, with its fold
+    scenes: list[Record]  # the record of each scene, by area and scene
+    notice: str  # a remark about the folds, or empty
+    kept: int  # number of scenes that were cut before and did not change
 
     @property
     def notices(self) -> list[str]:

@@ -25,30 +25,19 @@ Value = tuple[int, ...]  # a class (2,), or a colour (255, 0, 0)
 
 @dataclass(frozen=True)
 class ReadyMask:
-    """A mask as its file holds it, upright.
+    """A mask as its file holds it, upright."""
 
-    Args:
-        bands: (C, H, W) uint8, without alpha.
-        crs: of its georeference, or None.
-        transform: pixel to CRS.
-    """
-
-    bands: NDArray[np.uint8]
-    crs: CRS | None
-    transform: Affine
+    bands: NDArray[np.uint8]  # (C, H, W) uint8, without alpha
+    crs: CRS | None  # of its georeference, or None
+    transform: Affine  # pixel to CRS
 
 
 @dataclass(frozen=True)
 class Meaning:
-    """What the values of a data set's masks mean.
+    """What the values of a data set's masks mean."""
 
-    Args:
-        buildings: classes or colours that the user named; empty: 1, else 255.
-        white_is_building: whether 255 is building in masks without a 1; else it is no data.
-    """
-
-    buildings: tuple[Value, ...] = ()
-    white_is_building: bool = True
+    buildings: tuple[Value, ...] = ()  # classes or colours that the user named; empty: 1, else 255
+    white_is_building: bool = True  # whether 255 is building in masks without a 1; else it is no data
 
 
 def parse_values(texts: Iterable[str]) -> tuple[Value, ...]:

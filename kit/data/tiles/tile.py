@@ -30,42 +30,22 @@ MASK_FORMAT = {**ZSTD, "interleave": "band", "photometric": "minisblack"}  # a l
 
 @dataclass(frozen=True)
 class Tile:
-    """One row of the index; the column `fold` is added later.
+    """One row of the index; the column `fold` is added later."""
 
-    Args:
-        tile: id, unique in the data set: area, scene, row and column on the grid.
-        area: of the scene.
-        scene: what it was cut from.
-        tier: 1 for careful labels, 2 for dirty ones.
-        image: path of the RGB raster, relative to the data set.
-        mask: path of the mask (0 background, 1 building, 255 no data), likewise; with layers, its band 1.
-        width_px: of the tile.
-        height_px: of the tile.
-        gsd_m: metres on the ground per pixel.
-        valid_fraction: share of pixels with imagery.
-        building_fraction: share of buildings among those.
-        n_footprints: polygons that touch the tile; 0 of a ready-made mask.
-        crs: of the grid; empty for an image without a georeference.
-        left: of the tile's square, in units of the CRS.
-        bottom: likewise.
-        right: likewise.
-        top: likewise.
-    """
-
-    tile: str
-    area: str
-    scene: str
-    tier: int
-    image: str
-    mask: str
-    width_px: int
-    height_px: int
-    gsd_m: float
-    valid_fraction: float
-    building_fraction: float
-    n_footprints: int
-    crs: str
-    left: float | None
+    tile: str  # id, unique in the data set: area, scene, row and column on the grid
+    area: str  # of the scene
+    scene: str  # what it was cut from
+    tier: int  # 1 for careful labels, 2 for dirty ones
+    image: str  # path of the RGB raster, relative to the data set
+    mask: str  # path of the mask (0 background, 1 building, 255 no data), likewise; with layers, its band 1
+    width_px: int  # of the tile
+    height_px: int  # of the tile
+    gsd_m: float  # metres on the ground per pixel
+    valid_fraction: float  # share of pixels with imagery
+    building_fraction: float  # share of buildings among those
+    n_footprints: int  # polygons that touch the tile; 0 of a ready-made mask
+    crs: str  # of the grid; empty for an image without a georeference
+    left: float | None  # of the tile's square, in units of the CRS
     bottom: float | None
     right: float | None
     top: float | None
@@ -73,46 +53,27 @@ class Tile:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A tile that was not kept because it holds too little imagery.
+    """A tile that was not kept because it holds too little imagery."""
 
-    Args:
-        tile: id, as of `Tile`.
-        area: of the scene.
-        scene: of the tile.
-        reason: why.
-        valid_fraction: share of pixels with imagery.
-    """
-
-    tile: str
-    area: str
-    scene: str
-    reason: str
-    valid_fraction: float
+    tile: str  # id, as of `Tile`
+    area: str  # of the scene
+    scene: str  # of the tile
+    reason: str  # why
+    valid_fraction: float  # share of pixels with imagery
 
 
 @dataclass(frozen=True)
 class Spot:
-    """A tile's place on a grid, and the names of its files.
+    """A tile's place on a grid, and the names of its files."""
 
-    Args:
-        area: of the scene.
-        scene: what it is cut from.
-        tier: of the scene.
-        place: its name within the scene, for example `r3_c14`.
-        grid: it lies on.
-        row: there.
-        column: there.
-        suffix: of the image file.
-    """
-
-    area: str
-    scene: str
-    tier: int
-    place: str
-    grid: Grid
-    row: int
-    column: int
-    suffix: str = ".tif"
+    area: str  # of the scene
+    scene: str  # what it is cut from
+    tier: int  # of the scene
+    place: str  # its name within the scene, for example `r3_c14`
+    grid: Grid  # it lies on
+    row: int  # there
+    column: int  # there
+    suffix: str = ".tif"  # of the image file
 
     @property
     def tile(self) -> str:

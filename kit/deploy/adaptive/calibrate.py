@@ -41,21 +41,13 @@ Image = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Calibration:
-    """How early a vote ends on a set of images.
+    """How early a vote ends on a set of images."""
 
-    Args:
-        order: the networks, cheapest first.
-        price: see `kit.deploy.adaptive.vote`; 0 for the full vote.
-        passes: share of the full vote's passes that are taken, 0..1.
-        change: of the Jaccard index, at most.
-        images: number that were predicted in full.
-    """
-
-    order: tuple[int, ...]
-    price: float
-    passes: float
-    change: float
-    images: int
+    order: tuple[int, ...]  # the networks, cheapest first
+    price: float  # see `kit.deploy.adaptive.vote`; 0 for the full vote
+    passes: float  # share of the full vote's passes that are taken, 0..1
+    change: float  # of the Jaccard index, at most
+    images: int  # number that were predicted in full
 
     def __str__(self) -> str:
         images = f"{self.images} image{'s' * (self.images != 1)}"
@@ -72,15 +64,10 @@ class Calibration:
 
 
 class PassSums(NamedTuple):
-    """What the networks give for one image.
+    """What the networks give for one image."""
 
-    Args:
-        stages: the sum of each stage's probabilities, float32 (1, 1, H, W), padded, on the CPU.
-        valid: (h, w), which pixels of the unpadded image count.
-    """
-
-    stages: list[Tensor]
-    valid: NDArray[np.bool_]
+    stages: list[Tensor]  # the sum of each stage's probabilities, float32 (1, 1, H, W), padded, on the CPU
+    valid: NDArray[np.bool_]  # (h, w), which pixels of the unpadded image count
 
 
 def end_early(weights: Weights, images: Callable[[], Iterable[Image]], identity: str, share: float = 1.0) -> Weights:

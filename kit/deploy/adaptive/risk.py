@@ -22,15 +22,10 @@ SURE = 2.5  # standard deviations; on tiles with labels changes were 1.26 times 
 
 @dataclass(frozen=True)
 class Change:
-    """An expected change of the Jaccard index.
+    """An expected change of the Jaccard index."""
 
-    Args:
-        mean: expected change.
-        deviation: its standard deviation.
-    """
-
-    mean: float
-    deviation: float
+    mean: float  # expected change
+    deviation: float  # its standard deviation
 
     def most(self, share: float = 1.0) -> float:
         """Returns the largest change to expect, up or down, for a set of images.

@@ -77,19 +77,12 @@ def undecided(mean: Tensor, within: float, block_px: int = BLOCK_PX) -> NDArray[
 
 @dataclass(frozen=True)
 class BlockGrid:
-    """The blocks of a padded image.
+    """The blocks of a padded image."""
 
-    Args:
-        height: of the image, px, a multiple of the ensemble's padding.
-        width: likewise.
-        block_px: side of a block, a multiple of the padding, so that windows of blocks need no padding.
-        margin_px: context that a network sees around a window, likewise.
-    """
-
-    height: int
-    width: int
-    block_px: int
-    margin_px: int
+    height: int  # of the image, px, a multiple of the ensemble's padding
+    width: int  # likewise
+    block_px: int  # side of a block, a multiple of the padding, so that windows of blocks need no padding
+    margin_px: int  # context that a network sees around a window, likewise
 
     @classmethod
     def of(cls, height: int, width: int, pad_multiple: int) -> "BlockGrid":

@@ -23,34 +23,23 @@ Network = Callable[[Tensor], Tensor]  # float32 (N, 3, H, W), 0..255, padded -> 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How weights are run on this machine.
+    """How weights are run on this machine."""
 
-    Args:
-        device: as torch names it.
-        engine: what computes the networks.
-        tuning: measures once which settings are fastest here; without it the networks compute as they were exported.
-        adaptive: skips passes that hardly change the mask, see `kit.deploy.adaptive`.
-    """
-
-    device: str = "cpu"
-    engine: Engine = "torch"
+    device: str = "cpu"  # as torch names it
+    engine: Engine = "torch"  # what computes the networks
+    # measures once which settings are fastest here; without it the networks compute as they were exported
     tuning: bool = True
-    adaptive: bool = False
+    adaptive: bool = False  # skips passes that hardly change the mask, see `kit.deploy.adaptive`
 
 
 @dataclass(frozen=True)
 class NetworkSetting:
-    """How one network computes. As text it is part of a submission's record, where nothing reads it back.
+    """How one network computes. As text it is part of a submission's record, where nothing reads it back."""
 
-    Args:
-        layout: `plain` as exported, `channels_last`, or `packed` (reordered for oneDNN ahead of time).
-        dtype: of the convolutions: `float32`, `bfloat16`, `float16` or `int8`.
-        views: how many views of an image go through the network together.
-    """
-
+    # `plain` as exported, `channels_last`, or `packed` (reordered for oneDNN ahead of time)
     layout: torchscript.Layout = "plain"
-    dtype: str = "float32"
-    views: int = 1
+    dtype: str = "float32"  # of the convolutions: `float32`, `bfloat16`, `float16` or `int8`
+    views: int = 1  # how many views of an image go through the network together
 
     def __str__(self) -> str:
         return f"{self.layout}-{self.dtype}-{self.views}"

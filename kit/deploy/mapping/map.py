@@ -54,29 +54,19 @@ CLEANING = Cleaning(smallest_m2=2.0, holes_m2=2.0)
 
 @dataclass(frozen=True)
 class MapOptions:
-    """Options of a map.
+    """Options of a map."""
 
-    Args:
-        cleaning: threshold, smallest object and smallest hole of the mask; the polygons are traced from it.
-        gsd_m: ground resolution to predict at, metres per pixel; None or 0 for that of the weights' training.
-        grid: of the rasters: `scene`, or `training` for the resolution predicted at.
-        window_px: largest side of a window, px at that resolution.
-        overlap_px: least overlap of neighbouring windows.
-        format: of the polygons, a key of `FORMATS`.
-        square: turns walls to right angles.
-        simplify_m: how far an outline may move, metres; None or 0 for two pixels.
-        allow_outside: lets a scene that is a VRT read files outside its folder, and addresses.
-    """
-
+    # threshold, smallest object and smallest hole of the mask; the polygons are traced from it
     cleaning: Cleaning = CLEANING
+    # ground resolution to predict at, metres per pixel; None or 0 for that of the weights' training
     gsd_m: float | None = None
-    grid: str = "scene"
-    window_px: int = 1024
-    overlap_px: int = 128
-    format: str = "gpkg"
-    square: bool = False
-    simplify_m: float | None = None
-    allow_outside: bool = False
+    grid: str = "scene"  # of the rasters: `scene`, or `training` for the resolution predicted at
+    window_px: int = 1024  # largest side of a window, px at that resolution
+    overlap_px: int = 128  # least overlap of neighbouring windows
+    format: str = "gpkg"  # of the polygons, a key of `FORMATS`
+    square: bool = False  # turns walls to right angles
+    simplify_m: float | None = None  # how far an outline may move, metres; None or 0 for two pixels
+    allow_outside: bool = False  # lets a scene that is a VRT read files outside its folder, and addresses
 
     def check(self) -> None:
         """Checks the values before anything is read.
@@ -101,27 +91,16 @@ class MapOptions:
 
 @dataclass(frozen=True)
 class MapSummary:
-    """A finished map.
+    """A finished map."""
 
-    Args:
-        probability: raster, 0 to 255.
-        mask: raster, 0 and 1, 255 without imagery.
-        polygons: layer of buildings.
-        overlay: small picture.
-        buildings: their number.
-        area_m2: their ground area.
-        gsd_m: ground resolution predicted at, metres per pixel.
-        windows: number of windows predicted by this call.
-    """
-
-    probability: Path
-    mask: Path
-    polygons: Path
-    overlay: Path
-    buildings: int
-    area_m2: float
-    gsd_m: float
-    windows: int
+    probability: Path  # raster, 0 to 255
+    mask: Path  # raster, 0 and 1, 255 without imagery
+    polygons: Path  # layer of buildings
+    overlay: Path  # small picture
+    buildings: int  # their number
+    area_m2: float  # their ground area
+    gsd_m: float  # ground resolution predicted at, metres per pixel
+    windows: int  # number of windows predicted by this call
 
 
 def map_scene(

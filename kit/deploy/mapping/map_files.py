@@ -19,37 +19,23 @@ OTHER_NAME = "choose another --name or --out, or move it away"
 
 @dataclass(frozen=True)
 class PredictionKey:
-    """What a probability raster was predicted from; it is used again only where all of this is equal.
+    """What a probability raster was predicted from; it is used again only where all of this is equal."""
 
-    Args:
-        scene: path or address.
-        version: changes when the scene's file changes.
-        weights: SHA-256 of the weights file.
-        plan: how this machine computes.
-        windows: rows and columns of windows.
-        size: width and height of the raster, px.
-        kit: `VERSION`.
-    """
-
-    scene: str
-    version: str
-    weights: str
-    plan: str
-    windows: tuple[Axis, ...] = ()
-    size: tuple[int, ...] = ()
-    kit: int = VERSION
+    scene: str  # path or address
+    version: str  # changes when the scene's file changes
+    weights: str  # SHA-256 of the weights file
+    plan: str  # how this machine computes
+    windows: tuple[Axis, ...] = ()  # rows and columns of windows
+    size: tuple[int, ...] = ()  # width and height of the raster, px
+    kit: int = VERSION  # `VERSION`
 
 
 @dataclass(frozen=True)
 class MapRecord:
-    """What NAME.json says, as far as a rerun reads it.
+    """What NAME.json says, as far as a rerun reads it."""
 
-    Args:
-        prediction: that the probability raster holds; None while it is being predicted.
-        files: names of the files that kit wrote; None in a record of kit 0.1.0, which wrote all of them.
-    """
-
-    prediction: PredictionKey | None = None
+    prediction: PredictionKey | None = None  # that the probability raster holds; None while it is being predicted
+    # names of the files that kit wrote; None in a record of kit 0.1.0, which wrote all of them
     files: list[str] | None = None
 
 

@@ -20,15 +20,10 @@ POLAR = 85.0  # degrees of latitude
 
 @dataclass(frozen=True)
 class Buildings:
-    """Some buildings of a map, one per row.
+    """Some buildings of a map, one per row."""
 
-    Args:
-        polygons: valid, in pixels of the map, (n,).
-        confidence: mean probability over the building's pixels in the mask, 0..1, (n,).
-    """
-
-    polygons: NDArray[np.object_]
-    confidence: NDArray[np.float64]
+    polygons: NDArray[np.object_]  # valid, in pixels of the map, (n,)
+    confidence: NDArray[np.float64]  # mean probability over the building's pixels in the mask, 0..1, (n,)
 
     def __len__(self) -> int:
         return len(self.polygons)

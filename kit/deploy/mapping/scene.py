@@ -30,23 +30,14 @@ DEGREES = "EPSG:4326"
 
 @dataclass(frozen=True)
 class Frame:
-    """A grid of pixels that covers a scene.
+    """A grid of pixels that covers a scene."""
 
-    Args:
-        width: px.
-        height: px.
-        transform: from pixels to the CRS; it may rotate or mirror.
-        crs: as WKT.
-        x_m: ground distance between neighbouring pixels of a row, in the middle of the scene.
-        y_m: the same for a column; in a CRS of degrees the two differ.
-    """
-
-    width: int
-    height: int
-    transform: Affine
-    crs: str
-    x_m: float
-    y_m: float
+    width: int  # px
+    height: int  # px
+    transform: Affine  # from pixels to the CRS; it may rotate or mirror
+    crs: str  # as WKT
+    x_m: float  # ground distance between neighbouring pixels of a row, in the middle of the scene
+    y_m: float  # the same for a column; in a CRS of degrees the two differ
 
     @property
     def gsd_m(self) -> float:
@@ -116,19 +107,13 @@ def frame_of(source: rasterio.DatasetReader) -> Frame:
 
 @dataclass(frozen=True)
 class SceneWindow:
-    """A window of a scene.
+    """A window of a scene."""
 
-    Args:
-        rgba: input of the network, uint8 (h, w, 4): alpha is 0 or 255, and pixels without imagery are black.
-        valid: where the scene has imagery, in its own pixels, (H, W) bool.
-        top: the scene's row at which `valid` begins.
-        left: its column.
-    """
-
+    # input of the network, uint8 (h, w, 4): alpha is 0 or 255, and pixels without imagery are black
     rgba: NDArray[np.uint8]
-    valid: NDArray[np.bool_]
-    top: int
-    left: int
+    valid: NDArray[np.bool_]  # where the scene has imagery, in its own pixels, (H, W) bool
+    top: int  # the scene's row at which `valid` begins
+    left: int  # its column
 
 
 def check_source(href: str, allow_outside: bool = False) -> None:

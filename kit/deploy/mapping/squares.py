@@ -23,21 +23,13 @@ LEAST_OVERLAP = 0.9  # intersection over union of the squared and the given outl
 
 @dataclass(frozen=True)
 class Wall:
-    """A line that replaces one or more edges of an outline.
+    """A line that replaces one or more edges of an outline."""
 
-    Args:
-        x: of a point on the line, m.
-        y: of the same point, m.
-        angle: direction of the line, radians.
-        length: sum of its edges' lengths, m.
-        axis: 0 or 1 for a line along the first or second axis, 2 for an oblique one.
-    """
-
-    x: float
-    y: float
-    angle: float
-    length: float
-    axis: int
+    x: float  # of a point on the line, m
+    y: float  # of the same point, m
+    angle: float  # direction of the line, radians
+    length: float  # sum of its edges' lengths, m
+    axis: int  # 0 or 1 for a line along the first or second axis, 2 for an oblique one
 
     def follows(self, other: "Wall") -> bool:
         """Returns whether both run along the same axis and in the same sense."""

@@ -13,19 +13,13 @@ from shapely.geometry import shape
 
 @dataclass(eq=False)
 class Piece:
-    """A connected component of a mask: pixels that touch by their sides.
+    """A connected component of a mask: pixels that touch by their sides."""
 
-    Args:
-        polygons: the parts of its outline, one or more for each band, in pixels of the map.
-        levels: sum of the probability over its pixels, each 0 to 255.
-        pixels: their number.
-        joined: the piece that this one has been joined to.
-    """
-
+    # the parts of its outline, one or more for each band, in pixels of the map
     polygons: list[shapely.Polygon] = field(default_factory=list)
-    levels: int = 0
-    pixels: int = 0
-    joined: "Piece | None" = None
+    levels: int = 0  # sum of the probability over its pixels, each 0 to 255
+    pixels: int = 0  # their number
+    joined: "Piece | None" = None  # the piece that this one has been joined to
 
     def whole(self) -> "Piece":
         """Returns the piece that this one is part of by now."""

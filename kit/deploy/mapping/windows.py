@@ -24,17 +24,11 @@ FRACTION = 256
 
 @dataclass(frozen=True)
 class Axis:
-    """Windows along one axis of a grid.
+    """Windows along one axis of a grid."""
 
-    Args:
-        starts: first pixel of each window, ascending.
-        side_px: of every window.
-        size_px: of the axis; the last window ends there.
-    """
-
-    starts: tuple[int, ...]
-    side_px: int
-    size_px: int
+    starts: tuple[int, ...]  # first pixel of each window, ascending
+    side_px: int  # of every window
+    size_px: int  # of the axis; the last window ends there
 
     def __len__(self) -> int:
         return len(self.starts)

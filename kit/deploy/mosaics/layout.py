@@ -26,32 +26,20 @@ STEP = {RIGHT: (0, 1), BOTTOM: (1, 0)}  # rows and columns from a chip to its ne
 
 
 class ChipPair(NamedTuple):
-    """Two chips that may be neighbours.
+    """Two chips that may be neighbours."""
 
-    Args:
-        direction: `RIGHT` or `BOTTOM`: the side of the first chip that meets the second.
-        first: number of the left or upper chip.
-        second: number of the right or lower chip.
-    """
-
-    direction: int
-    first: int
-    second: int
+    direction: int  # `RIGHT` or `BOTTOM`: the side of the first chip that meets the second
+    first: int  # number of the left or upper chip
+    second: int  # number of the right or lower chip
 
 
 @dataclass
 class Group:
-    """Chips that are laid out together.
+    """Chips that are laid out together."""
 
-    Args:
-        cells: the chip in each cell.
-        heights: of each row, px.
-        widths: of each column, px.
-    """
-
-    cells: dict[Cell, int]
-    heights: dict[int, int]
-    widths: dict[int, int]
+    cells: dict[Cell, int]  # the chip in each cell
+    heights: dict[int, int]  # of each row, px
+    widths: dict[int, int]  # of each column, px
 
 
 class Layout:

@@ -36,21 +36,13 @@ UNLIKELY = -99.0  # score of sides that cannot be compared
 
 @dataclass(frozen=True)
 class Bank:
-    """All right, left, bottom or top sides of one length.
+    """All right, left, bottom or top sides of one length."""
 
-    Args:
-        chips: (N,), the chip that each side belongs to.
-        bands: float16 (N, D), see `Side`.
-        levels: float32 (N, 3).
-        valid_px: (N,).
-        length_px: of the sides.
-    """
-
-    chips: Indices
-    bands: NDArray[np.float16]
-    levels: Floats
-    valid_px: Indices
-    length_px: int
+    chips: Indices  # (N,), the chip that each side belongs to
+    bands: NDArray[np.float16]  # float16 (N, D), see `Side`
+    levels: Floats  # float32 (N, 3)
+    valid_px: Indices  # (N,)
+    length_px: int  # of the sides
 
 
 @dataclass(frozen=True)

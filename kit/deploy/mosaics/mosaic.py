@@ -21,60 +21,38 @@ Cell = tuple[int, int]  # row and column
 
 @dataclass(frozen=True)
 class PlacedChip:
-    """A chip at its place in a mosaic.
-
-    Args:
-        chip: the chip.
-        row: from the top, 0 first.
-        col: from the left, 0 first.
-        height_px: of its image.
-        width_px: of its image.
-        confidence: of its most certain join, 0..1; 1 for a chip without neighbours.
-        version: of the file when it was searched, see `file_version`.
-    """
+    """A chip at its place in a mosaic."""
 
     chip: Chip
-    row: int
-    col: int
-    height_px: int
-    width_px: int
-    confidence: float
-    version: str = ""
+    row: int  # from the top, 0 first
+    col: int  # from the left, 0 first
+    height_px: int  # of its image
+    width_px: int  # of its image
+    confidence: float  # of its most certain join, 0..1; 1 for a chip without neighbours
+    version: str = ""  # of the file when it was searched, see `file_version`
 
 
 @dataclass(frozen=True)
 class Join:
-    """Two chips that lie side by side.
+    """Two chips that lie side by side."""
 
-    Args:
-        first: id of the left or upper chip.
-        second: id of the right or lower chip.
-        below: whether the second lies below the first; else to its right.
-        score: how well they continue each other, in standard deviations of false pairs; None where nodata hides it.
-        confidence: 0..1, how far the score stands above all other pairs with these sides; 0 where only the chips around
-            them show that they belong together.
-    """
-
-    first: str
-    second: str
-    below: bool
+    first: str  # id of the left or upper chip
+    second: str  # id of the right or lower chip
+    below: bool  # whether the second lies below the first; else to its right
+    # how well they continue each other, in standard deviations of false pairs; None where nodata hides it
     score: float | None
+    # 0..1, how far the score stands above all other pairs with these sides; 0 where only the chips around them show
+    # that they belong together
     confidence: float
 
 
 @dataclass(frozen=True)
 class Mosaic:
-    """Chips that lie together.
+    """Chips that lie together."""
 
-    Args:
-        name: `m000` and so on; the mosaic with the most chips comes first.
-        placed: its chips, row by row.
-        joins: all pairs of them that lie side by side; empty if the mosaic was read from a table.
-    """
-
-    name: str
-    placed: tuple[PlacedChip, ...]
-    joins: tuple[Join, ...]
+    name: str  # `m000` and so on; the mosaic with the most chips comes first
+    placed: tuple[PlacedChip, ...]  # its chips, row by row
+    joins: tuple[Join, ...]  # all pairs of them that lie side by side; empty if the mosaic was read from a table
 
     @cached_property
     def at(self) -> dict[Cell, PlacedChip]:
@@ -116,33 +94,19 @@ class Mosaic:
 
 @dataclass(frozen=True)
 class ChipRow:
-    """A row of `mosaics.csv`: one chip.
+    """A row of `mosaics.csv`: one chip."""
 
-    Args:
-        chip: its id.
-        mosaic: name of its mosaic.
-        row: from the top, 0 first.
-        col: from the left, 0 first.
-        height_px: of its image.
-        width_px: of its image.
-        top_px: where it begins in the mosaic.
-        left_px: where it begins in the mosaic.
-        joins: how many of its sides lie beside another chip.
-        confidence: see `PlacedChip`.
-        version: see `PlacedChip`; empty in tables of kit 0.1.
-    """
-
-    chip: str
-    mosaic: str
-    row: int
-    col: int
-    height_px: int
-    width_px: int
-    top_px: int
-    left_px: int
-    joins: int
-    confidence: float
-    version: str = ""
+    chip: str  # its id
+    mosaic: str  # name of its mosaic
+    row: int  # from the top, 0 first
+    col: int  # from the left, 0 first
+    height_px: int  # of its image
+    width_px: int  # of its image
+    top_px: int  # where it begins in the mosaic
+    left_px: int  # where it begins in the mosaic
+    joins: int  # how many of its sides lie beside another chip
+    confidence: float  # see `PlacedChip`
+    version: str = ""  # see `PlacedChip`; empty in tables of kit 0.1
 
 
 CHIP_COLUMNS = tuple(ChipRow.__annotations__)

@@ -50,19 +50,12 @@ Predictor = Callable[[Image], Floats]  # (H, W, 3 or 4) uint8 -> probability of 
 
 @dataclass(frozen=True)
 class Resolution:
-    """An estimated ground resolution.
+    """An estimated ground resolution."""
 
-    Args:
-        gsd_m: metres per pixel.
-        low_m: lower end of the interval in which support is nearly as high, or another draw of chips would lead.
-        high_m: upper end.
-        support: by scale, how confident and stable the masks are, 0..1.
-    """
-
-    gsd_m: float
-    low_m: float
-    high_m: float
-    support: tuple[tuple[float, float], ...]
+    gsd_m: float  # metres per pixel
+    low_m: float  # lower end of the interval in which support is nearly as high, or another draw of chips would lead
+    high_m: float  # upper end
+    support: tuple[tuple[float, float], ...]  # by scale, how confident and stable the masks are, 0..1
 
 
 def estimate_gsd(weights: Weights, mosaic: Mosaic, chips: int = CHIPS) -> Resolution:
@@ -181,23 +174,14 @@ def _peak(support: NDArray[np.float64]) -> float:
 
 @dataclass(frozen=True)
 class ResolutionRow:
-    """A row of `resolutions.csv`: one mosaic.
+    """A row of `resolutions.csv`: one mosaic."""
 
-    Args:
-        mosaic: its name.
-        chips: how many it has.
-        gsd_m: metres per pixel; None where too few buildings are in sight.
-        low_m: lower end of the interval.
-        high_m: upper end.
-        made_from: identifies the weights and the chips that it was estimated from.
-    """
-
-    mosaic: str
-    chips: int
-    gsd_m: float | None
-    low_m: float | None
-    high_m: float | None
-    made_from: str
+    mosaic: str  # its name
+    chips: int  # how many it has
+    gsd_m: float | None  # metres per pixel; None where too few buildings are in sight
+    low_m: float | None  # lower end of the interval
+    high_m: float | None  # upper end
+    made_from: str  # identifies the weights and the chips that it was estimated from
 
     def factor(self, trained_gsd_m: float) -> float:
         """Returns the factor that brings the mosaic to the training resolution; 1 where it may have that already."""

@@ -35,35 +35,23 @@ LUMA_CHROMA = np.array([[0.299, 0.587, 0.114], [0.5, 0, -0.5], [-0.25, 0.5, -0.2
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a chip.
+    """One side of a chip."""
 
-    Args:
-        bands: float16 (D,), concatenated, see `band_slices`: luma from short waves to long, then the long waves of two
-            colour differences; 0 where there is no imagery.
-        levels: float32 (3,), mean luma and colour differences, 0..255.
-        valid_px: number of pixels that can be compared.
-    """
-
+    # float16 (D,), concatenated, see `band_slices`: luma from short waves to long, then the long waves of two colour
+    # differences; 0 where there is no imagery
     bands: NDArray[np.float16]
-    levels: Floats
-    valid_px: int
+    levels: Floats  # float32 (3,), mean luma and colour differences, 0..255
+    valid_px: int  # number of pixels that can be compared
 
 
 @dataclass(frozen=True)
 class ChipSides:
-    """The sides of a chip.
+    """The sides of a chip."""
 
-    Args:
-        height_px: of its image.
-        width_px: of its image.
-        sides: right, left, bottom, top.
-        version: of the file, see `file_version`.
-    """
-
-    height_px: int
-    width_px: int
-    sides: tuple[Side, Side, Side, Side]
-    version: str = ""
+    height_px: int  # of its image
+    width_px: int  # of its image
+    sides: tuple[Side, Side, Side, Side]  # right, left, bottom, top
+    version: str = ""  # of the file, see `file_version`
 
     def length_px(self, side: int) -> int:
         """Returns the length of a side."""

@@ -25,25 +25,15 @@ Image = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class WideChip:
-    """A chip, and what a network sees of it.
+    """A chip, and what a network sees of it."""
 
-    Args:
-        version: changes when the image or its surroundings are written again, or are resized differently.
-        image: uint8 (H, W, 3 or 4).
-        wide: the image with its surroundings, resized: uint8 (h, w, 3 or 4); alpha is 0 where nothing is known.
-        size: height and width of the image with its surroundings, before resizing, px.
-        top: where the image begins in its surroundings, before resizing, px.
-        left: likewise.
-        factor: by which the image with its surroundings was enlarged.
-    """
-
-    version: str
-    image: Image
-    wide: Image
-    size: tuple[int, int]
-    top: int = 0
-    left: int = 0
-    factor: float = 1.0
+    version: str  # changes when the image or its surroundings are written again, or are resized differently
+    image: Image  # uint8 (H, W, 3 or 4)
+    wide: Image  # the image with its surroundings, resized: uint8 (h, w, 3 or 4); alpha is 0 where nothing is known
+    size: tuple[int, int]  # height and width of the image with its surroundings, before resizing, px
+    top: int = 0  # where the image begins in its surroundings, before resizing, px
+    left: int = 0  # likewise
+    factor: float = 1.0  # by which the image with its surroundings was enlarged
 
     def middle(self, of_wide: NDArray[np.float32]) -> NDArray[np.float32]:
         """Returns the part of a map of `wide`, (h, w), that belongs to the image, at the image's size, (H, W)."""

@@ -28,38 +28,24 @@ Batch = Callable[[Tensor], Tensor]  # uint8 (N, 3 or 4, H, W) -> float32 (N, 1, 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A file to compare with the trained networks.
+    """A file to compare with the trained networks."""
 
-    Args:
-        file: its name.
-        ensemble: the probability of all networks and views.
-        core: that of the first network in one view; None where the file does not offer it.
-    """
-
-    file: str
-    ensemble: Batch
-    core: Batch | None = None
+    file: str  # its name
+    ensemble: Batch  # the probability of all networks and views
+    core: Batch | None = None  # that of the first network in one view; None where the file does not offer it
 
 
 @dataclass(frozen=True)
 class ImageResult:
-    """A file's result on one image.
+    """A file's result on one image."""
 
-    Args:
-        file: its name.
-        image: which.
-        building: the expected share of building, 0..1.
-        parity: the difference from the networks; None where the file failed, or is what the others are compared with.
-        seconds: of one run; the first of a size includes preparations.
-        fault: what is wrong; empty when nothing is.
-    """
-
-    file: str
-    image: str
-    building: float
+    file: str  # its name
+    image: str  # which
+    building: float  # the expected share of building, 0..1
+    # the difference from the networks; None where the file failed, or is what the others are compared with
     parity: Parity | None
-    seconds: float
-    fault: str = ""
+    seconds: float  # of one run; the first of a size includes preparations
+    fault: str = ""  # what is wrong; empty when nothing is
 
     def cells(self) -> tuple[str, ...]:
         """Returns a cell for each of `COLUMNS`."""

@@ -18,18 +18,12 @@ SHADOW_PX = 4
 
 @dataclass(frozen=True)
 class Case:
-    """One drawn image and what is run on it.
+    """One drawn image and what is run on it."""
 
-    Args:
-        height_px: of the image; width_px likewise.
-        channels: 3 (RGB) or 4 (RGBA).
-        core: one network and one view instead of the ensemble with all of them.
-    """
-
-    height_px: int
+    height_px: int  # of the image; width_px likewise
     width_px: int
-    channels: int = 3
-    core: bool = False
+    channels: int = 3  # 3 (RGB) or 4 (RGBA)
+    core: bool = False  # one network and one view instead of the ensemble with all of them
 
     def __str__(self) -> str:
         bands = "RGB" if self.channels == 3 else "RGBA"

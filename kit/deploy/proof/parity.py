@@ -19,17 +19,11 @@ EQUAL_LIMIT = 0.999  # of mask pixels: such moves flip only pixels near one half
 
 @dataclass(frozen=True)
 class Parity:
-    """The difference between a file's predictions and the networks'.
+    """The difference between a file's predictions and the networks'."""
 
-    Args:
-        max_abs: the largest difference in probability; NaN where either is NaN.
-        equal_px: pixels with the same mask.
-        pixels: how many were compared.
-    """
-
-    max_abs: float = 0.0
-    equal_px: int = 0
-    pixels: int = 0
+    max_abs: float = 0.0  # the largest difference in probability; NaN where either is NaN
+    equal_px: int = 0  # pixels with the same mask
+    pixels: int = 0  # how many were compared
 
     @property
     def equal_masks(self) -> float:

@@ -66,21 +66,13 @@ class StoredReference:
 
 @dataclass(frozen=True)
 class Answer:
-    """The networks' answer on one image.
+    """The networks' answer on one image."""
 
-    Args:
-        case: the image.
-        image_sha256: of its bytes (H, W, C), in hex.
-        mask: bool (H, W), where the probability was above one half.
-        undecided: bool (H, W), where it was within `UNDECIDED` of one half.
-        sampled: float32, the probabilities at `some_of` the pixels.
-    """
-
-    case: Case
-    image_sha256: str
-    mask: NDArray[np.bool_]
-    undecided: NDArray[np.bool_]
-    sampled: NDArray[np.float32]
+    case: Case  # the image
+    image_sha256: str  # of its bytes (H, W, C), in hex
+    mask: NDArray[np.bool_]  # bool (H, W), where the probability was above one half
+    undecided: NDArray[np.bool_]  # bool (H, W), where it was within `UNDECIDED` of one half
+    sampled: NDArray[np.float32]  # float32, the probabilities at `some_of` the pixels
 
     @classmethod
     def of(cls, case: Case, image: NDArray[np.uint8], probability: NDArray[np.float32]) -> "Answer":
@@ -136,23 +128,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class Reference:
-    """The networks' answers, and the machine that computed them.
+    """The networks' answers, and the machine that computed them."""
 
-    Args:
-        kit_version: of the kit that exported.
-        torch_version: that ran the networks.
-        cpu: that ran them.
-        threads: that torch used.
-        votes: float32 (M, H, W), each network's probability on the first image.
-        answers: one an image.
-    """
-
-    kit_version: str
-    torch_version: str
-    cpu: str
-    threads: int
-    votes: NDArray[np.float32]
-    answers: tuple[Answer, ...]
+    kit_version: str  # of the kit that exported
+    torch_version: str  # that ran the networks
+    cpu: str  # that ran them
+    threads: int  # that torch used
+    votes: NDArray[np.float32]  # float32 (M, H, W), each network's probability on the first image
+    answers: tuple[Answer, ...]  # one an image
 
     def to_json(self) -> str:
         """Returns the reference as JSON text, see `StoredReference`."""

@@ -44,36 +44,22 @@ FORMATS: dict[str, Callable[[Path], Batch]] = {".pt2": _opened, ".onnx": _opened
 
 @dataclass(frozen=True)
 class Finding:
-    """One property of a weights file that was checked.
+    """One property of a weights file that was checked."""
 
-    Args:
-        name: of the property.
-        result: the value.
-        fault: what is wrong; empty when nothing is.
-    """
-
-    name: str
-    result: str
-    fault: str = ""
+    name: str  # of the property
+    result: str  # the value
+    fault: str = ""  # what is wrong; empty when nothing is
 
 
 @dataclass(frozen=True)
 class Verified:
-    """The results of verifying a weights file.
+    """The results of verifying a weights file."""
 
-    Args:
-        path: of it.
-        sha256: of it, in hex.
-        compared: whether it holds the networks' answers, and was compared with them.
-        checks: its properties.
-        rows: one a file and image.
-    """
-
-    path: Path
-    sha256: str
-    compared: bool
-    checks: tuple[Finding, ...]
-    rows: tuple[ImageResult, ...]
+    path: Path  # of it
+    sha256: str  # of it, in hex
+    compared: bool  # whether it holds the networks' answers, and was compared with them
+    checks: tuple[Finding, ...]  # its properties
+    rows: tuple[ImageResult, ...]  # one a file and image
 
     def faults(self) -> list[str]:
         """Returns what is wrong."""

@@ -37,19 +37,12 @@ HINT = "pack the masks alone, without folders: kit submit writes such an archive
 
 @dataclass(frozen=True)
 class PackedFile:
-    """A file or folder in a folder or an archive.
+    """A file or folder in a folder or an archive."""
 
-    Args:
-        name: its path there.
-        read: returns its bytes; in an archive only until the next file is taken.
-        is_folder: whether it is a folder.
-        is_link: whether it is a link; only in a folder on disk, archives with links are refused.
-    """
-
-    name: str
-    read: Callable[[], bytes]
-    is_folder: bool = False
-    is_link: bool = False
+    name: str  # its path there
+    read: Callable[[], bytes]  # returns its bytes; in an archive only until the next file is taken
+    is_folder: bool = False  # whether it is a folder
+    is_link: bool = False  # whether it is a link; only in a folder on disk, archives with links are refused
 
 
 def read_files(path: Path) -> dict[str, Callable[[], bytes]]:

@@ -20,19 +20,12 @@ FAR = 3.0  # a share of building so many times that of training, or less than it
 
 @dataclass(frozen=True)
 class SubmissionCheck:
-    """The result of one check.
+    """The result of one check."""
 
-    Args:
-        name: of the check.
-        result: what it says, in words.
-        faults: what is wrong.
-        warning: what may be wrong; empty for nothing.
-    """
-
-    name: str
-    result: str
-    faults: tuple[str, ...] = ()
-    warning: str = ""
+    name: str  # of the check
+    result: str  # what it says, in words
+    faults: tuple[str, ...] = ()  # what is wrong
+    warning: str = ""  # what may be wrong; empty for nothing
 
     @property
     def mark(self) -> str:
@@ -49,17 +42,11 @@ class SubmissionCheck:
 
 @dataclass(frozen=True)
 class MaskDifference:
-    """How a chip's mask differs from the mask in an earlier submission.
+    """How a chip's mask differs from the mask in an earlier submission."""
 
-    Args:
-        chip: its id.
-        jaccard: index of building between both, 0..1; 1 where neither has any.
-        equal: share of equal pixels, 0..1.
-    """
-
-    chip: str
-    jaccard: float
-    equal: float
+    chip: str  # its id
+    jaccard: float  # index of building between both, 0..1; 1 where neither has any
+    equal: float  # share of equal pixels, 0..1
 
     def cells(self) -> tuple[str, float, str]:
         """Returns a table row, see DIFFERENCE_COLUMNS."""
@@ -72,33 +59,21 @@ DIFFERENCE_COLUMNS = ("chip", "jaccard", "equal")
 
 @dataclass(frozen=True)
 class Summary:
-    """A submission in numbers.
+    """A submission in numbers."""
 
-    Args:
-        path: the archive or folder.
-        chips: how many masks it has.
-        building_fraction: of all pixels, 0..1.
-        empty: chips without a building pixel.
-    """
-
-    path: Path
-    chips: int
-    building_fraction: float
-    empty: int
+    path: Path  # the archive or folder
+    chips: int  # how many masks it has
+    building_fraction: float  # of all pixels, 0..1
+    empty: int  # chips without a building pixel
 
 
 @dataclass(frozen=True)
 class CheckedSubmission:
-    """The results of all checks.
+    """The results of all checks."""
 
-    Args:
-        summary: of the masks without faults.
-        checks: in the order of the documentation.
-        differing: the chips that differ most from the earlier submission, the worst first.
-    """
-
-    summary: Summary
-    checks: tuple[SubmissionCheck, ...]
+    summary: Summary  # of the masks without faults
+    checks: tuple[SubmissionCheck, ...]  # in the order of the documentation
+    # the chips that differ most from the earlier submission, the worst first
     differing: tuple[MaskDifference, ...] = ()
 
     def faults(self) -> list[str]:

@@ -28,21 +28,13 @@ FORM = {  # the checks of each mask, and what a check without faults says
 
 @dataclass(frozen=True)
 class InspectedMask:
-    """One mask of a submission.
+    """One mask of a submission."""
 
-    Args:
-        name: of the chip.
-        faults: what is wrong, by check, see FORM; they name the file.
-        size: height and width, px; (0, 0) where unreadable.
-        building_px: where nothing is wrong.
-        packed: the mask for a later comparison; empty where it was not kept.
-    """
-
-    name: str
-    faults: Mapping[str, str] = field(default_factory=dict)
-    size: tuple[int, int] = (0, 0)
-    building_px: int = 0
-    packed: bytes = b""
+    name: str  # of the chip
+    faults: Mapping[str, str] = field(default_factory=dict)  # what is wrong, by check, see FORM; they name the file
+    size: tuple[int, int] = (0, 0)  # height and width, px; (0, 0) where unreadable
+    building_px: int = 0  # where nothing is wrong
+    packed: bytes = b""  # the mask for a later comparison; empty where it was not kept
 
     @classmethod
     def of(cls, name: str, mask: NDArray[Any], keep: bool) -> "InspectedMask":
@@ -64,23 +56,14 @@ class InspectedMask:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a submission holds.
+    """What a submission holds."""
 
-    Args:
-        path: of the submission.
-        names: of the chips that have masks, as often as each occurs.
-        strays: what should not be there, in words.
-        masks: of the chips of the test set, where that is known.
-        suffix: of the masks' names.
-        form: the checks that apply to such masks.
-    """
-
-    path: Path
-    names: tuple[str, ...]
-    strays: tuple[str, ...]
-    masks: tuple[InspectedMask, ...]
-    suffix: str = ".tif"
-    form: tuple[str, ...] = ("flat", *FORM)
+    path: Path  # of the submission
+    names: tuple[str, ...]  # of the chips that have masks, as often as each occurs
+    strays: tuple[str, ...]  # what should not be there, in words
+    masks: tuple[InspectedMask, ...]  # of the chips of the test set, where that is known
+    suffix: str = ".tif"  # of the masks' names
+    form: tuple[str, ...] = ("flat", *FORM)  # the checks that apply to such masks
 
     def sound(self) -> dict[str, InspectedMask]:
         """Returns the masks without faults, by chip."""

@@ -123,25 +123,15 @@ def write_table(rows: Iterable[Done], path: Path) -> None:
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished submission: what it was made from, what it consists of, and the result of its check.
+    """A finished submission: what it was made from, what it consists of, and the result of its check."""
 
-    Args:
-        request: the weights, the options and the machine, in one text.
-        chips: digest of the chips' ids and the versions of their images.
-        masks: digest of the chips' ids and the versions of their masks.
-        files: versions of the archive and the tables, by name.
-        building_fraction: of all pixels, 0..1.
-        empty: chips without a building pixel.
-        crc32: of the other fields: a damaged record is no record.
-    """
-
-    request: str
-    chips: str
-    masks: str
-    files: dict[str, str]
-    building_fraction: float
-    empty: int
-    crc32: str = ""
+    request: str  # the weights, the options and the machine, in one text
+    chips: str  # digest of the chips' ids and the versions of their images
+    masks: str  # digest of the chips' ids and the versions of their masks
+    files: dict[str, str]  # versions of the archive and the tables, by name
+    building_fraction: float  # of all pixels, 0..1
+    empty: int  # chips without a building pixel
+    crc32: str = ""  # of the other fields: a damaged record is no record
 
     def write(self, folder: Path) -> None:
         """Writes the record into a submission's folder."""

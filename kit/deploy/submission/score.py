@@ -25,17 +25,11 @@ Reader = Callable[[], bytes]
 
 @dataclass(frozen=True)
 class Score:
-    """How predictions compare with truth.
+    """How predictions compare with truth."""
 
-    Args:
-        chips: counts by chip.
-        scenes: the scene of each chip, where known.
-        unscored: predictions without truth.
-    """
-
-    chips: dict[str, Counts]
-    scenes: dict[str, str]
-    unscored: int
+    chips: dict[str, Counts]  # counts by chip
+    scenes: dict[str, str]  # the scene of each chip, where known
+    unscored: int  # predictions without truth
 
     @property
     def pooled(self) -> float:

@@ -61,25 +61,16 @@ LOOKS = (8, 24)  # chips, fewest and most, that an adaptive vote is calibrated o
 
 @dataclass(frozen=True)
 class SubmitOptions:
-    """How a test set is predicted.
+    """How a test set is predicted."""
 
-    Args:
-        engine: how the weights are run.
-        rle: also write `rle.csv`, see `kit.deploy.submission.rle`.
-        cleaning: threshold, smallest object and smallest hole of the masks.
-        mosaic: find which chips lie side by side, and predict each with a margin of its neighbours.
-        scale: predict each mosaic at the resolution of training; its own is estimated.
-        gsd_m: predict at the resolution of training; this is the chips' own, metres per pixel. Excludes `scale`.
-        mosaics: table of `kit mosaic` that is read if it belongs to the chips, see `known_mosaics`.
-    """
-
-    engine: EngineOptions = field(default_factory=EngineOptions)
-    rle: bool = False
-    cleaning: Cleaning = AS_SHIPPED
-    mosaic: bool = False
-    scale: bool = False
+    engine: EngineOptions = field(default_factory=EngineOptions)  # how the weights are run
+    rle: bool = False  # also write `rle.csv`, see `kit.deploy.submission.rle`
+    cleaning: Cleaning = AS_SHIPPED  # threshold, smallest object and smallest hole of the masks
+    mosaic: bool = False  # find which chips lie side by side, and predict each with a margin of its neighbours
+    scale: bool = False  # predict each mosaic at the resolution of training; its own is estimated
+    # predict at the resolution of training; this is the chips' own, metres per pixel. Excludes `scale`
     gsd_m: float | None = None
-    mosaics: Path | None = None
+    mosaics: Path | None = None  # table of `kit mosaic` that is read if it belongs to the chips, see `known_mosaics`
 
     def __post_init__(self) -> None:
         if self.scale and self.gsd_m is not None:
@@ -108,19 +99,12 @@ class SubmitOptions:
 
 @dataclass(frozen=True)
 class Job:
-    """How the masks of a submission are made, and where they are written.
+    """How the masks of a submission are made, and where they are written."""
 
-    Args:
-        weights: set up to predict.
-        cleaning: of the masks.
-        folder: of the submission.
-        reader: of the chips.
-    """
-
-    weights: Weights
-    cleaning: Cleaning
-    folder: Path
-    reader: WideReader
+    weights: Weights  # set up to predict
+    cleaning: Cleaning  # of the masks
+    folder: Path  # of the submission
+    reader: WideReader  # of the chips
 
     @property
     def identity(self) -> str:

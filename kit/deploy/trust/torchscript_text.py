@@ -40,21 +40,13 @@ METHOD_INDENT = 2
 
 @dataclass(frozen=True)
 class Token:
-    """A piece of code.
+    """A piece of code."""
 
-    Args:
-        kind: `string`, `number`, `name` or `mark`.
-        text: as it stands in the code.
-        line: where, from 1.
-        first: whether it begins its line.
-        depth: brackets around it.
-    """
-
-    kind: str
-    text: str
-    line: int
-    first: bool
-    depth: int
+    kind: str  # `string`, `number`, `name` or `mark`
+    text: str  # as it stands in the code
+    line: int  # where, from 1
+    first: bool  # whether it begins its line
+    depth: int  # brackets around it
 
 
 def names_in(sources: Mapping[str, bytes]) -> tuple[dict[str, str], set[str]]:

@@ -23,84 +23,50 @@ Channels = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Member:
-    """One network of the ensemble.
+    """One network of the ensemble."""
 
-    Args:
-        recipe: the recipe that trained it.
-        fold: the fold held out of its training, or `all` when none was.
-        seed: the random seed of its training.
-        sha256: of the run's safetensors file, in hex.
-        score: pooled Jaccard on its held-out fold, 0..1; None without one.
-    """
-
-    recipe: Text
-    fold: int | Text
-    seed: int
-    sha256: Text
-    score: Share | None
+    recipe: Text  # the recipe that trained it
+    fold: int | Text  # the fold held out of its training, or `all` when none was
+    seed: int  # the random seed of its training
+    sha256: Text  # of the run's safetensors file, in hex
+    score: Share | None  # pooled Jaccard on its held-out fold, 0..1; None without one
 
 
 @dataclass(frozen=True)
 class Postprocess:
-    """The threshold and cleaning of masks that scored best on validation tiles, see `kit.deploy.weights.cleaning`.
+    """The threshold and cleaning of masks that scored best on validation tiles, see `kit.deploy.weights.cleaning`."""
 
-    Args:
-        threshold: building is where the probability is above it, 0..1.
-        smallest_m2: smaller objects are removed.
-        hole_m2: smaller holes are filled.
-        score_before: pooled Jaccard out of fold at a threshold of 0.5 without cleaning, 0..1.
-        score_after: the same with this threshold and cleaning.
-    """
-
-    threshold: Share
-    smallest_m2: Size
-    hole_m2: Size
-    score_before: Share
-    score_after: Share
+    threshold: Share  # building is where the probability is above it, 0..1
+    smallest_m2: Size  # smaller objects are removed
+    hole_m2: Size  # smaller holes are filled
+    score_before: Share  # pooled Jaccard out of fold at a threshold of 0.5 without cleaning, 0..1
+    score_after: Share  # the same with this threshold and cleaning
 
 
 @dataclass(frozen=True)
 class Card:
-    """The metadata of a weights file.
+    """The metadata of a weights file."""
 
-    Args:
-        kit_version: of the kit that exported it.
-        recipe: the recipe; of several, their names joined by `+`.
-        members: the networks, in the order of the file's `members` output.
-        score: pooled Jaccard of the out-of-fold predictions, 0..1; None when no fold was held out.
-        classes: names of the two logits.
-        gsd_m: ground sampling distance of the training tiles, metres per pixel.
-        mean: of each member's normalisation, (M, 3): R, G, B in units of 0..255. Already applied inside the file.
-        std: as `mean`.
-        views: `none`, `flips` or `d4`.
-        pad_multiple: height and width are padded inside to a multiple of this, px.
-        input: shape, dtype and range of the input, in words.
-        output: shape, dtype and range of `forward`, in words.
-        torch_version: of the torch that wrote the file.
-        created: UTC, ISO 8601.
-        parity_max_abs: the largest difference in probability between the file and the trained networks.
-        parity_equal_masks: the share of pixels whose mask is the same in both, 0..1.
-        postprocess: what `kit submit --clean` applies; None when no fold was held out, and in older files.
-        weights: of the members' votes, adding to 1; empty where all count the same, and in older files.
-    """
-
-    kit_version: Text
-    recipe: Text
-    members: tuple[Member, ...]
-    score: Share | None
-    classes: tuple[str, ...]
-    gsd_m: Positive
+    kit_version: Text  # of the kit that exported it
+    recipe: Text  # the recipe; of several, their names joined by `+`
+    members: tuple[Member, ...]  # the networks, in the order of the file's `members` output
+    score: Share | None  # pooled Jaccard of the out-of-fold predictions, 0..1; None when no fold was held out
+    classes: tuple[str, ...]  # names of the two logits
+    gsd_m: Positive  # ground sampling distance of the training tiles, metres per pixel
+    # of each member's normalisation, (M, 3): R, G, B in units of 0..255. Already applied inside the file
     mean: tuple[Channels, ...]
-    std: tuple[Channels, ...]
-    views: Literal["none", "flips", "d4"]
-    pad_multiple: Annotated[int, Field(ge=1)]
-    input: str
-    output: str
-    torch_version: Text
-    created: Text
-    parity_max_abs: Size
-    parity_equal_masks: Share
+    std: tuple[Channels, ...]  # as `mean`
+    views: Literal["none", "flips", "d4"]  # `none`, `flips` or `d4`
+    pad_multiple: Annotated[int, Field(ge=1)]  # height and width are padded inside to a multiple of this, px
+    input: str  # shape, dtype and range of the input, in words
+    output: str  # shape, dtype and range of `forward`, in words
+    torch_version: Text  # of the torch that wrote the file
+    created: Text  # UTC, ISO 8601
+    parity_max_abs: Size  # the largest difference in probability between the file and the trained networks
+    parity_equal_masks: Share  # the share of pixels whose mask is the same in both, 0..1
+    # what `kit submit --clean` applies; None when no fold was held out, and in older files
     postprocess: Postprocess | None = None
+    # of the members' votes, adding to 1; empty where all count the same, and in older files
     weights: tuple[Share, ...] = ()
 
     def to_json(self, **added: str) -> str:

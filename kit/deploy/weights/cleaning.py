@@ -14,17 +14,11 @@ OBJECTS, HOLES = 8, 4  # connectivity: two buildings that touch at a corner are 
 
 @dataclass(frozen=True)
 class Cleaning:
-    """Threshold and cleaning of masks; by default what `NAME.pt` itself does.
+    """Threshold and cleaning of masks; by default what `NAME.pt` itself does."""
 
-    Args:
-        threshold: building is where the probability is above it, 0..1.
-        smallest_m2: smaller objects are removed.
-        holes_m2: smaller holes are filled.
-    """
-
-    threshold: float = 0.5
-    smallest_m2: float = 0.0
-    holes_m2: float = 0.0
+    threshold: float = 0.5  # building is where the probability is above it, 0..1
+    smallest_m2: float = 0.0  # smaller objects are removed
+    holes_m2: float = 0.0  # smaller holes are filled
 
     @classmethod
     def of(cls, postprocess: Postprocess) -> "Cleaning":

@@ -18,39 +18,22 @@ SHOWN_SHA256 = 8  # digits
 
 @dataclass(frozen=True)
 class Listed:
-    """Weights as `kit weights` shows them: by their row in the index, or by their card where they have none.
+    """Weights as `kit weights` shows them: by their row in the index, or by their card where they have none."""
 
-    Args:
-        name: of the weights.
-        newest: whether `kit submit` takes them by default.
-        state: of the files; empty when all is well.
-        recipe: the recipe; of several, their names joined by `+`.
-        members: how many networks.
-        views: `none`, `flips` or `d4`.
-        score: pooled Jaccard out of fold, 0..1.
-        gsd_m: metres per pixel of the training tiles.
-        created: UTC, ISO 8601.
-        file_sha256: of `NAME.pt` as it should be, in hex.
-        parity_max_abs: the largest difference in probability from the trained networks, by the card.
-        parity_equal_masks: the share of pixels with the same mask, 0..1, by the card.
-        formats: suffixes of the files that are there.
-        problem: what is wrong with them, in a sentence.
-    """
-
-    name: str
-    newest: bool = False
-    state: Literal["", "missing", "changed", "unlisted", "unreadable"] = ""
-    recipe: str | None = None
-    members: int | None = None
-    views: str | None = None
-    score: float | None = None
-    gsd_m: float | None = None
-    created: str | None = None
-    file_sha256: str | None = None
-    parity_max_abs: float | None = None
-    parity_equal_masks: float | None = None
-    formats: tuple[str, ...] = ()
-    problem: str | None = None
+    name: str  # of the weights
+    newest: bool = False  # whether `kit submit` takes them by default
+    state: Literal["", "missing", "changed", "unlisted", "unreadable"] = ""  # of the files; empty when all is well
+    recipe: str | None = None  # the recipe; of several, their names joined by `+`
+    members: int | None = None  # how many networks
+    views: str | None = None  # `none`, `flips` or `d4`
+    score: float | None = None  # pooled Jaccard out of fold, 0..1
+    gsd_m: float | None = None  # metres per pixel of the training tiles
+    created: str | None = None  # UTC, ISO 8601
+    file_sha256: str | None = None  # of `NAME.pt` as it should be, in hex
+    parity_max_abs: float | None = None  # the largest difference in probability from the trained networks, by the card
+    parity_equal_masks: float | None = None  # the share of pixels with the same mask, 0..1, by the card
+    formats: tuple[str, ...] = ()  # suffixes of the files that are there
+    problem: str | None = None  # what is wrong with them, in a sentence
 
     def cells(self) -> tuple[object, ...]:
         """Returns a table row, see COLUMNS; what is not known is blank."""

@@ -17,22 +17,14 @@ from kit.system.files import sha256_of
 
 @dataclass(frozen=True)
 class Weights:
-    """A loaded weights file.
+    """A loaded weights file."""
 
-    Args:
-        module: the TorchScript ensemble, on `device`.
-        card: its metadata.
-        path: where it was read.
-        sha256: of the file, in hex.
-        device: as torch names it.
-        plan: identifies how the networks compute on this machine, see `kit.deploy.engine.tuning`; never parsed.
-    """
-
-    module: Any
-    card: Card
-    path: Path
-    sha256: str
-    device: str
+    module: Any  # the TorchScript ensemble, on `device`
+    card: Card  # its metadata
+    path: Path  # where it was read
+    sha256: str  # of the file, in hex
+    device: str  # as torch names it
+    # identifies how the networks compute on this machine, see `kit.deploy.engine.tuning`; never parsed
     plan: str = "shipped"
 
 

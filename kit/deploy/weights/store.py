@@ -34,27 +34,16 @@ HINT = "export or fetch the weights again"
 
 @dataclass(frozen=True)
 class IndexRow:
-    """A row of `index.csv`; numbers that somebody edited into something else are None.
+    """A row of `index.csv`; numbers that somebody edited into something else are None."""
 
-    Args:
-        name: of the weights.
-        recipe: the recipe; of several, their names joined by `+`.
-        members: how many networks.
-        views: `none`, `flips` or `d4`.
-        score: pooled Jaccard out of fold, 0..1.
-        gsd_m: metres per pixel of the training tiles.
-        created: UTC, ISO 8601.
-        file_sha256: of `NAME.pt`, in hex.
-    """
-
-    name: str
-    recipe: str
-    members: int | None
-    views: str
-    score: float | None
-    gsd_m: float | None
-    created: str
-    file_sha256: str
+    name: str  # of the weights
+    recipe: str  # the recipe; of several, their names joined by `+`
+    members: int | None  # how many networks
+    views: str  # `none`, `flips` or `d4`
+    score: float | None  # pooled Jaccard out of fold, 0..1
+    gsd_m: float | None  # metres per pixel of the training tiles
+    created: str  # UTC, ISO 8601
+    file_sha256: str  # of `NAME.pt`, in hex
 
     def cells(self) -> tuple[object, ...]:
         """Returns the row as it is written."""
@@ -65,13 +54,9 @@ class IndexRow:
 
 @dataclass(frozen=True)
 class Sealed:
-    """What all JSON files beside weights have.
+    """What all JSON files beside weights have."""
 
-    Args:
-        file_sha256: of `NAME.pt`, in hex.
-    """
-
-    file_sha256: str
+    file_sha256: str  # of `NAME.pt`, in hex
 
 
 def read_index(weights_dir: Path) -> list[IndexRow]:

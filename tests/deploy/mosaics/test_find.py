@@ -193,7 +193,8 @@ def test_a_damaged_table_is_named(tmp_path: Path, change: tuple[str, str]):
     cut(tmp_path / "test", {"a": draw_mosaic("kum", 0.075, 2, 2, 128, 8)}, 128)
     chips, table = find_chips(tmp_path / "test"), tmp_path / "m" / "mosaics.csv"
     known_mosaics(chips, table)
-    assert change[0] in (text := table.read_text())
+    text = table.read_text()
+    assert change[0] in text
     table.write_text(text.replace(*change))
     with pytest.raises(DataError, match="is damaged"):
         known_mosaics(chips, table)
