@@ -27,6 +27,15 @@ from kit.paths import Paths
 from kit.system.files import check_writable
 
 PANEL = "Training"  # of `kit --help`
+Added = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--add",
+        metavar="NAME[=W]",
+        help="Also train on this data set in every fold, without validating on it. W: how often its groups "
+        "are drawn, relative to those of --data; 1 by default. Repeatable.",
+    ),
+]
 
 
 @app.command(rich_help_panel=PANEL)
@@ -53,6 +62,7 @@ def recipes(as_json: Json = False, root: Root = HERE, debug: Debug = False) -> N
 def check(
     recipe: RecipeName,
     data: Annotated[str, typer.Option(help="Data set. Default: the only one, or a sample.")] = "",
+    add: Added = None,
     device: Device = "",
     compiled: Compiled = False,
     tiny: Annotated[bool, typer.Option("--tiny", help="Use tiny crops: takes seconds, gives no estimates.")] = False,
@@ -65,9 +75,10 @@ def check(
     """
     _check_runs_writable(recipe, root)
 
+    from kit.data.added import parse_added
     from kit.pipeline.check import check as check_recipe
 
-    checked = check_recipe(recipe, Paths(root), data, device, compiled, tiny)
+    checked = check_recipe(recipe, Paths(root), data, device, compiled, tiny, parse_added(add or ()))
     table(("property", recipe), checked.rows)
     result(str(checked.sheet))
 
@@ -76,6 +87,7 @@ def check(
 def lr_find(
     recipe: RecipeName,
     data: Data = "",
+    add: Added = None,
     fold: Annotated[int, typer.Option(help="The fold to hold out.")] = 0,
     device: Device = "",
     encoder_weights: EncoderWeights = None,
@@ -90,10 +102,12 @@ def lr_find(
     """
     _check_runs_writable(recipe, root)
 
+    from kit.data.added import parse_added
     from kit.models.pretrained import Source
     from kit.pipeline.lr_find import lr_find as find_rate
 
-    search = find_rate(recipe, Paths(root), data, fold, device, Source(pretrained, encoder_weights), steps)
+    source, added = Source(pretrained, encoder_weights), parse_added(add or ())
+    search = find_rate(recipe, Paths(root), data, fold, device, source, steps, added)
     table(("suggestion", "rate"), [(name, f"{rate:.1e}") for name, rate in search.rates.items()])
     result(str(search.picture))
 
@@ -102,14 +116,7 @@ def lr_find(
 def run(
     recipe: RecipeName,
     data: Data = "",
-    add: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME[=W]",
-            help="Also train on this data set in every fold, without validating on it. W: how often its groups "
-            "are drawn, relative to those of --data; 1 by default. Repeatable.",
-        ),
-    ] = None,
+    add: Added = None,
     fold: Annotated[str, typer.Option(help="Folds to hold out: 0 or 0,2 or all.")] = "all",
     all_: Annotated[bool, typer.Option("--all", help="Hold nothing out: train one network on every fold.")] = False,
     minutes: Annotated[

@@ -352,7 +352,9 @@ def _refusal(names: Sequence[str]) -> str:
     return f"{' and '.join(names)} {'take' if several else 'takes'} no soft targets (probabilities instead of 0 and 1)"
 
 
-def distillation(logits: Tensor, teacher: Tensor, temperature: float, valid: Tensor | None = None) -> Tensor:
+def distillation(
+    logits: Tensor, teacher: Tensor, temperature: float, valid: Tensor | None = None, weights: Sequence[float] = ()
+) -> Tensor:
     """Returns T^2 x KL(teacher || student) of the softened probability of building, the mean over pixels.
 
     Hinton 2015, arXiv 1503.02531.
@@ -362,6 +364,7 @@ def distillation(logits: Tensor, teacher: Tensor, temperature: float, valid: Ten
         teacher: probabilities of its M members, float (N, M, H, W), 0 to 1; each is softened, then their mean taken.
         temperature: T, which divides the logits of both.
         valid: bool (N, H, W), the pixels that count; all by default.
+        weights: of the members in that mean, M numbers that add to 1; empty where all count the same.
     """
     student = building_logits(at_least_float32(logits)).squeeze(1) / temperature
     if teacher.ndim != 4 or teacher[:, 0].shape != student.shape:
@@ -370,7 +373,8 @@ def distillation(logits: Tensor, teacher: Tensor, temperature: float, valid: Ten
     probs = teacher.detach().float()
     # yes and no are clipped by themselves: 1 - 1e-6 is a coarse number in float32, 1e-6 is not
     margin = probs.clamp(min=SURE).log() - (1 - probs).clamp(min=SURE).log()
-    soft = (margin / temperature).sigmoid().mean(dim=1)
+    soft = (margin / temperature).sigmoid()
+    soft = torch.einsum("nmhw,m->nhw", soft, soft.new_tensor(weights)) if weights else soft.mean(dim=1)
     known = torch.ones_like(soft) if valid is None else valid
     certainty = torch.xlogy(soft, soft) + torch.xlogy(1 - soft, 1 - soft)
     agreement = soft * F.logsigmoid(student) + (1 - soft) * F.logsigmoid(-student)

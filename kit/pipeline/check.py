@@ -4,7 +4,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +18,11 @@ import torch
 from fastai.callback.core import Callback, CancelFitException, CancelValidException
 
 from kit.console import say
+from kit.data.added import AddedSet
 from kit.data.dataset import Fold, split_fold
 from kit.data.folds.assign import fold_numbers
 from kit.data.index import read_index
+from kit.data.joined_sets import join_sets
 from kit.data.masks import IGNORE, SOFT_STEPS
 from kit.data.tiles.options import PrepareOptions, Style
 from kit.data.tiles.prepare import prepare
@@ -102,7 +104,13 @@ class Trial(Callback):
 
 
 def check(
-    name: str, paths: Paths, data: str = "", device: str = "", compiled: bool = False, tiny: bool = False
+    name: str,
+    paths: Paths,
+    data: str = "",
+    device: str = "",
+    compiled: bool = False,
+    tiny: bool = False,
+    added: Sequence[AddedSet] = (),
 ) -> RecipeCheck:
     """Builds a recipe with random encoder weights, trains a few steps, exports it, and says what to expect.
 
@@ -113,27 +121,29 @@ def check(
         device: empty for the best there is.
         compiled: through torch.compile.
         tiny: with tiny crops, in seconds, and without estimates.
+        added: data sets that train beside it, as in `kit run`.
 
     Raises:
         RecipeError: an argument of an augmentation would be ignored, the loss is not finite, or the recipe fails.
         KitError: see the stages.
     """
     recipe = load_recipe(name, paths)
-    with _data(paths, data) as (data_name, index), strict_augmentation():
+    with _data(paths, data, added) as (data_name, index), strict_augmentation():
         number = min(fold_numbers(index), default="all")  # pseudo-labels belong to no fold
         fold = split_fold(index, number, device=pick_device(device), workers=0)
         return _tried(recipe, fold, data_name, paths, compiled, tiny)
 
 
 @contextmanager
-def _data(paths: Paths, name: str) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Yields a data set's name and index.
+def _data(paths: Paths, name: str, added: Sequence[AddedSet]) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yields a data set's name, and its index joined with those of the added ones.
 
     Where there is none, some tiles are drawn, listed over and over until they are as many as the challenge's, and
     removed in the end: estimates are then for the challenge.
     """
-    if name or paths.data_names():
-        yield read_index(paths, name)
+    if name or added or paths.data_names():
+        known, index = read_index(paths, name)
+        yield known, join_sets(paths, known, index, added)[0]
         return
     say("no data set here: drawing some tiles")
     with TemporaryDirectory() as folder:

@@ -67,9 +67,8 @@ def export_runs(
         models.append(model)
         results.append(result)
         settings.append(options)
-        members.append(
-            Member(recipe=result.recipe, fold=result.fold, seed=options.seed or 0, sha256=sha256, score=result.score)
-        )
+        moved = "" if folder.name == f"fold{result.fold}" else f"{folder.parent.name}/{folder.name}"
+        members.append(Member(result.recipe, result.fold, options.seed or 0, sha256, result.score, moved))
     choice = _choice(folders, paths, tile_weights(runs, weights))
     request = ExportRequest(
         name, "+".join(sorted({member.recipe for member in members})), views, pooled_score(results),
@@ -88,7 +87,7 @@ def _report(exported: Exported, before: Sequence[str], choice: Choice | None) ->
         f"{len(card.members)} members, views {card.views}: the frozen file and the trained networks differ by at most "
         f"{card.parity_max_abs:.1e} in probability, {card.parity_equal_masks:.4%} of mask pixels are equal"
     )
-    now = [f"{member.recipe}/fold{member.fold}" for member in card.members]
+    now = [member.run_name for member in card.members]
     if gone := [run for run in before if run not in now]:
         say(
             f"the earlier {name}.pt also held {', '.join(gone)}, this one does not; to combine them: "
@@ -103,7 +102,7 @@ def _report(exported: Exported, before: Sequence[str], choice: Choice | None) ->
 def _runs_in(weights: Path) -> list[str]:
     """Returns the runs in a weights file; an empty list where the file is missing or unreadable."""
     try:
-        return [f"{member.recipe}/fold{member.fold}" for member in read_card(weights).members]
+        return [member.run_name for member in read_card(weights).members]
     except (OSError, WeightsError):
         return []
 

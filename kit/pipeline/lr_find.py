@@ -1,5 +1,6 @@
 """The rate that a recipe might train with: found by a short training in which it rises, and drawn."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,8 +12,10 @@ from fastai.callback.schedule import steep, valley
 from torch import Tensor
 
 from kit.console import Meter, meter, say
+from kit.data.added import AddedSet
 from kit.data.dataset import split_fold
 from kit.data.index import read_index
+from kit.data.joined_sets import join_sets
 from kit.errors import KitError, RecipeError
 from kit.models.pretrained import Source, weights_used
 from kit.paths import Paths
@@ -57,6 +60,7 @@ def lr_find(
     device: str = "",
     source: Source | None = None,
     steps: int = 100,
+    added: Sequence[AddedSet] = (),
 ) -> SuggestedRates:
     """Trains a recipe's network while the rate rises from 1e-7 to 10, draws the loss, and suggests rates.
 
@@ -71,6 +75,7 @@ def lr_find(
         device: empty for the best there is.
         source: where the encoder's weights come from; pretrained by default.
         steps: of the training; it ends before where the loss is four times its best.
+        added: data sets that train beside it, as in `kit run`.
 
     Raises:
         RecipeError: the loss is not finite, or explodes at once.
@@ -81,6 +86,7 @@ def lr_find(
     """
     recipe = load_recipe(name, paths)
     data_name, index = read_index(paths, data)
+    index, _ = join_sets(paths, data_name, index, added)
     split = split_fold(index, fold, device=pick_device(device))
     with strict_augmentation():
         learn = build(recipe, split, Setup(source=source or Source()))

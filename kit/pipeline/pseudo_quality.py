@@ -11,7 +11,7 @@ from kit.errors import KitError, RunError
 from kit.paths import Paths
 from kit.pipeline.postprocess import held_out_tiles, read_tiles
 from kit.pipeline.pseudo_labels import PseudoOptions, hard_labels
-from kit.pipeline.runs import tile_weights
+from kit.pipeline.runs import run_folder, tile_weights
 from kit.system.files import sha256_of
 from kit.training.run_files import BEST
 
@@ -57,7 +57,7 @@ def expected_quality(card: Card, paths: Paths, options: PseudoOptions) -> Pseudo
         RunError: no run of a member is here with its out-of-fold predictions, or tiles were cut again after the run.
         DataError: a data set is missing.
     """
-    names = [f"{member.recipe}/fold{member.fold}" for member in card.members]
+    names = [member.run_name for member in card.members]
     runs = _runs(card, paths)
     if not runs:
         listed = ", ".join(dict.fromkeys(names))
@@ -97,8 +97,8 @@ def _runs(card: Card, paths: Paths) -> dict[str, Path]:
     """Returns the folders of the members' runs that are here, held tiles out, and were not trained again since."""
     runs = {}
     for member in card.members:
-        folder = paths.run(member.recipe, member.fold)
+        folder = run_folder(member.run_name, paths)
         best = folder / BEST
         if (folder / "oof.csv").is_file() and best.is_file() and sha256_of(best) == member.sha256:
-            runs[f"{member.recipe}/fold{member.fold}"] = folder
+            runs[member.run_name] = folder
     return runs

@@ -1,15 +1,17 @@
 """Pseudo-labels: a data set whose masks are what trained weights predict for unlabelled chips (`kit pseudo`)."""
 
 import csv
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
+from kit.console import say
 from kit.data.folds.leaks import NO_FOLD
 from kit.data.grids import ground_m, on_earth
 from kit.data.index import read_table
@@ -19,7 +21,7 @@ from kit.data.tiles.pairs import MULTIPLE_PX, own_grid
 from kit.deploy.mosaics.find import known_mosaics
 from kit.deploy.mosaics.mosaic import Mosaic, table_of
 from kit.deploy.submission.background import BackgroundWriter
-from kit.deploy.submission.progress import PROGRESS, RANK_PROGRESS, read_progress, write_progress
+from kit.deploy.submission.progress import FINISHED, PROGRESS, RANK_PROGRESS, digest, read_progress, write_progress
 from kit.deploy.submission.submit import (
     SubmitOptions,
     own_progress,
@@ -30,14 +32,24 @@ from kit.deploy.submission.submit import (
 )
 from kit.deploy.weights.card import CLASSES, Card
 from kit.deploy.weights.load import load_weights
-from kit.errors import DataError, WeightsError
+from kit.errors import DataError, KitError, RasterError, WeightsError
 from kit.outputs import check_apart, check_unclaimed
 from kit.paths import Paths
 from kit.pipeline.pseudo_labels import LEDGER_COLUMNS, LabelledChip, Labeller, PseudoOptions
-from kit.system.files import check_writable, locked, remove_leftovers, replacing
+from kit.system.files import (
+    check_writable,
+    locked,
+    read_json,
+    read_limited,
+    remove_leftovers,
+    replacing,
+    sha256_of,
+    write_bytes,
+    write_json,
+)
 from kit.system.ranks import agreed, rank, wait_for_all
 
-INDEX, LEDGER = "index.csv", "pseudo.csv"
+INDEX, LEDGER, CARD = "index.csv", "pseudo.csv", "weights.json"
 ALONE = "alone"  # scene of the chips without a neighbour: one group, or each would be drawn as often as a whole mosaic
 LOOKED_AT = 5  # chips whose georeference is compared with the weights' resolution
 MOST_APART = 1.5  # times the resolution of training, or its part: farther chips are predicted badly
@@ -64,13 +76,31 @@ class PseudoLabels:
         ]
 
 
+@dataclass(frozen=True)
+class FinishedLabels:
+    """The record of a finished call: the same call again returns its result, without weights and images.
+
+    Args:
+        request: the weights, the options and the machine.
+        chips: digest of the chips' ids and the versions of their images.
+        files: digest of the names and versions of the data set's files.
+        labels: the result.
+    """
+
+    request: str
+    chips: str
+    files: str
+    labels: PseudoLabels
+
+
 def label_chips(
     test: Path, weights_path: Path, paths: Paths, name: str, options: PseudoOptions | None = None
 ) -> PseudoLabels:
     """Predicts unlabelled chips, and writes the data set `data/NAME` with their labels and the ledger `pseudo.csv`.
 
     A second call predicts only the chips that are missing, whose image changed, or whose files were made in another
-    way; the files are byte for byte those of a single call. Other values of `min_confidence`, `drop_empty` and `round`
+    way; the files are byte for byte those of a single call. A finished call is recognised without loading the weights.
+    Other values of `min_confidence`, `drop_empty` and `round`
     predict nothing again. Ranks share the folder; each predicts its part of the chips.
 
     Args:
@@ -96,6 +126,9 @@ def label_chips(
     check_apart(folder, [test, *(chip.path for chip in chips)], "--name or --root")
     if rank() == 0:
         _check_folder(folder)
+    versions = _versions(chips)  # before the first is read: one that is written later will be labelled again
+    if finished := agreed(_finished(folder, versions, weights_path, options) if rank() == 0 else None):
+        return finished
     shipped = load_weights(weights_path, options.prediction.engine.device)
     _check_classes(shipped.card, weights_path)
     _check_resolution(chips, shipped.card, options.prediction)
@@ -112,7 +145,45 @@ def label_chips(
         todo = set(agreed(_begin(labeller, chips) if rank() == 0 else []))
         _predict(labeller, own_share(reader.in_order([chip for chip in chips if chip.id in todo])))
         wait_for_all()
-        return agreed(_finish(labeller, chips, mosaics, name) if rank() == 0 else None)  # type: ignore[return-value]
+        return agreed(  # type: ignore[return-value]
+            _finish(labeller, chips, mosaics, name, versions) if rank() == 0 else None
+        )
+
+
+def _versions(chips: Sequence[Chip]) -> str:
+    try:
+        return digest({chip.id: chip.path for chip in chips})
+    except KitError as cause:
+        raise RasterError(cause.message, "are the chips complete?") from cause
+
+
+def _request(options: PseudoOptions, weights_sha256: str) -> str:
+    """Returns a text that is equal for calls that make equal files."""
+    return json.dumps(asdict(options) | {"prediction": options.prediction.request(weights_sha256)})
+
+
+def _files(folder: Path) -> str:
+    """Returns a digest of a data set's files.
+
+    Raises:
+        KitError: index, ledger or card is missing.
+    """
+    tiles = (file for part in ("images", "masks", "soft") for file in (folder / part).glob("[!.]*.tif"))
+    names = (INDEX, LEDGER, CARD)
+    return digest({str(file.relative_to(folder)): file for file in (*tiles, *(folder / name for name in names))})
+
+
+def _finished(folder: Path, chips: str, weights_path: Path, options: PseudoOptions) -> PseudoLabels | None:
+    """Returns the result of an equal call that finished before, if its files stand; reads no image."""
+    try:
+        record = read_json(folder / FINISHED, FinishedLabels)
+        made_of = (_request(options, sha256_of(weights_path)), chips, _files(folder))
+    except (KitError, OSError):  # there is no record, or no such file
+        return None
+    if (record.request, record.chips, record.files) != made_of:
+        return None
+    say("nothing to label: this data set is finished")
+    return replace(record.labels, folder=folder)  # the root may have moved
 
 
 def _check_folder(folder: Path) -> None:
@@ -181,7 +252,7 @@ def _begin(labeller: Labeller, chips: Sequence[Chip]) -> list[str]:
     rows = read_progress(folder, labeller.identity, LabelledChip)
     todo = [chip.id for chip in chips if not labeller.is_done(chip, rows.get(chip.id))]
     if todo:
-        for name in (INDEX, LEDGER):  # of other labels
+        for name in (INDEX, LEDGER, CARD, FINISHED):  # of other labels
             (folder / name).unlink(missing_ok=True)
     write_progress(folder, rows.values(), LabelledChip)
     for path in folder.glob(RANK_PROGRESS):
@@ -201,8 +272,10 @@ def _predict(labeller: Labeller, todo: Sequence[Chip]) -> None:
             write(partial(labeller.write, chip, seen, probability, progress))
 
 
-def _finish(labeller: Labeller, chips: Sequence[Chip], mosaics: Sequence[Mosaic], name: str) -> PseudoLabels:
-    """Writes the ledger and the index.
+def _finish(
+    labeller: Labeller, chips: Sequence[Chip], mosaics: Sequence[Mosaic], name: str, versions: str
+) -> PseudoLabels:
+    """Writes the ledger, the index, the card of the weights and the record.
 
     Raises:
         DataError: rows are missing, or no chip is kept.
@@ -232,7 +305,22 @@ def _finish(labeller: Labeller, chips: Sequence[Chip], mosaics: Sequence[Mosaic]
         index.to_csv(temporary, index=False)
     imagery_px, labelled_px = sum(row.imagery_px for row in kept), sum(row.labelled_px for row in kept)
     built = sum(row.building_px for row in kept) / labelled_px
-    return PseudoLabels(folder, len(chips), len(kept), reasons, built, 1 - labelled_px / imagery_px)
+    weights = labeller.weights
+    write_bytes(folder / CARD, weights.card.to_json(file_sha256=weights.sha256).encode())
+    labels = PseudoLabels(folder, len(chips), len(kept), dict(reasons), built, 1 - labelled_px / imagery_px)
+    record = FinishedLabels(_request(options, weights.sha256), versions, _files(folder), labels)
+    write_json(folder / FINISHED, asdict(record) | {"labels": asdict(labels) | {"folder": str(folder)}})
+    return labels
+
+
+def labelled_by(folder: Path) -> Card | None:
+    """Returns the card of the weights that labelled a data set; None where it has true labels.
+
+    Raises:
+        WeightsError: the card is damaged.
+    """
+    file = folder / CARD
+    return Card.from_json(read_limited(file, error=WeightsError), str(file)) if file.is_file() else None
 
 
 def _write_ledger(file: Path, rows: Sequence[LabelledChip], options: PseudoOptions, weights_sha256: str) -> None:

@@ -21,6 +21,7 @@ from kit.paths import Paths
 from kit.pipeline.export import Exported
 from kit.pipeline.export_runs import export_runs
 from kit.pipeline.parallel import side_by_side
+from kit.pipeline.pseudo_set import labelled_by
 from kit.pipeline.scores import show_scores
 from kit.pipeline.start_from import start_file
 from kit.sample.sample import draw_sample
@@ -70,6 +71,7 @@ def run(name: str, paths: Paths, options: RunOptions) -> Exported | None:
         index, added = join_sets(paths, data, index, options.added)
         if folds != ("all",):
             report_unknown_ground(index)
+            _report_labels_of_validation(added, folds, paths)
         loading = {"seed": options.seed, "device": device, "workers": options.workers}
         splits = [split_fold(index, fold, **loading) for fold in folds]  # a wrong one fails at once
         index_sha256 = sha256_of(paths.data(data) / "index.csv")
@@ -125,7 +127,22 @@ def _setup(options: RunOptions, device: str) -> Setup:
         return setup
     teacher = load_weights(options.teacher, device)
     say(f"teacher {options.teacher.name}: {len(teacher.card.members)} members, views {teacher.card.views}")
-    return replace(setup, teacher=teacher.module.members, teacher_sha256=teacher.sha256)
+    return replace(
+        setup, teacher=teacher.module.members, teacher_sha256=teacher.sha256, teacher_weights=teacher.card.weights
+    )
+
+
+def _report_labels_of_validation(added: Sequence[AddedSet], folds: Sequence[int | str], paths: Paths) -> None:
+    """Says on stderr which pseudo-labels come from networks that did not hold these folds out."""
+    for each in added:
+        card = labelled_by(paths.data(each.name))
+        members = card.members if card else ()
+        known = [str(fold) for fold in folds if any(member.fold != fold for member in members)]
+        if known:
+            say(
+                f"{each.name} was labelled by networks that may have been trained on the validation tiles of "
+                f"{'fold' if len(known) == 1 else 'folds'} {', '.join(known)}: scores may be a little too high"
+            )
 
 
 def find_data(recipe: Recipe, paths: Paths, name: str) -> None:

@@ -37,7 +37,7 @@ def start_file(name: str, fold: int | str, paths: Paths) -> Path | None:
             raise RunError(
                 f"{name} has {len(members)} members of fold {fold}, expected one", "name a run: <recipe>/fold<k>"
             )
-        name, sha256 = f"{members[0].recipe}/fold{fold}", members[0].sha256
+        name, sha256 = members[0].run_name, members[0].sha256
     file = run_folder(name if "/" in name else f"{name}/fold{fold}", paths) / BEST
     if not file.is_file() or (sha256 and sha256_of(file) != sha256):
         problem = "has changed since the export" if file.is_file() else "does not exist"

@@ -1,6 +1,6 @@
 """Knowledge distillation: a student learns from an ensemble's probabilities beside the masks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,8 @@ class Distillation(Callback):
     """Adds the teacher's signal to the loss while training; the validation loss is that of the masks alone.
 
     `teacher` is set before the fit: pixels (N, 3, H, W) uint8 or float, 0 to 255, on the fit's device -> probabilities
-    of its M members (N, M, H, W), 0 to 1.
+    of its M members (N, M, H, W), 0 to 1. `teacher_weights` are those of the members' votes; empty where all
+    count the same.
 
     Args:
         share: 0 to 1, of the teacher's signal; the masks have the rest.
@@ -31,6 +32,7 @@ class Distillation(Callback):
     order = -12  # after MixUp: the teacher sees the mixed pixels, and the masks' part is the mixed loss
     run_valid = False
     teacher: Callable[[Tensor], Tensor] | None = None
+    teacher_weights: Sequence[float] = ()
 
     def __init__(self, share: float = 0.6, temperature: float = 20.0) -> None:
         self.share, self.temperature = share, temperature
@@ -56,7 +58,8 @@ class Distillation(Callback):
             probs = self.teacher(pixels)
         logits = pred if isinstance(pred, Tensor) else pred[0]
         known = target != IGNORE
-        signal = distillation(logits, probs, self.temperature, known if known.ndim == 3 else known.all(dim=1))
+        known = known if known.ndim == 3 else known.all(dim=1)
+        signal = distillation(logits, probs, self.temperature, known, self.teacher_weights)
         return (1 - self.share) * loss + self.share * signal
 
     def after_loss(self) -> None:

@@ -71,6 +71,7 @@ class Setup:
     # members' probabilities for pixels, see `Distillation`; for recipes that learn from one
     teacher: Callable[[Tensor], Tensor] | None = None
     teacher_sha256: str = ""  # checksum of the teacher's file
+    teacher_weights: tuple[float, ...] = ()  # of its members' votes; empty where all count the same
     # data sets that train beside that of `--data`, for the settings: the fold has their tiles already
     added: tuple[AddedSet, ...] = ()
     start_from: Path | None = None  # safetensors of the whole network to begin with, instead of those of the encoder
@@ -264,7 +265,7 @@ def build(recipe: Recipe, fold: Fold, setup: Setup) -> Any:
     precision = Precision(DTYPES[setup.precision] if setup.precision else None)
     learn.add_cbs([Draw(), Deal(), precision, LossScale(), *([Distributed()] if ranks() > 1 else [])])
     if hasattr(learn, "distillation"):
-        learn.distillation.teacher = setup.teacher
+        learn.distillation.teacher, learn.distillation.teacher_weights = setup.teacher, setup.teacher_weights
     elif setup.teacher:
         raise RunError(
             f"{recipe.name} learns from no teacher", "leave --teacher out, or add Distillation() to its callbacks"

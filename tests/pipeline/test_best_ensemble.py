@@ -19,6 +19,9 @@ from kit.deploy.proof.verify import verify
 from kit.deploy.weights.load import load_weights, read_card
 from kit.paths import Paths
 from kit.pipeline import best_ensemble
+from kit.pipeline.pseudo_labels import PseudoOptions
+from kit.pipeline.pseudo_quality import expected_quality
+from kit.pipeline.run import RunOptions, _setup
 from kit.system.files import sha256_of
 from kit.training.fit import rebuild
 from kit.training.recipe import load_recipe
@@ -197,6 +200,12 @@ def test_runs_of_one_recipe_and_fold_are_also_tried_as_a_soup(root: Path, cli: C
         if value.is_floating_point():
             torch.testing.assert_close(value, (first[name] + second[name]) / 2, atol=1e-6, rtol=1e-5)
     index = read_index(Paths(root))[1]
+    runs = ("tiny/fold0-seed1", "tiny/fold0-soup")
+    code, _, err = cli("export", *runs, "--name", "both", "--views", "none", "--root", root)
+    assert code == 0, err
+    both = read_card(root / "weights/both.pt")
+    assert [(member.fold, member.run_name) for member in both.members] == [(0, run) for run in runs]
+    assert expected_quality(both, Paths(root), PseudoOptions()).runs == runs
     assert {path.stem for path in (soup / "oof").glob("*.tif")} == set(index.loc[index["fold"] == 0, "tile"])
     assert json.loads((soup / "settings.json").read_text())["soup"].keys() == {"tiny/fold0", "tiny/fold0-seed1"}
     before = (soup / "result.json").stat().st_mtime_ns
@@ -223,6 +232,8 @@ def test_weights_of_an_export(root: Path, cli: Cli):
     code, _, err = cli("export", *runs, "--weights", "3,1")
     assert code == 0, err
     assert read_card(root / "weights/by_hand.pt").weights == (0.75, 0.25)
+    setup = _setup(RunOptions(teacher=root / "weights/by_hand.pt"), "cpu")
+    assert setup.teacher_weights == (0.75, 0.25)
     code, _, err = cli("export", *runs, "--weights", "3,1,1")
     assert (code, "3 weights for 2 runs" in err) == (1, True)
     code, _, err = cli("export", *runs, "--weights", "3,-1")

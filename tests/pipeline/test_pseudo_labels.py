@@ -17,6 +17,7 @@ from factories import TINY_RECIPE, UTM, at_kampala, write_bands
 from rasterio.transform import Affine
 from test_postprocess import draw, write_tiles
 
+from kit.data.added import AddedSet
 from kit.data.dataset import TileDataset
 from kit.data.folds.leaks import NO_FOLD
 from kit.data.index import read_index
@@ -43,6 +44,7 @@ from kit.pipeline.pseudo_labels import (
 )
 from kit.pipeline.pseudo_quality import expected_quality, quality_line
 from kit.pipeline.pseudo_set import ALONE, PseudoLabels
+from kit.pipeline.run import _report_labels_of_validation
 from kit.system.files import locked, sha256_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -218,6 +220,30 @@ def test_a_killed_call_is_resumed(chips: Path, weights: Exported, tmp_path: Path
     assert outputs(folder) == before
 
 
+def test_a_finished_call_loads_no_weights(
+    chips: Path, weights: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    labels = label(chips, weights, tmp_path)
+    before = outputs(tmp_path / "data/pseudo1")
+    loads = []
+    monkeypatch.setattr(pseudo_set, "load_weights", lambda *given: (loads.append(given), load_weights(*given))[1])
+    assert label(chips, weights, tmp_path) == labels
+    assert not loads
+    assert "nothing to label: this data set is finished" in capsys.readouterr().err
+    record = tmp_path / "data/pseudo1/.finished.json"
+    for spoil in (
+        lambda: label(chips, weights, tmp_path, round=2),
+        lambda: write_tiff(chips / "a.tif", read_image(chips / "a.tif")),
+        (tmp_path / "data/pseudo1/masks/b.tif").unlink,
+        lambda: record.write_text(record.read_text().replace('"kept": 3', '"kept": "3"')),
+    ):
+        spoil()
+        loads.clear()
+        assert label(chips, weights, tmp_path) == labels
+        assert len(loads) == 1
+        assert outputs(tmp_path / "data/pseudo1") == before
+
+
 def test_what_is_lost_or_changed_comes_again(
     chips: Path, weights: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -367,6 +393,17 @@ def test_the_quality_is_that_of_the_weights_own_runs(chips: Path, workplace: Pat
     assert f"expected quality, from {tiles} validation tiles: 100.0% of the pixels labelled, " in err
 
 
+def test_labels_by_networks_that_held_the_fold_out_are_no_leak(
+    chips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    label(chips, export_tiny(tmp_path / "weights", seeds=(3,)), tmp_path)  # a member of fold 0
+    capsys.readouterr()
+    _report_labels_of_validation([AddedSet("pseudo1")], (0,), Paths(tmp_path))
+    assert capsys.readouterr().err == ""
+    _report_labels_of_validation([AddedSet("pseudo1")], (0, 1), Paths(tmp_path))
+    assert "the validation tiles of fold 1: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("soft", [False, True])
 def test_pseudo_labels_train_beside_the_true_ones(
     chips: Path, weights: Exported, workplace: Path, cli: Cli, soft: bool
@@ -377,6 +414,7 @@ def test_pseudo_labels_train_beside_the_true_ones(
     assert code == 0, err
     folder = workplace / "runs/tiny/fold0"
     assert "pseudo1" in (folder / "settings.json").read_text()
+    assert "pseudo1 was labelled by networks that may have been trained on the validation tiles of fold 0: " in err
     held_out = {path.stem for path in (folder / "oof").iterdir()}
     assert held_out
     assert not {tile for tile in held_out if tile.startswith("pseudo1")}

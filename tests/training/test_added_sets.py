@@ -1,6 +1,7 @@
 """`kit run --add`: several data sets in one training, through the command line."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,6 +81,22 @@ def test_added_sets_train_are_recorded_and_never_validated(root: Path, cli: Cli)
     code, _, err = cli(*options, "--add", "second=0.5", "--add", "same")
     assert code == 1
     assert "run with other settings: added second=0.5 (" in " ".join(err.split())
+
+
+def test_check_and_lr_find_see_the_added_tiles(root: Path, cli: Cli):
+    steps = []
+    for added in ((), ("--add", "second=2", "--add", "same")):
+        code, out, err = cli("check", "tiny", "--root", root, "--data", "train_tier_1", *added)
+        assert code == 0, err
+        steps += re.findall(r"^epoch .*?(\d+) steps, ", out, re.M)
+    assert int(steps[0]) < int(steps[1])
+    asked = ("lr-find", "tiny", "--root", root, "--data", "train_tier_1", "--no-pretrained", "--steps", 20)
+    code, _, err = cli(*asked, "--add", "same")
+    assert code == 0, err
+    assert "tiles of same lie on the ground of validation tiles" in " ".join(err.split())
+    for command in (asked, ("check", "tiny", "--root", root, "--data", "train_tier_1")):
+        code, _, err = cli(*command, "--add", "sceond")
+        assert (code, "no data set 'sceond'" in err) == (1, True)
 
 
 def test_everything_trains_with_all(root: Path, cli: Cli):

@@ -114,6 +114,18 @@ def test_layers_do_not_count_where_any_of_them_is_ignored():
     torch.testing.assert_close(callback.joined(torch.tensor(3.0), pred, pixels, layers), expected)
 
 
+def test_members_count_by_their_weight():
+    teacher = torch.rand(2, 3, 8, 8)
+    pred = torch.randn(2, 2, 8, 8)
+    callback = Distillation(share=1.0)
+    callback.teacher, callback.teacher_weights = lambda pixels: teacher, (0.5, 0.25, 0.25)
+    mask = torch.zeros(2, 8, 8, dtype=torch.int64)
+    weighted = callback.joined(torch.tensor(0.0), pred, torch.zeros(2, 3, 8, 8), mask)
+    as_often = distillation(pred, teacher[:, [0, 0, 1, 2]], 20.0)
+    torch.testing.assert_close(weighted, as_often)
+    assert abs(float(weighted - distillation(pred, teacher, 20.0))) > 1e-4
+
+
 def test_the_teacher_leaves_no_graph():
     callback = Distillation(share=1.0)
     gradients = []

@@ -30,6 +30,12 @@ class Member:
     seed: int  # the random seed of its training
     sha256: Text  # of the run's safetensors file, in hex
     score: Share | None  # pooled Jaccard on its held-out fold, 0..1; None without one
+    run: Text = ""  # the run's folder, where it is another than `<recipe>/fold<k>`: of a soup `lite0/fold0-soup`
+
+    @property
+    def run_name(self) -> str:
+        """The run's folder, `<recipe>/fold<k>`."""
+        return self.run or f"{self.recipe}/fold{self.fold}"
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,11 @@ class Card:
 
     def to_json(self, **added: str) -> str:
         """Returns the card as JSON text, with the `added` keys at the end."""
-        return json.dumps(asdict(self) | added, indent=2, allow_nan=False) + "\n"
+        card = asdict(self) | added
+        for member in card["members"]:
+            if not member["run"]:
+                del member["run"]
+        return json.dumps(card, indent=2, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes, source: str = "card.json") -> "Card":
