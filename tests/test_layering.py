@@ -14,11 +14,12 @@ ROOMS = {
     "system": {"base"},
     "data": {"base", "system"},
     "sample": {"base", "system", "data"},
+    "measures": {"base", "system", "data"},
     "models": {"base", "system", "data"},
-    "training": {"base", "system", "data", "models"},
-    "deploy": {"base", "system", "data", "models"},
-    "pipeline": {"base", "system", "data", "sample", "models", "training", "deploy"},
-    "cli": {"base", "system", "data", "sample", "models", "training", "deploy", "pipeline"},
+    "training": {"base", "system", "data", "measures", "models"},
+    "deploy": {"base", "system", "data", "measures", "models"},
+    "pipeline": {"base", "system", "data", "sample", "measures", "models", "training", "deploy"},
+    "cli": {"base", "system", "data", "sample", "measures", "models", "training", "deploy", "pipeline"},
 }
 # the rooms within a room, in order; a file imports from its own and from those before it. "": the files beside them
 SUBROOMS = {

@@ -225,24 +225,40 @@ def check_submission(
 
 @app.command(rich_help_panel=PANEL)
 def score(
-    predictions: Annotated[Path, typer.Argument(help="A folder or archive of masks.")],
-    truth: Annotated[Path, typer.Argument(help="A folder or archive of true masks.")],
+    predictions: Annotated[Path, typer.Argument(help="A folder or archive of masks, or a file of polygons.")],
+    truth: Annotated[Path, typer.Argument(help="The true masks or polygons.")],
+    gsd: Annotated[
+        float | None,
+        typer.Option(help="Ground resolution of masks, m per pixel: boundary IoU needs it.", min=0.001),
+    ] = None,
     as_json: Json = False,
     root: Root = HERE,
     debug: Debug = False,
 ) -> None:
-    """Score masks against true masks: Jaccard index per scene and pooled.
+    """Score masks or polygons against the truth: Jaccard index, and buildings matched, merged and split.
 
     Example: kit score submissions/quickstart-test sample/test_labels
     """
+    from kit.cli.printing import show_objects
     from kit.deploy.submission.score import score as score_masks
+    from kit.deploy.submission.score_polygons import PolygonScore, are_polygons, score_polygons
 
-    scored = score_masks(predictions, truth)
+    scored = (
+        score_polygons(predictions, truth)
+        if are_polygons(predictions, truth)
+        else score_masks(predictions, truth, gsd or 0.0)
+    )
+    if isinstance(scored, PolygonScore):
+        for notice in scored.notices:
+            say(notice)
     if as_json:
         result(scored.to_json())
-    else:
-        for line in scored.lines():
-            result(line)
+        return
+    *lines, pooled = scored.lines()
+    for line in lines or [pooled]:
+        result(line)
+    show_objects(scored.object_rows())
+    result(pooled)
 
 
 @app.command(rich_help_panel=PANEL)

@@ -8,8 +8,14 @@ from kit.console import result, say, table
 from kit.data.folds.assign import fold_numbers
 from kit.data.tiles.ledger import Record
 from kit.data.tiles.prepare import Prepared
+from kit.measures.object_counts import ObjectCounts
 
 Json = dict[str, Any]
+
+OBJECTS = (
+    *("objects", "true", "predicted", "precision", "recall", "F1", "F1 50:95", "PQ", "boundary", "count"),
+    *("merges", "splits"),
+)
 
 COLUMNS = (
     *("scene", "tiles", "skipped", "failed", "km2", "footprints", "crossing", "beyond", "repaired", "dropped"),
@@ -82,4 +88,17 @@ def _cells(row: Json) -> tuple[object, ...]:
         f"{row['area']}/{row['scene']}".rstrip("/"), row["tiles"], sum(row["skipped"].values()), row["failed"],
         f"{row['km2']:.3f}", *(row[name] for name in ADDED[3:]), "" if share is None else f"{share:.1%}",
         ",".join(map(str, row["folds"])), "; ".join(f"{n} {why}" for why, n in row["skipped"].items()),
+    )  # fmt: skip
+
+
+def show_objects(rows: dict[str, ObjectCounts]) -> None:
+    """Prints a table of object measures, a line by scene; docs/scores.md explains its columns."""
+    table(OBJECTS, [_object_cells(name, counts) for name, counts in rows.items()])
+
+
+def _object_cells(name: str, counts: ObjectCounts) -> tuple[object, ...]:
+    return (
+        name, counts.true, counts.predicted, counts.precision, counts.recall, counts.f1, counts.f1_mean,
+        counts.panoptic_quality, "" if counts.boundary_iou is None else counts.boundary_iou,
+        "" if counts.count_error is None else f"{counts.count_error:+.1%}", counts.merges, counts.splits,
     )  # fmt: skip

@@ -271,22 +271,21 @@ def compare(
     root: Root = HERE,
     debug: Debug = False,
 ) -> None:
-    """Compare two runs on their common validation tiles: Jaccard index per scene and pooled, with 95 % intervals.
+    """Compare two runs on their common validation tiles: Jaccard index, and F1 of buildings, with 95 % intervals.
 
     The intervals are bootstrapped over tiles. They are too narrow, because neighbouring tiles are similar.
 
     Example: kit compare lite0 mobilenetv4/fold0
     """
-    import json
-    from dataclasses import asdict
-
     from kit.pipeline.compare_runs import compare as compare_runs
 
     compared = compare_runs(first, second, Paths(root))
     for notice in compared.notices():
         say(notice)
     if as_json:
-        result(json.dumps(asdict(compared), indent=1))
+        result(compared.to_json())
     else:
         table(compared.columns(), [row.cells() for row in (*compared.scenes, compared.pooled)])
+        if compared.objects:
+            table(("F1 of buildings", *compared.columns()[1:]), [row.cells() for row in compared.objects])
     say(compared.verdict())

@@ -1,16 +1,18 @@
 """Two runs compared on the tiles that both held out, with the intervals that chance gives."""
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from kit.errors import RunError, nearest
+from kit.measures.object_counts import ObjectCounts
 from kit.paths import Paths
-from kit.pipeline.runs import Run, is_numbered, read_run
-from kit.training.run_files import command, train_again
+from kit.pipeline.runs import Run, is_numbered, read_run, run_folder
+from kit.training.run_files import command, read_objects, train_again
 
 OOF = "oof.csv"  # of a run: a row per held-out tile
 KEYS, PIXELS = ["tile", "area", "scene"], ["tp", "fp", "fn"]  # its columns
@@ -20,11 +22,11 @@ PERCENTILES = (2.5, 97.5)
 
 @dataclass(frozen=True)
 class Difference:
-    """How two sides differ on some tiles."""
+    """How two sides differ on some tiles, in a score of 0 to 1."""
 
     scene: str  # `area/scene`, or `pooled`
     tiles: int  # how many
-    first: float  # Jaccard over their pixels
+    first: float  # score over all of them, of the first side
     second: float  # likewise, of the second side
     difference: float  # second - first
     low: float | None  # where its 95 % interval begins; None where no scene has several tiles
@@ -46,6 +48,11 @@ class RunComparison:
     left_out: tuple[str, ...]  # folds of the recipes that are unfinished or unreadable
     scenes: tuple[Difference, ...]  # a row a scene, by name
     pooled: Difference  # over all scenes
+    objects: tuple[Difference, ...]  # F1 of buildings, per scene and pooled; none where an older version trained a run
+
+    def to_json(self) -> str:
+        """Returns the comparison as JSON text; `objects` only where both sides counted buildings."""
+        return json.dumps({key: value for key, value in asdict(self).items() if key != "objects" or value}, indent=1)
 
     def columns(self) -> tuple[str, ...]:
         """Returns the titles over the rows' cells."""
@@ -88,10 +95,13 @@ def compare(first: str, second: str, paths: Paths) -> RunComparison:
     """
     first, second = first.strip("/"), second.strip("/")
     sides: list[pd.DataFrame] = []
+    objects: list[dict[str, ObjectCounts]] = []
     left_out: list[str] = []
     for name in (first, second):
         runs, others = finished_runs(name, paths)
         sides.append(held_out_counts(name, runs, paths))
+        counted = [read_objects(run_folder(run.run, paths)) for run in runs]
+        objects.append({tile: counts for part in counted if part for tile, counts in part.items()})
         left_out += [other.run for other in others if other.run not in left_out]
     both = sides[0].merge(sides[1], on=KEYS, suffixes=("_first", "_second")).sort_values(KEYS)
     if both.empty:
@@ -100,13 +110,13 @@ def compare(first: str, second: str, paths: Paths) -> RunComparison:
             "their folds or data sets differ: compare runs of the same --data and --fold",
         )
     _check_truth(both, first, second)
-    scenes = {name: _pixels(part) for name, part in both.groupby(both["area"] + "/" + both["scene"])}
-    random = np.random.default_rng(0)
-    drawn = {name: resample(pixels, random) for name, pixels in scenes.items()}
-    rows = tuple(_difference(str(name), pixels, drawn[name], len(pixels) > 1) for name, pixels in scenes.items())
-    several = any(row.tiles > 1 for row in rows)
-    pooled = _difference("pooled", _pixels(both), np.sum(list(drawn.values()), axis=0), several)
-    return RunComparison(first, second, len(sides[0]), len(sides[1]), tuple(left_out), rows, pooled)
+    scenes = {str(name): part for name, part in both.groupby(both["area"] + "/" + both["scene"])}
+    *rows, pooled = _differences({name: _pixels(part) for name, part in scenes.items()})
+    buildings: list[Difference] = []
+    if all(tile in side for tile in both["tile"] for side in objects):
+        buildings = _differences({name: _buildings(part["tile"], objects) for name, part in scenes.items()})
+    numbers = (len(sides[0]), len(sides[1]), tuple(left_out))
+    return RunComparison(first, second, *numbers, tuple(rows), pooled, tuple(buildings))
 
 
 def finished_runs(name: str, paths: Paths) -> tuple[list[Run], list[Run]]:
@@ -175,6 +185,13 @@ def _pixels(tiles: pd.DataFrame) -> NDArray[np.int64]:
     return np.stack(columns, axis=1)
 
 
+def _buildings(tiles: pd.Series, sides: Sequence[dict[str, ObjectCounts]]) -> NDArray[np.int64]:
+    """Returns what each tile adds to F1, (tiles, 4): twice the matches and all buildings, first side, second side."""
+    counts = [[side[tile] for side in sides] for tile in tiles]
+    cells = [[(2 * each.matched[0], each.true + each.predicted) for each in pair] for pair in counts]
+    return np.array(cells, np.int64).reshape(-1, 4)
+
+
 def resample(pixels: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.int64]:
     """Returns the sums over tiles drawn with replacement, as many as there are, (DRAWS, 4).
 
@@ -185,6 +202,20 @@ def resample(pixels: NDArray[np.int64], random: np.random.Generator) -> NDArray[
     tiles = len(pixels)
     times = random.multinomial(tiles, np.full(tiles, 1 / tiles), size=DRAWS)  # (DRAWS, tiles)
     return times @ pixels
+
+
+def _differences(scenes: dict[str, NDArray[np.int64]]) -> list[Difference]:
+    """Returns the differences of each scene, then of all together, with intervals.
+
+    Args:
+        scenes: what each tile of a scene adds, (tiles, 4).
+    """
+    random = np.random.default_rng(0)
+    drawn = {name: resample(parts, random) for name, parts in scenes.items()}
+    rows = [_difference(name, parts, drawn[name], len(parts) > 1) for name, parts in scenes.items()]
+    several = any(row.tiles > 1 for row in rows)
+    parts = np.concatenate(list(scenes.values()))
+    return [*rows, _difference("pooled", parts, np.sum(list(drawn.values()), axis=0), several)]
 
 
 def _difference(scene: str, pixels: NDArray[np.int64], drawn: NDArray[np.int64], several: bool) -> Difference:

@@ -7,12 +7,13 @@ import numpy as np
 
 from kit.console import say, table
 from kit.data.masks import Counts, pool
+from kit.measures.object_counts import pool_objects
 from kit.training.oof import best_threshold, read_levels
-from kit.training.run_files import Result
+from kit.training.run_files import Result, read_objects
 
 
 def show_scores(results: Sequence[Result], folders: Sequence[Path]) -> None:
-    """Prints the out-of-fold Jaccard index per scene, area and pooled, and reports the best threshold.
+    """Prints the out-of-fold Jaccard index per scene, area and pooled; reports buildings and the best threshold.
 
     Args:
         results: one a fold.
@@ -33,6 +34,13 @@ def show_scores(results: Sequence[Result], folders: Sequence[Path]) -> None:
     assert pooled is not None
     rows.append(("all", "pooled", pooled))
     table(("out of", "scene", "jaccard"), rows)
+    objects = [counts for folder in folders for counts in (read_objects(folder) or {}).values()]
+    if objects:
+        found = pool_objects(objects)
+        say(
+            f"buildings: F1 {found.f1:.4f} at IoU 0.5, {found.predicted} predicted for {found.true}, "
+            f"{found.merges} merges, {found.splits} splits"
+        )
     levels = [level for folder in folders if (level := read_levels(folder)) is not None]
     if levels:
         threshold, score = best_threshold(np.sum(levels, axis=0))

@@ -15,10 +15,13 @@ from kit.console import track
 from kit.data.dataset import Fold, read_tile
 from kit.data.masks import BACKGROUND, BUILDING, IGNORE, Counts, count
 from kit.data.rasters import without_notice
+from kit.measures.object_counts import ObjectCounts
+from kit.measures.object_masks import boundary_width, compare_masks
 from kit.models.targets import building_logits
 from kit.system.files import replacing
 from kit.system.ranks import gathered, rank
 from kit.training.overlays import overlay, save_png
+from kit.training.run_files import OBJECTS
 
 T = TypeVar("T")
 
@@ -29,9 +32,10 @@ MOSTLY = 0.5  # share of imagery in a tile that is drawn
 def predict_fold(model: nn.Module, precision: Any, fold: Fold, folder: Path) -> dict[str, Counts]:
     """Predicts the held-out tiles of a fold, one view, and returns the counts per `area/scene`.
 
-    Writes `oof/<tile>.tif` (uint8, probability x 255), `oof.csv` with the counts of each tile, `levels.csv` with how
-    many pixels of background and of building got each of the 256 values, and overlays of the best, median and worst
-    tile. All ranks call it, each with its share of the tiles; all get the counts of all.
+    Writes `oof/<tile>.tif` (uint8, probability x 255), `oof.csv` with the counts of each tile, `objects.csv` with those
+    of its buildings, `levels.csv` with how many pixels of background and of building got each of the 256 values, and
+    overlays of the best, median and worst tile. All ranks call it, each with its share of the tiles; all get the counts
+    of all.
 
     Args:
         model: pixels to logits.
@@ -48,16 +52,20 @@ def predict_fold(model: nn.Module, precision: Any, fold: Fold, folder: Path) -> 
         probability[mask == IGNORE] = 0  # as the shipped file does where alpha is 0
         values = np.rint(probability * 255).astype(np.uint8)
         levels += [np.bincount(values[mask == truth], minlength=256) for truth in (BACKGROUND, BUILDING)]
-        counts = count(probability > 0.5, mask)
+        counts = asdict(count(probability > 0.5, mask))
+        objects = compare_masks(probability > 0.5, mask, boundary_width(row.gsd_m)).row()
         shown = float((mask != IGNORE).mean())
-        own.append({"tile": row.tile, "area": row.area, "scene": row.scene, **asdict(counts), "imagery": shown})
+        own.append({"tile": row.tile, "area": row.area, "scene": row.scene, **counts, **objects, "imagery": shown})
         _write(values, row.image, folder / "oof" / f"{row.tile}.tif")
     shares = gathered(own)
-    tiles = pd.DataFrame(interleaved(shares), columns=["tile", "area", "scene", "tp", "fp", "fn", "imagery"])
+    pixels, objects = ["tile", "area", "scene", "tp", "fp", "fn"], [*ObjectCounts().row()]
+    tiles = pd.DataFrame(interleaved(shares), columns=[*pixels, *objects, "imagery"])
     levels = np.sum(gathered(levels), axis=0)
     if rank() == 0 and len(tiles):
         with replacing(folder / "oof.csv") as file:
-            tiles.drop(columns="imagery").to_csv(file, index=False)
+            tiles[pixels].to_csv(file, index=False)
+        with replacing(folder / OBJECTS) as file:
+            tiles[["tile", *objects]].to_csv(file, index=False)
         with replacing(folder / LEVELS) as file:
             pd.DataFrame(levels.T, columns=["background", "building"]).to_csv(file, index_label="level")
     _draw(tiles, fold, folder)

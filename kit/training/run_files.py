@@ -12,9 +12,11 @@ from annotated_types import Ge, Le
 from kit.data.added import AddedSet
 from kit.data.masks import Counts
 from kit.errors import RunError
+from kit.measures.object_counts import ObjectCounts
 from kit.system.files import read_json, read_limited, sha256_of, write_json
 
 SETTINGS, LOG, BEST, RESULT = "settings.json", "log.csv", "best.safetensors", "result.json"
+OBJECTS = "objects.csv"  # counts of the buildings on each validation tile
 
 AtLeast0 = Annotated[int, Ge(0)]
 
@@ -127,6 +129,22 @@ def read_log(folder: Path) -> list[dict[str, float]]:
     if "epoch" not in names:
         raise RunError(f"{file} is damaged: column epoch: missing", train_again(folder))
     return [_numbers(row, number, file) for number, row in enumerate(rows, start=1)]
+
+
+def read_objects(folder: Path) -> dict[str, ObjectCounts] | None:
+    """Returns the counts of the buildings on each validation tile; None for a run of an older version.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    file = folder / OBJECTS
+    if not file.is_file():
+        return None
+    content = read_limited(file, error=RunError, hint=train_again(folder))
+    try:
+        return {row["tile"]: ObjectCounts.from_row(row) for row in csv.DictReader(content.decode().splitlines())}
+    except (ValueError, LookupError, TypeError, csv.Error) as cause:
+        raise RunError(f"{file} is damaged: {cause}", train_again(folder)) from cause
 
 
 def _numbers(row: dict[str, str], number: int, file: Path) -> dict[str, float]:

@@ -10,6 +10,7 @@ import pytest
 from factories import write_run
 
 from kit.errors import RunError
+from kit.measures.object_counts import ObjectCounts
 from kit.paths import Paths
 from kit.pipeline.compare_runs import RunComparison, compare
 
@@ -223,3 +224,27 @@ def test_no_run_at_all_is_an_error_of_the_command(tmp_path: Path, cli: Cli):
     assert (code, out) == (1, "")
     assert "error: no run 'lite0' here" in err
     assert "hint:  there are none yet" in err
+
+
+def test_buildings_are_compared_too(tmp_path: Path, cli: Cli):
+    """F1 of 2 x 3 / 8 against 2 x 4 / 8; without the counts of one run there is no table."""
+    tiles = one_scene([(50, 0, 50), (50, 0, 50)])
+    for name, matches in (("one", (1, 2)), ("two", (1, 3))):
+        write_tiles(tmp_path, f"{name}/fold0", tiles)
+        counts = [ObjectCounts(true=2, predicted=2, matched=(n,) + (0,) * 9, iou_sum=0.8 * n) for n in matches]
+        rows = [{"tile": tile, **each.row()} for (tile, *_), each in zip(tiles, counts, strict=True)]
+        pd.DataFrame(rows).to_csv(tmp_path / "runs" / name / "fold0/objects.csv", index=False)
+    compared = compare("one", "two", Paths(tmp_path))
+    (scene, pooled) = compared.objects
+    assert (scene.scene, pooled.scene, scene.tiles) == ("kam/a", "pooled", 2)
+    assert (pooled.first, pooled.second) == (0.75, 1.0)
+    assert (pooled.low, pooled.high) == (0.0, 0.5)
+    _, out, _ = cli("compare", "one", "two", "--root", tmp_path)
+    assert [line.split()[0] for line in out.splitlines()] == ["scene", "kam/a", "pooled", "F1", "kam/a", "pooled"]
+    (tmp_path / "runs/two/fold0/objects.csv").write_text("tile,true\nkam_a_0000,many\n")
+    with pytest.raises(RunError, match=r"objects\.csv is damaged"):
+        compare("one", "two", Paths(tmp_path))
+    (tmp_path / "runs/two/fold0/objects.csv").unlink()
+    without = compare("one", "two", Paths(tmp_path))
+    assert without.objects == ()
+    assert without.scenes == compared.scenes

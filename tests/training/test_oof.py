@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from kit.data.dataset import Fold, split_fold
 from kit.data.index import read_index
 from kit.data.masks import Counts, pool
+from kit.measures.object_masks import compare_masks
 from kit.paths import Paths
 from kit.training import oof
 from kit.training.oof import best_threshold, interleaved, predict_fold, read_levels
+from kit.training.run_files import read_objects
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -142,6 +144,13 @@ def test_the_files_of_a_fold_agree(fold: Fold, tmp_path: Path):
         for truth in (0, 1):
             by_hand[truth] += np.bincount(values[mask == truth], minlength=256)
     np.testing.assert_array_equal(levels, by_hand)
+
+    objects = read_objects(tmp_path)
+    assert objects is not None
+    assert list(objects) == list(masks)
+    for name, mask in masks.items():
+        with rasterio.open(tmp_path / "oof" / f"{name}.tif") as source:
+            assert compare_masks(source.read(1) > 127, mask, 1) == objects[name]  # pixels of 1 m
 
     pooled = pool(scenes.values())
     assert pooled.tp + pooled.fn == levels[1].sum()

@@ -5,7 +5,8 @@ import io
 import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,6 +18,9 @@ from kit.data.sources.inputs import TIFF_SUFFIXES
 from kit.deploy.submission.archive import read_files
 from kit.deploy.submission.mask_tiff import decode_mask
 from kit.errors import RasterError, ScoreError, SubmissionError
+from kit.measures.object_counts import ObjectCounts, pool_objects
+from kit.measures.object_masks import boundary_width, compare_masks
+from kit.system.cpu import cpu_count
 
 SCENES = "chips.csv"  # columns chip, scene; beside the truth where the scenes are known
 VALUES = (0, BUILDING, IGNORE)  # of a mask, in the order of a table's rows and columns
@@ -30,6 +34,7 @@ class Score:
     chips: dict[str, Counts]  # counts by chip
     scenes: dict[str, str]  # the scene of each chip, where known
     unscored: int  # predictions without truth
+    objects: dict[str, ObjectCounts] = field(default_factory=dict)  # counts of buildings by chip
 
     @property
     def pooled(self) -> float:
@@ -43,6 +48,14 @@ class Score:
             name: pool(counts for chip, counts in self.chips.items() if self.scenes.get(chip) == name) for name in names
         }
 
+    def object_rows(self) -> dict[str, ObjectCounts]:
+        """Returns the counts of buildings per scene, where scenes are known, and pooled."""
+        rows = {
+            scene: pool_objects(counts for chip, counts in self.objects.items() if self.scenes.get(chip) == scene)
+            for scene in self.per_scene()
+        }
+        return {**rows, "pooled": pool_objects(self.objects.values())}
+
     def to_json(self) -> str:
         """Returns pooled, per scene and per chip scores as JSON text."""
         record = {
@@ -51,6 +64,7 @@ class Score:
             "scenes": {name: {"jaccard": c.jaccard, **asdict(c)} for name, c in self.per_scene().items()},
             "chips": {name: {"jaccard": c.jaccard, **asdict(c)} for name, c in self.chips.items()},
             "unscored": self.unscored,
+            "objects": {name: counts.measures() for name, counts in self.object_rows().items()},
         }
         return json.dumps(record, indent=2)
 
@@ -64,15 +78,16 @@ class Score:
         return [*lines, f"pooled {self.pooled:.4f}"]
 
 
-def score(predictions: Path, truth: Path) -> Score:
+def score(predictions: Path, truth: Path, gsd_m: float = 0.0) -> Score:
     """Returns the score of predicted masks against true masks.
 
     Building is 1 in a mask. In a set of masks in which none holds a 1, building is 255. Beside 1, 255 is no data in the
-    truth, and refused in predictions.
+    truth, and refused in predictions. An object is a connected component of a mask.
 
     Args:
         predictions: a folder or archive of one-band TIFFs, matched with the truth by stem.
         truth: likewise; a `chips.csv` (chip, scene) among them gives the scenes.
+        gsd_m: ground resolution of the masks, m per pixel; 0 where unknown: then boundaries are not measured.
 
     Raises:
         ScoreError: a chip of the truth has no prediction, sizes differ, or a mask holds unclear values.
@@ -106,7 +121,15 @@ def score(predictions: Path, truth: Path) -> Score:
     building_row = 1 + _is_255_building({name: table.sum(1) for name, table in tables.items()}, "prediction", False)
     built = 1 + _is_255_building({name: table.sum(0) for name, table in tables.items()}, "truth", True)
     counts = {name: _counts(table, building_row, built) for name, table in tables.items()}
-    return Score(counts, _scenes(true_files), len(masks.keys() - labels.keys()))
+    values = np.array([0, *([BUILDING, IGNORE] if built == 1 else [0, BUILDING])], np.uint8)  # by place among VALUES
+
+    def objects(name: str) -> ObjectCounts:
+        mask, true = _read(masks[name], f"prediction {name}"), _read(labels[name], f"truth {name}")
+        return compare_masks(mask == building_row, values[true], boundary_width(gsd_m))
+
+    with ThreadPoolExecutor(cpu_count()) as pool_of_threads:
+        compared = dict(zip(tables, pool_of_threads.map(objects, tables), strict=True))
+    return Score(counts, _scenes(true_files), len(masks.keys() - labels.keys()), compared)
 
 
 def _tiffs(files: Mapping[str, Reader], folder: Path) -> dict[str, Reader]:

@@ -1,6 +1,8 @@
 import json
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -165,3 +167,30 @@ def test_damaged_tables_of_scenes(tmp_path: Path, data: bytes, message: str):
             score(found, truth)
     else:
         assert score(found, truth).pooled == 0.5
+
+
+def test_buildings_stand_between_the_lines_of_pixels(folders: tuple[Path, Path], cli: Callable[..., Any]):
+    """Chip a: one of two buildings matches, one is invented; without scenes, pooled is the first line and the last."""
+    code, out, _ = cli("score", *folders)
+    assert code == 0
+    first, columns, row, last = out.splitlines()
+    assert first == last == "pooled 0.5000"
+    assert columns.split()[:3] == ["objects", "true", "predicted"]
+    assert row.split()[:5] == ["pooled", "1", "2", "0.5000", "1.0000"]  # the true rows 0 and 1 touch
+    (folders[1] / "chips.csv").write_text("chip,scene\na,south\nb,north\n")
+    lines = cli("score", *folders, "--gsd", 1)[1].splitlines()
+    assert lines[:2] == ["scene north 1.0000", "scene south 0.5000"]
+    assert [line.split()[0] for line in lines[2:]] == ["objects", "north", "south", "pooled", "pooled"]
+    assert lines[3].split()[1:] == ["0", "0", *["1.0000"] * 6, "+0.0%", "0", "0"]
+
+
+@pytest.mark.parametrize("times", [1, 255])
+def test_buildings_of_masks_in_255_and_without_data(tmp_path: Path, times: int):
+    """Building is 255 in the prediction, or 1; in the truth 255 is no data beside 1."""
+    found = write_masks(tmp_path / "found", {"a": [times, times, 0, times, 0, times]})
+    truth = write_masks(tmp_path / "truth", {"a": [1, 1, 0, 0, 0, 255]})
+    objects = score(found, truth, gsd_m=1.0).objects["a"]
+    assert (objects.true, objects.predicted, objects.matched[-1]) == (1, 2, 1)
+    assert (objects.boundary_hit, objects.boundary_union) == (2, 3)
+    in_255 = write_masks(tmp_path / "in_255", {"a": [255, 255, 0, 0, 0, 0]})
+    assert score(found, in_255).objects["a"].true == 1

@@ -1,0 +1,1 @@
+"""How predicted buildings compare with true ones, counted as objects."""

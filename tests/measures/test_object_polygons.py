@@ -1,0 +1,74 @@
+"""Polygons, against the same buildings as masks."""
+
+import numpy as np
+import pytest
+import shapely
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rasterio.features import rasterize
+
+from kit.measures import object_polygons
+from kit.measures.object_masks import compare_ids
+from kit.measures.object_polygons import compare_polygons
+
+SIDE = 60
+
+
+@st.composite
+def apart(draw: st.DrawFn) -> np.ndarray:
+    """Rectangles of whole metres on a 3 x 3 lattice: they may touch, and never overlap."""
+    boxes = []
+    for cell in range(9):
+        left, bottom = 20 * (cell % 3), 20 * (cell // 3)
+        if draw(st.booleans()):
+            x, y, width, height = (draw(st.integers(*limits)) for limits in ((0, 8), (0, 8), (1, 12), (1, 12)))
+            boxes.append(shapely.box(left + x, bottom + y, left + x + width, bottom + y + height))
+    return np.array(boxes, dtype=object)
+
+
+def burnt(polygons: np.ndarray) -> np.ndarray:
+    shapes = [(polygon, number) for number, polygon in enumerate(polygons, start=1)]
+    return rasterize(shapes, (SIDE, SIDE), dtype="int32") if shapes else np.zeros((SIDE, SIDE), np.int32)
+
+
+@settings(max_examples=80, deadline=None)
+@given(apart(), apart(), st.integers(0, 3))
+def test_polygons_score_as_their_pixels(true: np.ndarray, predicted: np.ndarray, width: int):
+    """Bands of rectangles are the same in both: their inner outline has no round corners."""
+    compared = compare_polygons(true, predicted, width)
+    pixels = compare_ids(burnt(predicted), burnt(true), np.ones((SIDE, SIDE), bool), width)
+    row, expected = compared.objects.row(), pixels.row()
+    assert row == pytest.approx(expected)
+    built = [burnt(side) > 0 for side in (true, predicted)]
+    assert compared.shared_m2 == pytest.approx((built[0] & built[1]).sum())
+    assert compared.union_m2 == pytest.approx((built[0] | built[1]).sum())
+
+
+@settings(max_examples=30, deadline=None)
+@given(apart(), apart())
+def test_blocks_change_nothing(true: np.ndarray, predicted: np.ndarray):
+    whole = compare_polygons(true, predicted)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(object_polygons, "BLOCK", 2)
+        parts = compare_polygons(true, predicted)
+    assert parts.objects.row() == pytest.approx(whole.objects.row())
+    assert parts.jaccard == pytest.approx(whole.jaccard)
+
+
+def test_overlapping_polygons_count_their_area_once():
+    predicted = np.array([shapely.box(0, 0, 10, 10), shapely.box(5, 0, 15, 10), shapely.box(20, 0, 30, 10)])
+    true = np.array([shapely.box(0, 0, 15, 10), shapely.box(20, 0, 30, 10)])
+    compared = compare_polygons(true, predicted)
+    assert compared.jaccard == 1.0
+    assert (compared.objects.predicted, compared.objects.splits) == (3, 1)
+    assert compared.objects.matched[0] == 2  # 0.67 and 1
+
+
+def test_nothing():
+    none = np.array([], dtype=object)
+    assert compare_polygons(none, none).jaccard == 1.0
+    assert compare_polygons(none, none).objects.f1 == 1.0
+    one = np.array([shapely.box(0, 0, 10, 10)])
+    for sides in ((one, none), (none, one)):
+        compared = compare_polygons(*sides)
+        assert (compared.jaccard, compared.objects.f1, compared.objects.boundary_iou) == (0.0, 0.0, 0.0)
