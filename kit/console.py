@@ -1,6 +1,6 @@
-"""What people see: results on stdout, progress and notices on stderr; plain text when not a terminal.
+"""Terminal output: results on stdout, progress and notices on stderr; plain text if it is not a terminal.
 
-Of several processes that work together only rank 0 prints, errors aside. The only importer of rich.
+Of several ranks only rank 0 prints, except for errors. The only module that imports rich.
 """
 
 import io
@@ -13,43 +13,43 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import TYPE_CHECKING, TypeVar
 
-if TYPE_CHECKING:  # rich takes a tenth of a second: it waits until there is something to show
+if TYPE_CHECKING:  # rich takes 0.1 s to import
     from rich.console import Console
     from rich.progress import Progress
 
 T = TypeVar("T")
 
-PLAIN_EVERY_S = 10.0  # a log file gets a progress line no more often than this
+PLAIN_EVERY_S = 10.0  # between progress lines in a log file
 
 
-KNOWN_WARNINGS = (  # of libraries, about nothing that a user could change
-    "Dataset has no geotransform|The given matrix is equal to Affine.identity",  # chips have no place on earth
-    ".*torch.jit",  # deprecated; fastai and timm use it as they are imported
+KNOWN_WARNINGS = (  # of libraries, which a user cannot act on
+    "Dataset has no geotransform|The given matrix is equal to Affine.identity",  # chips have no georeference
+    ".*torch.jit",  # deprecated; fastai and timm use it on import
 )
 
 _only_errors = False
 
 
 def only_errors(value: bool) -> None:
-    """Sets whether this process prints errors alone, as ranks behind rank 0 do."""
+    """Sets whether this process prints only errors, as ranks other than 0 do."""
     global _only_errors
     _only_errors = value
 
 
 def ignore_known_warnings() -> None:
-    """Hides the warnings of libraries in `KNOWN_WARNINGS`, in this process."""
+    """Hides the warnings in `KNOWN_WARNINGS` in this process."""
     for message in KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
 
 
 def printable(text: str, kept: str = "\n\t") -> str:
-    """Returns a text whose control characters, invisible direction marks and lone surrogates are escaped.
+    """Returns a text with control characters, invisible direction marks and lone surrogates escaped.
 
-    A file's name may hold escape sequences that a terminal obeys.
+    File names may contain escape sequences for the terminal.
 
     Args:
-        text: to be shown.
-        kept: control characters that stay.
+        text: to print.
+        kept: control characters to keep.
     """
     return "".join(
         character if character in kept or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
@@ -65,18 +65,18 @@ def _stderr(quiet: bool = False) -> "Console":
 
 
 def say(text: str, every_rank: bool = False) -> None:
-    """Prints a notice on stderr; only rank 0 does, unless `every_rank`."""
+    """Prints a notice on stderr, on rank 0 only unless `every_rank`."""
     _stderr(_only_errors and not every_rank).print(printable(text), markup=False)
 
 
 def result(text: str) -> None:
-    """Prints a result line on stdout, plain, so that it can be piped."""
+    """Prints a plain result line on stdout."""
     if not _only_errors:
         print(printable(text))
 
 
 def failure(message: str, hint: str = "") -> None:
-    """Shows an error and its remedy on stderr."""
+    """Prints an error and its hint on stderr."""
     console = _stderr()
     console.print("error:", style="bold red", end=" ")
     console.print(printable(message), markup=False)
@@ -87,7 +87,7 @@ def failure(message: str, hint: str = "") -> None:
 
 @contextmanager
 def muted() -> Iterator[None]:
-    """Hides what a library prints, logs and warns of; what it raises comes through."""
+    """Hides what a library prints and logs, and its warnings; exceptions pass."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -101,13 +101,13 @@ def muted() -> Iterator[None]:
 def table(
     columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "", spare: Collection[str] = ()
 ) -> None:
-    """Prints a table on stdout: framed on a terminal, aligned plain columns with nothing cut when piped.
+    """Prints a table on stdout: framed on a terminal, else aligned columns, none truncated.
 
     Args:
-        columns: their names.
-        rows: a cell for each column.
-        title: shown above a framed table.
-        spare: columns that a terminal leaves out where all their cells are 0 or empty.
+        columns: their titles.
+        rows: a cell per column.
+        title: above a framed table.
+        spare: columns that are omitted on a terminal if all their cells are 0 or empty.
     """
     cells = [[f"{cell:.4f}" if isinstance(cell, float) else printable(str(cell), "") for cell in row] for row in rows]
     if sys.stdout.isatty() and not _only_errors:
@@ -146,11 +146,11 @@ def _live_bar() -> "Progress":
 
 
 class Meter:
-    """A running count of work: a live bar on a terminal, a plain line now and then elsewhere.
+    """Shows progress: a live bar on a terminal, else a line every `PLAIN_EVERY_S`.
 
     Args:
-        what: what is being counted, for example `cut tiles`.
-        total: how many there will be; it may grow while the work goes on.
+        what: what is counted, for example `cut tiles`.
+        total: expected count; it may be changed later.
     """
 
     def __init__(self, what: str, total: int) -> None:
@@ -167,7 +167,7 @@ class Meter:
         return (self.done - self.skipped) / max(time.monotonic() - self.start, 1e-9)
 
     def skip(self, n: int) -> None:
-        """Counts `n` that were done before, at no time."""
+        """Counts `n` that were done before; the rate ignores them."""
         self.skipped += n
         self.done += n
         if self.bar:
@@ -181,7 +181,7 @@ class Meter:
             say(text)
 
     def advance(self, n: int = 1, note: str | None = None) -> None:
-        """Counts `n` more; `note` stands behind the bar, for example the loss."""
+        """Counts `n` more; `note` is shown after the bar, for example the loss."""
         self.done += n
         self.note = self.note if note is None else printable(note)
         if self.bar:
@@ -196,7 +196,7 @@ class Meter:
         say(f"{self.what} {self.done}/{self.total}, {rate:.1f}/s{left}{', ' + self.note if self.note else ''}")
 
     def close(self) -> None:
-        """Ends the bar; elsewhere prints the last line."""
+        """Closes the bar, or prints the last line."""
         if self.bar:
             self.bar.update(self.task, visible=bool(self.total or self.done))
             self.bar.stop()
@@ -206,7 +206,7 @@ class Meter:
 
 @contextmanager
 def meter(what: str, total: int) -> Iterator[Meter]:
-    """Yields a `Meter` that is closed when the block ends, however it ends."""
+    """Yields a `Meter`, and closes it when the block ends."""
     running = Meter(what, total)
     try:
         yield running
@@ -215,7 +215,7 @@ def meter(what: str, total: int) -> Iterator[Meter]:
 
 
 def track(items: Sequence[T], what: str) -> Iterator[T]:
-    """Yields the items of a sequence while a `Meter` counts them."""
+    """Yields the items of a sequence, and shows progress."""
     with meter(what, len(items)) as running:
         for item in items:
             yield item

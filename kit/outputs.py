@@ -85,10 +85,10 @@ def check_unclaimed(folder: Path, maker: str, option: str) -> None:
         option: how to choose another folder, for the hint.
 
     Raises:
-        OutputError: it is a file, a link to nothing, or holds files.
+        OutputError: it is a file, a dangling link, or holds files.
     """
     if folder.is_symlink() and not folder.exists():
-        raise OutputError(f"{folder} is a link to nothing", f"remove the link, or choose another {option}")
+        raise OutputError(f"{folder} is a dangling link", f"remove the link, or choose another {option}")
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file, expected a folder", f"move it away, or choose another {option}")
     if first := next(visible_files(folder), None):

@@ -84,7 +84,7 @@ def test_unclaimed(tmp_path: Path):
     with pytest.raises(OutputError, match="is a file"):
         check_unclaimed(tmp_path / "a" / "b" / "mine.txt", "kit prepare", "--name")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(OutputError, match="a link to nothing"):
+    with pytest.raises(OutputError, match="a dangling link"):
         check_unclaimed(tmp_path / "dangling", "kit prepare", "--name")
 
 

@@ -15,7 +15,7 @@ PROBE_STEPS = 3  # side of the probe image in largest strides: odd, and enough f
 
 
 class ChannelsFirst(nn.Module):
-    """A pyramid whose maps come channels last (Swin, MambaOut), turned to (N, C, H, W)."""
+    """Wraps a pyramid with channels-last maps (Swin, MambaOut): returns (N, C, H, W)."""
 
     def __init__(self, pyramid: nn.Module) -> None:
         super().__init__()
@@ -30,9 +30,9 @@ class ChannelsFirst(nn.Module):
 def encoder(name: str, **options: Any) -> nn.Module:
     """Returns a timm feature pyramid with the weights of the current `encoder_source`.
 
-    The pyramid is tried on a small image. Convolutions with valid padding (Inception) are padded, so that maps are
-    exact fractions of the image, as segmentation_models_pytorch does; TensorFlow's SAME padding is made static, see
-    `kit.models.padding`; maps that come channels last are turned.
+    Convolutions with valid padding (Inception) are padded, so that maps are exact fractions of the image, as in
+    segmentation_models_pytorch. TensorFlow's SAME padding is made static, see `kit.models.padding`. Channels-last maps
+    are transposed. The result is checked on a small image.
 
     Args:
         name: a timm model name, for example `tf_efficientnet_lite0`.
@@ -43,7 +43,7 @@ def encoder(name: str, **options: Any) -> nn.Module:
         `feature_info`. H and W are multiples of the largest r_i.
 
     Raises:
-        EncoderError: unknown name, no feature pyramid of that shape, or weights that cannot be had.
+        EncoderError: the name is unknown, the model has no such feature pyramid, or its weights are not available.
     """
     if name.split(".")[0] not in timm.list_models():
         raise EncoderError(f"timm has no model {name!r}", nearest(name, timm.list_models()))
@@ -60,14 +60,14 @@ def encoder(name: str, **options: Any) -> nn.Module:
     fault = _fault(pyramid)
     if fault and _fault(pad_valid(pyramid)):
         raise EncoderError(
-            f"{name} is no pyramid that kit can use: {fault}",
-            "choose a model that takes images of any size; networks of windows or tokens are tied to one",
+            f"{name} cannot be used as an encoder: {fault}",
+            "choose a model that takes images of any size; many transformers take a fixed one",
         )
     return pyramid
 
 
 def _fault(pyramid: nn.Module) -> str:
-    """Returns what is wrong with the maps of a small image, or nothing."""
+    """Returns what is wrong with the maps of a small image; empty if nothing is."""
     channels, strides = pyramid.feature_info.channels(), pyramid.feature_info.reduction()  # type: ignore[operator,union-attr]
     if any(coarse != 2 * fine for fine, coarse in pairwise(strides)):
         return f"its maps are 1/{', 1/'.join(map(str, strides))} of the image, expected each half of the one before"

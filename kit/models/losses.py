@@ -6,15 +6,15 @@ Each takes logits and a target in one of these forms:
     footprint   logits (N, 1, H, W), mask (N, H, W): a sigmoid
     layers      logits (N, 3, H, W), layers (N, 3, H, W): a sigmoid each for footprint, boundary and contact
 
-Logits are any float, targets int64: 0, 1, and `ignore` (255, no data) for pixels that do not count, which have no
-gradient. The loss is a scalar in the logits' precision, at least float32; 0 when no pixel counts.
+Logits have any float dtype. Targets are int64: 0, 1, or `ignore` (255, no data) for pixels without loss and gradient.
+The loss is a scalar, in float32 or the logits' dtype if that is wider; it is 0 if all pixels are ignored.
 
-Losses with `soft_targets` also take float targets of the same shape: probabilities from 0 to 1, and `ignore`. Where all
-of them are 0 or 1, the loss is that of the hard target. The other losses refuse them (`check_soft_targets`).
+Losses with `soft_targets` also take float targets of the same shape: probabilities from 0 to 1, or `ignore`. If all are
+0 or 1, the loss is that of the hard target. Other losses refuse soft targets (`check_soft_targets`).
 
-Where several processes train one model, sums and counts are taken over the batches of all of them
-(`kit.system.ranks.over_ranks`): the loss, and its gradient, are those of one process with the whole batch. Lovasz sorts
-pixels, which stay where they are: each process has a pool of its own, and the mean is taken.
+In distributed training, sums and counts are taken over the batches of all ranks (`kit.system.ranks.over_ranks`): loss
+and gradient equal those of one process with the whole batch. Lovasz is an exception: it sorts the pixels of each rank,
+and the mean over ranks is taken.
 """
 
 import math
@@ -32,24 +32,21 @@ from kit.system.ranks import over_ranks
 
 __all__ = ["BCE", "Auxiliary", "BoundaryWeighted", "CrossEntropy", "Dice", "Focal", "Jaccard", "Lovasz", "Sum"]
 
-EPS = 1e-7  # keeps the overlap of nothing with nothing finite
-SURE = 1e-6  # a teacher is never surer than this: its logits stay within 13.8
+EPS = 1e-7  # avoids 0 / 0 if neither prediction nor target has a pixel
+SURE = 1e-6  # a teacher's probabilities are clipped to this distance from 0 and 1: its logits to 13.8
 
 
 class _PixelLoss(nn.Module):
-    """A loss of logits and target, pixel by pixel or pooled.
-
-    `soft_targets` says whether the loss takes probabilities as targets.
-    """
+    """Base class of the losses; `soft_targets` says whether probabilities are accepted as targets."""
 
     soft_targets: ClassVar[bool] = False
     ignore: int
 
     def _fitting(self, logits: Tensor, target: Tensor, channels: tuple[int, ...]) -> Tensor:
-        """Returns the logits in float32, if they have one of these numbers of channels and the target fits them.
+        """Checks shapes, and returns the logits in at least float32.
 
         Raises:
-            RecipeError: they do not, or the target is soft and this loss takes hard ones only.
+            RecipeError: logits have another number of channels, the target does not fit, or soft targets are refused.
         """
         if target.is_floating_point() and not self.soft_targets:
             raise RecipeError(_refusal([type(self).__name__]), SOFT_REMEDY)
@@ -58,10 +55,10 @@ class _PixelLoss(nn.Module):
     def _binary(
         self, logits: Tensor, target: Tensor, channels: tuple[int, ...] = (1, 2, 3)
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the logit of yes (float32), the truth and whether it counts (bool), each (N, 1 or 3, H, W).
+        """Returns binary logits (float32), the truth, and which pixels count (bool), each (N, 1 or 3, H, W).
 
-        All three forms come down to yes or no: softmax over two classes is the sigmoid of their difference. The truth
-        is bool; of a soft target it is float32, 0 where the pixel does not count.
+        Softmax over two classes equals the sigmoid of their difference. The truth is bool; for soft targets it is
+        float32, and 0 where the pixel is ignored.
         """
         logits = self._fitting(logits, target, channels)
         logits = building_logits(logits) if logits.shape[1] == 2 else logits
@@ -71,11 +68,11 @@ class _PixelLoss(nn.Module):
 
 
 class CrossEntropy(_PixelLoss):
-    """Mean cross-entropy over the pixels that count, of two classes.
+    """Mean cross-entropy of two classes.
 
     Args:
-        ignore: target value that does not count; so in all losses.
-        label_smoothing: 0 to 1, as in torch: that share of the truth is spread evenly over both classes.
+        ignore: target value of ignored pixels; likewise in all losses.
+        label_smoothing: 0 to 1, as in torch: this share of the target is spread evenly over both classes.
     """
 
     soft_targets = True
@@ -87,7 +84,7 @@ class CrossEntropy(_PixelLoss):
     def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
         """Returns the loss."""
         smoothing = self.label_smoothing
-        if mask.is_floating_point():  # of two classes it is the binary one of the difference of their logits
+        if mask.is_floating_point():  # for two classes: binary cross-entropy of the difference of their logits
             margin, truth, known = self._binary(logits, mask, (2,))
             return pixel_mean(_bce(margin, truth * (1 - smoothing) + smoothing / 2, known), known)
         logits = self._fitting(logits, mask, (2,))
@@ -96,11 +93,11 @@ class CrossEntropy(_PixelLoss):
 
 
 class BCE(_PixelLoss):
-    """Mean binary cross-entropy over the pixels that count, of a footprint or of layers.
+    """Mean binary cross-entropy of a footprint or of layers.
 
     Args:
-        label_smoothing: 0 to 0.5: a truth of 1 becomes 1 - label_smoothing, a 0 becomes label_smoothing.
-        pos_weight: of the pixels whose truth is 1, one number a channel.
+        label_smoothing: 0 to 0.5: targets of 1 become 1 - label_smoothing, targets of 0 become label_smoothing.
+        pos_weight: weight of pixels whose target is 1, one number per channel.
     """
 
     soft_targets = True
@@ -117,22 +114,20 @@ class BCE(_PixelLoss):
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Returns the loss."""
         logits, truth, known = self._binary(logits, target, (1, 3))
-        if self.pos_weight is not None and len(self.pos_weight) != logits.shape[1]:  # else one would be broadcast
+        if self.pos_weight is not None and len(self.pos_weight) != logits.shape[1]:  # one value would be broadcast
             message = f"{len(self.pos_weight)} values of pos_weight for logits {tuple(logits.shape)}"
-            raise RecipeError(message, "give BCE one a channel")
+            raise RecipeError(message, "give BCE one value per channel")
         soft = truth * (1 - 2 * self.label_smoothing) + self.label_smoothing
-        weight = None if self.pos_weight is None else self.pos_weight.to(logits.device)  # nobody moves a loss
+        weight = None if self.pos_weight is None else self.pos_weight.to(logits.device)  # the loss is not moved
         return pixel_mean(_bce(logits, soft, known, weight), known)
 
 
 class Focal(_PixelLoss):
-    """Mean focal loss over the pixels that count: cross-entropy, but surely right pixels weigh little.
-
-    Lin 2017, arXiv 1708.02002.
+    """Mean focal loss: cross-entropy with less weight on pixels that are predicted well. Lin 2017, arXiv 1708.02002.
 
     Args:
-        gamma: of the weight (1 - p of the truth) ** gamma; 0 gives cross-entropy.
-        alpha: 0 to 1, weight of building; background has 1 - alpha. None weighs neither.
+        gamma: exponent of the weight (1 - p) ** gamma, where p is the probability of the true class; 0: cross-entropy.
+        alpha: 0 to 1, weight of building; background has 1 - alpha. None: equal weights.
     """
 
     def __init__(self, gamma: float = 2.0, alpha: float | None = None, ignore: int = IGNORE) -> None:
@@ -142,9 +137,9 @@ class Focal(_PixelLoss):
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Returns the loss."""
         logits, truth, known = self._binary(logits, target)
-        right = torch.where(truth, logits, -logits)  # the logit of the truth
+        right = torch.where(truth, logits, -logits)  # the logit of the true class
         cost = -F.logsigmoid(right)
-        # log(1 - p) is -(right + cost); the power of 1 - p itself has an infinite slope at 0 when gamma < 1
+        # log(1 - p) is -(right + cost). (1 - p) ** gamma itself has an infinite slope at 0 if gamma < 1
         values = cost * (-self.gamma * (right + cost)).exp()
         if self.alpha is not None:
             values = values * torch.where(truth, self.alpha, 1 - self.alpha)
@@ -152,14 +147,14 @@ class Focal(_PixelLoss):
 
 
 class BoundaryWeighted(_PixelLoss):
-    """Mean cross-entropy (binary, of footprint and layers) where pixels near a footprint's outline weigh more.
+    """Mean (binary) cross-entropy with more weight on pixels near the outline of a footprint.
 
-    The outline lies between building and background: neither ignored pixels nor the image's border make one. U-Net's
-    weight map (Ronneberger 2015, arXiv 1505.04597), but flat, where that is a bell of 5 px.
+    An outline is a border between building and background; ignored pixels and the image's border are none. Like U-Net's
+    weight map (Ronneberger 2015, arXiv 1505.04597), but with a constant weight instead of a Gaussian of 5 px.
 
     Args:
-        loss_weight: of pixels near an outline, inside and outside; the others weigh 1.
-        radius_px: how near, in rows and in columns (a square, not a disc).
+        loss_weight: of pixels near an outline, inside and outside; other pixels have 1.
+        radius_px: largest distance in rows and in columns (a square, not a disc).
     """
 
     def __init__(self, loss_weight: float = 5.0, radius_px: int = 5, ignore: int = IGNORE) -> None:
@@ -167,7 +162,7 @@ class BoundaryWeighted(_PixelLoss):
         self.loss_weight, self.radius_px, self.ignore = loss_weight, radius_px, ignore
 
     def band(self, footprint: Tensor, known: Tensor) -> Tensor:
-        """Returns where an outline is near; all bool (N, 1, H, W)."""
+        """Returns which pixels are near an outline; all arguments and the result are bool (N, 1, H, W)."""
         near, side = torch.cat([footprint, known & ~footprint], dim=1).float(), 2 * self.radius_px + 1
         near = F.max_pool2d(near, (side, 1), 1, (self.radius_px, 0))  # rows, then columns: fewer to compare
         near = F.max_pool2d(near, (1, side), 1, (0, self.radius_px))
@@ -181,11 +176,11 @@ class BoundaryWeighted(_PixelLoss):
 
 
 class _Overlap(_PixelLoss):
-    """1 - hit / (hit + error_share x (invented + missed)), soft and pooled over the batch.
+    """1 - tp / (tp + error_share x (fp + fn)), soft counts pooled over the batch.
 
-    The mean over layers with a pixel to find: without one there is no overlap. With soft targets, the overlap of a
-    pixel is the smaller of prediction and target, not their product, so that the loss is least where both are equal
-    (Wang 2023, arXiv 2303.16296 and 2302.05666); with 0 and 1 both are the same.
+    The mean over the layers that have positive pixels. With soft targets, tp of a pixel is the minimum of prediction
+    and target instead of their product, so that the loss is smallest if they are equal (Wang 2023, arXiv 2303.16296 and
+    2302.05666). For targets of 0 and 1 both are the same.
     """
 
     soft_targets = True
@@ -201,16 +196,16 @@ class _Overlap(_PixelLoss):
         probs = logits.sigmoid() * known
         overlap = torch.minimum(probs, truth) if truth.is_floating_point() else probs * truth
         sums = [part.sum(dim=(0, 2, 3), dtype=probs.dtype) for part in (overlap, probs, truth)]
-        hit, found, there = over_ranks(torch.stack(sums))
-        whole = hit + self.error_share * (found + there - 2 * hit)
-        return _mean_of(1 - (hit + self.smooth) / (whole + self.smooth).clamp(min=EPS), there > 0)
+        tp, predicted, positive = over_ranks(torch.stack(sums))
+        whole = tp + self.error_share * (predicted + positive - 2 * tp)
+        return _mean_of(1 - (tp + self.smooth) / (whole + self.smooth).clamp(min=EPS), positive > 0)
 
 
 class Dice(_Overlap):
     """Soft Dice loss of building, or the mean over layers, pooled over the batch (Milletari 2016, arXiv 1606.04797).
 
     Args:
-        smooth: pixels added to the overlap and to the mean of both areas.
+        smooth: pixels added to numerator and denominator.
     """
 
     error_share = 0.5
@@ -220,19 +215,19 @@ class Jaccard(_Overlap):
     """Soft Jaccard loss of building, or the mean over layers, pooled over the batch as the challenge's score is.
 
     Args:
-        smooth: pixels added to the intersection and to the union.
+        smooth: pixels added to intersection and union.
     """
 
     error_share = 1.0
 
 
 class Lovasz(_PixelLoss):
-    """Lovasz-softmax of two classes (the mean over those present); Lovasz hinge of a footprint, of layers their mean.
+    """Lovasz-softmax of two classes (mean over those present), or Lovasz hinge of a footprint or layers (their mean).
 
     Berman 2018, arXiv 1705.08790.
 
     Args:
-        per_image: the mean over images with a pixel that counts, instead of one pool of pixels.
+        per_image: take the mean over images that have valid pixels, instead of pooling all pixels.
     """
 
     def __init__(self, per_image: bool = False, ignore: int = IGNORE) -> None:
@@ -246,10 +241,10 @@ class Lovasz(_PixelLoss):
         logits, truth, known = self._binary(given, target)
         right = torch.where(truth, logits, -logits)
         errors = (-right).sigmoid() if softmax else 1 - right
-        # ignored pixels go to the end, without an error: no shape depends on the data, the device never has to wait
+        # ignored pixels are sorted to the end: shapes do not depend on data, so the GPU is not synchronised
         errors, order = self._rows(errors.masked_fill(~known, -math.inf)).sort(dim=1, descending=True)
         truth, known = (self._rows(part).gather(1, order) for part in (truth, known))
-        classes = torch.stack([truth, known & ~truth] if softmax else [truth])  # both err alike: sorted once
+        classes = torch.stack([truth, known & ~truth] if softmax else [truth])  # with the same errors: sorted once
         losses = (errors.relu() * _jaccard_steps(classes, known)).sum(dim=2)
         present = classes.any(dim=2) if softmax else known.any(dim=1)[None]
         means, known = _mean_of(losses, present), known.any(dim=1)
@@ -261,10 +256,10 @@ class Lovasz(_PixelLoss):
 
 
 def _jaccard_steps(truth: Tensor, known: Tensor) -> Tensor:
-    """Returns by how much the Jaccard loss grows with each further wrong pixel, (classes, rows, pixels)."""
+    """Returns the increase of the Jaccard loss with each further wrong pixel, (classes, rows, pixels)."""
     left = truth.sum(dim=2, keepdim=True) - truth.cumsum(dim=2)
     union = (truth.sum(dim=2, keepdim=True) + (known & ~truth).cumsum(dim=2)).clamp(min=1).float()
-    # not the difference of two indices near 1, which has few digits left in a batch of millions of pixels
+    # the difference of two indices near 1 would lose precision with millions of pixels
     steps = torch.where(truth, 1 / union, left / (union * (union - 1)).clamp(min=1))
     steps[..., 0] = 1 - left[..., 0] / union[..., 0]
     return steps
@@ -284,7 +279,7 @@ class Sum(nn.Module):
 
     @property
     def soft_targets(self) -> bool:
-        """Whether all of the losses take soft targets."""
+        """Whether all of the losses accept soft targets."""
         return not list(_refusing(self))
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -294,13 +289,13 @@ class Sum(nn.Module):
 
 
 class Auxiliary(nn.Module):
-    """The loss of a network that, while it trains, returns (logits, auxiliary logits); PSPNet's, with its weight.
+    """Loss of a network with an auxiliary head, which in training returns (logits, auxiliary logits).
 
-    Zhao 2017, arXiv 1612.01105.
+    As in PSPNet, Zhao 2017, arXiv 1612.01105.
 
     Args:
-        loss: of either.
-        weight: of the auxiliary one.
+        loss: applied to both.
+        weight: of the auxiliary loss.
     """
 
     def __init__(self, loss: nn.Module, weight: float = 0.4) -> None:
@@ -309,37 +304,36 @@ class Auxiliary(nn.Module):
 
     @property
     def soft_targets(self) -> bool:
-        """Whether the loss takes soft targets."""
+        """Whether the loss accepts soft targets."""
         return not list(_refusing(self))
 
     def forward(self, logits: Tensor | tuple[Tensor, Tensor], target: Tensor) -> Tensor:
-        """Returns the loss; of a tensor, which comes while validating, that of its logits alone."""
+        """Returns the loss. In validation the network returns a single tensor of logits."""
         main, auxiliary = (logits, None) if isinstance(logits, Tensor) else logits
         loss: Tensor = self.loss(main, target)
         return loss if auxiliary is None else loss + self.weight * self.loss(auxiliary, target)
 
 
 SOFT_REMEDY = (
-    "train with CrossEntropy, BCE, Dice, Jaccard or a Sum of them, or make the data set with hard labels: "
-    "kit pseudo without --soft"
+    "train with CrossEntropy, BCE, Dice, Jaccard or a Sum of them; or write hard labels: kit pseudo without --soft"
 )
 
 
 def check_soft_targets(loss: object) -> None:
-    """Checks that a loss, or every loss within it, takes soft targets.
+    """Checks that a loss and every loss within it accept soft targets.
 
     Args:
         loss: a loss of this module, or any module whose attribute `soft_targets` is True.
 
     Raises:
-        RecipeError: one does not.
+        RecipeError: one of them does not.
     """
     if names := list(dict.fromkeys(_refusing(loss))):
         raise RecipeError(_refusal(names), SOFT_REMEDY)
 
 
 def _refusing(loss: object) -> Iterator[str]:
-    """Yields the names of the losses that take hard targets only."""
+    """Yields the names of the losses that only accept hard targets."""
     if isinstance(loss, Sum | Auxiliary):
         for part in loss.losses if isinstance(loss, Sum) else [loss.loss]:
             yield from _refusing(part)
@@ -349,29 +343,29 @@ def _refusing(loss: object) -> Iterator[str]:
 
 def _refusal(names: Sequence[str]) -> str:
     several = len(names) > 1
-    return f"{' and '.join(names)} {'take' if several else 'takes'} no soft targets (probabilities instead of 0 and 1)"
+    return f"{' and '.join(names)} {'do' if several else 'does'} not accept soft targets (probabilities)"
 
 
 def distillation(
     logits: Tensor, teacher: Tensor, temperature: float, valid: Tensor | None = None, weights: Sequence[float] = ()
 ) -> Tensor:
-    """Returns T^2 x KL(teacher || student) of the softened probability of building, the mean over pixels.
+    """Returns T^2 x KL(teacher || student) of the softened probability of building, averaged over pixels.
 
     Hinton 2015, arXiv 1503.02531.
 
     Args:
         logits: the student's, float (N, C, H, W), as `building_logits` takes them.
-        teacher: probabilities of its M members, float (N, M, H, W), 0 to 1; each is softened, then their mean taken.
+        teacher: probabilities of its M members, float (N, M, H, W), 0 to 1; softened one by one, then averaged.
         temperature: T, which divides the logits of both.
-        valid: bool (N, H, W), the pixels that count; all by default.
-        weights: of the members in that mean, M numbers that add to 1; empty where all count the same.
+        valid: bool (N, H, W), which pixels count; all by default.
+        weights: of the members in that mean, M numbers with the sum 1; empty: equal weights.
     """
     student = building_logits(at_least_float32(logits)).squeeze(1) / temperature
     if teacher.ndim != 4 or teacher[:, 0].shape != student.shape:
-        message = f"a teacher's {tuple(teacher.shape)} for logits {tuple(logits.shape)}"
+        message = f"teacher probabilities {tuple(teacher.shape)} for logits {tuple(logits.shape)}"
         raise RecipeError(message, "expected (N, members, H, W) of the same N, H, W")
     probs = teacher.detach().float()
-    # yes and no are clipped by themselves: 1 - 1e-6 is a coarse number in float32, 1e-6 is not
+    # p and 1 - p are clipped separately: 1 - 1e-6 is imprecise in float32
     margin = probs.clamp(min=SURE).log() - (1 - probs).clamp(min=SURE).log()
     soft = (margin / temperature).sigmoid()
     soft = torch.einsum("nmhw,m->nhw", soft, soft.new_tensor(weights)) if weights else soft.mean(dim=1)
@@ -382,35 +376,30 @@ def distillation(
 
 
 def pixel_mean(total: Tensor, weights: Tensor) -> Tensor:
-    """Returns a sum over pixels divided by that of their weights (bool: by how many count); 0 when none counts.
-
-    Both are taken over all ranks.
-    """
+    """Returns a sum over pixels divided by the sum of their weights, both over all ranks; 0 if that is 0."""
     sums = over_ranks(torch.stack([total, weights.sum(dtype=total.dtype)]))
     mean: Tensor = sums[0] / sums[1].clamp(min=1)
     return mean
 
 
 def _mean_of(values: Tensor, present: Tensor) -> Tensor:
-    """Returns the mean over dimension 0 of those present; 0 when none is."""
+    """Returns the mean over dimension 0 of the values that are present; 0 if none is."""
     return (values * present).sum(dim=0) / present.sum(dim=0).clamp(min=1)
 
 
 def _bce(logits: Tensor, truth: Tensor, weights: Tensor, pos_weight: Tensor | None = None) -> Tensor:
-    """Returns the sum of binary cross-entropy x weights."""
+    """Returns the weighted sum of binary cross-entropy."""
     return F.binary_cross_entropy_with_logits(
         logits, truth.to(logits.dtype), weight=weights.to(logits.dtype), pos_weight=pos_weight, reduction="sum"
     )
 
 
 def _fitting(logits: Tensor, target: Tensor, channels: tuple[int, ...]) -> Tensor:
-    """Returns the logits in float32, if they have one of these numbers of channels and fit the target.
-
-    Raises:
-        RecipeError: they do not.
-    """
+    """Returns the logits in at least float32; RecipeError if the number of channels or the target's shape is wrong."""
     if not isinstance(logits, Tensor):
-        raise RecipeError("the network has an auxiliary head, its loss takes one tensor", "wrap it: Auxiliary(loss)")
+        raise RecipeError(
+            "the network has an auxiliary head, but its loss takes one tensor", "wrap the loss: Auxiliary(loss)"
+        )
     if logits.ndim == 4 and logits.shape[1] in channels:
         n, count, *size = logits.shape
         if [*target.shape] == ([n, 3, *size] if count == 3 else [n, *size]):

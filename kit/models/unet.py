@@ -1,4 +1,4 @@
-"""U-Nets over timm pyramids: the slim DynamicUnet, affordable over any encoder, and fastai's own beside it."""
+"""U-Nets over timm encoders: a slim DynamicUnet, and fastai's own."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from kit.models.targets import at_least_float32
 
 __all__ = ["Attention", "PixelNet", "dynamic_unet", "split", "unet"]
 
-RANGE = 255.0  # networks take pixels as they are stored, 0 to 255
-WIDTHS = (256, 128, 64, 32, 16)  # of the decoder, coarsest first; segmentation_models_pytorch's, too
+RANGE = 255.0  # networks take pixels of 0 to 255
+WIDTHS = (256, 128, 64, 32, 16)  # of the decoder, coarsest first, as in segmentation_models_pytorch
 Attention = Literal["none", "scse"]
 
 
@@ -25,13 +25,13 @@ class SCSE(nn.Module):
 
     Args:
         width: channels.
-        reduction: the channel gate squeezes to width / reduction, but not below 4.
+        reduction: the channel gate squeezes to width / reduction, at least 4.
 
     Shape:
         (N, width, H, W) -> (N, width, H, W)
 
     Source:
-        Roy 2018 (arXiv 1803.02579); the gated maps are added, as in segmentation_models_pytorch.
+        Roy 2018, arXiv 1803.02579; the gated maps are added, as in segmentation_models_pytorch.
     """
 
     def __init__(self, width: int, reduction: int = 16) -> None:
@@ -49,21 +49,21 @@ class SCSE(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """One step up: PixelShuffle (ICNR), the batch-normed skip beside it, two convolutions.
+    """A step of the decoder: PixelShuffle (ICNR), concatenation with the normalised skip, two convolutions.
 
     Args:
-        n_in: channels from below.
+        n_in: input channels.
         n_skip: channels of the skip; 0 for none.
-        width: channels that come out.
-        attention: `scse` gates the joined features and the result.
-        blur: blurs the shuffled pixels against checkerboards.
+        width: output channels.
+        attention: `scse` gates the concatenated features and the result.
+        blur: blur after PixelShuffle, against checkerboard patterns.
         self_attention: adds a self-attention layer at the end.
 
     Shape:
         (N, n_in, H, W) and (N, n_skip, 2H, 2W) -> (N, width, 2H, 2W)
 
     Source:
-        fastai.vision.models.unet.UnetBlock, whose width follows its input; here it is given.
+        fastai.vision.models.unet.UnetBlock, whose width follows from its input.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class UpBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
-        """Returns the features one step finer."""
+        """Returns features at twice the resolution."""
         x = self.up(x)
         if self.norm is not None and skip is not None:
             x = torch.cat([x, F.relu(self.norm(skip))], dim=1)
@@ -95,20 +95,19 @@ class UpBlock(nn.Module):
 
 
 class PixelNet(nn.Module):
-    """A network from pixels as they are stored to logits of the same size: what all of kit's networks share.
+    """Base class of kit's networks: from pixels of 0 to 255 to logits of the same size.
 
-    It reduces, normalises, pads to what the encoder needs, and cuts the logits, so that whoever holds it needs
-    nothing else. Subclasses give `logits`.
+    Padding, reduction and normalisation are part of the network. Subclasses implement `logits`.
 
     Args:
         pyramid: a timm `features_only` model, as `kit.models.encoders.encoder` returns it.
-        reduce: averages `reduce` x `reduce` pixels first: the same network sees more ground per second.
-        encoder_name: for the records.
+        reduce: averages blocks of `reduce` x `reduce` pixels first: faster, at a coarser resolution.
+        encoder_name: stored in settings and cards.
 
     Shape:
-        (N, 3, H, W) uint8 or float, 0 to 255 -> (N, n_out, H, W) float32 logits. Sides that are no multiples of
-        `pad_multiple` are padded with their edge. Two outputs are classes (background, building); one is the footprint;
-        three are footprint, boundary, contact.
+        (N, 3, H, W) uint8 or float, 0 to 255 -> (N, n_out, H, W) float32 logits. Sides that are not multiples of
+        `pad_multiple` are padded with their edge values. Two outputs are classes (background, building), one is the
+        footprint, three are footprint, boundary and contact.
     """
 
     mean: Tensor
@@ -124,7 +123,7 @@ class PixelNet(nn.Module):
         self.register_buffer("std", RANGE * torch.tensor(config["std"]).view(1, 3, 1, 1))
 
     def forward(self, x: Tensor) -> Any:
-        """Returns logits; while training a network with an auxiliary head, (logits, auxiliary logits)."""
+        """Returns logits; in training, a network with an auxiliary head returns (logits, auxiliary logits)."""
         height, width = x.shape[-2:]
         below, right = -height % self.pad_multiple, -width % self.pad_multiple
         if below or right:
@@ -140,7 +139,7 @@ class PixelNet(nn.Module):
         return logits[..., :height, :width]
 
     def logits(self, x: Tensor) -> Any:
-        """Returns logits of the full size for (N, 3, H, W) float, reduced, normalised, H and W as the encoder needs."""
+        """Returns logits at full size for (N, 3, H, W) float that are padded, reduced and normalised."""
         raise NotImplementedError
 
 
@@ -159,16 +158,13 @@ class Decoder:
 
 
 class SlimDynamicUnet(PixelNet):
-    """A U-Net whose decoder fits the encoder's maps (dynamic) and has the given widths (slim).
+    """A U-Net that adapts to the encoder's maps and has a decoder of given widths.
 
-    fastai's own DynamicUnet makes its decoder as wide as the encoder, which costs 2.5 to 43 times a plain U-Net.
+    The decoder of fastai's DynamicUnet is as wide as the encoder, which costs 2.5 to 43 times as much as a plain U-Net.
 
     Args:
-        pyramid: see PixelNet.
-        n_out: outputs, see PixelNet.
-        decoder: its widths and blocks.
-        reduce: see PixelNet.
-        encoder_name: for the records.
+        pyramid, n_out, reduce, encoder_name: see PixelNet.
+        decoder: widths and blocks.
 
     Source:
         U-Net (Ronneberger 2015, arXiv 1505.04597); fastai's DynamicUnet; ICNR (Aitken 2017, arXiv 1707.02937);
@@ -220,15 +216,15 @@ class SlimDynamicUnet(PixelNet):
 
 
 def enlarged(logits: Tensor, factor: int) -> Tensor:
-    """Returns logits `factor` times larger, bilinearly, in float32 or better."""
-    logits = at_least_float32(logits).contiguous()  # a few planes: enlarging them channels_last is twice as slow
+    """Returns logits upsampled bilinearly by a factor, in at least float32."""
+    logits = at_least_float32(logits).contiguous()  # few channels: channels_last would be twice as slow
     if factor == 1:
         return logits
     return F.interpolate(logits, scale_factor=float(factor), mode="bilinear", align_corners=False)
 
 
 class _Tap(nn.Module):
-    """One map of a pyramid as a layer of a Sequential: the first tap runs the pyramid, the others hand its maps on."""
+    """One map of a pyramid as a layer of a Sequential; the first tap runs the pyramid for all."""
 
     def __init__(self, place: int, maps: list[Tensor], pyramid: nn.Module | None = None) -> None:
         super().__init__()
@@ -244,14 +240,11 @@ class _Tap(nn.Module):
 class PlainDynamicUnet(PixelNet):
     """fastai's DynamicUnet, unchanged, over a timm pyramid.
 
-    fastai looks for skips at the top-level children of an encoder, and finds few or none in most timm models, without
-    a word; here each map of the pyramid is such a child.
+    fastai takes skips from the top-level children of an encoder, of which most timm models offer few or none. Here each
+    map of the pyramid is such a child.
 
     Args:
-        pyramid: see PixelNet.
-        n_out: outputs, see PixelNet.
-        reduce: see PixelNet.
-        encoder_name: for the records.
+        pyramid, n_out, reduce, encoder_name: see PixelNet.
         options: for `fastai.vision.models.unet.DynamicUnet`, such as `blur`, `self_attention`, `last_cross`.
     """
 
@@ -263,7 +256,7 @@ class PlainDynamicUnet(PixelNet):
         taps = [_Tap(place, self.maps, None if place else pyramid) for place in range(len(self.strides))]
         side_px = 4 * self.strides[-1]
         self.unet = DynamicUnet(nn.Sequential(*taps), n_out, (side_px, side_px), **options)
-        self.unet.layers[-1] = nn.Identity()  # was fastai's ToTensorBase: torch.export cannot follow a class of tensors
+        self.unet.layers[-1] = nn.Identity()  # not ToTensorBase: torch.export does not support tensor subclasses
 
     @property
     def encoder(self) -> nn.Module:
@@ -274,7 +267,7 @@ class PlainDynamicUnet(PixelNet):
     def logits(self, x: Tensor) -> Any:
         """Returns logits, see PixelNet."""
         logits = enlarged(self.unet(x), self.reduce)
-        self.maps.clear()  # a network that holds activations cannot be copied
+        self.maps.clear()  # a network with stored activations cannot be copied
         for hook in self.unet.sfs:
             hook.stored = None
         return logits

@@ -1,1 +1,1 @@
-"""The sample city: planned, painted and written like the challenge's data."""
+"""The sample city: a small synthetic data set in the layout of the challenge's data."""

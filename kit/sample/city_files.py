@@ -1,4 +1,4 @@
-"""Files the drawn city in the challenge's layout: rasters, footprints, and the STAC items over both."""
+"""Writes the sample city in the challenge's layout: rasters, footprints, STAC items."""
 
 import json
 import warnings
@@ -35,7 +35,7 @@ def write_json(path: Path, content: Json) -> None:
 
 
 def write_image(path: Path, image: npt.NDArray[np.uint8], **profile: Any) -> None:
-    """Writes (H, W, 4) uint8 RGBA as a cloud-optimised GeoTIFF; WEBP keeps alpha exactly."""
+    """Writes (H, W, 4) uint8 RGBA as a cloud-optimised GeoTIFF. WEBP stores alpha without loss."""
     webp = {"driver": "COG", "compress": "WEBP", "quality": WEBP_QUALITY, "resampling": "AVERAGE"}
     _write_bands(path, np.moveaxis(image, -1, 0), COLOURS, **webp, **profile)
 
@@ -49,24 +49,24 @@ def _write_bands(path: Path, bands: npt.NDArray[np.uint8], colours: tuple[ColorI
     path.parent.mkdir(parents=True, exist_ok=True)
     count, height, width = bands.shape
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # chips and their truth have no place on earth
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # chips and their masks
         with rasterio.open(path, "w", height=height, width=width, count=count, dtype="uint8", **profile) as raster:
             raster.colorinterp = colours
             raster.write(bands)
 
 
 def image_path(area_folder: Path, site: Site) -> Path:
-    """Returns where a training scene's image lies."""
+    """Returns the path of a training scene's image."""
     return area_folder / site.scene / f"{site.scene}.tif"
 
 
 def footprints_path(area_folder: Path, site: Site) -> Path:
-    """Returns where a training scene's footprints lie."""
+    """Returns the path of a training scene's footprints."""
     return area_folder / f"{site.scene}-labels" / f"{site.scene}.geojson"
 
 
 def write_scene(area_folder: Path, site: Site, drawing: Drawing) -> None:
-    """Writes a training scene's image, its footprints and the items of both."""
+    """Writes a training scene: image, footprints, STAC items."""
     crs, pixel_to_m = georeference(site)
     write_image(image_path(area_folder, site), drawing.image, crs=crs, transform=pixel_to_m, blocksize=512)
     write_scene_items(area_folder, site)
@@ -74,7 +74,7 @@ def write_scene(area_folder: Path, site: Site, drawing: Drawing) -> None:
 
 
 def _footprints(site: Site, drawing: Drawing) -> Json:
-    """Returns the roofs' outlines as GeoJSON features, EPSG:4326, to 0.1 mm."""
+    """Returns the roofs' outlines as GeoJSON features, EPSG:4326, rounded to 0.1 mm."""
     crs, pixel_to_m = georeference(site)
     features = []
     for house in drawing.plan.houses:
@@ -85,7 +85,7 @@ def _footprints(site: Site, drawing: Drawing) -> Json:
 
 
 def write_scene_items(area_folder: Path, site: Site, *, is_cog: bool = True) -> None:
-    """Writes the STAC items of a training scene's image and of its footprints."""
+    """Writes the STAC items of a training scene's image and footprints."""
     crs, pixel_to_m = georeference(site)
     frame = affine_transform(box(0, 0, site.width_px, site.height_px), pixel_to_m.to_shapely())
     geometry = transform_geom(crs, "EPSG:4326", mapping(frame), precision=9)
@@ -124,7 +124,7 @@ def item(name: str, geometry: Json, links: list[Json], assets: Json, **more: Any
 
 
 def write_train_catalog(folder: Path, name: str, description: str, areas: Iterable[str]) -> None:
-    """Writes the catalogue `name` and a collection for each area over the items that lie in the folder."""
+    """Writes a catalogue and one collection per area, which list the items in the folder."""
     areas = list(areas)
     for area in areas:
         items = sorted((folder / area).glob("*/*.json"))
@@ -142,7 +142,7 @@ def write_train_catalog(folder: Path, name: str, description: str, areas: Iterab
 
 
 def write_catalog(folder: Path, name: str, description: str, links: list[Json]) -> None:
-    """Writes `catalog.json` with those links."""
+    """Writes `catalog.json`."""
     catalog = {
         "type": "Catalog", "id": name, "stac_version": STAC_VERSION, "description": description,
         "links": [link("root", "./catalog.json"), *links],

@@ -1,7 +1,7 @@
-"""Paints a scene of the sample city from its ground plan: drone imagery that a colour classifier cannot solve.
+"""Paints a scene of the sample city from its ground plan, as drone imagery that colour alone cannot segment.
 
-Yards, fields and courts wear the colours of the roofs; what gives a roof away is its straight outline, its shadow, the
-light on its facets and the seams of its sheets. The canvas is float32 RGB, 0-255, (3, H, W), until it is exposed.
+Yards, fields and courts have the colours of roofs. Roofs differ by straight outlines, shadows, the light on their
+facets and the seams of their sheets. The canvas is float32 RGB, 0-255, (3, H, W).
 """
 
 from dataclasses import dataclass
@@ -21,10 +21,10 @@ Bytes = npt.NDArray[np.uint8]
 
 CARS = ((225, 226, 228), (60, 62, 66), (150, 40, 36), (170, 172, 176))
 RUST = (116, 76, 54)
-FIELDS = {"bare": 0.45, "furrows": 0.3, "court": 0.15, "rubble": 0.1}  # what covers an open plot, and how often
-YARDS = {"bare": 0.7, "walled": 0.22, "rubble": 0.08}  # what surrounds a house
+FIELDS = {"bare": 0.45, "furrows": 0.3, "court": 0.15, "rubble": 0.1}  # cover of an open plot: probability
+YARDS = {"bare": 0.7, "walled": 0.22, "rubble": 0.08}  # surroundings of a house: probability
 BORDER_STEP_PX = 16
-FACET_LIGHT = 0.22  # a facet that faces the sun is so much brighter than a flat roof, its opposite so much darker
+FACET_LIGHT = 0.22  # a facet towards the sun is brighter than a flat roof by this share, the opposite one darker
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Drawing:
 
 
 def draw_scene(rng: np.random.Generator, look: Look, height: int, width: int, *, border: bool = True) -> Drawing:
-    """Returns a drawn scene of `height` x `width` px of 0.075 m; without `border` it has data everywhere."""
+    """Returns a drawn scene of `height` x `width` px of 0.075 m; without `border`, alpha is 255 everywhere."""
     plan = plan_scene(rng, look, height, width)
     angle = rng.uniform(0, 2 * np.pi)
     noise = Noise(rng, height, width)
@@ -61,17 +61,17 @@ def draw_scene(rng: np.random.Generator, look: Look, height: int, width: int, *,
 
 
 def draw_at(rng: np.random.Generator, look: Look, height: int, width: int, gsd_m: float) -> tuple[Bytes, Bytes]:
-    """Returns a scene and its truth at another ground resolution: drawn as ever, then made smaller or larger.
+    """Returns a scene and its true mask at another ground resolution: drawn at 0.075 m, then resampled.
 
     Args:
-        rng: in the same state, the same scene.
+        rng: random generator; the same state gives the same scene.
         look: of the area.
-        height: of what comes back, px; width likewise.
-        gsd_m: metres per pixel of what comes back.
+        height, width: of the result, px.
+        gsd_m: metres per pixel of the result.
 
     Returns:
-        The image, (H, W, 4) uint8, RGB and alpha, averaged over each pixel; and the truth, (H, W) uint8: 1 where more
-        than half of a pixel is roof, 255 where alpha is 0, as it is where any of it has no data.
+        The image, (H, W, 4) uint8 RGBA; and the mask, (H, W) uint8: 1 where more than half of a pixel is roof, 255
+        where alpha is 0. Alpha is 0 where any part of a pixel has no data.
     """
     if gsd_m == GSD_M:
         drawing = draw_scene(rng, look, height, width)
@@ -87,7 +87,7 @@ def draw_at(rng: np.random.Generator, look: Look, height: int, width: int, gsd_m
 
 
 def _roof_numbers(plan: CityPlan, height: int, width: int) -> npt.NDArray[np.int32]:
-    """Returns (H, W) int32: the number of the house whose roof holds the pixel's centre, from 1, else 0."""
+    """Returns (H, W) int32: the number, from 1, of the house whose roof contains the pixel's centre; else 0."""
     shapes = [(house.outline, number) for number, house in enumerate(plan.houses, 1)]
     if not shapes:
         return np.zeros((height, width), np.int32)
@@ -95,7 +95,7 @@ def _roof_numbers(plan: CityPlan, height: int, width: int) -> npt.NDArray[np.int
 
 
 def _ground(rng: np.random.Generator, look: Look, noise: Noise) -> Float:
-    """Returns bare earth with grass, (3, H, W)."""
+    """Returns bare earth with patches of grass, (3, H, W)."""
     canvas = mix(look.earth, noise.wide)
     patches = noise.wide[::-1] * np.float32(0.7) + noise.mid * np.float32(0.35)
     level = np.quantile(patches[::16, ::16], 1 - look.green)
@@ -109,7 +109,7 @@ def _ground(rng: np.random.Generator, look: Look, noise: Noise) -> Float:
 
 
 def _paint_plot(painter: Painter, plot: Wing, kinds: dict[str, float]) -> None:
-    """Paints a yard or a field in the colours of roofs; `kinds` says which sorts there are, and how often."""
+    """Paints a yard or a field in the colours of roofs; `kinds` gives the probability of each kind."""
     window = painter.window(plot.outline(), margin_px=2 * M)
     if window is None:
         return
@@ -138,7 +138,7 @@ def _paint_plot(painter: Painter, plot: Wing, kinds: dict[str, float]) -> None:
 
 
 def _paint_streets(painter: Painter, streets: list[Street]) -> None:
-    """Paints the earth streets, then the asphalted ones, each kind in one go."""
+    """Paints the unpaved streets, then the paved ones; all of a kind at once."""
     noise = painter.noise
     for asphalt in (False, True):
         lanes = np.zeros((noise.height, noise.width), np.uint8)
@@ -146,7 +146,7 @@ def _paint_streets(painter: Painter, streets: list[Street]) -> None:
             points = np.round(np.array(street.line.coords) * 16).astype(np.int32)
             cv2.polylines(lanes, [points], False, 255, int(street.width), cv2.LINE_AA, shift=4)
         cv2.GaussianBlur(lanes, (0, 0), 0.3 * M, dst=lanes)
-        near = np.flatnonzero(lanes)  # a sixth of the scene: painting only there is worth the indexing
+        near = np.flatnonzero(lanes)  # a sixth of the scene: faster than painting all of it
         wide, mid, grain = (field.ravel()[near] for field in (noise.wide, noise.mid, noise.grain))
         soft = lanes.ravel()[near].astype(np.float32) / 255 + np.float32(0.05 if asphalt else 0.16) * mid
         cover = np.clip((soft - np.float32(0.5)) * 5 + np.float32(0.5), 0, 1)
@@ -185,7 +185,7 @@ def _paint_car(painter: Painter, car: Wing, window: Window) -> None:
 
 
 def _cast_shadows(painter: Painter, plan: CityPlan, reach: float) -> None:
-    """Darkens what the houses keep from the sun; a shadow is `reach` times as long as the house is high."""
+    """Paints the shadows of the houses; a shadow is `reach` times as long as the house is high."""
     shade = np.zeros((painter.noise.height, painter.noise.width), np.uint8)
     for house in plan.houses:
         x, y = -painter.sun * house.height_m * reach * M
@@ -196,12 +196,14 @@ def _cast_shadows(painter: Painter, plan: CityPlan, reach: float) -> None:
     cv2.GaussianBlur(shade, (0, 0), 1.5, dst=shade)
     near = np.flatnonzero(shade)
     cover = shade.ravel()[near].astype(np.float32) / 255
-    for band, depth in zip(painter.canvas.reshape(3, -1), (0.58, 0.55, 0.49), strict=True):  # the sky's light is blue
+    for band, depth in zip(
+        painter.canvas.reshape(3, -1), (0.58, 0.55, 0.49), strict=True
+    ):  # shadows are blue: they are lit by the sky
         band[near] *= 1 - np.float32(depth) * cover
 
 
 def _paint_roof(painter: Painter, house: House, roofs: npt.NDArray[np.int32], number: int) -> None:
-    """Paints one roof over exactly the pixels that carry its number."""
+    """Paints one roof on exactly the pixels that have its number."""
     window = painter.window(house.outline)
     if window is None:
         return
@@ -252,7 +254,7 @@ def _facets(painter: Painter, house: House, window: Window) -> tuple[Float, tupl
 
 
 def _seams(rng: np.random.Generator, material: Material, eaves: Float, slope: Float) -> Float:
-    """Returns the light and shade of the covering, near 1: the seams of sheets or the rows of tiles."""
+    """Returns the relief of the roof covering as a light factor near 1: seams of sheets or rows of tiles."""
     if material.laid == "cast":
         return np.ones_like(eaves)
     across, length_m = (eaves, rng.uniform(0.7, 0.95)) if material.laid == "sheets" else (slope, 0.6)
@@ -264,7 +266,7 @@ def _seams(rng: np.random.Generator, material: Material, eaves: Float, slope: Fl
 
 
 def _paint_tree(painter: Painter, x: float, y: float, radius: float) -> None:
-    """Paints a crown and its shadow."""
+    """Paints a tree and its shadow."""
     rng, noise = painter.rng, painter.noise
     window = painter.window(Point(x, y), margin_px=1.8 * radius)
     if window is None:
@@ -283,15 +285,15 @@ def _paint_tree(painter: Painter, x: float, y: float, radius: float) -> None:
 
 
 def _alpha(rng: np.random.Generator, height: int, width: int) -> Bytes:
-    """Returns (H, W) uint8, 0 outside the border and 255 inside."""
+    """Returns alpha, (H, W) uint8: 0 in the border, else 255."""
     steps = border_steps(rng, height, width)
     return steps.repeat(BORDER_STEP_PX, axis=0).repeat(BORDER_STEP_PX, axis=1)[:height, :width]
 
 
 def border_steps(rng: np.random.Generator, height: int, width: int) -> Bytes:
-    """Returns (H / 16, W / 16) uint8, rounded up: 0 outside a slanted, stepped border on two sides and 255 inside.
+    """Returns alpha per 16 x 16 px, (H / 16, W / 16) uint8, rounded up: 0 in a slanted border on two sides, else 255.
 
-    The steps lie on a grid of 16 px, on which WEBP codes colours: black stays black beside the border.
+    WEBP codes colours in blocks of 16 px: the steps keep the border exactly black.
     """
     rows = np.arange(-(-height // BORDER_STEP_PX))[:, None]
     cols = np.arange(-(-width // BORDER_STEP_PX))[None, :]
@@ -304,7 +306,7 @@ def border_steps(rng: np.random.Generator, height: int, width: int) -> Bytes:
 
 
 def _expose(painter: Painter) -> list[Bytes]:
-    """Returns the canvas as a camera sees it, three bands (H, W) uint8: uneven light, slight blur, sensor noise."""
+    """Returns the canvas as a photograph, three bands (H, W) uint8: uneven light, slight blur, sensor noise."""
     rng, noise, canvas = painter.rng, painter.noise, painter.canvas
     rows = np.linspace(-1, 1, noise.height, dtype=np.float32)[:, None]
     cols = np.linspace(-1, 1, noise.width, dtype=np.float32)[None, :]

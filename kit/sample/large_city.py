@@ -1,7 +1,7 @@
-"""Scenes of the drawn city at any size: mosaics of patches, written patch by patch and never whole in memory.
+"""Scenes of any size: mosaics of patches, written patch by patch, so that memory does not grow with the scene.
 
-At most `PATCHES` patches are drawn for a scene; then they are laid again, turned and mirrored, their footprints with
-them. A house that a patch's edge cuts is visible on its own patch only, and so is its footprint.
+At most `PATCHES` patches are drawn for a scene. Larger scenes repeat them, rotated and mirrored, with their footprints.
+A house at the edge of a patch is cut off there, and so is its footprint.
 """
 
 import json
@@ -34,12 +34,10 @@ from kit.sample.plan import GSD_M, Look
 from kit.sample.sites import AREAS, Site, georeference
 from kit.system.files import replacing
 
-PATCH_PX = 2048  # as large as a scene of the sample at scale 1; a multiple of the border's steps and of the blocks
+PATCH_PX = 2048  # about a scene of the sample at scale 1; a multiple of BORDER_STEP_PX and BLOCK_PX
 PATCHES = 32  # drawn for a scene, 8 views of each; at 2,048 px they take 400 MB
 BLOCK_PX = 512
-LEAST_PX2 = (
-    1.0  # what is left of a footprint at a patch's edge: less is no polygon any more when coordinates are rounded
-)
+MIN_AREA_PX2 = 1.0  # of a footprint cut at a patch's edge: a smaller one may collapse when coordinates are rounded
 
 Polygons = npt.NDArray[np.object_]
 
@@ -49,10 +47,10 @@ class Patch:
     """A square piece of a city."""
 
     image: npt.NDArray[np.uint8]  # (side, side, 3) uint8, RGB
-    footprints: Polygons  # polygons, px of the patch; they may reach beyond
+    footprints: Polygons  # in pixels of the patch; they may extend beyond it
 
     def view(self, number: int) -> "Patch":
-        """Returns one of the patch's 8 views: bit 0 swaps rows and columns, 1 mirrors left-right, 2 top-bottom."""
+        """Returns one of 8 views: bit 0 swaps rows and columns, bit 1 mirrors left-right, bit 2 top-bottom."""
         image, side = self.image, len(self.image)
         swapped, left_right, top_bottom = number & 1, number & 2, number & 4
         image = image.swapaxes(0, 1) if swapped else image
@@ -67,7 +65,7 @@ class Patch:
 
 
 def draw_patch(rng: np.random.Generator, look: Look, side_px: int, zoom_out: float = 1) -> Patch:
-    """Returns a patch, drawn `zoom_out` times as large and made smaller."""
+    """Returns a patch that is drawn `zoom_out` times as large and then downscaled."""
     drawn_px = round(side_px * zoom_out)
     drawing = draw_scene(rng, look, drawn_px, drawn_px, border=False)
     image = drawing.image[..., :3]
@@ -79,9 +77,9 @@ def draw_patch(rng: np.random.Generator, look: Look, side_px: int, zoom_out: flo
 
 
 def _clipped(polygons: Polygons, height_px: int, width_px: int) -> Polygons:
-    """Returns what lies in the frame of polygons in px, each piece a polygon of its own."""
+    """Returns polygons clipped to the frame, px; each piece becomes a polygon."""
     pieces = shapely.get_parts(shapely.intersection(polygons, shapely.box(0, 0, width_px, height_px)))
-    kept = (shapely.get_type_id(pieces) == shapely.GeometryType.POLYGON) & (shapely.area(pieces) >= LEAST_PX2)
+    kept = (shapely.get_type_id(pieces) == shapely.GeometryType.POLYGON) & (shapely.area(pieces) >= MIN_AREA_PX2)
     clipped: Polygons = pieces[kept]
     return clipped
 
@@ -94,9 +92,9 @@ def count_patches(site: Site, patch_px: int = PATCH_PX) -> int:
 def lay_patches(
     rng: np.random.Generator, site: Site, patch_px: int = PATCH_PX, zoom_out: float = 1
 ) -> Iterator[tuple[int, int, Patch]]:
-    """Yields top, left (px) and a view of a patch for each place of the scene, row by row; the last ones reach beyond.
+    """Yields top, left (px) and a patch for each place of the scene, row by row; the last may extend beyond it.
 
-    The first `PATCHES` are drawn as they are wanted; then they come again at random.
+    The first `PATCHES` places get new patches, the others random ones of these.
     """
     generators = rng.spawn(min(PATCHES, count_patches(site, patch_px)))
     drawn: list[Patch] = []
@@ -118,18 +116,18 @@ def draw_large_scene(
     patch_px: int = PATCH_PX,
     zoom_out: float = 1,
 ) -> int:
-    """Writes a scene of any size, its footprints and the items of both; returns how many footprints there are.
+    """Writes a scene of any size with its footprints and items; returns the number of footprints.
 
-    The image is RGB + alpha, a tiled GeoTIFF (WEBP, BigTIFF where needed) without overviews: those would read all of
-    it again. Alpha is 0 in a slanted, stepped border along two sides of the scene, as `draw_scene` makes it.
+    The image is a tiled RGBA GeoTIFF (WEBP, BigTIFF if needed). It has no overviews, since they would read it again.
+    Alpha is 0 in a border along two sides, as in `draw_scene`.
 
     Args:
-        area_folder: where the scene's folders are made.
-        site: what to draw.
-        rng: in the same state, the same bytes.
-        advance: called for each patch that is written.
+        area_folder: parent of the scene's folders.
+        site: the scene.
+        rng: random generator; the same state gives the same bytes.
+        advance: called after each patch.
         patch_px: side of a patch; a multiple of 512, or a smaller multiple of 16.
-        zoom_out: pixels of the drawing, 0.075 m each, to a pixel of the scene: houses grow smaller, and more.
+        zoom_out: drawn pixels of 0.075 m per pixel of the scene; more than 1 makes houses smaller and more numerous.
     """
     height, width = site.height_px, site.width_px
     border = border_steps(rng, height, width)
@@ -160,7 +158,7 @@ def draw_large_scene(
 
 
 def _bands(image: npt.NDArray[np.uint8], border: npt.NDArray[np.uint8], top: int, left: int) -> npt.NDArray[np.uint8]:
-    """Returns (4, h, w): the image, black where the scene's border of (H / 16, W / 16) has no data, and its alpha."""
+    """Returns an image and its alpha, (4, h, w), black in the scene's border, which is given as (H / 16, W / 16)."""
     height, width, _ = image.shape
     first = top // BORDER_STEP_PX, left // BORDER_STEP_PX
     steps = border[first[0] :, first[1] :][: ceil(height / BORDER_STEP_PX), : ceil(width / BORDER_STEP_PX)]
@@ -169,7 +167,7 @@ def _bands(image: npt.NDArray[np.uint8], border: npt.NDArray[np.uint8], top: int
 
 
 def _degrees(polygons: Polygons, crs: str, pixel_to_m: Affine) -> Polygons:
-    """Returns polygons of px in EPSG:4326, to 0.1 mm."""
+    """Returns polygons in pixels as EPSG:4326, rounded to 0.1 mm."""
     to_degrees = pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform
 
     def place(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> list[npt.NDArray[np.float64]]:
@@ -181,7 +179,7 @@ def _degrees(polygons: Polygons, crs: str, pixel_to_m: Affine) -> Polygons:
 
 
 def _write_footprints(path: Path, name: str, polygons: Polygons) -> None:
-    """Writes polygons in EPSG:4326 as GeoJSON, a feature a line."""
+    """Writes polygons in EPSG:4326 as GeoJSON, one feature per line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     head, properties = json.dumps({"type": "FeatureCollection", "name": name})[:-1], json.dumps(BUILDING)
     features = (
@@ -216,7 +214,7 @@ def draw_large_city(
         Site(f"{area}_{number}", area, side_px, side_px, gsd_m, east_m=number * apart_m) for number in range(scenes)
     ]
     n_patches = sum(count_patches(site, patch_px) for site in sites)
-    with replacing(out) as folder, meter("drew patches", n_patches) as progress:
+    with replacing(out) as folder, meter("draw patches", n_patches) as progress:
         for number, site in enumerate(sites):
             rng = np.random.default_rng([seed, number])
             draw_large_scene(folder / area, site, rng, progress.advance, patch_px=patch_px, zoom_out=zoom_out)

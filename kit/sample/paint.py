@@ -1,4 +1,4 @@
-"""The painter's tools for the sample city: roof materials, noise, and strokes on a canvas of float32 RGB, (3, H, W)."""
+"""Tools to paint the sample city: roof materials, noise, drawing on a float32 RGB canvas, (3, H, W)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ Window = tuple[slice, slice]  # rows, columns
 class Material:
     """A roof covering."""
 
-    colour: Colour  # its mean, RGB 0-255
+    colour: Colour  # mean, RGB 0-255
     spread: float  # sigma of the log of the brightness, from roof to roof
     laid: str  # `sheets` (seams run up the slope), `tiles` (rows run along the eaves) or `cast` (no seams)
 
@@ -35,7 +35,7 @@ MATERIALS = {
 
 
 class Noise:
-    """Noise fields of one scene, (H, W) float32, mean 0, sigma near 1: made once, cut at random places."""
+    """Noise fields of a scene, (H, W) float32, mean 0, sigma near 1. Drawn once; objects use random cut-outs."""
 
     def __init__(self, rng: np.random.Generator, height: int, width: int) -> None:
         self.rng, self.height, self.width = rng, height, width
@@ -51,7 +51,7 @@ class Noise:
         return np.asarray(cv2.resize(coarse, (self.width, self.height), interpolation=cv2.INTER_CUBIC), np.float32)
 
     def cut(self, kind: str, window: Window) -> Float:
-        """Returns a piece of `grain`, `mid` or `wide`, as large as the window, from a random place."""
+        """Returns a random cut-out of `grain`, `mid` or `wide`, as large as the window."""
         height, width = (s.stop - s.start for s in window)
         row, col = self.rng.integers(0, self.height - height + 1), self.rng.integers(0, self.width - width + 1)
         piece: Float = getattr(self, kind)[row : row + height, col : col + width]
@@ -60,7 +60,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class Painter:
-    """What every stroke needs: the generator, the area's look, noise, the canvas and the unit vector to the sun."""
+    """The canvas, and what drawing on it needs: random generator, the area's look, noise, unit vector to the sun."""
 
     rng: np.random.Generator
     look: Look
@@ -69,28 +69,28 @@ class Painter:
     sun: npt.NDArray[np.float64]
 
     def window(self, geometry: BaseGeometry, margin_px: float = 0) -> Window | None:
-        """Returns the part of the canvas that a geometry covers, or None if it lies outside."""
+        """Returns the part of the canvas that a geometry covers; None if it lies outside."""
         x0, y0, x1, y1 = geometry.buffer(margin_px).bounds if margin_px else geometry.bounds
         rows = slice(max(0, int(y0)), min(self.noise.height, int(y1) + 1))
         cols = slice(max(0, int(x0)), min(self.noise.width, int(x1) + 1))
         return (rows, cols) if rows.start < rows.stop and cols.start < cols.stop else None
 
     def covering(self, never: str = "") -> tuple[Float, Material]:
-        """Returns a colour (3,) of the area's roof materials, dusted with its earth, and the material."""
+        """Draws one of the area's roof materials; returns its dusted colour (3,) and the material."""
         names = [name for name in self.look.materials if name != never]
         weights = np.array([self.look.materials[name] for name in names])
         material = MATERIALS[names[self.rng.choice(len(names), p=weights / weights.sum())]]
         return self.dusted(material), material
 
     def dusted(self, material: Material) -> Float:
-        """Returns a colour (3,) of one roof of that material."""
+        """Returns the colour (3,) of one roof of a material, mixed with the colour of the earth."""
         dust = self.rng.uniform(0.0, 0.3)
         colour = (1 - dust) * np.array(material.colour) + dust * np.array(self.look.earth[0])
         colour = (colour + self.rng.normal(0, 3, 3)) * np.exp(self.rng.normal(0, material.spread))
         return rgb(colour)
 
     def blend(self, window: Window, paint: Float, cover: Float) -> None:
-        """Lays paint (3, h, w) over the canvas as far as cover (h, w), 0..1, says."""
+        """Blends paint (3, h, w) into the canvas with the opacity cover (h, w), 0..1."""
         under = self.canvas[:, *window]
         under += cover * (paint - under)
 
@@ -105,7 +105,7 @@ def rgb(colour: Sequence[float]) -> Float:
 
 
 def mix(colours: tuple[Colour, ...], where: Float) -> Float:
-    """Returns (3, H, W): the first colour where the noise is low, the last where it is high."""
+    """Returns (3, H, W): a blend of colours, from the first where noise is low to the last where it is high."""
     level = np.clip(where * 98 + 128, 0, 255).astype(np.uint8)  # -1.3 .. 1.3 sigma
     knots = np.linspace(0, 255, len(colours))
     mixed = np.empty((3, *where.shape), np.float32)
@@ -116,12 +116,12 @@ def mix(colours: tuple[Colour, ...], where: Float) -> Float:
 
 
 def tone(colour: Float, light: Float) -> Float:
-    """Returns paint (3, h, w): one colour (3,) under light (h, w)."""
+    """Returns one colour (3,) under light (h, w), as (3, h, w)."""
     return np.asarray(colour[:, None, None] * light, np.float32)
 
 
 def along_across(wing: Wing, window: Window) -> tuple[Float, Float]:
-    """Returns the pixel centres' coordinates in a rectangle's own frame, px: along its length, across it."""
+    """Returns the coordinates of pixel centres in a rectangle's own frame, px: along its length, across it."""
     rows, cols = window
     y = np.arange(rows.start, rows.stop, dtype=np.float32)[:, None] + np.float32(0.5 - wing.y)
     x = np.arange(cols.start, cols.stop, dtype=np.float32)[None, :] + np.float32(0.5 - wing.x)

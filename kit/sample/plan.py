@@ -1,6 +1,6 @@
-"""Where the streets, houses, yards and trees of the drawn sample city stand; `drawing` paints, `sample` files them.
+"""The ground plan of a scene: streets, houses, yards, fields, trees. `kit.sample.drawing` paints it.
 
-All coordinates are pixels of the scene, x to the right and y down: the pixel in row r, column c has its centre at
+Coordinates are pixels of the scene, x to the right and y down. The pixel in row r and column c has its centre at
 (c + 0.5, r + 0.5).
 """
 
@@ -14,7 +14,7 @@ from shapely import LineString, Polygon
 from shapely.affinity import rotate, translate
 from shapely.geometry import box
 
-GSD_M = 0.075  # metres per drawn pixel, near that of z19 tiles of 1024 px
+GSD_M = 0.075  # metres per pixel, close to that of z19 tiles of 1024 px
 M = 1 / GSD_M  # pixels per metre
 
 Colour = tuple[int, int, int]
@@ -22,14 +22,14 @@ Colour = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Look:
-    """What sets one area apart from another."""
+    """The appearance of an area."""
 
     earth: tuple[Colour, ...]  # colours (RGB, 0-255) of bare ground, blended by noise
     grass: tuple[Colour, ...]  # colours (RGB) of grass and crops, blended by noise
     # roof material (a key of `paint.MATERIALS`) -> weight; yards and plots draw from the same ones
     materials: dict[str, float]
     green: float  # share of the open ground that is grassy, 0..1
-    gap_m: tuple[float, float]  # shortest and longest gap between neighbouring houses of a row, metres
+    gap_m: tuple[float, float]  # smallest and largest gap between neighbouring houses in a row, metres
     open_blocks: float  # share of street blocks without houses, 0..1
     trees: float  # trees per hectare
     asphalt: float  # share of streets that are asphalted, 0..1
@@ -37,7 +37,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Wing:
-    """One rectangle of a roof, px; the ridge runs along `length` at `angle` radians from the x axis."""
+    """A rectangle of a roof, px. The ridge runs along `length`, at `angle` radians from the x axis."""
 
     x: float
     y: float
@@ -57,7 +57,7 @@ class House:
 
     wings: tuple[Wing, ...]  # the main wing first
     roof: str  # `gable`, `hip`, `lean` (one slope) or `flat`
-    height_m: float  # what the shadow's length follows from
+    height_m: float  # sets the length of the shadow
     outline: Polygon  # the union of the wings, px: the footprint
 
 
@@ -72,7 +72,7 @@ class Street:
 
 @dataclass
 class CityPlan:
-    """One scene's ground plan."""
+    """The ground plan of a scene."""
 
     streets: list[Street] = field(default_factory=list)  # the grid, with crossings
     houses: list[House] = field(default_factory=list)  # at least `CLEAR_M` apart and off the streets
@@ -82,8 +82,8 @@ class CityPlan:
     trees: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 3)))
 
 
-CLEAR_M = 1.2  # least distance between two roofs, and between a roof and a street
-TRIES = 4  # houses drawn for one place before it stays empty
+CLEAR_M = 1.2  # smallest distance between two roofs, and between a roof and a street
+TRIES = 4  # houses tried at one place before it stays empty
 BLOCK_DEPTH_M = 34.0  # two rows of houses, back to back
 
 
@@ -117,7 +117,7 @@ def plan_scene(rng: np.random.Generator, look: Look, height: int, width: int) ->
 
 @dataclass(frozen=True)
 class _Block:
-    """The ground between four streets, in the street grid's own turned frame (u along, v across), px."""
+    """The ground between four streets, in the rotated frame of the street grid (u along, v across), px."""
 
     middle: npt.NDArray[np.float64]
     turn: float
@@ -132,7 +132,7 @@ class _Block:
         return float(self.middle[0] + u * cos - v * sin), float(self.middle[1] + u * sin + v * cos)
 
     def wing(self, u: float, v: float, turn: float, length: float, width: float) -> Wing:
-        """Returns a rectangle at u, v turned by `turn` against the street grid."""
+        """Returns a rectangle at u, v, rotated by `turn` against the street grid."""
         return Wing(*self.at(u, v), self.turn + turn, length, width)
 
     def outline(self) -> Polygon:
@@ -158,7 +158,7 @@ def _street(
 
 
 def _open_plots(rng: np.random.Generator, block: _Block) -> list[Wing]:
-    """Returns fields, courts and yards that fill a block without houses."""
+    """Returns the fields and courts that fill a block without houses."""
     plots = []
     u = block.u0 + 4 * M
     while u < block.u1 - 10 * M:
@@ -177,7 +177,7 @@ def _open_plots(rng: np.random.Generator, block: _Block) -> list[Wing]:
 def _settle(
     rng: np.random.Generator, look: Look, block: _Block, plan: CityPlan, lanes: shapely.Geometry, frame: Polygon
 ) -> None:
-    """Adds two rows of houses and their yards to the plan."""
+    """Adds two rows of houses with yards to the plan."""
     row_depth = (block.v1 - block.v0) / 2
     for row in (0, 1):
         v = block.v0 + (0.55 if row == 0 else 1.45) * row_depth
@@ -198,7 +198,7 @@ def _settle(
 
 
 def _house(rng: np.random.Generator, block: _Block, u: float, v: float) -> House:
-    """Returns a house whose main wing starts at u, in the row v."""
+    """Returns a house whose main wing starts at u, in row v."""
     shed = rng.random() < 0.08
     length = (rng.uniform(4.5, 6.5) if shed else rng.uniform(9, 20)) * M
     width = (rng.uniform(4, 5) if shed else min(rng.uniform(7, 11), length / M)) * M
@@ -212,7 +212,7 @@ def _house(rng: np.random.Generator, block: _Block, u: float, v: float) -> House
 
 
 def _side_wing(rng: np.random.Generator, main: Wing) -> Wing:
-    """Returns a wing square to the main one, flush with one of its ends, that makes the roof L-shaped."""
+    """Returns a wing at a right angle to the main one, flush with one of its ends: the roof becomes L-shaped."""
     width = min(rng.uniform(0.75, 1.0) * main.width, main.length * 0.55)
     out = main.width / 2 + rng.uniform(3, 6) * M  # from the main ridge to the wing's gable
     side = 1 if rng.random() < 0.5 else -1
@@ -223,7 +223,7 @@ def _side_wing(rng: np.random.Generator, main: Wing) -> Wing:
 
 
 def _fits(outline: Polygon, houses: list[House], lanes: shapely.Geometry) -> bool:
-    """Returns whether a roof keeps its distance from streets and from the other roofs."""
+    """Returns whether a roof is at least `CLEAR_M` from streets and other roofs."""
     if lanes.intersects(outline.buffer(CLEAR_M * M)):
         return False
     return not houses or float(shapely.distance([house.outline for house in houses], outline).min()) > CLEAR_M * M
@@ -232,7 +232,7 @@ def _fits(outline: Polygon, houses: list[House], lanes: shapely.Geometry) -> boo
 def _trees(
     rng: np.random.Generator, look: Look, plan: CityPlan, lanes: shapely.Geometry, height: int, width: int
 ) -> npt.NDArray[np.float64]:
-    """Returns (N, 3) x, y, radius, px, of trees that reach over a street or roof by a fifth of their crown at most."""
+    """Returns x, y and radius of trees, px, (N, 3); at most a fifth of a crown's radius covers a street or roof."""
     n = int(look.trees * height * width * GSD_M**2 / 1e4)
     trees = np.column_stack([rng.uniform(0, width, n), rng.uniform(0, height, n), rng.uniform(1.2, 4.2, n) * M])
     blocked = shapely.union_all([lanes, *(house.outline for house in plan.houses)])

@@ -1,8 +1,8 @@
-"""The embedded sample city: a small data set in the challenge's layout, drawn by code; same seed, same bytes.
+"""The sample city: a small synthetic data set in the challenge's layout. The same seed gives the same bytes.
 
-Three areas with two training scenes each (RGB + alpha GeoTIFFs in UTM, EPSG:4326 footprints), and two test mosaics of
-0.075 and 0.12 m per pixel, cut into shuffled chips without georeference, whose truth lies aside. At a scale above 1 the
-training scenes are larger.
+It has three areas with two training scenes each (RGBA GeoTIFFs in UTM, footprints in EPSG:4326), and two test mosaics
+of 0.075 and 0.12 m per pixel. The mosaics are cut into shuffled chips without georeference; their true masks are in a
+folder of their own. A scale above 1 makes the training scenes larger.
 """
 
 import csv
@@ -31,34 +31,36 @@ from kit.sample.large_city import PATCH_PX, count_patches, draw_large_scene
 from kit.sample.sites import AREAS, CHIP_PX, TEST, TRAIN, Site
 from kit.system.files import replacing
 
-VERSION = 2  # of the drawing: another number, other bytes
-MOST_SCALE = 1000  # sides of 70,000 px
+VERSION = 2  # of the drawing; increased when the bytes change
+MAX_SCALE = 1000  # sides of 70,000 px
 
 Place = tuple[str, str, int, int, float]  # a chip's id, its mosaic, its row and column there, metres per pixel
 
 
 def draw_sample(out: Path, seed: int = 0, scale: float = 1, *, shrink: int = 1) -> Path:
-    """Returns the folder of the sample city, drawn if it is not there yet.
+    """Draws the sample city into a folder unless it exists there; returns the folder.
 
     Args:
-        out: the folder to make.
-        seed: the same seed gives the same bytes.
-        scale: each training scene covers so many times the ground, at the same resolution; above 1 it is a mosaic,
-            see `kit.sample.large_city`. The test chips stay as they are.
+        out: the folder.
+        seed: random seed.
+        scale: factor on the area of each training scene, at the same resolution; a scene of a scale above 1 is a mosaic
+            of patches, see `kit.sample.large_city`. Test chips do not change.
         shrink: divides the sides of scenes, patches and chips; for tests.
 
     Raises:
         DataError: `out` exists and holds something else, or the scale is out of range.
     """
-    if not 1 <= scale <= MOST_SCALE:
-        raise DataError(f"scale {scale} is out of range", f"expected 1 to {MOST_SCALE}: times the area of each scene")
+    if not 1 <= scale <= MAX_SCALE:
+        raise DataError(
+            f"scale {scale} is out of range", f"expected 1 to {MAX_SCALE}: factor on the area of each scene"
+        )
     stamp: Json = {"seed": seed, "version": VERSION, "shrink": shrink}
     if scale > 1:
         stamp["scale"] = float(scale)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if _stamp(out) == stamp:
             return out
-        raise _another(out, seed, scale)
+        raise _occupied(out, seed, scale)
     train = [site.sized(shrink, scale) for site in TRAIN]
     test = [site.sized(shrink) for site in TEST]
     patch_px = PATCH_PX // shrink
@@ -66,7 +68,7 @@ def draw_sample(out: Path, seed: int = 0, scale: float = 1, *, shrink: int = 1) 
     places: list[Place] = []
     with (
         replacing(out) as folder,
-        meter("drew patches" if scale > 1 else "drew scenes", n_parts + len(test)) as progress,
+        meter("draw patches" if scale > 1 else "draw scenes", n_parts + len(test)) as progress,
     ):
         for number, site in enumerate((*train, *test)):
             rng = np.random.default_rng([seed, number])
@@ -90,7 +92,7 @@ def draw_sample(out: Path, seed: int = 0, scale: float = 1, *, shrink: int = 1) 
 
 
 def _stamp(out: Path) -> Json | None:
-    """Returns what `sample.json` says, or None where there is none."""
+    """Returns the content of `sample.json`; None if it is missing or damaged."""
     try:
         stamp: Json = json.loads((out / "sample.json").read_text())
     except (OSError, ValueError):
@@ -98,8 +100,8 @@ def _stamp(out: Path) -> Json | None:
     return stamp
 
 
-def _another(out: Path, seed: int, scale: float) -> DataError:
-    """Returns the error that the folder is there and holds something else."""
+def _occupied(out: Path, seed: int, scale: float) -> DataError:
+    """Returns the error for a folder that holds something else."""
     large = scale > 1
     return DataError(
         f"{out} exists, and is not the sample city of seed {seed}"
@@ -110,7 +112,7 @@ def _another(out: Path, seed: int, scale: float) -> DataError:
 
 
 def _write_chips(folder: Path, site: Site, image: Bytes, truth: Bytes, side_px: int, seed: int) -> list[Place]:
-    """Cuts a mosaic into chips named by a hash, puts the truth aside in `test_labels`; returns where each chip lies."""
+    """Writes a mosaic as chips named by a hash, and their true masks into `test_labels`; returns each chip's place."""
     geometry = {"type": "Polygon", "coordinates": [[[0.0, 0.0]] * 4]}
     home = [link("root", "../catalog.json"), link("parent", "../catalog.json")]
     height, width = truth.shape
@@ -126,7 +128,7 @@ def _write_chips(folder: Path, site: Site, image: Bytes, truth: Bytes, side_px: 
 
 
 def _write_test_catalog(folder: Path, places: list[Place]) -> None:
-    """Writes the catalogue of the chips, in the order of their ids, and aside the table of their places."""
+    """Writes the catalogue of the chips, in the order of their ids, and the table of their places."""
     links = [link("item", f"./{chip}/{chip}.json", "application/geo+json") for chip, *_ in places]
     write_catalog(folder / "test", "test", "sample city, drawn: test chips without labels or georeference", links)
     with (folder / "test_labels" / "chips.csv").open("w", newline="") as file:

@@ -1,4 +1,4 @@
-"""The scenes of the drawn city: their areas, how those look, where on earth they lie, how large they are."""
+"""The scenes of the sample city: areas and their look, location, size."""
 
 from dataclasses import dataclass, replace
 from math import sqrt
@@ -13,7 +13,7 @@ CHIP_PX = 1024
 
 @dataclass(frozen=True)
 class Area:
-    """A city, its UTM zone, where its first scene lies (degrees) and how it looks."""
+    """An area: UTM zone, location of its first scene (degrees), look."""
 
     epsg: int
     longitude: float
@@ -42,18 +42,18 @@ AREAS = {
 
 @dataclass(frozen=True)
 class Site:
-    """One scene to draw."""
+    """A scene to draw."""
 
     scene: str  # its id
     area: str  # a key of `AREAS`
     height_px: int  # of the image
     width_px: int  # of the image
-    gsd_m: float = GSD_M  # the ground size of a pixel
-    east_m: float = 0  # how far its upper left corner lies east of its area's place
-    south_m: float = 0  # how far it lies south of it
+    gsd_m: float = GSD_M  # metres on the ground per pixel
+    east_m: float = 0  # of its upper left corner, from the area's location
+    south_m: float = 0  # likewise
 
     def sized(self, shrink: int = 1, scale: float = 1) -> "Site":
-        """Returns the site with its sides divided by `shrink`, and its area and what lies between grown by `scale`."""
+        """Returns the site with its sides divided by `shrink`, and its area and distances scaled."""
         side = sqrt(scale)
         height, width = (round(px // shrink * side) for px in (self.height_px, self.width_px))
         return replace(
@@ -61,7 +61,7 @@ class Site:
         )  # fmt: skip
 
 
-TRAIN = (  # an area's scenes lie 400 m apart: none is wider than 180 m
+TRAIN = (  # scenes of an area are 400 m apart; none is wider than 180 m
     Site("kum_a", "kum", 1811, 1687, 0.0752),
     Site("kum_b", "kum", 1549, 2043, 0.0741, 400, 60),
     Site("nbo_a", "nbo", 1903, 1777, 0.0765),
@@ -69,14 +69,14 @@ TRAIN = (  # an area's scenes lie 400 m apart: none is wider than 180 m
     Site("lus_a", "lus", 1733, 1893, 0.0733),
     Site("lus_b", "lus", 1501, 2287, 0.0758, 400, 60),
 )
-TEST = (  # of two ground resolutions, as the challenge's chips are of several
+TEST = (  # of two ground resolutions; the challenge's chips have several
     Site("kum_t", "kum", 2 * CHIP_PX, 3 * CHIP_PX),
     Site("lus_t", "lus", 2 * CHIP_PX, 3 * CHIP_PX, 0.12),
 )
 
 
 def georeference(site: Site) -> tuple[str, Affine]:
-    """Returns a training scene's CRS (UTM) and its pixel -> metre transform."""
+    """Returns a training scene's CRS (UTM) and its transform from pixels to metres."""
     area = AREAS[site.area]
     crs = f"EPSG:{area.epsg}"
     (east,), (north,) = transform("EPSG:4326", crs, [area.longitude], [area.latitude])

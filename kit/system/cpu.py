@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 
 def cpu_count(shared: bool = True) -> int:
-    """Returns how many CPU cores this process may use, at least 1.
+    """Returns the number of CPU cores that this process may use, at least 1.
 
     Args:
-        shared: divide them by the number of processes that a launcher started on this machine.
+        shared: divide by the number of ranks on this machine.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     own = own_rank() if shared else None
@@ -21,9 +21,9 @@ def cpu_count(shared: bool = True) -> int:
 
 
 def default_workers(device: "torch.device") -> int:
-    """Returns how many processes augment crops for a network on `device`.
+    """Returns the number of loader processes for a network on `device`.
 
-    A network on the CPU needs its two or four cores itself: no workers there.
+    On a CPU of up to four cores, the network needs all of them.
     """
     if device.type == "cpu":
         return 0 if cpu_count() <= 4 else 2

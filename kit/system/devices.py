@@ -1,4 +1,4 @@
-"""Devices: where networks run, in which precision, and how memory is kept for them."""
+"""Devices: choice, precision, memory."""
 
 import ctypes
 import os
@@ -15,10 +15,10 @@ KERNELS = 16_384  # at most
 
 
 def pick_device(name: str = "") -> torch.device:
-    """Returns the device of that name; without a name, the GPU or else the CPU.
+    """Returns a device; without a name, the GPU if there is one, else the CPU.
 
     Raises:
-        KitError: this machine does not have it.
+        KitError: this machine has no such device.
     """
     if not name:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -31,7 +31,7 @@ def pick_device(name: str = "") -> torch.device:
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Returns whether the device multiplies bfloat16 in hardware; elsewhere bfloat16 is hundreds of times slower."""
+    """Returns whether the device computes bfloat16 in hardware; without, it is hundreds of times slower."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if hasattr(torch.cpu, "get_capabilities"):  # torch 2.10 and later
@@ -49,7 +49,7 @@ def autocast_dtype(device: torch.device) -> torch.dtype:
 
 
 def processor_name(device: torch.device) -> str:
-    """Returns the model of the processor and its instruction set: measured choices hold for these."""
+    """Returns processor model and instruction set: the key of measured settings."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     models = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]

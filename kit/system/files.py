@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, locked, hashed, and read within limits."""
+"""Files: atomic writes, locks, checksums, reading with a size limit."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from kit.errors import KitError, OutputError
 
-if TYPE_CHECKING:  # pydantic takes a tenth of a second: it waits until there is something to read
+if TYPE_CHECKING:  # pydantic takes 0.1 s to import
     from pydantic import TypeAdapter
 
 T = TypeVar("T")
@@ -25,7 +25,7 @@ SHOWN = 60  # characters of a wrong value, in an error
 
 
 def cache_folder() -> Path:
-    """Returns the user's cache: `KIT_CACHE`, else where the XDG specification places it."""
+    """Returns the user's cache folder: `KIT_CACHE`, else `kit` in the XDG cache folder."""
     if folder := os.environ.get("KIT_CACHE"):
         return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kit"
@@ -40,7 +40,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: the disk is full or the folder cannot be written.
     """
-    if path.is_symlink() and path.is_dir():  # a folder on another disk is replaced there
+    if path.is_symlink() and path.is_dir():  # the target of a link is replaced, on its own disk
         path = path.resolve()
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
@@ -64,7 +64,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _concerns(cause: OSError, path: Path, temporary: Path) -> bool:
-    """Returns whether an error is about writing `path`: a full disk names no file, an unreadable input its own."""
+    """Returns whether an error is about writing `path`: a full disk names no file, an unreadable input another one."""
     if not isinstance(cause.filename, str):
         return True
     named = Path(cause.filename)
@@ -78,12 +78,12 @@ def _unwritable(path: Path, cause: OSError) -> OutputError:
 
 
 def _obstacle(folder: Path) -> str:
-    """Returns what stands in the way of a folder: a file or a dangling link of its name or a parent's; else nothing."""
+    """Returns why a folder cannot be created: a file or dangling link has its name or a parent's; empty if none has."""
     for place in (folder, *folder.parents):
         if place.is_dir():
             return ""
         if place.is_symlink():
-            return f"{place} is a link to nothing"
+            return f"{place} is a dangling link"
         if place.exists():
             return f"{place} is a file, expected a folder"
     return ""
@@ -107,7 +107,7 @@ def check_writable(folder: Path) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all.
+    """Writes a file atomically.
 
     Raises:
         OutputError: see `replacing`.
@@ -117,7 +117,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, record: Any) -> None:
-    """Writes a JSON file whole or not at all; NaN and infinity are refused.
+    """Writes a JSON file atomically; NaN and infinity are refused.
 
     Raises:
         OutputError: see `replacing`.
@@ -126,11 +126,11 @@ def write_json(path: Path, record: Any) -> None:
 
 
 def remove_leftovers(folder: Path, stem: str = "") -> None:
-    """Removes the unfinished files of killed processes from a folder. Call it while the folder is `locked`.
+    """Removes the temporary files of killed processes from a folder, not from subfolders. The folder must be `locked`.
 
     Args:
-        folder: searched without its subfolders.
-        stem: of the only file whose leftovers are removed; empty for all files.
+        folder: of the files.
+        stem: only of the file with this stem; empty: of all.
     """
     for leftover in folder.glob(f".{escape(stem) or '*'}.*part*"):
         if leftover.is_dir() and not leftover.is_symlink():
@@ -141,11 +141,11 @@ def remove_leftovers(folder: Path, stem: str = "") -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keeps other kit processes from writing a folder or file while the block runs.
+    """Locks a folder or file against other kit processes while the block runs.
 
-    The lock is a file beside it, released when the process ends, however it ends. filelock is no substitute: on disks
-    without flock it leaves a marker that survives SIGKILL. Where the system has no flock (Windows, some network
-    disks) nothing is locked.
+    The lock is released when the process ends, however it ends. The package filelock is not used: on disks without
+    flock it leaves a marker that survives SIGKILL. On systems without flock (Windows, some network disks) nothing is
+    locked.
 
     Raises:
         KitError: another process holds the lock.
@@ -165,7 +165,7 @@ def locked(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as cause:
-            raise KitError(f"another process writes {path}", "wait for it, or end it") from cause
+            raise KitError(f"another process writes {path}", "wait until it ends, or end it") from cause
         except OSError:
             pass  # a disk without locks
         yield
@@ -178,10 +178,10 @@ def sha256_of(path: Path) -> str:
 
 
 def file_version(path: Path) -> str:
-    """Returns a text that changes when a file is written again: its size in bytes and its time.
+    """Returns size and modification time of a file, as a text that changes when the file is written again.
 
     Raises:
-        KitError: it is missing or may not be read.
+        KitError: it is missing or access is denied.
     """
     try:
         status = path.stat()
@@ -211,7 +211,7 @@ def read_limited(path: Path, limit_bytes: int = LIMIT_BYTES, error: type[KitErro
     except (OSError, ValueError) as cause:  # ValueError: a NUL in the name
         raise error(f"{path} cannot be read: {getattr(cause, 'strerror', None) or cause}", hint) from cause
     if len(content) > limit_bytes:
-        raise error(f"{path} is larger than {limit_bytes:,} bytes, the most that is read", hint)
+        raise error(f"{path} is larger than {limit_bytes:,} bytes, the limit", hint)
     return content
 
 

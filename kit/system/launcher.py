@@ -1,4 +1,4 @@
-"""What a launcher (torchrun, `kit run --nproc`) says in the environment about the processes that it started."""
+"""The environment variables of a launcher (torchrun, `kit run --nproc`), which number the processes it started."""
 
 import os
 from dataclasses import dataclass
@@ -9,19 +9,19 @@ NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 @dataclass(frozen=True)
 class Rank:
-    """This process as one of several that work together."""
+    """This process as one of several ranks."""
 
-    number: int  # of this process, from 0
-    count: int  # of all processes, at least 2
-    number_here: int  # of this process on this machine, from 0
-    count_here: int  # of the processes on this machine
+    number: int  # from 0
+    count: int  # of ranks, at least 2
+    number_here: int  # among the ranks on this machine, from 0
+    count_here: int  # of ranks on this machine
     host: str  # where rank 0 listens
     port: int
-    by_kit: bool  # whether kit itself started them
+    by_kit: bool  # whether kit started the ranks
 
 
 def own_rank() -> Rank | None:
-    """Returns this process's rank; None for one process alone, and where a launcher's variables are incomplete."""
+    """Returns this process's rank; None for a single process, or if the launcher's variables are incomplete."""
     number, count, port = (_number(name) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
     host = os.environ.get("MASTER_ADDR", "")
     if number is None or count is None or port is None or not host or not number < count or count < 2:
@@ -37,16 +37,16 @@ def _number(name: str) -> int | None:
 
 
 def ignored_variables() -> str:
-    """Returns a notice about a launcher's variables that are set, but incomplete or no numbers; else nothing."""
+    """Returns a notice if a launcher's variables are set but incomplete or invalid; else an empty text."""
     size = os.environ.get("WORLD_SIZE", "")
     if size in ("", "1") or own_rank():
         return ""
     others = ", ".join(name for name in NEEDED if name != "WORLD_SIZE")
-    return f"WORLD_SIZE={size!r} is ignored: {others} do not tell which of {size} processes this one is"
+    return f"WORLD_SIZE={size!r} is ignored: {others} are missing or invalid"
 
 
 def launched() -> bool:
-    """Returns whether a launcher started this process as one of several."""
+    """Returns whether a launcher started this process as one of several ranks."""
     return own_rank() is not None
 
 

@@ -1,4 +1,4 @@
-"""Processes that work together: started, joined, and ended together. Source: torch.distributed, torchrun."""
+"""Starting, joining and ending the ranks of one command. Source: torch.distributed, torchrun."""
 
 import ctypes
 import logging
@@ -22,18 +22,18 @@ from kit.system.devices import pick_device
 from kit.system.launcher import OURS, Rank, own_rank
 
 TIMEOUT = timedelta(minutes=30)  # of one collective: rank 0 may prepare data while the others wait
-NOTICE_S, NOTICE_AGAIN_S = 3, 60  # of waiting for other ranks
-CONNECT_S = 2  # of one attempt: torch is deaf to Ctrl-C meanwhile
-SHUTDOWN_S = 20  # between asking the others to end, and making them
+NOTICE_S, NOTICE_AGAIN_S = 3, 60  # of waiting for other ranks, until a notice
+CONNECT_S = 2  # of one attempt to connect, during which torch ignores Ctrl-C
+SHUTDOWN_S = 20  # between SIGTERM and SIGKILL for the other ranks
 
-_store: Any = None  # where ranks count themselves and their errors; outlives the process group
+_store: Any = None  # shared by the ranks; outlives the process group
 
 
 def launch(nproc: int, arguments: Sequence[str]) -> None:
-    """Runs `python -m kit ARGUMENTS` as `nproc` processes on this machine, and returns when all are done.
+    """Runs `python -m kit ARGUMENTS` as `nproc` processes on this machine, and waits for them.
 
     Raises:
-        RankError: one of them ended early, and the others were ended. `shown` says whether it gave its reason.
+        RankError: one of them failed, and the others were ended. `shown` says whether it printed its error.
         KeyboardInterrupt: they were interrupted.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
@@ -60,7 +60,7 @@ def _how_it_ended(number: int, nproc: int, exitcode: int) -> tuple[str, str]:
     known = {int(one): one.name for one in signal.Signals}
     killed_by = known.get(-exitcode, f"signal {-exitcode}")
     how = f"was ended by {killed_by}" if exitcode < 0 else f"ended with exit code {exitcode}"
-    why = "; SIGKILL is what Linux sends when memory runs out: use fewer processes, or in training smaller batches"
+    why = "; Linux sends SIGKILL when memory runs out: use fewer processes, or smaller batches in training"
     return (
         f"rank {number} of {nproc} {how}, and the others were ended",
         f"rerun the same command to resume{why if exitcode == -signal.SIGKILL else ''}",
@@ -69,16 +69,16 @@ def _how_it_ended(number: int, nproc: int, exitcode: int) -> tuple[str, str]:
 
 @contextmanager
 def joined(device: str = "") -> Iterator[torch.device]:
-    """Joins this process to the others that a launcher started with it; yields the device that is its own.
+    """Joins the process group of a launcher's processes; yields this rank's device.
 
-    NCCL between GPUs, gloo between CPUs. A process by itself just gets its device.
+    NCCL between GPUs, gloo between CPUs. A single process only gets its device.
 
     Args:
         device: as `pick_device` takes it.
 
     Raises:
         KitError: there are fewer GPUs than processes.
-        RankError: another process ended while this one waited for it.
+        RankError: another rank ended while this one waited for it.
     """
     global _store
     own = own_rank()
@@ -104,10 +104,10 @@ def joined(device: str = "") -> Iterator[torch.device]:
 
 
 def _meet(own: Rank) -> Any:
-    """Returns the ranks' common store once all of them have reached it. Ctrl-C is heard meanwhile.
+    """Returns the store that the ranks share, once all have connected to it. Ctrl-C ends the waiting.
 
     Raises:
-        RankError: some did not come within `TIMEOUT`, or rank 0 cannot listen.
+        RankError: some ranks did not connect within `TIMEOUT`, or rank 0 cannot listen.
     """
     waiting = Waiting(own)
     listens = own.number == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
@@ -136,20 +136,16 @@ def _meet(own: Rank) -> Any:
 
 
 class Waiting:
-    """Notices while a rank waits for others, and the end of its patience.
-
-    Args:
-        own: the rank.
-    """
+    """Reports that a rank waits for others, until `TIMEOUT`."""
 
     def __init__(self, own: Rank) -> None:
         self.own, self.start, self.next_s = own, time.monotonic(), float(NOTICE_S)
 
     def notice(self, text: str) -> None:
-        """Says what is missing, now and then.
+        """Prints a notice after `NOTICE_S`, then every `NOTICE_AGAIN_S`.
 
         Raises:
-            RankError: this has taken longer than `TIMEOUT`.
+            RankError: the rank has waited longer than `TIMEOUT`.
         """
         waited_s = time.monotonic() - self.start
         if waited_s > TIMEOUT.total_seconds():
@@ -160,14 +156,14 @@ class Waiting:
 
 
 def _end_with_launcher() -> None:
-    """Lets Linux end this process when the one that started it ends, however that happens."""
+    """On Linux, makes this process end when its parent ends, even by SIGKILL."""
     if sys.platform == "linux":
         set_parent_death_signal = 1  # linux/prctl.h
         ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGTERM))
 
 
 def _own_device(device: str, own: Rank) -> torch.device:
-    """Returns this rank's device: of GPUs the one with its number on this machine."""
+    """Returns this rank's device; of several GPUs, the one with its local rank."""
     picked = pick_device(device)
     if picked.type == "cuda":
         if picked.index is not None:
@@ -178,7 +174,7 @@ def _own_device(device: str, own: Rank) -> torch.device:
 
 
 def _lost(error: BaseException | None) -> bool:
-    """Returns whether an error, or what caused it, is that of a connection to another rank."""
+    """Returns whether an error, or one of its causes, is a lost connection to another rank."""
     while error is not None:
         by_name = any(name in str(error) for name in ("gloo", "NCCL"))
         if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and by_name):
@@ -188,13 +184,13 @@ def _lost(error: BaseException | None) -> bool:
 
 
 def first_to_fail() -> bool:
-    """Returns whether this rank is the first with an error: one that all ranks meet is shown once.
+    """Returns whether this rank is the first to fail, so that an error of all ranks is printed once.
 
-    Before they have joined, each shows its own.
+    Before the ranks have joined, each prints its own.
     """
     if _store is None:
         return True
     try:
         return bool(_store.add("failed", 1) == 1)
-    except RuntimeError:  # rank 0 held the store and has ended
+    except RuntimeError:  # rank 0, which holds the store, has ended
         return True

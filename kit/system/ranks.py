@@ -1,4 +1,4 @@
-"""Communication between ranks, the processes that work together. A process by itself is rank 0 of 1."""
+"""Communication between ranks, the processes of one command. A single process is rank 0 of 1."""
 
 from typing import TypeVar
 
@@ -15,7 +15,7 @@ def rank() -> int:
 
 
 def ranks() -> int:
-    """Returns how many processes work together."""
+    """Returns the number of ranks."""
     return dist.get_world_size() if _grouped() else 1
 
 
@@ -24,11 +24,11 @@ def _grouped() -> bool:
 
 
 def over_ranks(part: Tensor) -> Tensor:
-    """Returns the sum of the ranks' tensors while gradients are recorded, else this rank's own.
+    """Returns the sum of the ranks' tensors while gradients are recorded, else this rank's tensor.
 
-    Its gradient is `ranks()` times that of this rank's part: DistributedDataParallel averages the gradients of the
-    ranks, so the average is the gradient of the sum. In validation, without gradients, ranks have different numbers of
-    batches, so none may wait for another.
+    The gradient is `ranks()` times that of this rank's part. DistributedDataParallel averages gradients over ranks, and
+    the average is then the gradient of the sum. In validation, ranks have different numbers of batches, so they must
+    not wait for each other.
 
     Args:
         part: float, any shape, the same on all ranks.
@@ -43,7 +43,7 @@ def over_ranks(part: Tensor) -> Tensor:
 def gathered(part: T) -> list[T]:
     """Returns the values of all ranks, by rank: numbers, strings, tensors, and lists and dicts of them.
 
-    All ranks must call it. Values are pickled between the processes of one run.
+    All ranks must call it. Values are pickled.
     """
     parts: list[T] = [part] * ranks()
     if len(parts) > 1:

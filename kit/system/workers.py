@@ -1,4 +1,4 @@
-"""A pool of worker processes, which end with the process that started them."""
+"""A pool of worker processes that end with their parent."""
 
 import multiprocessing
 import os
@@ -18,17 +18,17 @@ from kit.errors import KitError
 J = TypeVar("J")
 R = TypeVar("R")
 
-AHEAD = 2  # jobs waiting per process: enough to keep it busy, few enough to keep memory flat
+AHEAD = 2  # jobs queued per process: keeps it busy; more would need memory
 
 
 def spread(work: Callable[[J], R], jobs: Iterable[J], processes: int, doing: str) -> Iterator[tuple[J, R]]:
-    """Yields each job with its result, in the order in which they end.
+    """Yields each job with its result, in the order of completion.
 
     Args:
-        work: called with a job, in one of the processes; must be importable by name.
-        jobs: taken from the iterable as processes become free.
-        processes: 1 does the jobs in this process, in turn.
-        doing: what the processes do, for the error: `cutting tiles`.
+        work: called with a job; a module-level function.
+        jobs: consumed as processes become free.
+        processes: 1 runs the jobs in this process.
+        doing: for the error, for example `cutting tiles`.
 
     Raises:
         KitError: a process was killed, most often because memory ran out.
@@ -39,9 +39,9 @@ def spread(work: Callable[[J], R], jobs: Iterable[J], processes: int, doing: str
             yield job, work(job)
         return
     threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)  # before the fork: a process that inherits the name of threads, and no threads, would hang
+    cv2.setNumThreads(1)  # before the fork: a child does not inherit OpenCV's threads, and would wait for them
     leash, end = os.pipe()
-    forked = sys.platform == "linux"  # elsewhere a fork is not safe, and a pipe not inherited
+    forked = sys.platform == "linux"  # on other systems forking is unsafe, and pipes are not inherited
     context = multiprocessing.get_context("fork" if forked else "spawn")
     pool = ProcessPoolExecutor(processes, context, _begin, (leash, end) if forked else ())
     waiting: dict[Future[R], J] = {}
@@ -65,7 +65,7 @@ def spread(work: Callable[[J], R], jobs: Iterable[J], processes: int, doing: str
 
 
 def _ended(waiting: dict[Future[R], J]) -> Iterator[tuple[J, R]]:
-    """Yields at least one job that has ended, and takes it off the list."""
+    """Yields at least one finished job, and removes it from the list."""
     ended, _ = wait(waiting, return_when=FIRST_COMPLETED)
     for future in ended:
         job = waiting.pop(future)
@@ -73,17 +73,17 @@ def _ended(waiting: dict[Future[R], J]) -> Iterator[tuple[J, R]]:
 
 
 def _begin(leash: int = -1, end: int = -1) -> None:
-    """Prepares a worker: one thread, Ctrl-C ignored, exit when the starting process ends, however that happens."""
+    """Sets up a worker: one thread, Ctrl-C ignored, exit when the parent ends."""
     ignore_known_warnings()
     if cv2.getNumThreads() != 1:  # not forked
         cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the starting process gets it too, and reports it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and reports it
     if leash < 0:
         return
     os.close(end)
 
     def follow() -> None:
-        os.read(leash, 1)  # returns when the last holder of the other end is gone
+        os.read(leash, 1)  # returns when the parent's end is closed
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()

@@ -239,4 +239,4 @@ def test_a_root_that_cannot_be_written_is_one_error(
     given = [tmp_path / text if (tmp_path / text).is_dir() else text for text in rest] if command != "folds" else rest
     err = failed(cli, command, *given, "--root", root)
     assert f"cannot write {root}/" in err
-    assert "is a link to nothing" in err or "is a file, expected a folder" in err
+    assert "is a dangling link" in err or "is a file, expected a folder" in err

@@ -51,7 +51,7 @@ def test_the_trial_leaves_no_trace():
     ],
 )
 def test_what_is_no_pyramid_for_any_size_is_refused(name: str, fault: str):
-    with pytest.raises(EncoderError, match=f"{name} is no pyramid that kit can use: .*{fault}") as caught:
+    with pytest.raises(EncoderError, match=f"{name} cannot be used as an encoder: .*{fault}") as caught:
         encoder(name)
     assert "any size" in caught.value.hint
 

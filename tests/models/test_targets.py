@@ -18,7 +18,7 @@ def test_sigmoids_give_the_footprint(channels: int):
 
 @pytest.mark.parametrize("channels", [4, 5])
 def test_other_channels_are_refused(channels: int):
-    with pytest.raises(RecipeError, match=rf"{channels} channels, expected 1 \(footprint\), 2") as error:
+    with pytest.raises(RecipeError, match=rf"{channels} output channels, expected 1 \(footprint\), 2") as error:
         building_logits(torch.zeros(1, channels, 4, 4))
     assert "n_out" in error.value.hint
 

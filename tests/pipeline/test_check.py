@@ -126,7 +126,7 @@ def test_layers_and_the_auxiliary_head(own: Callable[[str], Paths]):
         ("EMA(0.9)]", "LossSwitch(25, BCE())]", r"logits \(2, 2, 64, 64\)"),  # else seen in epoch 25
         ("CrossEntropy(), split", "BCE(), split", r"logits \(2, 2, 64, 64\)"),
         ("fv.Learner(dls, model,", "fv.Learner(dls, fv.nn.Conv2d(3, 2, 1),", "trains a Conv2d, expected a PixelNet"),
-        ("unet(\"test_efficientnet\"", "unet(\"swin_tiny_patch4_window7_224\"", "no pyramid that kit can use"),
+        ("unet(\"test_efficientnet\"", "unet(\"swin_tiny_patch4_window7_224\"", "cannot be used as an encoder"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_told_before_it_costs_days(own: Callable[[str], Paths], old: str, new: str, error: str):

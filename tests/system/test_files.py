@@ -67,7 +67,7 @@ def test_a_folder_is_kept_for_one_process(tmp_path: Path):
     with locked(folder):
         with pytest.raises(KitError, match=r"another process writes .*fold0") as caught, locked(folder):
             pytest.fail("two have it")
-        assert "wait for it" in caught.value.hint
+        assert "wait until it ends" in caught.value.hint
         with locked(folder.with_name("fold1")):  # each folder has its own lock
             pass
         with pytest.raises(KitError), locked(folder):  # still kept, after another was refused

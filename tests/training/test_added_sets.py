@@ -124,8 +124,8 @@ def test_a_run_without_added_sets_is_not_resumed_with_some(root: Path, cli: Cli)
 @pytest.mark.parametrize(
     ("old", "new", "add", "error"),
     [
-        ("CrossEntropy(),", "Lovasz(),", "second", "Lovasz takes no soft targets"),
-        ("EMA(0.9)]", "EMA(0.9), LossSwitch(1)]", "second", "Lovasz takes no soft targets"),
+        ("CrossEntropy(),", "Lovasz(),", "second", "Lovasz does not accept soft targets"),
+        ("EMA(0.9)]", "EMA(0.9), LossSwitch(1)]", "second", "Lovasz does not accept soft targets"),
         ("BalancedSampler(crops_per_tile=0.75), ", "", "second=2", "draws every tile once an epoch"),
         ("AUGMENT, 2)", "AUGMENT, 2, layers=True)", "second", "second has soft labels, and the recipe needs layers"),
         ("EMA(0.9)]", "EMA(0.9)]", "train_tier_1", "--add train_tier_1: this is the data set of --data"),

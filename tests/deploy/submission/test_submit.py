@@ -581,7 +581,7 @@ def test_what_stands_in_the_way_of_the_folder(chips: Path, tmp_path: Path, kind:
     else:
         out.parent.mkdir()
         out.write_text("mine") if kind == "file" else out.symlink_to(tmp_path / "nowhere")
-    message = "is a link to nothing" if kind == "link" else "is a file, expected a folder"
+    message = "is a dangling link" if kind == "link" else "is a file, expected a folder"
     with pytest.raises(OutputError, match=message):
         submit(chips, tmp_path / "none.pt", out)
 
