@@ -69,6 +69,10 @@ class Paths:
         """The folder of one submission."""
         return self.root / "submissions" / check_name(name)
 
+    def solution(self, name: str) -> Path:
+        """The folder of a solution: the state of its stages, and the score of each round."""
+        return self.root / "solutions" / check_name(name)
+
     def map(self, name: str) -> Path:
         """The folder of one map."""
         return self.root / "maps" / check_name(name)

@@ -30,11 +30,11 @@ from kit.pipeline.check import check
 from kit.pipeline.run import RunOptions
 from kit.pipeline.run import run as run_recipe
 from kit.training.fit import Setup
-from kit.training.recipe import SIGNATURES, known_recipes
+from kit.training.recipe import SIGNATURES, known_recipes, known_solutions
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGE, TRAINING, DATA, MOSAICS = (
-    (DOCS / f"{name}.md").read_text() for name in ("recipes", "training", "data", "mosaics")
+PAGE, TRAINING, DATA, MOSAICS, SOLUTION = (
+    (DOCS / f"{name}.md").read_text() for name in ("recipes", "training", "data", "mosaics", "solution")
 )
 RECIPES = dict(re.findall(r"<!-- recipe: (\w+) -->\n```python\n(.+?)```", PAGE + TRAINING, re.S))
 LAUNCHERS = {"torch.distributed.run": torchrun.parse_args, "torch.distributed.launch": launch.parse_args}
@@ -171,7 +171,7 @@ def kit_arguments(line: str) -> list[str]:
     return list(launched.training_script_args)
 
 
-@pytest.mark.parametrize("line", [*shell(PAGE), *shell(TRAINING), *shell(DATA), *shell(MOSAICS)])
+@pytest.mark.parametrize("line", [*shell(PAGE), *shell(TRAINING), *shell(DATA), *shell(MOSAICS), *shell(SOLUTION)])
 def test_commands_parse(line: str, root: Path):
     if not (words := kit_arguments(line)):
         assert line in ("pip install tensorboard", "tensorboard --logdir runs")
@@ -179,7 +179,7 @@ def test_commands_parse(line: str, root: Path):
     command, *arguments = words
     context = COMMANDS[command].make_context(command, arguments)  # a usage error where something is unknown or missing
     for name in [context.params.get("recipe"), *(run.split("/")[0] for run in context.params.get("runs", ()))]:
-        assert name is None or name in known_recipes(Paths(root))
+        assert name is None or name in known_recipes(Paths(root)) | known_solutions(Paths(root))
 
 
 def test_commands_and_options_in_the_text_exist():
@@ -188,7 +188,7 @@ def test_commands_and_options_in_the_text_exist():
         for name, command in COMMANDS.items()
     }
     of_torchrun = {text for action in torchrun.get_args_parser()._actions for text in action.option_strings}
-    for code in [*INLINE, *inline(TRAINING), *inline(DATA), *inline(MOSAICS)]:
+    for code in [*INLINE, *inline(TRAINING), *inline(DATA), *inline(MOSAICS), *inline(SOLUTION)]:
         words = code.split()
         if words[0] == "kit":
             assert {word for word in words[2:] if word.startswith("-")} <= options[words[1]], code
@@ -261,7 +261,7 @@ def test_the_table_of_losses_is_whole_and_true():
             assert taken == (cell.strip() == "yes"), (name, channels)
 
 
-PAGES = ["recipes.md", "training.md", "data.md", "mosaics.md", "weights.md", "submit.md", "map.md", "scores.md"]
+PAGES = ["recipes.md", "training.md", "data.md", "mosaics.md", "weights.md", "submit.md", "map.md", "scores.md", "solution.md"]
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -19,7 +19,8 @@ ROOMS = {
     "training": {"base", "system", "data", "measures", "models"},
     "deploy": {"base", "system", "data", "measures", "models"},
     "pipeline": {"base", "system", "data", "sample", "measures", "models", "training", "deploy"},
-    "cli": {"base", "system", "data", "sample", "measures", "models", "training", "deploy", "pipeline"},
+    "solutions": {"base", "system", "data", "sample", "measures", "models", "training", "deploy", "pipeline"},
+    "cli": {"base", "system", "data", "sample", "measures", "models", "training", "deploy", "pipeline", "solutions"},
 }
 # the rooms within a room, in order; a file imports from its own and from those before it. "": the files beside them
 SUBROOMS = {

@@ -42,13 +42,16 @@ Added = Annotated[
 def recipes(as_json: Json = False, root: Root = HERE, debug: Debug = False) -> None:
     """List recipes: encoder, million parameters, GFLOP for one 512 x 512 px image, purpose.
 
+    Of a solution: parameters and GFLOP of the networks of its last round together.
+
     Example: kit recipes
     """
     import json
 
     from kit.pipeline.cost import describe_recipes
+    from kit.solutions.estimates import describe_solutions
 
-    rows = describe_recipes(Paths(root))
+    rows = describe_recipes(Paths(root)) + describe_solutions(Paths(root))
     if as_json:
         result(json.dumps(rows, indent=1))
     else:
@@ -137,6 +140,9 @@ def run(
         number_or_auto(int, 1, "Train this many steps per fold, spread over the epochs. auto: whole epochs.", former=0),
     ] = None,
     seed: Annotated[int, typer.Option(help="Random seed.", min=0, max=2**32 - 1)] = 0,
+    name: Annotated[
+        str, typer.Option(help="Name of the runs and weights, to train one recipe in several ways. Default: RECIPE.")
+    ] = "",
     views: Views = "flips",
     device: Device = "",
     precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16. Default: the fastest on the device.")] = "",
@@ -170,6 +176,21 @@ def run(
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also log for TensorBoard.")] = False,
     compiled: Compiled = False,
     export: Annotated[bool, typer.Option(help="Export the trained networks as weights at the end.")] = True,
+    test: Annotated[
+        Path | None, typer.Option(help="Of a solution: the chips to label and submit. Default: those of the sample.")
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Of a solution: show stages, state and cost, and do nothing.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Of a solution: play all of it on a few tiny crops, with random weights.")
+    ] = False,
+    keep_if_better: Annotated[
+        bool,
+        typer.Option(
+            "--keep-if-better", help="Of a solution: do not use a round that scores worse than the one before."
+        ),
+    ] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Resume although the recipe or settings have changed.")
     ] = False,
@@ -181,19 +202,28 @@ def run(
 ) -> None:
     """Train a recipe's folds, score them on their validation tiles, export the ensemble. Rerun to resume.
 
+    Of a solution, such as open_cities: play all rounds, from prepared tiles to a checked submission.
+
     Example: kit run lite0 --data tier1 --fold 0,1 --minutes 12
     """
-    _check_runs_writable(recipe, root)
+    _check_runs_writable(name or recipe, root)
+
+    from dataclasses import replace
 
     from kit.data.added import parse_added
     from kit.models.pretrained import Source
     from kit.pipeline.run import RunOptions, run_side_by_side
     from kit.pipeline.run import run as run_recipe
+    from kit.solutions.dry_play import dry_play
+    from kit.solutions.plan import show_plan
+    from kit.solutions.play import SolutionOptions, play
+    from kit.solutions.rounds import load_solution
     from kit.system.launcher import launched
     from kit.system.processes import launch
     from kit.training.fit import Setup
     from kit.training.length import LengthOptions
     from kit.training.precision import DTYPES
+    from kit.training.recipe import find_recipe, is_solution
 
     if resume and restart:
         raise typer.BadParameter("mutually exclusive with --restart", param_hint="--resume")
@@ -202,13 +232,44 @@ def run(
     if minutes is not None and steps is not None:
         raise typer.BadParameter("mutually exclusive with --steps", param_hint="--minutes")
     check_nproc(max(nproc, parallel_folds))
+    paths, own = Paths(root), (test, plan, dry_run, keep_if_better)
+    a_solution = is_solution(find_recipe(recipe, paths))
+    if own != (None, False, False, False) and not a_solution:
+        raise typer.BadParameter(
+            f"{recipe} is a recipe; --test, --plan, --dry-run and --keep-if-better are for solutions",
+            param_hint="RECIPE",
+        )
     setup = Setup(
         LengthOptions(minutes, epochs, steps), Source(pretrained, encoder_weights), compiled, precision,
         checkpoint_minutes=checkpoint_minutes, tensorboard=tensorboard, resume=resume, restart=restart,
     )  # fmt: skip
+    if a_solution:
+        of_rounds = (
+            add, fold, all_, minutes, epochs, steps, seed, name, views, encoder_weights, teacher, start_from, export,
+        ) != (None, "all", False, None, None, None, 0, "", "flips", None, None, "", True)  # fmt: skip
+        if of_rounds:
+            raise typer.BadParameter(
+                f"the rounds of {recipe} set folds, length, seed, views, names and what is learned from: edit a copy "
+                "of it in recipes/",
+                param_hint="RECIPE",
+            )
+        if nproc > 1 and not launched() and not plan:
+            return launch(nproc, sys.argv[1:])
+        solution = load_solution(recipe, paths)
+        playing = SolutionOptions(
+            data, test, keep_if_better, restart, device, workers,
+            replace(setup, restart=False), parallel_folds,
+        )  # fmt: skip
+        if plan:
+            show_plan(solution, paths, playing)
+        elif dry_run:
+            dry_play(solution, paths, device)
+        else:
+            result(str(play(solution, paths, playing)))
+        return None
     options = RunOptions(
         data=data, added=parse_added(add or ()), folds=_folds(fold, all_), seed=seed, device=device,
-        workers=workers, setup=setup, teacher=teacher, start_from=start_from, views=views, export=export,
+        workers=workers, setup=setup, teacher=teacher, start_from=start_from, views=views, export=export, name=name,
     )  # fmt: skip
     if parallel_folds > 1 and not launched():
         exported = run_side_by_side(recipe, Paths(root), options, sys.argv[1:], parallel_folds, nproc)

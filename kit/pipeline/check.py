@@ -39,9 +39,10 @@ from kit.training.fit import Setup, build, rebuild, train
 from kit.training.length import count_epochs
 from kit.training.overlays import crop_sheet, save_png
 from kit.training.recipe import Recipe, load_recipe, strict_augmentation
+from kit.training.tiny import shrink_batch
 
 STEPS, ENOUGH_S = 4, 30.0  # the first step is a warm-up; a slow one after it is enough
-TINY_CROPS, SHEET_CROPS = 2, 12
+SHEET_CROPS = 12
 DRAWN_SHRINK = 2  # the drawn scenes need not be large
 TIER_1_TILES, TIER_1_FOLDS = 16_246, 5  # the challenge's, at 0.1 m
 
@@ -58,7 +59,7 @@ class Trial(Callback):
     """Lets a recipe's own fit run for a few steps, and notes what they say.
 
     Args:
-        tiny: the network sees two crops, cut to the smallest side that it takes with a margin; one step.
+        tiny: on tiny crops, see `kit.training.tiny`; one step.
     """
 
     order = -40  # before all others: what they see is cut already
@@ -75,11 +76,7 @@ class Trial(Callback):
     def before_batch(self) -> None:
         """Starts the clock; cuts the batch to the middle of the crops of which most is known."""
         if self.tiny:
-            best = (self.y == IGNORE).flatten(1).sum(1).argsort()[:TINY_CROPS]
-            side = 2 * self.model.pad_multiple
-            top, left = ((size - side) // 2 for size in self.x.shape[-2:])
-            middle = (best, ..., slice(top, top + side), slice(left, left + side))
-            self.learn.xb, self.learn.yb = (self.x[middle],), (self.y[middle],)
+            shrink_batch(self.learn)
         self.image, self.target = self.x, self.y
         self.start = time.perf_counter()
 

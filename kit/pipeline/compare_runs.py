@@ -103,20 +103,45 @@ def compare(first: str, second: str, paths: Paths) -> RunComparison:
         counted = [read_objects(run_folder(run.run, paths)) for run in runs]
         objects.append({tile: counts for part in counted if part for tile, counts in part.items()})
         left_out += [other.run for other in others if other.run not in left_out]
-    both = sides[0].merge(sides[1], on=KEYS, suffixes=("_first", "_second")).sort_values(KEYS)
-    if both.empty:
-        raise RunError(
-            f"{first} and {second} held out no tile in common",
-            "their folds or data sets differ: compare runs of the same --data and --fold",
-        )
-    _check_truth(both, first, second)
-    scenes = {str(name): part for name, part in both.groupby(both["area"] + "/" + both["scene"])}
+    both = _common_tiles(sides[0], sides[1], (first, second))
+    scenes = _by_scene(both)
     *rows, pooled = _differences({name: _pixels(part) for name, part in scenes.items()})
     buildings: list[Difference] = []
     if all(tile in side for tile in both["tile"] for side in objects):
         buildings = _differences({name: _buildings(part["tile"], objects) for name, part in scenes.items()})
     numbers = (len(sides[0]), len(sides[1]), tuple(left_out))
     return RunComparison(first, second, *numbers, tuple(rows), pooled, tuple(buildings))
+
+
+def compare_tiles(first: pd.DataFrame, second: pd.DataFrame, names: tuple[str, str]) -> Difference:
+    """Returns how two sides differ on the tiles that both held out, pooled. See `compare`.
+
+    Args:
+        first: counts of its tiles, see `held_out_counts`.
+        second: likewise.
+        names: of both sides, for errors.
+
+    Raises:
+        RunError: they share no tile, or a tile's mask differs between them.
+    """
+    scenes = _by_scene(_common_tiles(first, second, names))
+    return _differences({name: _pixels(part) for name, part in scenes.items()})[-1]
+
+
+def _common_tiles(first: pd.DataFrame, second: pd.DataFrame, names: tuple[str, str]) -> pd.DataFrame:
+    """Returns the counts of both sides for each tile that both held out, see `compare_tiles`."""
+    both = first.merge(second, on=KEYS, suffixes=("_first", "_second")).sort_values(KEYS)
+    if both.empty:
+        raise RunError(
+            f"{' and '.join(names)} held out no tile in common",
+            "their folds or data sets differ: compare runs of the same --data and --fold",
+        )
+    _check_truth(both, *names)
+    return both
+
+
+def _by_scene(both: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    return {str(name): part for name, part in both.groupby(both["area"] + "/" + both["scene"])}
 
 
 def finished_runs(name: str, paths: Paths) -> tuple[list[Run], list[Run]]:

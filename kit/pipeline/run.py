@@ -29,7 +29,7 @@ from kit.system.files import sha256_of
 from kit.system.processes import joined
 from kit.system.ranks import rank, wait_for_all
 from kit.training.fit import Setup, fit_fold
-from kit.training.recipe import Recipe, load_recipe
+from kit.training.recipe import load_recipe
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,11 @@ class RunOptions:
     start_from: str = ""  # weights to begin with, see `start_file`
     views: str = "flips"  # of the exported ensemble
     export: bool = True  # exports the ensemble in the end
+    name: str = ""  # of the runs and of the weights; empty for the recipe's
 
 
 def run(name: str, paths: Paths, options: RunOptions) -> Exported | None:
-    """Trains the folds of a recipe, shows the out-of-fold scores and exports the ensemble under the recipe's name.
+    """Trains the folds of a recipe, shows the out-of-fold scores and exports the ensemble.
 
     Where a launcher started several processes, all of them train each fold together; the first one alone scores and
     exports, and the others return None, as all do where no export is wanted.
@@ -61,10 +62,11 @@ def run(name: str, paths: Paths, options: RunOptions) -> Exported | None:
     """
     with joined(options.device) as device:
         recipe = load_recipe(name, paths)
+        runs = options.name or recipe.name
         if rank() == 0:
             if options.export:
-                check_free(paths.weights, recipe.name)
-            find_data(recipe, paths, options.data)
+                check_free(paths.weights, runs)
+            find_data(recipe.option("SAMPLE", False), paths, options.data)
         wait_for_all()
         data, index = read_index(paths, options.data)
         folds, count = folds_of(options, index), len(index)
@@ -80,21 +82,19 @@ def run(name: str, paths: Paths, options: RunOptions) -> Exported | None:
         setup = replace(_setup(options, str(device)), added=added)
         starts = [start_file(options.start_from, fold, paths) for fold in folds]
         for start, fold in zip(starts, folds, strict=True):
-            if start and start.parent.resolve() == paths.run(recipe.name, fold).resolve():
+            if start and start.parent.resolve() == paths.run(runs, fold).resolve():
                 raise RunError(f"{start} is what this run writes", "name another run, or copy the file elsewhere first")
         results = []
         for split, start in zip(splits, starts, strict=True):
-            folder = paths.run(recipe.name, split.number)
+            folder = paths.run(runs, split.number)
             results.append(fit_fold(recipe, split, folder, data, index_sha256, replace(setup, start_from=start)))
         first = rank() == 0
     if not first:
         return None
-    show_scores(results, [paths.run(recipe.name, fold) for fold in folds])
+    show_scores(results, [paths.run(runs, fold) for fold in folds])
     if not options.export:
         return None
-    return export_runs(
-        [f"{recipe.name}/fold{fold}" for fold in folds], recipe.name, paths, options.views, recipe=recipe
-    )
+    return export_runs([f"{runs}/fold{fold}" for fold in folds], runs, paths, options.views, recipe=recipe)
 
 
 def run_side_by_side(
@@ -111,7 +111,7 @@ def run_side_by_side(
         nproc: processes of each fold.
     """
     recipe = load_recipe(name, paths)
-    find_data(recipe, paths, options.data)
+    find_data(recipe.option("SAMPLE", False), paths, options.data)
     data, index = read_index(paths, options.data)
     folds = folds_of(options, index)
     join_sets(paths, data, index, options.added)  # what is wrong with them is said once, not by each fold
@@ -145,9 +145,9 @@ def _report_labels_of_validation(added: Sequence[AddedSet], folds: Sequence[int 
             )
 
 
-def find_data(recipe: Recipe, paths: Paths, name: str) -> None:
-    """Makes sure that there is a data set: a recipe with SAMPLE = True draws the sample city where there is none."""
-    if not name and not paths.data_names() and recipe.option("SAMPLE", False):
+def find_data(sample: bool, paths: Paths, name: str) -> None:
+    """Draws and prepares the sample city where there is no data set, for recipes with SAMPLE = True."""
+    if sample and not name and not paths.data_names():
         if not (paths.sample / "train_tier_1" / "catalog.json").exists():  # one of another seed or scale will do
             say(f"no data set here: drawing the sample city into {paths.sample}")
             draw_sample(paths.sample)

@@ -71,7 +71,7 @@ def _how_it_ended(number: int, nproc: int, exitcode: int) -> tuple[str, str]:
 def joined(device: str = "") -> Iterator[torch.device]:
     """Joins the process group of a launcher's processes; yields this rank's device.
 
-    NCCL between GPUs, gloo between CPUs. A single process only gets its device.
+    NCCL between GPUs, gloo between CPUs. A single process, or a nested block, only gets its device.
 
     Args:
         device: as `pick_device` takes it.
@@ -84,6 +84,9 @@ def joined(device: str = "") -> Iterator[torch.device]:
     own = own_rank()
     if own is None:
         yield pick_device(device)
+        return
+    if dist.is_initialized():
+        yield _own_device(device, own)
         return
     if own.by_kit:
         _end_with_launcher()

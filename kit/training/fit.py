@@ -51,6 +51,7 @@ from kit.training.run_files import (
     read_settings,
 )
 from kit.training.runlog import Board, RunLog
+from kit.training.tiny import TinyBatches
 
 # what makes two runs the same
 IDENTITY = (
@@ -79,6 +80,7 @@ class Setup:
     tensorboard: bool = False  # logs for TensorBoard, too
     resume: bool = False  # goes on with an unfinished run although something was changed
     restart: bool = False  # forgets an earlier run
+    tiny: bool = False  # trains on tiny crops, see `TinyBatches`
 
 
 def fit_fold(recipe: Recipe, fold: Fold, folder: Path, data: str, data_sha256: str, setup: Setup) -> Result:
@@ -152,7 +154,7 @@ def fit_fold(recipe: Recipe, fold: Fold, folder: Path, data: str, data_sha256: s
         scenes = predict_fold(learn.model, learn.precision, share, folder) if len(fold.valid) else {}
         score = pool(scenes.values()).jaccard if scenes else None
         sha256 = agreed(sha256_of(folder / BEST) if rank() == 0 else "")
-        result = Result(recipe.name, fold.number, score, scenes, seconds, learn.run_log.best_epoch, sha256)
+        result = Result(folder.parent.name, fold.number, score, scenes, seconds, learn.run_log.best_epoch, sha256)
         if rank() == 0:
             write_json(folder / RESULT, asdict(result))
         return result
@@ -264,6 +266,8 @@ def build(recipe: Recipe, fold: Fold, setup: Setup) -> Any:
     learn.recorder.loss = PooledLoss()
     precision = Precision(DTYPES[setup.precision] if setup.precision else None)
     learn.add_cbs([Draw(), Deal(), precision, LossScale(), *([Distributed()] if ranks() > 1 else [])])
+    if setup.tiny:
+        learn.add_cb(TinyBatches())
     if hasattr(learn, "distillation"):
         learn.distillation.teacher, learn.distillation.teacher_weights = setup.teacher, setup.teacher_weights
     elif setup.teacher:

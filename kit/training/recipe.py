@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import inspect
+import re
 import sys
 import traceback
 import warnings
@@ -18,6 +19,7 @@ from kit.errors import KitError, RecipeError, nearest
 from kit.paths import Paths
 
 PACKAGE = "kit.recipes"
+ROUNDS = re.compile(r"^ROUNDS\b[^=\n]*=", re.M)
 SIGNATURES = {
     "data": "def data(fold) -> DataLoaders",
     "learner": "def learner(dls) -> Learner",
@@ -115,6 +117,15 @@ def installed_recipes() -> Path:
 
 def known_recipes(paths: Paths) -> dict[str, Path]:
     """Returns recipe files by name: the user's own in `./recipes` come before the installed ones."""
+    return {name: file for name, file in _known(paths).items() if not is_solution(file)}
+
+
+def known_solutions(paths: Paths) -> dict[str, Path]:
+    """Returns the files that hold a whole solution, likewise."""
+    return {name: file for name, file in _known(paths).items() if is_solution(file)}
+
+
+def _known(paths: Paths) -> dict[str, Path]:
     folders = [installed_recipes(), paths.recipes]
     return {
         file.stem: file
@@ -124,17 +135,50 @@ def known_recipes(paths: Paths) -> dict[str, Path]:
     }  # fmt: skip
 
 
+def is_solution(file: Path) -> bool:
+    """Returns whether a recipe file is a solution: it sets ROUNDS. The file is not run."""
+    try:
+        return bool(ROUNDS.search(file.read_text(errors="replace")))
+    except OSError:
+        return False
+
+
+def find_recipe(name: str, paths: Paths) -> Path:
+    """Returns the file of a recipe's or a solution's name or path.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    known = _known(paths)
+    path = Path(name) if name.endswith(".py") else known.get(name)
+    if path is None or not path.is_file():
+        raise RecipeError(f"no recipe {name!r}", nearest(Path(name).stem, known))
+    return path.resolve()
+
+
 def load_recipe(name: str, paths: Paths) -> Recipe:
     """Returns the recipe of a path or a name.
 
     Raises:
         RecipeError: there is none, it cannot be imported, or a function is missing or misshapen.
     """
-    known = known_recipes(paths)
-    path = Path(name) if name.endswith(".py") else known.get(name)
-    if path is None or not path.is_file():
-        raise RecipeError(f"no recipe {name!r}", nearest(Path(name).stem, known))
-    path = path.resolve()
+    path = find_recipe(name, paths)
+    if is_solution(path):
+        raise RecipeError(
+            f"{path.name} is a solution of several rounds, expected a recipe",
+            f"kit run {path.stem} --plan shows its recipes",
+        )
+    module, parents = load_module(path)
+    _check(path, module)
+    return Recipe(path.stem, path, module, parents)
+
+
+def load_module(path: Path) -> tuple[ModuleType, tuple[Path, ...]]:
+    """Returns a recipe file as a module, and the files of the recipes that it imports.
+
+    Raises:
+        RecipeError: it cannot be imported.
+    """
     spec = importlib.util.spec_from_file_location(f"kit_recipe_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise RecipeError(f"{path} is no Python file", "expected recipes/NAME.py")
@@ -151,8 +195,7 @@ def load_recipe(name: str, paths: Paths) -> Recipe:
             f"import a parent so: from {PACKAGE} import NAME" if parent.startswith(("recipes", PACKAGE))
             else "--debug shows the traceback",
         ) from cause  # fmt: skip
-    _check(path, module)
-    return Recipe(path.stem, path, module, tuple(parents))
+    return module, tuple(parents)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ AtLeast0 = Annotated[int, Ge(0)]
 class Result:
     """What a finished run scored on its validation tiles."""
 
-    recipe: str  # its name
+    recipe: str  # name of its runs: the recipe's, unless `--name` gave another
     fold: int | str  # number, or `all`
     score: Annotated[float, Ge(0), Le(1)] | None  # pooled Jaccard of the validation tiles; None where there are none
     scenes: dict[str, Counts]  # counts per `area/scene`

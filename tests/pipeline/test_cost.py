@@ -12,9 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from kit.paths import Paths
 from kit.pipeline.cost import _NormsAreFree, cost_of
 from kit.training.fit import rebuild
-from kit.training.recipe import Recipe, installed_recipes, load_recipe
+from kit.training.recipe import Recipe, known_recipes, load_recipe
 
-RECIPES = sorted(p.stem for p in installed_recipes().glob("*.py") if not p.stem.startswith("_"))
+RECIPES = sorted(known_recipes(Paths(Path("none"))))
 # the same network under segmentation_models_pytorch's name; others are found as tu-<timm name>
 SMP = {
     "densenet161": "densenet161", "dpn92": "dpn92", "inception_v4": "inceptionv4", "senet154": "senet154",

@@ -1,0 +1,1 @@
+"""Solutions: rounds of training, pseudo-labels and a submission, as one command."""
