@@ -215,7 +215,7 @@ def run(
     from kit.pipeline.run import RunOptions, run_side_by_side
     from kit.pipeline.run import run as run_recipe
     from kit.solutions.dry_play import dry_play
-    from kit.solutions.plan import show_plan
+    from kit.solutions.show_plan import show_plan
     from kit.solutions.play import SolutionOptions, play
     from kit.solutions.rounds import load_solution
     from kit.system.launcher import launched
