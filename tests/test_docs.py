@@ -261,7 +261,17 @@ def test_the_table_of_losses_is_whole_and_true():
             assert taken == (cell.strip() == "yes"), (name, channels)
 
 
-PAGES = ["recipes.md", "training.md", "data.md", "mosaics.md", "weights.md", "submit.md", "map.md", "scores.md", "solution.md"]
+PAGES = [
+    "recipes.md",
+    "training.md",
+    "data.md",
+    "mosaics.md",
+    "weights.md",
+    "submit.md",
+    "map.md",
+    "scores.md",
+    "solution.md",
+]
 
 
 @pytest.mark.parametrize("name", PAGES)

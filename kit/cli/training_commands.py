@@ -215,9 +215,9 @@ def run(
     from kit.pipeline.run import RunOptions, run_side_by_side
     from kit.pipeline.run import run as run_recipe
     from kit.solutions.dry_play import dry_play
-    from kit.solutions.show_plan import show_plan
     from kit.solutions.play import SolutionOptions, play
     from kit.solutions.rounds import load_solution
+    from kit.solutions.show_plan import show_plan
     from kit.system.launcher import launched
     from kit.system.processes import launch
     from kit.training.fit import Setup

@@ -177,7 +177,9 @@ class Player:
     def _train(self, stage: Stage, round_: Round, training: Training) -> None:
         teacher = self._weights(stage, round_.teacher) if round_.teacher else None
         labels = [AddedSet(each.name, each.source.weight) for each in stage.inputs if isinstance(each.source, Pseudo)]
-        setup = replace(self.options.setup, length=LengthOptions(epochs=training.epochs or None, steps=training.steps or None))
+        setup = replace(
+            self.options.setup, length=LengthOptions(epochs=training.epochs or None, steps=training.steps or None)
+        )
         options = RunOptions(
             data=self.inputs.data, added=(*round_.added, *labels), folds=tuple(stage.settings["folds"]),
             seed=training.seed, device=self.options.device, workers=self.options.workers, setup=setup, teacher=teacher,
