@@ -22,7 +22,7 @@ def sample(
     root: Root = HERE,
     debug: Debug = False,
 ) -> None:
-    """Draw the sample city: scenes with footprints, test chips, and the true masks of the chips.
+    """Draw the sample city: scenes with footprints, some of them damaged, test chips, and the chips' true masks.
 
     Example: kit sample --scale 4
     """

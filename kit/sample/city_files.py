@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,8 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.warp import transform_geom
 from shapely.affinity import affine_transform
-from shapely.geometry import box, mapping, shape
+from shapely.geometry import Polygon, box, mapping, shape
 
-from kit.sample.drawing import Drawing
 from kit.sample.sites import Site, georeference
 
 STAC_VERSION = "1.1.0"
@@ -65,22 +64,24 @@ def footprints_path(area_folder: Path, site: Site) -> Path:
     return area_folder / f"{site.scene}-labels" / f"{site.scene}.geojson"
 
 
-def write_scene(area_folder: Path, site: Site, drawing: Drawing) -> None:
-    """Writes a training scene: image, footprints, STAC items."""
+def write_scene(area_folder: Path, site: Site, image: npt.NDArray[np.uint8], footprints: Json) -> None:
+    """Writes a training scene: image ((H, W, 4) uint8, RGBA), footprints (GeoJSON), STAC items."""
     crs, pixel_to_m = georeference(site)
-    write_image(image_path(area_folder, site), drawing.image, crs=crs, transform=pixel_to_m, blocksize=512)
+    write_image(image_path(area_folder, site), image, crs=crs, transform=pixel_to_m, blocksize=512)
     write_scene_items(area_folder, site)
-    write_json(footprints_path(area_folder, site), _footprints(site, drawing))
+    write_json(footprints_path(area_folder, site), footprints)
 
 
-def _footprints(site: Site, drawing: Drawing) -> Json:
-    """Returns the roofs' outlines as GeoJSON features, EPSG:4326, rounded to 0.1 mm."""
+def as_geojson(site: Site, outlines: Iterable[Polygon], ids: Sequence[str] = ()) -> Json:
+    """Returns outlines, px, as GeoJSON features in EPSG:4326, rounded to 0.1 mm; `ids` are stored in a field, too."""
     crs, pixel_to_m = georeference(site)
-    features = []
-    for house in drawing.plan.houses:
-        outline = affine_transform(house.outline, pixel_to_m.to_shapely())
-        degrees = transform_geom(crs, "EPSG:4326", mapping(outline), precision=9)
+    features: list[Json] = []
+    for number, outline in enumerate(outlines):
+        placed = affine_transform(outline, pixel_to_m.to_shapely())
+        degrees = transform_geom(crs, "EPSG:4326", mapping(placed), precision=9)
         features.append({"type": "Feature", "properties": BUILDING, "geometry": degrees})
+        if ids:
+            features[-1] |= {"id": ids[number], "properties": {**BUILDING, "id": ids[number]}}
     return {"type": "FeatureCollection", "name": site.scene, "crs": CRS84, "features": features}
 
 

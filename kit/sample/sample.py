@@ -2,20 +2,23 @@
 
 It has three areas with two training scenes each (RGBA GeoTIFFs in UTM, footprints in EPSG:4326), and two test mosaics
 of 0.075 and 0.12 m per pixel. The mosaics are cut into shuffled chips without georeference; their true masks are in a
-folder of their own. A scale above 1 makes the training scenes larger.
+folder of their own. A scale above 1 makes the training scenes larger. Tier 2 has three other areas, whose labels are
+damaged; `damage.json` records how.
 """
 
 import csv
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from kit.console import meter
+from kit.console import Meter, meter
 from kit.errors import DataError
 from kit.sample.city_files import (
     Json,
+    as_geojson,
     item,
     link,
     tif_asset,
@@ -26,13 +29,18 @@ from kit.sample.city_files import (
     write_scene,
     write_train_catalog,
 )
+from kit.sample.damage import write_tier_2_scene
 from kit.sample.drawing import Bytes, draw_at, draw_scene
 from kit.sample.large_city import PATCH_PX, count_patches, draw_large_scene
-from kit.sample.sites import AREAS, CHIP_PX, TEST, TRAIN, Site
+from kit.sample.sites import AREAS, BLOCK_PX, CHIP_PX, TEST, TIER_2, TIER_2_AREAS, TRAIN, Site
+from kit.system.cpu import cpu_count
 from kit.system.files import replacing
+from kit.system.workers import spread
 
 VERSION = 2  # of the drawing; increased when the bytes change
 MAX_SCALE = 1000  # sides of 70,000 px
+FIRST_OF_TIER_2 = 100  # number of its first scene, for the seed
+MAX_PROCESSES = 4  # that draw tier 2; each needs about 600 MB
 
 Place = tuple[str, str, int, int, float]  # a chip's id, its mosaic, its row and column there, metres per pixel
 
@@ -40,11 +48,13 @@ Place = tuple[str, str, int, int, float]  # a chip's id, its mosaic, its row and
 def draw_sample(out: Path, seed: int = 0, scale: float = 1, *, shrink: int = 1) -> Path:
     """Draws the sample city into a folder unless it exists there; returns the folder.
 
+    A city of an earlier version that lacks tier 2 gains it.
+
     Args:
         out: the folder.
         seed: random seed.
         scale: factor on the area of each training scene, at the same resolution; a scene of a scale above 1 is a mosaic
-            of patches, see `kit.sample.large_city`. Test chips do not change.
+            of patches, see `kit.sample.large_city`. Tier 2 and the test chips do not change.
         shrink: divides the sides of scenes, patches and chips; for tests.
 
     Raises:
@@ -59,6 +69,9 @@ def draw_sample(out: Path, seed: int = 0, scale: float = 1, *, shrink: int = 1) 
         stamp["scale"] = float(scale)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if _stamp(out) == stamp:
+            if not (out / "train_tier_2").exists():
+                with meter("draw scenes", len(TIER_2)) as progress:
+                    _draw_tier_2(out, seed, shrink, progress)
             return out
         raise _occupied(out, seed, scale)
     train = [site.sized(shrink, scale) for site in TRAIN]
@@ -68,7 +81,7 @@ def draw_sample(out: Path, seed: int = 0, scale: float = 1, *, shrink: int = 1) 
     places: list[Place] = []
     with (
         replacing(out) as folder,
-        meter("draw patches" if scale > 1 else "draw scenes", n_parts + len(test)) as progress,
+        meter("draw patches" if scale > 1 else "draw scenes", n_parts + len(test) + len(TIER_2)) as progress,
     ):
         for number, site in enumerate((*train, *test)):
             rng = np.random.default_rng([seed, number])
@@ -78,7 +91,9 @@ def draw_sample(out: Path, seed: int = 0, scale: float = 1, *, shrink: int = 1) 
                 continue
             size = site.height_px, site.width_px
             if site in train:
-                write_scene(area_folder, site, draw_scene(rng, AREAS[site.area].look, *size))
+                drawing = draw_scene(rng, AREAS[site.area].look, *size)
+                outlines = (house.outline for house in drawing.plan.houses)
+                write_scene(area_folder, site, drawing.image, as_geojson(site, outlines))
             else:
                 drawn = draw_at(rng, AREAS[site.area].look, *size, site.gsd_m)
                 places += _write_chips(folder, site, *drawn, CHIP_PX // shrink, seed)
@@ -86,9 +101,27 @@ def draw_sample(out: Path, seed: int = 0, scale: float = 1, *, shrink: int = 1) 
         write_train_catalog(
             folder / "train_tier_1", "train_tier_1", "sample city, drawn: scenes with footprints", AREAS
         )
+        _draw_tier_2(folder, seed, shrink, progress)
         _write_test_catalog(folder, sorted(places))
         write_json(folder / "sample.json", stamp)
     return out
+
+
+def _draw_tier_2(out: Path, seed: int, shrink: int, progress: Meter) -> None:
+    """Draws the scenes with damaged labels, their catalogue and `damage.json`."""
+    sites = [site.sized(shrink) for site in TIER_2]
+    with replacing(out / "train_tier_2") as folder:
+        jobs = [(folder, site, (seed, FIRST_OF_TIER_2 + n), BLOCK_PX // shrink) for n, site in enumerate(sites)]
+        blocks = {}
+        processes = 1 if shrink > 1 else min(cpu_count(), MAX_PROCESSES)
+        for job, damage in spread(write_tier_2_scene, jobs, processes, "drawing scenes"):
+            blocks[job[1].scene] = damage
+            progress.advance()
+        write_json(
+            folder / "damage.json", {"blocks": [asdict(block) for site in sites for block in blocks[site.scene]]}
+        )
+        description = "sample city, drawn: scenes with damaged footprints"
+        write_train_catalog(folder, "train_tier_2", description, TIER_2_AREAS)
 
 
 def _stamp(out: Path) -> Json | None:

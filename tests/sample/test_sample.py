@@ -202,7 +202,7 @@ def test_a_scene_drawn_at_another_resolution_shows_the_same(gsd_m):
 
 
 def test_is_small(sample):
-    assert sum(path.stat().st_size for path in sample.rglob("*") if path.is_file()) < 20e6
+    assert sum(path.stat().st_size for path in sample.rglob("*") if path.is_file()) < 40e6
 
 
 def test_same_seed_same_bytes(tmp_path):
