@@ -1,4 +1,4 @@
-"""Commands about data: draw a sample, cut scenes into tiles, assign folds. Heavy imports wait inside."""
+"""Commands about data: draw a sample, cut scenes into tiles, assign folds, repair labels. Heavy imports wait inside."""
 
 from pathlib import Path
 from typing import Annotated
@@ -157,3 +157,38 @@ def folds(
         rows.append(("none" if fold == NO_FOLD else fold, len(part), buildings, where))
     table(("fold", "tiles", "buildings", "scenes"), rows)
     result(str(Paths(root).data(name) / "index.csv"))
+
+
+@app.command(rich_help_panel=PANEL)
+def repair(
+    data: Annotated[str, typer.Argument(metavar="NAME", help="Name of the audited data set.")],
+    name: Annotated[str, typer.Option(help="Name of the repaired data set. Default: NAME_repaired.")] = "",
+    missing: Annotated[
+        str, typer.Option(help="Predicted buildings without a label: add them, or ignore their pixels.")
+    ] = "add",
+    edge_m: Annotated[
+        float, typer.Option(help="Half the width of the band that is ignored along unsure edges, m.", min=0, max=10)
+    ] = 0.5,
+    workers: Annotated[int | None, number_or_auto(int, 1, "Processes. auto: one per CPU core.")] = None,
+    as_json: Json = False,
+    root: Root = HERE,
+    debug: Debug = False,
+) -> None:
+    """Repair labels as kit audit says, in a data set of their own. To undo changes edit its repairs.csv and rerun.
+
+    Example: kit repair tier2 --missing ignore
+    """
+    import json
+    from dataclasses import asdict
+
+    from kit.data.tiles.repair import RepairOptions
+    from kit.data.tiles.repair import repair as repair_labels
+
+    repaired = repair_labels(Paths(root), data, RepairOptions(name, missing, edge_m, workers))
+    if as_json:
+        result(json.dumps(asdict(repaired), default=str, indent=1))
+        return
+    table(("change", "number"), [(change, str(number)) for change, number in sorted(repaired.changes.items())])
+    if repaired.undone:
+        say(f"{repaired.undone} changes are undone in repairs.csv")
+    result(str(repaired.folder))

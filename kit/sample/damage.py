@@ -30,27 +30,16 @@ TRIES = 50  # places drawn for an invented building before it is left out
 
 @dataclass
 class DamagedBlock:
-    """The damage of one block.
+    """The damage of one block."""
 
-    Args:
-        block: id, `AREA/SCENE/rROW_cCOLUMN`, counted from the scene's upper left corner.
-        bounds: left, bottom, right, top, metres of `crs`.
-        crs: of the scene.
-        dx_m: how far its labels were moved to the east.
-        dy_m: how far they were moved to the north.
-        missing: ids of true footprints that have no label.
-        invented: ids of labels where there is no building.
-        merged: ids of labels that join two buildings, such as `dar_a-7+8`.
-    """
-
-    block: str
-    bounds: list[float]
-    crs: str
-    dx_m: float
-    dy_m: float
-    missing: list[str] = field(default_factory=list)
-    invented: list[str] = field(default_factory=list)
-    merged: list[str] = field(default_factory=list)
+    block: str  # id, `AREA/SCENE/rROW_cCOLUMN`, counted from the scene's upper left corner
+    bounds: list[float]  # left, bottom, right, top, metres of `crs`
+    crs: str  # of the scene
+    dx_m: float  # how far its labels were moved to the east
+    dy_m: float  # how far they were moved to the north
+    missing: list[str] = field(default_factory=list)  # ids of true footprints that have no label
+    invented: list[str] = field(default_factory=list)  # ids of labels where there is no building
+    merged: list[str] = field(default_factory=list)  # ids of labels that join two buildings, such as `dar_a-7+8`
 
 
 def write_tier_2_scene(job: tuple[Path, Site, tuple[int, int], int]) -> list[DamagedBlock]:

@@ -11,7 +11,7 @@ from factories import write_catalog, write_scene
 
 Cli = Callable[..., tuple[int, str, str]]
 COMMANDS = (
-    "sample", "prepare", "folds", "recipes", "check", "lr-find", "run", "runs", "compare", "export", "best",
+    "sample", "prepare", "folds", "repair", "recipes", "check", "lr-find", "run", "runs", "compare", "export", "best",
     "weights", "verify", "submit", "pseudo", "check-submission", "mosaic", "map", "score",
 )  # fmt: skip
 
@@ -215,7 +215,7 @@ def test_help_starts_with_a_verb(command: str):
     from kit.cli import app
 
     first = typer.main.get_command(app).commands[command].help.split()[0]  # type: ignore[attr-defined]
-    verbs = "Assign Check Choose Compare Cut Draw Find Freeze Label List Map Predict Score Test Train Verify"
+    verbs = "Assign Check Choose Compare Cut Draw Find Freeze Label List Map Predict Repair Score Test Train Verify"
     assert first in verbs.split()
 
 
