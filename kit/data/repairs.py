@@ -27,7 +27,7 @@ Outlines = NDArray[np.object_]
 
 
 @dataclass(frozen=True)
-class Change:
+class LabelChange:
     """What a repair does to a building or a tile: a row of `repairs.csv`."""
 
     id: str  # of the building, as in `buildings.csv`, or of the tile
@@ -48,7 +48,7 @@ class Outline:
 
     geometry: shapely.Geometry  # in the scene's CRS
     finding: Mapping[str, Any]  # its row of the audit, with the keys `FINDINGS`
-    change: str  # as of `Change`; empty where there is none
+    change: str  # as of `LabelChange`; empty where there is none
     dx_m: float  # how far it moved east, metres on the ground
     dy_m: float  # north, likewise
     sure: bool  # whether masks show it as a building; otherwise they ignore it and `edge_m` around it
@@ -75,7 +75,7 @@ def read_findings(file: Path) -> tuple[Outlines, list[dict[str, Any]], str]:
 
 def apply_findings(
     outlines: Outlines, findings: list[dict[str, Any]], crs: str, missing: str, edge_m: float, undone: Collection[str]
-) -> tuple[list[Outline], list[Change]]:
+) -> tuple[list[Outline], list[LabelChange]]:
     """Returns the repaired outlines of a scene, and what was changed.
 
     Args:
@@ -103,7 +103,7 @@ def apply_findings(
             place = finding["building"], finding["area"], finding["scene"], finding["block"]
             moved = (finding["dx_m"], finding["dy_m"]) if "moved" in change else (0.0, 0.0)
             changes.append(
-                Change(*place, finding["origin"], change, *moved, finding["reason"], "no" if undo else "yes")
+                LabelChange(*place, finding["origin"], change, *moved, finding["reason"], "no" if undo else "yes")
             )
     return repaired, changes
 

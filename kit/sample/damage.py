@@ -19,9 +19,9 @@ from kit.sample.drawing import draw_scene
 from kit.sample.plan import House
 from kit.sample.sites import TIER_2_AREAS, Site, georeference
 
-MOST_SHIFT_M = 3.0
+MAX_SHIFT_M = 3.0
 MISSING, MERGED = 0.25, 0.2  # the largest share of a block's buildings, and of its close pairs
-MOST_INVENTED = 5  # in a block
+MAX_INVENTED = 5  # in a block
 CLOSE_M = 5.0  # buildings nearer than this may be merged
 INVENTED_M = (5.0, 14.0)  # shortest and longest side of an invented building
 CLEAR_M = 2.0  # between an invented building and any other
@@ -80,7 +80,7 @@ def damage_labels(
     blocks = []
     for row, col in np.ndindex(rows, cols):
         here = np.flatnonzero((places == (col, row)).all(1))
-        far, angle = rng.uniform(0, MOST_SHIFT_M), rng.uniform(0, 2 * np.pi)
+        far, angle = rng.uniform(0, MAX_SHIFT_M), rng.uniform(0, 2 * np.pi)
         left, top = to_m @ (col * block_px, row * block_px)
         right, bottom = to_m @ ((col + 1) * block_px, (row + 1) * block_px)
         block = DamagedBlock(
@@ -95,7 +95,7 @@ def damage_labels(
             del kept[name]
         _merge(rng, kept, [name for name in sound if name in kept], block, site.gsd_m)
         square = box(col * block_px, row * block_px, (col + 1) * block_px, (row + 1) * block_px)
-        for number in range(int(rng.integers(MOST_INVENTED + 1))):
+        for number in range(int(rng.integers(MAX_INVENTED + 1))):
             others = [*outlines, *(kept[name] for name in block.invented)]
             invented = _invent(rng, square, others, site.gsd_m)
             if invented:

@@ -14,7 +14,7 @@ from rasterio.warp import transform_geom
 from shapely.affinity import translate
 from shapely.geometry import box, shape
 
-from kit.sample.damage import CLEAR_M, MOST_SHIFT_M, write_tier_2_scene
+from kit.sample.damage import CLEAR_M, MAX_SHIFT_M, write_tier_2_scene
 from kit.sample.sample import draw_sample
 from kit.sample.sites import AREAS, TIER_2, TIER_2_AREAS, georeference
 
@@ -80,7 +80,7 @@ def test_labels_are_moved_by_the_shift_of_their_block(tier_2, truth_and_labels):
     truth, labels = truth_and_labels
     near = set()
     for block in tier_2[1]:
-        assert math.hypot(block.dx_m, block.dy_m) <= MOST_SHIFT_M + 0.001
+        assert math.hypot(block.dx_m, block.dy_m) <= MAX_SHIFT_M + 0.001
         square = box(*block.bounds)
         for name in set(truth) & set(labels):
             if square.contains(truth[name].centroid):

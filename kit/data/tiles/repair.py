@@ -29,7 +29,7 @@ from kit.data.rasters import without_notice
 from kit.data.repairs import (
     MISSING,
     SURE,
-    Change,
+    LabelChange,
     Outline,
     apply_findings,
     read_findings,
@@ -96,7 +96,7 @@ class Repaired:
 
 
 @dataclass(frozen=True)
-class Job:
+class RepairJob:
     """A scene to be repaired."""
 
     source: Path  # folder of the audited data set
@@ -124,7 +124,7 @@ class Job:
             VERSION, sha256_of(self.findings), self.record.key, sorted(self.left_out), sorted(self.undone), options
         )
 
-    def outlines(self) -> tuple[list[Outline], list[Change], str]:
+    def outlines(self) -> tuple[list[Outline], list[LabelChange], str]:
         """Returns the repaired outlines, the changes, and the CRS of the scene."""
         outlines, findings, crs = read_findings(self.findings)
         options = self.options
@@ -227,13 +227,13 @@ def _undone(target: Path, record: RepairRecord) -> set[str]:
     return undone
 
 
-def _left_out(audit: Path) -> dict[str, Change]:
+def _left_out(audit: Path) -> dict[str, LabelChange]:
     """Returns the tiles that an audit leaves out, by id."""
     try:
         table = pd.read_csv(audit / TILES, dtype=str, keep_default_na=False)
         rows = table[table["verdict"] == "leave_out"].to_dict("records")
         return {
-            str(row["tile"]): Change(
+            str(row["tile"]): LabelChange(
                 row["tile"], row["area"], row["scene"], "", "tile", "left out", 0.0, 0.0, row["reason"]
             )
             for row in rows
@@ -244,7 +244,7 @@ def _left_out(audit: Path) -> dict[str, Change]:
 
 def _jobs(
     source: Path, target: Path, left_out: set[str], undone: set[str], options: RepairOptions, style: Style
-) -> list[Job]:
+) -> list[RepairJob]:
     """Returns a job for each scene.
 
     Raises:
@@ -257,7 +257,7 @@ def _jobs(
             continue
         own = {tile.tile for tile in record.cut.tiles}
         prefix = record.name.replace("/", "_") + "_"
-        job = Job(
+        job = RepairJob(
             source, target, record, frozenset(own & left_out),
             frozenset(name for name in undone if name.startswith(prefix)), options, style,
         )  # fmt: skip
@@ -277,7 +277,7 @@ def _mark(target: Path, record: RepairRecord) -> None:
     write_json(target / REPAIR, asdict(record))
 
 
-def _repair_scenes(target: Path, jobs: Sequence[Job], workers: int | None) -> None:
+def _repair_scenes(target: Path, jobs: Sequence[RepairJob], workers: int | None) -> None:
     """Repairs the scenes that are not done yet, and removes those that are gone."""
     ledger = Ledger(target)
     known = {(job.record.area, job.record.scene) for job in jobs}
@@ -295,7 +295,7 @@ def _repair_scenes(target: Path, jobs: Sequence[Job], workers: int | None) -> No
             progress.advance(len(job.record.cut.tiles))
 
 
-def repair_scene(job: Job) -> Record:
+def repair_scene(job: RepairJob) -> Record:
     """Writes the repaired outlines, masks and images of a scene, and returns its record."""
     outlines, _, crs = job.outlines()
     job.footprints.parent.mkdir(parents=True, exist_ok=True)
@@ -360,7 +360,7 @@ class _Drawer:
         return mask, len(touching)
 
 
-def _redraw(job: Job, tile: Tile, drawer: _Drawer) -> Tile:
+def _redraw(job: RepairJob, tile: Tile, drawer: _Drawer) -> Tile:
     """Writes a tile's repaired mask, links its image, and returns its row."""
     with without_notice, rasterio.open(job.source / tile.mask) as old:
         before, profile = old.read(1), old.profile
@@ -393,14 +393,14 @@ def _link(source: Path, target: Path) -> None:
             shutil.copyfile(source, temporary)
 
 
-def _write_changes(target: Path, changes: Sequence[Change]) -> None:
-    columns = [field.name for field in fields(Change)]
+def _write_changes(target: Path, changes: Sequence[LabelChange]) -> None:
+    columns = [field.name for field in fields(LabelChange)]
     rows = [[getattr(change, name) for name in columns] for change in changes]
     with replacing(target / CHANGES) as temporary:
         pd.DataFrame(rows, columns=columns).map(spreadsheet_safe).to_csv(temporary, index=False)
 
 
-def _write_footprints(file: Path, jobs: Sequence[Job]) -> None:
+def _write_footprints(file: Path, jobs: Sequence[RepairJob]) -> None:
     """Writes the repaired outlines of all scenes in one GeoPackage, in longitude and latitude."""
     with replacing(file) as temporary:
         for number, (outlines, crs) in enumerate(_outlines_of(jobs)):
@@ -412,13 +412,13 @@ def _write_footprints(file: Path, jobs: Sequence[Job]) -> None:
             write_outlines(temporary, placed, "EPSG:4326", append=number > 0)
 
 
-def _outlines_of(jobs: Sequence[Job]) -> Iterator[tuple[list[Outline], str]]:
+def _outlines_of(jobs: Sequence[RepairJob]) -> Iterator[tuple[list[Outline], str]]:
     for job in jobs:
         outlines, _, crs = job.outlines()
         yield outlines, crs
 
 
-def _write_index(source: Path, target: Path, index: pd.DataFrame, left_out: Sequence[Change]) -> int:
+def _write_index(source: Path, target: Path, index: pd.DataFrame, left_out: Sequence[LabelChange]) -> int:
     """Writes the repaired index with the folds of the audited one, and the tables beside it; returns its rows."""
     ledger = Ledger(target)
     tiles = [tile for names in ledger.known() for tile in _record(ledger, names).cut.tiles]
