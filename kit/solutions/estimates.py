@@ -34,19 +34,12 @@ CHIP_MB, MASK_MB, OOF_MB = 2.5, 0.03, 0.3  # of 1024 x 1024 px: lossless image w
 
 @dataclass(frozen=True)
 class DataSize:
-    """How much there is to train on and to predict.
+    """How much there is to train on and to predict."""
 
-    Args:
-        tiles: of the data set with the true labels.
-        folds: how many it has.
-        added: tiles of other data sets, by name.
-        chips: of the test set.
-    """
-
-    tiles: int
-    folds: int
-    added: Mapping[str, int]
-    chips: int
+    tiles: int  # of the data set with the true labels
+    folds: int  # how many it has
+    added: Mapping[str, int]  # tiles of other data sets, by name
+    chips: int  # of the test set
 
 
 CHALLENGE = DataSize(16_246, 5, {}, 11_481)  # tier 1 and the test set
@@ -55,42 +48,25 @@ SAMPLE_CITY = DataSize(41, 2, {}, 12)
 
 @dataclass(frozen=True)
 class RecipeFigures:
-    """What a recipe does, as far as it shows without data.
+    """What a recipe does, as far as it shows without data."""
 
-    Args:
-        params_m: parameters, millions.
-        gflop_512: see `kit.pipeline.cost.Cost`.
-        epochs: of its fits together.
-        fits: how many these are.
-        crop_px: side of a crop.
-        batch: crops per step.
-        crops_per_tile: of an epoch.
-        distils: whether it learns from a teacher.
-        refuses_soft: why it cannot learn from soft labels; empty where it can.
-    """
-
-    params_m: float
-    gflop_512: float
-    epochs: int
-    fits: int
-    crop_px: int
-    batch: int
-    crops_per_tile: float
-    distils: bool
-    refuses_soft: str
+    params_m: float  # parameters, millions
+    gflop_512: float  # see `kit.pipeline.cost.Cost`
+    epochs: int  # of its fits together
+    fits: int  # how many these are
+    crop_px: int  # side of a crop
+    batch: int  # crops per step
+    crops_per_tile: float  # of an epoch
+    distils: bool  # whether it learns from a teacher
+    refuses_soft: str  # why it cannot learn from soft labels; empty where it can
 
 
 @dataclass(frozen=True)
 class StageCost:
-    """What a stage costs.
+    """What a stage costs."""
 
-    Args:
-        gflop: multiplications and additions.
-        disk_gb: of what it writes.
-    """
-
-    gflop: float
-    disk_gb: float
+    gflop: float  # multiplications and additions
+    disk_gb: float  # of what it writes
 
     def hours(self, card: str) -> float:
         """Returns about how long it takes on a card of `CARDS`."""

@@ -32,27 +32,17 @@ from kit.training.length import LengthOptions
 
 @dataclass(frozen=True)
 class SolutionOptions:
-    """The options of `kit run` for a solution.
+    """The options of `kit run` for a solution."""
 
-    Args:
-        data: name of the data set; empty for the only one that no solution made.
-        test: the chips to label and to submit; None for those of the sample.
-        keep_if_better: a round that scores worse than the one before is left out: its weights are not used.
-        restart: forgets what was done.
-        device: empty for the best there is.
-        workers: loader processes; None: as many as suit the machine.
-        setup: how each fold is trained; its length, teacher and added sets come from the rounds.
-        at_once: folds that are trained side by side, each in a process of its own.
-    """
-
-    data: str = ""
-    test: Path | None = None
-    keep_if_better: bool = False
-    restart: bool = False
-    device: str = ""
-    workers: int | None = None
+    data: str = ""  # name of the data set; empty for the only one that no solution made
+    test: Path | None = None  # the chips to label and to submit; None for those of the sample
+    keep_if_better: bool = False  # a round that scores worse than the one before is left out: its weights are not used
+    restart: bool = False  # forgets what was done
+    device: str = ""  # empty for the best there is
+    workers: int | None = None  # loader processes; None: as many as suit the machine
+    # how each fold is trained; its length, teacher and added sets come from the rounds
     setup: Setup = field(default_factory=Setup)
-    at_once: int = 1
+    at_once: int = 1  # folds that are trained side by side, each in a process of its own
 
 
 def play(solution: Solution, paths: Paths, options: SolutionOptions) -> Path:
@@ -68,7 +58,7 @@ def play(solution: Solution, paths: Paths, options: SolutionOptions) -> Path:
         if rank() == 0:
             find_data(solution.sample, paths, options.data)
         wait_for_all()
-        player = Player(solution, paths, replace(options, device=str(device)))
+        player = Player(solution, paths, options, str(device))
         if rank() == 0:
             check_solution(player.planner, player.recipes, options.data, options.test)
             if options.restart:
@@ -88,10 +78,11 @@ class Player:
         solution: whose.
         paths: of the working root.
         options: of the command.
+        device: that this process predicts on.
     """
 
-    def __init__(self, solution: Solution, paths: Paths, options: SolutionOptions) -> None:
-        self.solution, self.paths, self.options = solution, paths, options
+    def __init__(self, solution: Solution, paths: Paths, options: SolutionOptions, device: str = "cpu") -> None:
+        self.solution, self.paths, self.options, self.device = solution, paths, options, device
         self.folder = paths.solution(solution.name)
         self.recipes = recipes_of(solution, paths)
         self.inputs = find_inputs(solution, paths, self.recipes, options.data, options.test, options.setup)
@@ -209,7 +200,7 @@ class Player:
 
     def _prediction(self) -> SubmitOptions:
         """Returns how chips are predicted: untuned, so that the same inputs give the same bytes."""
-        return SubmitOptions(EngineOptions(self.options.device, tuning=False))
+        return SubmitOptions(EngineOptions(self.device, tuning=False))
 
     def _weights(self, stage: Stage, name: str) -> Path:
         """Returns the weights that a stage uses: of an earlier round, or those of that name."""
@@ -232,7 +223,7 @@ def as_arguments(recipe: str, paths: Paths, options: RunOptions) -> Sequence[str
         *(("--steps", setup.length.steps) if setup.length.steps else ()),
         "--checkpoint-minutes", setup.checkpoint_minutes,
         *(word for each in options.added for word in ("--add", f"{each.name}={each.weight!r}")),
-        *(("--device", options.device.partition(":")[0]) if options.device else ()),
+        *(("--device", options.device) if options.device else ()),
         *(("--precision", setup.precision) if setup.precision else ()),
         *(("--teacher", options.teacher) if options.teacher else ()),
         *(("--workers", options.workers) if options.workers is not None else ()),

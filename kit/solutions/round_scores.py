@@ -19,27 +19,16 @@ COLUMNS = ("round", "networks", "tiles", "jaccard", "compared with", "gain", "lo
 
 @dataclass(frozen=True)
 class RoundScore:
-    """How a round predicts the tiles that it held out.
+    """How a round predicts the tiles that it held out."""
 
-    Args:
-        round: its name.
-        networks: of the round.
-        tiles: that at least one of them held out.
-        jaccard: of the mean of their probabilities, pooled over these tiles; None where there are none.
-        compared_with: an earlier round; empty where no tile was held out by both.
-        gain: difference in Jaccard on these tiles.
-        low: where its 95 % interval begins, see `kit.pipeline.compare_runs`.
-        high: where it ends.
-    """
-
-    round: str
-    networks: int
-    tiles: int
-    jaccard: float | None
-    compared_with: str = ""
-    gain: float | None = None
-    low: float | None = None
-    high: float | None = None
+    round: str  # its name
+    networks: int  # of the round
+    tiles: int  # that at least one of them held out
+    jaccard: float | None  # of the mean of their probabilities, pooled over these tiles; None where there are none
+    compared_with: str = ""  # an earlier round; empty where no tile was held out by both
+    gain: float | None = None  # difference in Jaccard on these tiles
+    low: float | None = None  # where its 95 % interval begins, see `kit.pipeline.compare_runs`
+    high: float | None = None  # where it ends
 
     @property
     def lost(self) -> bool:

@@ -18,22 +18,14 @@ __all__ = ["AddedSet", "Pseudo", "Round", "Solution", "Training", "load_solution
 
 @dataclass(frozen=True)
 class Training:
-    """A recipe that is trained in a round, on one or several folds.
+    """A recipe that is trained in a round, on one or several folds."""
 
-    Args:
-        recipe: a name, or a path.
-        folds: that are held out, one network each; empty for every fold there is, `("all",)` for one network that
-            trains on all tiles.
-        epochs: 0 for the recipe's.
-        steps: over all epochs; 0 for the recipe's.
-        seed: random seed.
-    """
-
-    recipe: str
+    recipe: str  # a name, or a path
+    # held out, one network each; empty: every fold there is; `("all",)`: one network that trains on all tiles
     folds: Sequence[int | str] = ()
-    epochs: int = 0
-    steps: int = 0
-    seed: int = 0
+    epochs: int = 0  # 0 for the recipe's
+    steps: int = 0  # over all epochs; 0 for the recipe's
+    seed: int = 0  # random seed
 
     def __str__(self) -> str:
         return Path(self.recipe).stem + (f"-seed{self.seed}" if self.seed else "")
@@ -41,23 +33,14 @@ class Training:
 
 @dataclass(frozen=True)
 class Pseudo:
-    """Pseudo-labels of the test chips, made with the weights of an earlier round.
+    """Pseudo-labels of the test chips, made with the weights of an earlier round."""
 
-    Args:
-        of: the round; or the name of weights that are here already.
-        weight: as of an `AddedSet`.
-        ignore: see `kit.pipeline.pseudo_labels.PseudoOptions`, as the others.
-        soft: trains on probabilities.
-        min_confidence: of a chip.
-        drop_empty: leaves chips without building out.
-    """
-
-    of: str
-    weight: float = 1.0
-    ignore: tuple[float, float] | None = (0.35, 0.65)
-    soft: bool = False
-    min_confidence: float = 0.0
-    drop_empty: bool = False
+    of: str  # the round; or the name of weights that are here already
+    weight: float = 1.0  # as of an `AddedSet`
+    ignore: tuple[float, float] | None = (0.35, 0.65)  # see `kit.pipeline.pseudo_labels.PseudoOptions`, as the others
+    soft: bool = False  # trains on probabilities
+    min_confidence: float = 0.0  # of a chip
+    drop_empty: bool = False  # leaves chips without building out
 
     def options(self, **others: Any) -> PseudoOptions:
         """Returns the options of `kit pseudo`."""
@@ -68,21 +51,13 @@ class Pseudo:
 
 @dataclass(frozen=True)
 class Round:
-    """Trainings that learn from the same data; their networks are exported as one ensemble.
+    """Trainings that learn from the same data; their networks are exported as one ensemble."""
 
-    Args:
-        name: of the round.
-        trainings: at least one.
-        learns: what they learn from beside the true labels.
-        teacher: a round or the name of weights, for recipes with `Distillation`.
-        views: of the ensemble: `none`, `flips` or `d4`.
-    """
-
-    name: str
-    trainings: Sequence[Training]
-    learns: Sequence[Pseudo | AddedSet] = ()
-    teacher: str = ""
-    views: str = "flips"
+    name: str  # of the round
+    trainings: Sequence[Training]  # at least one
+    learns: Sequence[Pseudo | AddedSet] = ()  # what they learn from beside the true labels
+    teacher: str = ""  # a round or the name of weights, for recipes with `Distillation`
+    views: str = "flips"  # of the ensemble: `none`, `flips` or `d4`
 
     @property
     def pseudo(self) -> list[Pseudo]:
@@ -97,21 +72,13 @@ class Round:
 
 @dataclass(frozen=True)
 class Solution:
-    """A loaded solution file.
+    """A loaded solution file."""
 
-    Args:
-        name: the file's stem.
-        path: the file.
-        rounds: in the order in which they are trained.
-        sample: whether the sample city is drawn where there is no data set.
-        purpose: first line of the docstring.
-    """
-
-    name: str
-    path: Path
-    rounds: Sequence[Round]
-    sample: bool = field(default=False)
-    purpose: str = ""
+    name: str  # the file's stem
+    path: Path  # the file
+    rounds: Sequence[Round]  # in the order in which they are trained
+    sample: bool = field(default=False)  # whether the sample city is drawn where there is no data set
+    purpose: str = ""  # first line of the docstring
 
     def round(self, name: str) -> Round:
         """Returns the round of that name."""

@@ -24,25 +24,15 @@ State = Literal["done", "stale", "unfinished", "missing"]
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of a solution.
+    """One step of a solution."""
 
-    Args:
-        round: its round.
-        kind: what it does.
-        name: of what it makes: data set, runs, weights, score or submission.
-        settings: what its result depends on, beside the inputs.
-        inputs: stages whose results it reads.
-        outputs: files that stand when it is done.
-        source: the `Training` or `Pseudo` that asks for it.
-    """
-
-    round: str
-    kind: Kind
-    name: str
-    settings: Mapping[str, Any]
-    inputs: tuple["Stage", ...]
-    outputs: tuple[Path, ...]
-    source: Training | Pseudo | None = None
+    round: str  # its round
+    kind: Kind  # what it does
+    name: str  # of what it makes: data set, runs, weights, score or submission
+    settings: Mapping[str, Any]  # what its result depends on, beside the inputs
+    inputs: tuple["Stage", ...]  # stages whose results it reads
+    outputs: tuple[Path, ...]  # files that stand when it is done
+    source: Training | Pseudo | None = None  # the `Training` or `Pseudo` that asks for it
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name}"
@@ -56,32 +46,21 @@ class Stage:
 
 @dataclass(frozen=True)
 class SolutionInputs:
-    """What the stages of a solution depend on from outside; empty where it is not known yet.
+    """What the stages of a solution depend on from outside; empty where it is not known yet."""
 
-    Args:
-        data: name of the data set with the true labels.
-        folds: its folds.
-        checksums: of `data NAME`, `recipe NAME`, `weights NAME` that are here already, and `chips`.
-        training: what trainings share, such as the precision.
-    """
-
-    data: str = ""
-    folds: tuple[int | str, ...] = ()
+    data: str = ""  # name of the data set with the true labels
+    folds: tuple[int | str, ...] = ()  # its folds
+    # of `data NAME`, `recipe NAME`, `weights NAME` that are here already, and `chips`
     checksums: Mapping[str, str] = field(default_factory=dict)
-    training: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)  # what trainings share, such as the precision
 
 
 @dataclass(frozen=True)
 class StageRecord:
-    """What is known of a stage that was begun.
+    """What is known of a stage that was begun."""
 
-    Args:
-        key: that it was begun with.
-        done: whether it has ended.
-    """
-
-    key: str
-    done: bool
+    key: str  # that it was begun with
+    done: bool  # whether it has ended
 
 
 class Planner:
