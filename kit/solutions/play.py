@@ -21,7 +21,7 @@ from kit.pipeline.pseudo_set import label_chips
 from kit.pipeline.run import RunOptions, find_data, run, run_side_by_side
 from kit.solutions.preflight import check_solution, find_inputs, recipes_of
 from kit.solutions.round_scores import COLUMNS, read_score, score_round
-from kit.solutions.rounds import Pseudo, Round, Solution, Training
+from kit.solutions.rounds import Pseudo, Round, Solution, Training, titled
 from kit.solutions.stages import Planner, Stage, named, read_records, score_file, write_record
 from kit.system.files import locked
 from kit.system.processes import joined
@@ -120,7 +120,7 @@ class Player:
     def play(self, stage: Stage) -> None:
         """Plays one stage. All ranks call it."""
         if rank() == 0:
-            say(f"round {stage.round}: {stage}")
+            say(f"{titled(stage.round)}: {stage}")
             record = read_records(self.folder).get(str(stage))
             if record is not None and record.key != stage.key:
                 self._clear(stage)

@@ -12,6 +12,7 @@ from kit.errors import RunError
 from kit.paths import Paths
 from kit.pipeline.compare_runs import compare_tiles
 from kit.pipeline.postprocess import held_out_tiles, read_tiles
+from kit.solutions.rounds import titled
 from kit.system.files import read_json, replacing, write_json
 
 COLUMNS = ("round", "networks", "tiles", "jaccard", "compared with", "gain", "low", "high", "weights")
@@ -37,12 +38,12 @@ class RoundScore:
 
     def __str__(self) -> str:
         if self.jaccard is None:
-            return f"round {self.round}: nothing was held out, so there is no score"
-        score = f"round {self.round}: out-of-fold Jaccard {self.jaccard:.4f} on {self.tiles} tiles"
+            return f"{titled(self.round)}: nothing was held out, so there is no score"
+        score = f"{titled(self.round)}: out-of-fold Jaccard {self.jaccard:.4f} on {self.tiles} tiles"
         if self.gain is None:
             return score
         interval = "" if self.low is None else f" [{self.low:+.4f}, {self.high:+.4f}]"
-        return f"{score}, {self.gain:+.4f}{interval} beside round {self.compared_with}"
+        return f"{score}, {self.gain:+.4f}{interval} beside {titled(self.compared_with)}"
 
     def cells(self, kept: str) -> tuple[object, ...]:
         """Returns a table row, see COLUMNS.

@@ -97,6 +97,11 @@ class Solution:
         return f"{self.name}-{round_.name}-from-{Path(pseudo.of).stem}"
 
 
+def titled(name: str) -> str:
+    """Returns how messages call a round: `round first`, but `round1`."""
+    return name if name.startswith("round") else f"round {name}"
+
+
 def load_solution(name: str, paths: Paths) -> Solution:
     """Returns the solution of a path or a name, checked as far as it can be without data.
 
@@ -114,7 +119,7 @@ def load_solution(name: str, paths: Paths) -> Solution:
     solution = Solution(path.stem, path, tuple(rounds), bool(getattr(module, "SAMPLE", False)), purpose)
     for place, round_ in enumerate(solution.rounds):
         for problem in _problems(solution, place, paths):
-            raise RecipeError(f"{path.name}, round {round_.name}: {problem.message}", problem.hint)
+            raise RecipeError(f"{path.name}, {titled(round_.name)}: {problem.message}", problem.hint)
     return solution
 
 
@@ -155,7 +160,7 @@ def _problems(solution: Solution, place: int, paths: Paths) -> Iterator[KitError
     for what, name in [*(("pseudo-labels", each.of) for each in round_.pseudo), ("the teacher", round_.teacher)]:
         later = names[place:]
         if name in later:
-            own = "itself" if name == round_.name else f"the later round {name}"
+            own = "itself" if name == round_.name else f"the later {titled(name)}"
             yield KitError(f"{what} come from {own}".replace("teacher come", "teacher comes"), "name an earlier round")
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from kit.errors import KitError, RunError
 from kit.paths import Paths
-from kit.solutions.rounds import Pseudo, Round, Solution, Training
+from kit.solutions.rounds import Pseudo, Round, Solution, Training, titled
 from kit.system.files import read_json, write_json
 
 Kind = Literal["label", "train", "export", "score", "submit"]
@@ -151,7 +151,7 @@ def named(stage: Stage) -> Iterator[None]:
     try:
         yield
     except KitError as error:
-        error.message = f"round {stage.round}, {stage}: {error.message}"
+        error.message = f"{titled(stage.round)}, {stage}: {error.message}"
         error.args = (error.message,)
         raise
 

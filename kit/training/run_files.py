@@ -1,8 +1,10 @@
 """The files in a run's folder, and how they are read: without torch, so that listings are quick."""
 
 import csv
+import json
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -190,7 +192,11 @@ def command(run: str) -> str:
 
 def train_again(folder: Path) -> str:
     """Returns the hint for a damaged file in a run's folder."""
-    return f"train again: {command(f'{folder.parent.name}/{folder.name}')} --restart"
+    name = recipe = folder.parent.name
+    with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+        recipe = str(json.loads((folder / SETTINGS).read_text())["recipe"])
+    named = "" if recipe == name else f" --name {name}"
+    return f"train again: {command(f'{recipe}/{folder.name}')}{named} --restart"
 
 
 def compared(settings: RunSettings, names: Sequence[str]) -> dict[str, Any]:

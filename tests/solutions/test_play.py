@@ -279,6 +279,10 @@ def test_a_named_run(root: Path, cli: Cli):
     assert not (root / "runs" / "tiny").exists()
     code, _, err = cli("export", "other/fold0", "--name", "again", "--root", root)
     assert code == 0, err
+    (root / "runs" / "other" / "fold0" / "best.safetensors").write_bytes(b"")
+    code, _, err = cli("export", "other/fold0", "--name", "again", "--root", root)
+    assert code == 1
+    assert "train again: kit run tiny --fold 0 --name other --restart" in err
 
 
 def test_a_solution_draws_the_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -287,6 +291,6 @@ def test_a_solution_draws_the_sample(tmp_path: Path, monkeypatch: pytest.MonkeyP
     from kit.solutions.rounds import load_solution
 
     solution: Solution = replace(load_solution("nano", Paths(tmp_path)))
-    with pytest.raises(KitError, match="round round1, train nano-round1-lite0: no data set is prepared here"):
+    with pytest.raises(KitError, match="round1, train nano-round1-lite0: no data set is prepared here"):
         play(solution, Paths(tmp_path), SolutionOptions())
     assert drawn == [True]
