@@ -6,7 +6,7 @@ from typing import Any
 
 
 class KitError(Exception):
-    """An error that the user can mend: shown as `error:` and `hint:`, exit code 1.
+    """An error that the user can correct; printed as `error:` and `hint:`, exit code 1.
 
     Args:
         message: what is wrong, with the value, and what was expected.

@@ -51,7 +51,7 @@ def speak(title: str = "") -> None:
     table(("fold", "score"), [(0, 0.5)], title)
     with meter("train", 4) as bar:
         bar.skip(1)
-        bar.line("epoch train held out")
+        bar.line("epoch train validation")
         bar.advance(2, "loss 0.5")
         bar.total += 1
     list(track([1, 2], "cut tiles"))
@@ -76,17 +76,17 @@ def test_the_first_of_several_processes_speaks_alone(
     monkeypatch.setattr(console, "_only_errors", False)
     speak()
     out, err = capsys.readouterr()
-    for told in ("/root/weights/tiny.pt", "0.5000"):
-        assert told in out
-    for told in ("training", "epoch train held out", "loss 0.5", "cut tiles"):
-        assert told in err
+    for text in ("/root/weights/tiny.pt", "0.5000"):
+        assert text in out
+    for text in ("training", "epoch train validation", "loss 0.5", "cut tiles"):
+        assert text in err
 
 
 def test_a_line_stands_above_the_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     bar = Meter("train", 4)
-    bar.line("   epoch    train [held out]")
+    bar.line("   epoch    train [validation]")
     bar.close()
-    assert capsys.readouterr().err.splitlines()[0] == "   epoch    train [held out]"
+    assert capsys.readouterr().err.splitlines()[0] == "   epoch    train [validation]"
 
 
 def test_what_was_done_before_took_no_time(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):

@@ -1,4 +1,4 @@
-"""fastai callbacks that a recipe chooses: the balanced sampler, averages of the weights, a loss that switches."""
+"""fastai callbacks for recipes: balanced sampler, averages of the weights, change of loss."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -23,17 +23,17 @@ __all__ = ["EMA", "SWA", "BalancedSampler", "LossSwitch"]
 
 
 class BalancedSampler(Callback):
-    """Draws tiles with replacement so that each group is seen equally often.
+    """Draws tiles with replacement so that each group is drawn equally often.
 
-    The weight of a tile is 1 / (tiles of its group) to the power `temperature`, times the weight of its data set: 1,
-    unless `kit run --add NAME=WEIGHT` says otherwise. With the default temperature, the expected draws of a group are
-    proportional to the weight of its set, however many tiles and groups the sets have. The draw depends on (seed,
-    epoch) alone; it is one draw over all ranks, which `Deal` then deals out.
+    The weight of a tile is (tiles in its group) ** -`temperature`, times the weight of its data set (1, or that of
+    `kit run --add NAME=WEIGHT`). With the default temperature, the expected number of draws of a group is proportional
+    to the weight of its set, however many tiles and groups the sets have. The draw depends only on (seed, epoch). It is
+    one draw for all ranks; `Deal` divides it.
 
     Args:
-        by: index columns whose values make a group, within each data set; the seed's `area_scene` by default.
-        temperature: 1 balances fully, 0 draws uniformly.
-        crops_per_tile: an epoch draws so many times the number of tiles, over all ranks. Not with `--minutes`.
+        by: columns of the index that define a group, within each data set; by default scenes.
+        temperature: 1 balances groups fully, 0 draws tiles uniformly.
+        crops_per_tile: draws per epoch over all ranks, divided by the number of tiles. Ignored with `--minutes`.
     """
 
     order = -20
@@ -64,11 +64,11 @@ class BalancedSampler(Callback):
         return enumerate(chain.from_iterable(some))
 
     def before_fit(self) -> None:
-        """Sets the length of an epoch; a `Length` comes later and may change it."""
+        """Sets the length of an epoch; `Length` may change it later."""
         self.dls.train.n = round(len(self.dls.train.dataset) * self.crops_per_tile)
 
     def before_train(self) -> None:
-        """Hands the epoch's draw to the training loader."""
+        """Gives the epoch's draw to the training loader."""
         train = self.dls.train
         every = self.keys(train.dataset.rows, train.dataset.seed, train.dataset.epoch)
         keys = islice(every, draw_length(self.learn))
@@ -76,10 +76,10 @@ class BalancedSampler(Callback):
 
 
 class EMA(Callback):
-    """Validates and keeps an exponential moving average of the weights in place of the last ones.
+    """Validates and saves an exponential moving average of the weights instead of the current ones.
 
     Args:
-        decay: of the average per step; smaller at the start: min(decay, (1 + step) / (10 + step)).
+        decay: per step; at the start min(decay, (1 + step) / (10 + step)).
 
     Source:
         Polyak & Juditsky 1992; the warm-up is TensorFlow's ExponentialMovingAverage.
@@ -91,24 +91,24 @@ class EMA(Callback):
         self.decay = decay
 
     def before_fit(self) -> None:
-        """Starts the average at the present weights."""
+        """Starts the average with the current weights."""
         self.average = self._weights()
         self.live: dict[str, torch.Tensor] = {}
         self.steps = 0
 
     def after_step(self) -> None:
-        """Moves the average."""
+        """Updates the average."""
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         get_ema_multi_avg_fn(decay)(list(self.average.values()), list(self.model.parameters()), self.steps)
         self.steps += 1
 
     def before_validate(self) -> None:
-        """Puts the average into the model."""
+        """Loads the average into the model."""
         self.live = self._weights()
         self.model.load_state_dict(self.average, strict=False)
 
     def after_epoch(self) -> None:
-        """Puts the live weights back, after RunLog has saved the average, unless this was the last epoch."""
+        """Restores the current weights after RunLog has saved the average, except after the last epoch."""
         if self.live and self.epoch < self.n_epoch - 1:
             self.model.load_state_dict(self.live, strict=False)
         self.live = {}
@@ -121,25 +121,24 @@ class EMA(Callback):
         return {"average": self.average, "steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from there."""
+        """Restores the state."""
         for name, values in state["average"].items():
             self.average[name].copy_(values)
         self.steps = state["steps"]
 
 
 class SWA(Callback):
-    """Validates and keeps the plain mean of the weights at the ends of the last epochs (stochastic weight averaging).
+    """Stochastic weight averaging: validates and saves the mean of the weights after each of the last epochs.
 
-    The batch norms' running means belong to the live weights: for the average they are measured anew, on crops of the
-    epoch's kind that (seed, epoch) draws. Before the next epoch, live weights and running means come back. A new fit
-    begins a new average.
+    Batch norm statistics are computed again for the average, on training crops that depend on (seed, epoch). After
+    validation, the current weights and statistics are restored. Each fit starts a new average.
 
     Args:
-        start: the first epoch whose weights count: an integer from 0, or a share of the fit's epochs, 0 to 1.
-        batches: of training crops, for the running means.
+        start: the first epoch to average: an integer from 0, or a fraction of the fit's epochs, 0 to 1.
+        batches: of training crops, for the batch norm statistics.
 
     Raises:
-        RecipeError: a value is out of its range; `EMA` is there, too.
+        RecipeError: a value is out of range, or the recipe also has `EMA`.
 
     Source:
         Izmailov 2018, arXiv 1803.05407.
@@ -155,7 +154,7 @@ class SWA(Callback):
         self.since, self.batches = start, batches
 
     def before_fit(self) -> None:
-        """Begins without an average."""
+        """Starts without an average."""
         if hasattr(self.learn, "ema"):
             raise RecipeError("EMA and SWA both put an average into the network", "learn.remove_cb(EMA)")
         self.average: dict[str, Tensor] = {}
@@ -164,13 +163,13 @@ class SWA(Callback):
 
     @property
     def first(self) -> int:
-        """The first epoch whose weights count, from 0."""
+        """The first epoch to average, from 0."""
         if isinstance(self.since, int):
-            return int(self.since * getattr(self.learn, "stretch", 1.0))  # --epochs moves it along
+            return int(self.since * getattr(self.learn, "stretch", 1.0))  # --epochs scales it
         return int(self.since * self.n_epoch)
 
     def before_validate(self) -> None:
-        """Adds the weights to the average, and puts it into the model."""
+        """Adds the weights to the average, and loads the average into the model."""
         if self.epoch < self.first:
             return
         self.live = {key: value.clone() for key, value in self.model.state_dict().items()}
@@ -183,23 +182,23 @@ class SWA(Callback):
         self._measure_norms()
 
     def after_epoch(self) -> None:
-        """Puts everything live back, after RunLog has saved the average, unless this was the last epoch."""
+        """Restores weights and statistics after RunLog has saved the average, except after the last epoch."""
         if self.live and self.epoch < self.n_epoch - 1:
             self.model.load_state_dict(self.live)
         self.live = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the average by parameter, and of how many epochs it is."""
+        """Returns the average by parameter, and its number of epochs."""
         return {"average": self.average, "count": self.count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from there."""
+        """Restores the state."""
         device = self.dls.device
         self.average = {name: weight.to(device, copy=True) for name, weight in state["average"].items()}
         self.count = state["count"]
 
     def _measure_norms(self) -> None:
-        """Gives the batch norms the mean and variance of crops; torch's random state stays as it was."""
+        """Computes batch norm statistics on training crops; torch's random state is kept."""
         device, precision = self.dls.device, getattr(self.learn, "precision", None)
         with (
             torch.random.fork_rng([device] if device.type == "cuda" else []),
@@ -209,7 +208,7 @@ class SWA(Callback):
         as_first(list(self.model.buffers()))
 
     def _images(self) -> Iterator[Tensor]:
-        """Yields batches as training has them: (N, 3, H, W) uint8, on the fit's device."""
+        """Yields training batches, (N, 3, H, W) uint8, on the fit's device."""
         train = self.dls.train
         loader = DataLoader(
             train.dataset, train.bs, sampler=self._keys(), num_workers=train.fake_l.num_workers,
@@ -219,21 +218,21 @@ class SWA(Callback):
             yield images.to(self.dls.device).contiguous(memory_format=torch.channels_last)
 
     def _keys(self) -> list[Key]:
-        """Returns keys (place, row) of the batches, drawn as the epoch's were."""
+        """Returns keys (place, row) of the batches, drawn like those of the epoch."""
         train, sampler = self.dls.train, getattr(self.learn, "balanced_sampler", None)
         seed, epoch, n = train.dataset.seed, train.dataset.epoch, self.batches * train.bs
         if sampler:
             return list(sampler.draw(train.dataset.rows, seed, epoch, n))
         rows = np.random.default_rng([seed, epoch]).permutation(len(train.dataset))
-        return list(enumerate(np.resize(rows, n).tolist()))  # over and over where there are too few
+        return list(enumerate(np.resize(rows, n).tolist()))  # repeated if there are too few
 
 
 class LossSwitch(Callback):
-    """Trains, and validates, with another loss from an epoch on; a new fit begins with the first loss again.
+    """Changes the loss of training and validation at an epoch; each fit starts with the first loss.
 
     Args:
-        epoch: the first with the other loss, counted from 0.
-        loss: the other one; the Lovasz loss by default, as in the challenge's second place.
+        epoch: the first with the other loss, from 0.
+        loss: the other loss; by default Lovasz, as in the challenge's second place.
     """
 
     order = -20
@@ -243,13 +242,13 @@ class LossSwitch(Callback):
         self.first: nn.Module | None = None
 
     def before_fit(self) -> None:
-        """Takes an earlier fit's switch back."""
+        """Restores the first loss."""
         if self.first is not None and self.learn.loss_func is self.later:
             self.learn.loss_func = self.first
         self.first = self.learn.loss_func
         self.later.to(self.dls.device)
 
     def before_epoch(self) -> None:
-        """Switches; a resumed run that is past that epoch switches at once."""
-        if self.epoch >= int(self.since * getattr(self.learn, "stretch", 1.0)):  # --epochs moves it along
+        """Changes the loss, from the given epoch on."""
+        if self.epoch >= int(self.since * getattr(self.learn, "stretch", 1.0)):  # --epochs scales it
             self.learn.loss_func = self.later

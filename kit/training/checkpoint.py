@@ -1,4 +1,4 @@
-"""Where a run stands, on disk: written while it trains, and taken up again, bit for bit, after it was cut short."""
+"""Checkpoints: an interrupted run resumes from the last one, bit for bit."""
 
 import io
 import os
@@ -19,13 +19,13 @@ from kit.system.ranks import agreed, gathered, rank, ranks
 from kit.training.divergence import all_finite
 
 CHECKPOINT = "checkpoint.pt"
-TIMED_STEPS = 5  # from which a step's time is known
-# what fastai's own callbacks hold from step to step; what they hold from epoch to epoch is found again by replaying
+TIMED_STEPS = 5  # to measure the time of a step
+# state of fastai's callbacks within an epoch; their state between epochs is restored by replaying epochs
 HELD = {"gradient_accumulation": ("count",)}
 
 
 def plain(value: Any) -> Any:
-    """Returns a value made of tensors, numbers, strings, lists and dicts alone: what loads with weights_only."""
+    """Returns a value as tensors, numbers, strings, lists and dicts, which load with weights_only."""
     if isinstance(value, torch.Tensor):
         return value.detach().cpu()
     if isinstance(value, np.generic):
@@ -40,7 +40,7 @@ def plain(value: Any) -> Any:
 
 
 def random_states() -> dict[str, Any]:
-    """Returns the states of all random generators of this process, plain."""
+    """Returns the states of all random generators of this process, as plain values."""
     return {
         "python": plain(random.getstate()),
         "numpy": plain(np.random.get_state()),  # libraries draw from it
@@ -61,7 +61,7 @@ def restore_random_states(states: dict[str, Any]) -> None:
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """Returns the checkpoint of a run, on the CPU; None where there is none.
+    """Returns the checkpoint of a run, on the CPU; None if there is none.
 
     Raises:
         RunError: it cannot be read.
@@ -71,36 +71,36 @@ def read_checkpoint(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         saved: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as cause:  # torch and pickle have many
+    except Exception as cause:  # torch and pickle raise many kinds
         reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
         raise RunError(f"{file} cannot be read: {reason}", "train from the start: --restart") from cause
     if not isinstance(saved, dict) or "fit" not in saved:
-        raise RunError(f"{file} was written by an older kit, which could not resume", "train from the start: --restart")
+        raise RunError(f"{file} was written by an older version of kit", "train from the start: --restart")
     return saved
 
 
 class Checkpoint(Callback):
-    """Writes the checkpoint: at the end of each epoch, and every few minutes between two batches.
+    """Writes a checkpoint at the end of each epoch and every few minutes in between.
 
-    All that a later step depends on is in it: network, optimizer, schedule, callbacks with a `state_dict`, and the
-    random states of all ranks. A new one takes the place of the last by renaming.
+    It contains everything that later steps depend on: network, optimizer, schedule, callbacks with a `state_dict`, and
+    the random states of all ranks. It replaces the previous one atomically.
 
     Args:
         folder: of the run.
-        minutes: between two of them within an epoch; 0 for none.
+        minutes: between checkpoints within an epoch; 0 for none.
     """
 
-    order = 80  # after EMA has put the live weights back
+    order = 80  # after EMA has restored the current weights
 
     def __init__(self, folder: Path, minutes: float) -> None:
         self.folder, self.minutes = folder, minutes
 
     def before_train(self) -> None:
-        """Starts to time the steps."""
+        """Starts to measure the time of steps."""
         self.seen, self.every, self.start = 0, 0, time.monotonic()
 
     def after_batch(self) -> None:
-        """Writes it every so many steps; ranks agree on how many, since their clocks do not."""
+        """Writes a checkpoint every so many steps; rank 0 decides how many."""
         if not (self.training and self.minutes):
             return
         self.seen += 1
@@ -149,7 +149,7 @@ class Checkpoint(Callback):
             "random": gathered(random_states()),
         }
         if rank() == 0:
-            packed = io.BytesIO()  # torch's own writer tells a full disk as a fault of the archive
+            packed = io.BytesIO()  # torch's own writer reports a full disk as a damaged archive
             torch.save(plain(state), packed)
             with replacing(self.folder / CHECKPOINT) as file, file.open("wb") as stream:
                 stream.write(packed.getbuffer())
@@ -186,18 +186,18 @@ class Resume(Callback):
             raise CancelFitException
 
     def before_epoch(self) -> None:
-        """Replays an epoch that was finished before; else restores what the checkpoint holds, and goes on."""
+        """Skips an epoch that was finished before; else restores the checkpoint."""
         self.replaying = False
         if self.fits == 1 and self.epoch == 0:
-            seed_everything(self.seed + rank())  # a Budget has drawn from it, or not
+            seed_everything(self.seed + rank())  # a time budget may have drawn from it
         if self.saved is None:
             return
         done = min(self.saved["epoch"], self.n_epoch)
         saved = self.saved
-        if self.epoch >= min(done, self.n_epoch - 1):  # not before: trackers that are replayed touch the optimizer
+        if self.epoch >= min(done, self.n_epoch - 1):  # not earlier: replayed trackers change the optimizer
             self._restore(saved)
             if done == self.n_epoch:
-                self.saved = None  # the next fit begins anew
+                self.saved = None  # the next fit starts without
         if self.epoch < done:
             self.replaying = True
             self.recorder.log = L(self.epoch, *saved["recorder"]["values"][self.epoch])
@@ -215,7 +215,7 @@ class Resume(Callback):
                     callback.load_state_dict(saved["callbacks"][callback.name])
         except (RuntimeError, ValueError, KeyError, AssertionError) as cause:
             raise RunError(
-                f"the checkpoint does not fit the recipe any more: {(str(cause) or 'its optimizer').splitlines()[0]}",
+                f"the checkpoint no longer fits the recipe: {(str(cause) or 'its optimizer').splitlines()[0]}",
                 "train from the start: --restart",
             ) from cause
         for name, values in saved["held"].items():
@@ -223,7 +223,8 @@ class Resume(Callback):
                 setattr(getattr(self.learn, name), key, value)
         self.recorder.smooth_loss.val = saved["recorder"]["smooth"].to(self.dls.device)
         self.recorder.smooth_loss.count = saved["recorder"]["count"]
-        done = saved["iteration"] * saved["ranks"] // ranks()  # other ranks take other steps for the same crops
+        # with another number of ranks, the same crops take another number of steps
+        done = saved["iteration"] * saved["ranks"] // ranks()
         self.skip = self.learn.deal.skip = min(done, len(self.dls.train) - 1) if saved["epoch"] < self.n_epoch else 0
         if not self.skip:
             self._restore_random(saved)
@@ -233,11 +234,11 @@ class Resume(Callback):
 
     def _restore_random(self, saved: dict[str, Any]) -> None:
         states = saved["random"]
-        if len(states) == ranks():  # with other ranks, nothing is as it was
+        if len(states) == ranks():  # with another number of ranks, the state cannot be restored
             restore_random_states(states[rank()])
 
     def before_batch(self) -> None:
-        """Counts on from the step of the checkpoint; what the loader drew when it started is taken back."""
+        """Continues at the checkpoint's step; restores the random state that starting the loader changed."""
         if not self.training:
             return
         if self.skip and self.iter == 0:
@@ -248,12 +249,12 @@ class Resume(Callback):
         self.learn.iter = self.iter + self.skip
 
     def after_train(self) -> None:
-        """Forgets the checkpoint: from here on the run is as if it had never been cut short."""
+        """Drops the checkpoint: from here on, the run is like an uninterrupted one."""
         self.skip, self.saved = 0, None
 
 
 def seed_everything(seed: int) -> None:
-    """Seeds what builds and trains the network; samples are seeded one by one, see `TileDataset`."""
+    """Seeds the generators that build and train the network; `TileDataset` seeds each sample."""
     random.seed(seed)
     np.random.seed(seed)  # libraries draw from it
     torch.manual_seed(seed)

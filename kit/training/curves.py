@@ -1,4 +1,4 @@
-"""Curves as pictures: a run's losses and scores over the epochs, and the loss over the rate."""
+"""Plots: losses and scores over epochs, loss over learning rate."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,12 +22,12 @@ def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     epochs = [row["epoch"] + 1 for row in rows]
-    for column, label in (("train_loss", "training"), ("valid_loss", "held out")):
+    for column, label in (("train_loss", "training"), ("valid_loss", "validation")):
         left.plot(epochs, [row[column] for row in rows], marker="o", markersize=3, label=label)
     left.set(xlabel="epoch", ylabel="loss", ylim=(0, None))
     left.legend(frameon=False)
     right.plot(epochs, [row["jaccard"] for row in rows], marker="o", markersize=3, color="tab:green")
-    right.set(xlabel="epoch", ylabel="pooled Jaccard, held out", ylim=(0, 1))
+    right.set(xlabel="epoch", ylabel="pooled Jaccard, validation", ylim=(0, 1))
     for axis in (left, right):
         axis.grid(alpha=0.3)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -36,12 +36,12 @@ def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def draw_rates(rates: Sequence[float], losses: Sequence[float], suggested: dict[str, float], path: Path) -> None:
-    """Writes a PNG with the loss over the rate, and the suggested rates on it.
+    """Writes a PNG with the loss over the learning rate and the suggested rates.
 
     Args:
         rates: of the steps, rising.
         losses: of the steps.
-        suggested: rates by the name of what suggests them.
+        suggested: rates by name.
         path: of the PNG.
     """
     import numpy as np
@@ -56,7 +56,7 @@ def draw_rates(rates: Sequence[float], losses: Sequence[float], suggested: dict[
         loss = np.interp(rate, rates, losses)
         axis.plot(rate, loss, "o", color=f"C{number}", label=f"{name} {rate:.1e}")
         axis.axvline(rate, color=f"C{number}", linewidth=1, linestyle=":")
-    axis.set(xlabel="rate", ylabel="smoothed training loss", xscale="log", xlim=(min(rates), max(rates)))
+    axis.set(xlabel="learning rate", ylabel="smoothed training loss", xscale="log", xlim=(min(rates), max(rates)))
     axis.legend(frameon=False)
     axis.grid(alpha=0.3)
     with replacing(path) as file:

@@ -1,4 +1,4 @@
-"""Knowledge distillation: a student learns from an ensemble's probabilities beside the masks."""
+"""Knowledge distillation: a student learns from an ensemble's probabilities and from masks."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,21 +15,21 @@ __all__ = ["Distillation"]
 
 
 class Distillation(Callback):
-    """Adds the teacher's signal to the loss while training; the validation loss is that of the masks alone.
+    """Adds a distillation loss in training; the validation loss uses only masks.
 
     `teacher` is set before the fit: pixels (N, 3, H, W) uint8 or float, 0 to 255, on the fit's device -> probabilities
     of its M members (N, M, H, W), 0 to 1. `teacher_weights` are those of the members' votes; empty where all
     count the same.
 
     Args:
-        share: 0 to 1, of the teacher's signal; the masks have the rest.
+        share: 0 to 1, weight of the distillation loss; the loss of the masks has the rest.
         temperature: see `kit.models.losses.distillation`.
 
     Source:
         Hinton 2015, arXiv 1503.02531; both numbers are those of the challenge's second place.
     """
 
-    order = -12  # after MixUp: the teacher sees the mixed pixels, and the masks' part is the mixed loss
+    order = -12  # after MixUp: the teacher sees mixed pixels
     run_valid = False
     teacher: Callable[[Tensor], Tensor] | None = None
     teacher_weights: Sequence[float] = ()
@@ -38,11 +38,9 @@ class Distillation(Callback):
         self.share, self.temperature = share, temperature
 
     def before_fit(self) -> None:
-        """Makes sure that there is a teacher."""
+        """Checks that there is a teacher."""
         if self.teacher is None:
-            raise RunError(
-                "the recipe learns from a teacher, and none was given", "kit run RECIPE --teacher weights/NAME.pt"
-            )
+            raise RunError("the recipe needs a teacher", "kit run RECIPE --teacher weights/NAME.pt")
 
     def joined(self, loss: Tensor, pred: Any, pixels: Tensor, target: Tensor) -> Tensor:
         """Returns (1 - share) x loss + share x distillation.
@@ -63,6 +61,6 @@ class Distillation(Callback):
         return (1 - self.share) * loss + self.share * signal
 
     def after_loss(self) -> None:
-        """Joins both."""
+        """Replaces the loss by the weighted sum."""
         self.learn.loss_grad = self.joined(self.learn.loss_grad, self.pred, self.x, self.y)
         self.learn.loss = self.learn.loss_grad.clone()

@@ -1,4 +1,4 @@
-"""Ends a training that diverges, before weights that are not finite are kept."""
+"""Stops a training that diverges, before its weights are saved."""
 
 import math
 from collections.abc import Iterable
@@ -10,18 +10,18 @@ from torch import Tensor
 
 from kit.errors import RunError
 
-TRIES_IN_FLOAT16 = 4  # its steps whose loss overflows are skipped, see LossScale
+TRIES_IN_FLOAT16 = 4  # steps with overflow in a row: LossScale skips them
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Returns whether no tensor holds NaN or an infinite number."""
+    """Returns whether all values of all tensors are finite."""
     return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
 
 
 class DivergenceStop(Callback):
-    """Ends the training where the loss or the weights are not finite.
+    """Stops the training if the loss or the weights are not finite.
 
-    It looks at the loss before the step that would follow from it, and at the weights before `RunLog` keeps them.
+    The loss is checked before each step, the weights before `RunLog` saves them.
     """
 
     order = 59  # before RunLog
@@ -30,7 +30,7 @@ class DivergenceStop(Callback):
         self.in_a_row = 0
 
     def after_loss(self) -> None:
-        """Looks at the loss."""
+        """Checks the loss."""
         if not self.training:
             return
         loss = float(self.learn.loss_grad.detach())
@@ -39,7 +39,7 @@ class DivergenceStop(Callback):
             raise self._error(f"the loss is {loss:g}")
 
     def after_epoch(self) -> None:
-        """Looks at the weights."""
+        """Checks the weights."""
         if not self.learn.resume.replaying and not all_finite(self.learn.model.parameters()):
             raise self._error("the weights are not finite")
 

@@ -17,25 +17,25 @@ def draw_length(learn: Any) -> int | None:
 
 
 class Draw(Callback):
-    """Draws the crops of an epoch: every tile once, in a new order each time. `BalancedSampler` replaces this draw.
+    """Draws every tile once per epoch, in random order. `BalancedSampler` replaces this draw.
 
-    The draw depends on (seed, epoch) alone, with epochs counted over all fits of a recipe. All ranks draw the same.
+    The draw depends only on (seed, epoch), with epochs counted over all fits of a recipe. It is the same on all ranks.
     """
 
     order = -30  # before BalancedSampler
 
     def __init__(self) -> None:
-        self.begun = 0
+        self.started = 0  # epochs over all fits
 
     def before_fit(self) -> None:
         """Sets the length of an epoch; a sampler and a `Length` may change it."""
         self.dls.train.n = len(self.dls.train.dataset)
 
     def before_train(self) -> None:
-        """Tells the training set the number of the epoch, and hands the draw to its loader."""
+        """Sets the epoch of the training set, and gives the draw to its loader."""
         train = self.dls.train
-        train.dataset.epoch = self.begun
-        random = np.random.default_rng([train.dataset.seed, self.begun])
+        train.dataset.epoch = self.started
+        random = np.random.default_rng([train.dataset.seed, self.started])
         tiles = len(train.dataset)
         rows = chain.from_iterable(random.permutation(tiles).tolist() for _ in count())
         keys = islice(enumerate(rows), draw_length(self.learn))
@@ -43,19 +43,19 @@ class Draw(Callback):
 
     def after_train(self) -> None:
         """Counts the epoch."""
-        self.begun += 1
+        self.started += 1
 
     def state_dict(self) -> dict[str, int]:
-        """Returns the number of the epoch that comes next, or is under way."""
-        return {"begun": self.begun}
+        """Returns the number of the current or next epoch."""
+        return {"begun": self.started}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Counts on from there."""
-        self.begun = state["begun"]
+        """Restores the state."""
+        self.started = state["begun"]
 
 
 class Deal(Callback):
-    """Divides the draw among the ranks: each step takes one batch for each rank, so that no crop is used twice."""
+    """Divides the draw among the ranks, batch by batch."""
 
     order = -8  # after the samplers, before the Length
 
@@ -63,12 +63,12 @@ class Deal(Callback):
         self.skip = self.skipped = 0  # steps done in an earlier session: of the next epoch, of this one
 
     def before_fit(self) -> None:
-        """Turns the length of an epoch, in crops over all ranks, into whole batches of this rank."""
+        """Converts the length of an epoch from crops of all ranks to whole batches of this rank."""
         train = self.dls.train
         train.n = max(1, train.n // (train.bs * ranks())) * train.bs
 
     def before_train(self) -> None:
-        """Keeps this rank's share of the draw: without the steps that were done before."""
+        """Selects this rank's share of the draw, without steps that were done before."""
         train = self.dls.train
         keys = islice(self._own(train.get_idxs(), train.bs), self.skip * train.bs, None)
         train.get_idxs = lambda: keys

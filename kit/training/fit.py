@@ -1,4 +1,4 @@
-"""One fit: recipe x fold x seed, from data loaders to a finished run folder."""
+"""One training: a recipe on one fold, from data loaders to a finished run folder."""
 
 import shutil
 import sys
@@ -53,17 +53,17 @@ from kit.training.run_files import (
 from kit.training.runlog import Board, RunLog
 from kit.training.tiny import TinyBatches
 
-# what makes two runs the same
+# settings that must be equal to resume a run
 IDENTITY = (
     "recipe_sha256", "data", "data_sha256", "added", "fold", "seed", "minutes", "epochs_option", "steps_option",
     "precision_option", "encoder_source", "start_sha256", "teacher_sha256",
 )  # fmt: skip
-EXACT = ("threads", "ranks")  # and, while it is unfinished, what its last bits depend on
+EXACT = ("threads", "ranks")  # and, for an unfinished run, those that change rounding
 
 
 @dataclass(frozen=True)
 class Setup:
-    """How fits are done, beside what the recipe says."""
+    """Options of a fit that are not part of the recipe."""
 
     length: LengthOptions = field(default_factory=LengthOptions)  # how long a fold trains
     source: Source = field(default_factory=Source)  # where the encoder's weights come from
@@ -71,30 +71,30 @@ class Setup:
     precision: str = ""  # `fp32`, `bf16` or `fp16`; empty for what the device is fastest in
     # members' probabilities for pixels, see `Distillation`; for recipes that learn from one
     teacher: Callable[[Tensor], Tensor] | None = None
-    teacher_sha256: str = ""  # checksum of the teacher's file
+    teacher_sha256: str = ""  # of the teacher's file
     teacher_weights: tuple[float, ...] = ()  # of its members' votes; empty where all count the same
     # data sets that train beside that of `--data`, for the settings: the fold has their tiles already
     added: tuple[AddedSet, ...] = ()
     start_from: Path | None = None  # safetensors of the whole network to begin with, instead of those of the encoder
     checkpoint_minutes: float = 10.0  # between two checkpoints within an epoch; 0 for none
     tensorboard: bool = False  # logs for TensorBoard, too
-    resume: bool = False  # goes on with an unfinished run although something was changed
-    restart: bool = False  # forgets an earlier run
+    resume: bool = False  # resume an unfinished run although settings changed
+    restart: bool = False  # delete an earlier run
     tiny: bool = False  # trains on tiny crops, see `TinyBatches`
 
 
 def fit_fold(recipe: Recipe, fold: Fold, folder: Path, data: str, data_sha256: str, setup: Setup) -> Result:
-    """Trains one fold into `folder`, goes on with what is unfinished there, or returns the result that is there.
+    """Trains one fold, resumes an unfinished run, or returns the result of a finished one.
 
-    All ranks call it, with the same arguments; each holds out and validates its share of the tiles.
+    All ranks call it with the same arguments; each validates its share of the tiles.
 
     Args:
-        recipe: what to train.
-        fold: on what.
+        recipe: to train.
+        fold: tiles to train and validate on.
         folder: of the run.
         data: name of the data set, for the settings.
         data_sha256: of its index.
-        setup: how.
+        setup: options.
 
     Raises:
         RunError: the folder holds a run with other settings, another process trains into it, or the recipe and
@@ -125,7 +125,7 @@ def fit_fold(recipe: Recipe, fold: Fold, folder: Path, data: str, data_sha256: s
     )
     _agree(compared(settings, IDENTITY))
     with locked(folder) if rank() == 0 else nullcontext():
-        # rank 0 decides for all: another machine may see another state of the folder
+        # rank 0 decides: on another machine the folder may look different
         finished, saved = agreed(_standing(fold, folder, settings, setup) if rank() == 0 else (None, None))
         if finished:
             say(f"{recipe.name} fold {fold.number}: finished before, kept")
@@ -137,7 +137,7 @@ def fit_fold(recipe: Recipe, fold: Fold, folder: Path, data: str, data_sha256: s
             _clear(folder, setup.restart)
         if fold.number == "all":
             _stop_watching(learn)
-        learn.path = folder  # what a callback of the recipe may save
+        learn.path = folder  # where callbacks of the recipe save files
         length = _length(recipe, learn, setup.length, folder)
         learn.add_cbs([
             Resume(saved, fold.seed), RunLog(folder, f"{recipe.name} fold {fold.number}", settings, length.epochs),
@@ -161,7 +161,7 @@ def fit_fold(recipe: Recipe, fold: Fold, folder: Path, data: str, data_sha256: s
 
 
 def _length(recipe: Recipe, learn: Any, options: LengthOptions, folder: Path) -> Length:
-    """Returns the callback that ends the epochs; with `--epochs`, the recipe's fits train as many."""
+    """Returns the callback that sets the length of epochs; applies `--epochs` to the recipe's fits."""
     fits = count_epochs(recipe, learn)
     if options.epochs:
         fits = share_out(options.epochs, fits)
@@ -172,7 +172,7 @@ def _length(recipe: Recipe, learn: Any, options: LengthOptions, folder: Path) ->
 
 
 def _agree(own: dict[str, Any]) -> None:
-    """Raises RunError where the ranks, on several machines perhaps, are about to train different things."""
+    """Raises RunError if the settings of the ranks differ."""
     first, *others = gathered(own)
     for number, other in enumerate(others, start=1):
         different = [f"{key} {_short(other[key])}, not {_short(first[key])}" for key in own if other[key] != first[key]]
@@ -186,7 +186,7 @@ def _agree(own: dict[str, Any]) -> None:
 def _standing(
     fold: Fold, folder: Path, settings: RunSettings, setup: Setup
 ) -> tuple[Result | None, dict[str, Any] | None]:
-    """Returns an earlier run's result and checkpoint, as far as there are; it must be the same run."""
+    """Returns result and checkpoint of an earlier run, each None if missing; RunError if its settings differ."""
     if setup.restart or not (folder / SETTINGS).is_file():
         return None, None
     earlier, finished = read_settings(folder), read_result(folder)
@@ -196,10 +196,10 @@ def _standing(
     changes = ", ".join(f"{key} {_short(before[key])} is now {_short(now[key])}" for key in changed)
     if changed and (finished or not setup.resume):
         same = f"OMP_NUM_THREADS={earlier.threads} for the same threads; " if "threads" in changed else ""
-        goes_on = "" if finished else "--resume continues with the changes, "
+        resume = "" if finished else "--resume continues with the changes, "
         raise RunError(
             f"{folder} holds {'a finished' if finished else 'an unfinished'} run with other settings: {changes}",
-            f"{same}{goes_on}--restart trains from the start, or move the folder away",
+            f"{same}{resume}--restart trains from the start, or move the folder away",
         )
     if changed:
         say(f"resuming although {changes}")
@@ -209,25 +209,25 @@ def _standing(
 
 
 def _short(value: Any) -> str:
-    """Returns a setting as it is shown: of a checksum, the first digits."""
+    """Returns a setting as text; of a checksum, the first digits."""
     if isinstance(value, tuple):
         return ", ".join(map(str, value)) or "none"
     return repr(value[:8] if isinstance(value, str) and len(value) == 64 else value)
 
 
 def _stop_watching(learn: Any) -> None:
-    """Removes callbacks that watch a score, such as early stopping: nothing is held out that could tell them."""
+    """Removes callbacks that monitor a score, such as early stopping: without validation there is none."""
     watching = [cb for cb in learn.cbs if isinstance(cb, TrackerCallback)]
     for callback in watching:
-        say(f"{type(callback).__name__} watches {callback.monitor}: left out, since nothing is held out")
+        say(f"{type(callback).__name__} is disabled: it monitors {callback.monitor}, and nothing is held out")
     learn.remove_cbs(watching)
 
 
 def _clear(folder: Path, restart: bool) -> None:
-    """Makes the run's folder; removes what a killed process left half-written, or with `restart` all there is.
+    """Creates the run's folder; removes temporary files of killed processes, or with `restart` everything.
 
     Raises:
-        OutputError: the folder holds files, and no settings of a run.
+        OutputError: the folder holds files but no settings of a run.
     """
     if not (folder / SETTINGS).is_file():
         check_unclaimed(folder, "kit run", "recipe name or --root")
@@ -243,12 +243,12 @@ def _in_words(source: Source) -> str:
 
 
 def build(recipe: Recipe, fold: Fold, setup: Setup) -> Any:
-    """Returns the recipe's Learner, on the fold's device and silent: kit shows the progress.
+    """Returns the recipe's Learner on the fold's device, without fastai's progress bar.
 
     Raises:
-        RecipeError: a tile has soft labels, which a loss of the recipe does not take; or a data set has a weight, and
-            the recipe has no `BalancedSampler`.
-        RunError: the recipe and `setup.teacher` do not agree.
+        RecipeError: a tile has soft labels but a loss does not accept them; or a data set has a weight but the recipe
+            has no `BalancedSampler`.
+        RunError: a teacher is given but the recipe does not use one.
     """
     keep_freed_memory()
     seed_everything(fold.seed)
@@ -272,37 +272,37 @@ def build(recipe: Recipe, fold: Fold, setup: Setup) -> Any:
         learn.distillation.teacher, learn.distillation.teacher_weights = setup.teacher, setup.teacher_weights
     elif setup.teacher:
         raise RunError(
-            f"{recipe.name} learns from no teacher", "leave --teacher out, or add Distillation() to its callbacks"
+            f"{recipe.name} does not use a teacher", "leave --teacher out, or add Distillation() to its callbacks"
         )
     return learn
 
 
 def _check_fits_data(recipe: Recipe, fold: Fold, learn: Any) -> None:
-    """Checks that the recipe's losses take the labels of the training tiles, and its sampler their weights."""
+    """Checks that the recipe's losses accept the labels of the training tiles, and that a sampler applies weights."""
     if getattr(learn.dls.train.dataset, "soft", False):
         check_soft_targets(learn.loss_func)
         if hasattr(learn, "loss_switch"):
             check_soft_targets(learn.loss_switch.later)
     if "weight" in fold.train and (fold.train["weight"] != 1).any() and not hasattr(learn, "balanced_sampler"):
         raise RecipeError(
-            f"{recipe.name} draws every tile once an epoch, whatever the weight of its data set",
+            f"{recipe.name} uses every tile once per epoch, and ignores the weights of data sets",
             "leave the weights of --add out, or add BalancedSampler() to the recipe's callbacks",
         )
 
 
 def train(recipe: Recipe, learn: Any) -> None:
-    """Runs the recipe's `fit`; a failure leaves no autocast behind. What fastai prints goes to stderr."""
+    """Runs the recipe's `fit`, with fastai's output on stderr; leaves autocast even if it fails."""
     try:
         with redirect_stdout(sys.stderr):
             recipe.fit(learn)
     finally:
         learn.precision.leave()
         if hasattr(learn, "run_log"):
-            learn.run_log.after_fit()  # fastai does not end it when a fit fails
+            learn.run_log.after_fit()  # fastai does not call it when a fit fails
 
 
 def _as_built(settings: RunSettings, learn: Any, setup: Setup) -> RunSettings:
-    """Returns the settings with what the recipe's Learner says, and reports it."""
+    """Returns the settings completed from the recipe's Learner, and prints encoder and weights."""
     dls, start = learn.dls, str(setup.start_from) if setup.start_from else ""
     settings = replace(
         settings,
@@ -327,7 +327,7 @@ def load_best(model: nn.Module, folder: Path) -> None:
     """
     file = folder / BEST
     if not file.is_file():
-        raise RunError(f"{folder} holds no {BEST}", "the run did not finish an epoch: run it again")
+        raise RunError(f"{folder} holds no {BEST}", "no epoch was finished: run it again")
     _load(model, file, "the recipe was changed after training: train again with --restart")
 
 
@@ -341,7 +341,7 @@ def _load(model: nn.Module, file: Path, hint: str) -> None:
 
 
 def rebuild(recipe: Recipe) -> Any:
-    """Returns the recipe's Learner without data and with random weights: to count, to check, to load weights into."""
+    """Returns the recipe's Learner without data and with random weights, for example to load weights into."""
     none = DataLoaders([], [])
     with encoder_source(Source(pretrained=False)):
         return recipe.learner(none)

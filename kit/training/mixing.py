@@ -13,13 +13,13 @@ __all__ = ["CutMix", "MixUp"]
 
 
 class _Mixing(Callback):
-    """Draws that depend on (seed, epoch, iteration, rank) alone; nothing is mixed while validating.
+    """Base class. Random numbers depend only on (seed, epoch, iteration, rank); validation is not mixed.
 
     Images are (N, 3, H, W) uint8 or float, 0 to 255; targets masks (N, H, W) or layers (N, 3, H, W).
     """
 
     run_valid = False
-    stream = 0  # draws of its own for each kind of mixing, so that two kinds in one fit are independent
+    stream = 0  # of random numbers, so that two kinds of mixing in one fit are independent
 
     def random(self) -> np.random.Generator:
         """Returns the batch's generator."""
@@ -31,16 +31,16 @@ class _Mixing(Callback):
 
 
 class MixUp(_Mixing):
-    """Trains on a weighted mean of two images, with the same mean of the losses of both their masks.
+    """Trains on a weighted mean of two images, with the same mean of the losses of both masks.
 
     Args:
-        alpha: the weight is drawn from Beta(alpha, alpha), once a batch; small values leave most images nearly alone.
+        alpha: the weight is drawn from Beta(alpha, alpha), once per batch; with small values most images hardly change.
 
     Source:
         Zhang 2018, arXiv 1710.09412.
     """
 
-    order = -15  # before Precision, which needs the last word on the memory format; after CutMix
+    order = -15  # after CutMix; before Precision, which sets the memory format
     stream = 1
 
     def __init__(self, alpha: float = 0.4) -> None:
@@ -55,21 +55,21 @@ class MixUp(_Mixing):
         self.other = self.y[partners]
 
     def after_loss(self) -> None:
-        """Mixes the losses; whatever the loss function is by now, it is left as it is."""
+        """Mixes the losses."""
         other = self.loss_func(self.pred, self.other)
         self.learn.loss_grad = torch.lerp(other, self.learn.loss_grad, self.share)
         self.learn.loss = self.learn.loss_grad.clone()
 
 
 class CutMix(_Mixing):
-    """Pastes a rectangle of another image, and the same rectangle of its mask.
+    """Pastes a rectangle of another image and of its mask.
 
     Args:
-        alpha: the share of the image that stays is drawn from Beta(alpha, alpha); 1 is uniform.
-        probability: 0 to 1, of a batch to be mixed at all.
+        alpha: the share of the image that is kept is drawn from Beta(alpha, alpha); 1 is uniform.
+        probability: 0 to 1, of mixing a batch.
 
     Source:
-        Yun 2019, arXiv 1905.04899; for segmentation, with masks cut alike, French 2020, arXiv 1906.01916.
+        Yun 2019, arXiv 1905.04899; for segmentation French 2020, arXiv 1906.01916.
     """
 
     order = -16  # before MixUp, which then sees the masks that belong to the images
@@ -79,7 +79,7 @@ class CutMix(_Mixing):
         self.alpha, self.probability = alpha, probability
 
     def rectangle(self, random: np.random.Generator, height: int, width: int) -> tuple[slice, slice]:
-        """Returns rows and columns of the rectangle, px; centred anywhere, and cut where it leaves the image."""
+        """Returns rows and columns of a rectangle at a random place, px, clipped to the image."""
         side = math.sqrt(1 - random.beta(self.alpha, self.alpha))  # of the image's sides
         rows, columns = round(height * side), round(width * side)
         top, left = random.integers(height) - rows // 2, random.integers(width) - columns // 2
@@ -92,7 +92,7 @@ class CutMix(_Mixing):
             return
         rows, columns = self.rectangle(random, *self.x.shape[-2:])
         partners = self.partners(random)
-        image, target = self.x.clone(), self.y.clone()  # the loader's own stay as they are
+        image, target = self.x.clone(), self.y.clone()  # the loader's tensors must not change
         image[..., rows, columns] = self.x[..., rows, columns][partners]
         target[..., rows, columns] = self.y[..., rows, columns][partners]
         self.learn.xb, self.learn.yb = (image,), (target,)

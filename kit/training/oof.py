@@ -1,4 +1,4 @@
-"""Out of fold: what a model says of the tiles it never saw, as files, counts and pictures."""
+"""Out-of-fold predictions: files, counts and pictures of the validation tiles."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -26,11 +26,11 @@ from kit.training.run_files import OBJECTS
 T = TypeVar("T")
 
 LEVELS = "levels.csv"
-MOSTLY = 0.5  # share of imagery in a tile that is drawn
+MOSTLY = 0.5  # smallest share of imagery in a tile that is drawn
 
 
 def predict_fold(model: nn.Module, precision: Any, fold: Fold, folder: Path) -> dict[str, Counts]:
-    """Predicts the held-out tiles of a fold, one view, and returns the counts per `area/scene`.
+    """Predicts the validation tiles of a fold in one view, and returns the counts per `area/scene`.
 
     Writes `oof/<tile>.tif` (uint8, probability x 255), `oof.csv` with the counts of each tile, `objects.csv` with those
     of its buildings, `levels.csv` with how many pixels of background and of building got each of the 256 values, and
@@ -40,7 +40,7 @@ def predict_fold(model: nn.Module, precision: Any, fold: Fold, folder: Path) -> 
     Args:
         model: pixels to logits.
         precision: the fit's Precision callback, whose context it was trained in.
-        fold: with this rank's held-out rows.
+        fold: with this rank's validation rows.
         folder: of the run.
     """
     own: list[dict[str, Any]] = []
@@ -49,7 +49,7 @@ def predict_fold(model: nn.Module, precision: Any, fold: Fold, folder: Path) -> 
     for row in track(list(fold.valid.itertuples()), f"out-of-fold {fold.number}"):
         image, mask = read_tile(row.image, row.mask)
         probability = _probability(model, precision, image, fold.device)
-        probability[mask == IGNORE] = 0  # as the shipped file does where alpha is 0
+        probability[mask == IGNORE] = 0  # as the exported file does where alpha is 0
         values = np.rint(probability * 255).astype(np.uint8)
         levels += [np.bincount(values[mask == truth], minlength=256) for truth in (BACKGROUND, BUILDING)]
         counts = asdict(count(probability > 0.5, mask))
@@ -77,7 +77,7 @@ def predict_fold(model: nn.Module, precision: Any, fold: Fold, folder: Path) -> 
 
 
 def read_levels(folder: Path) -> NDArray[np.int64] | None:
-    """Returns (2, 256): how many held-out pixels of background, of building got each value; None where unknown."""
+    """Returns the number of validation pixels of background and of building per value, (2, 256); None if unknown."""
     file = folder / LEVELS
     return pd.read_csv(file)[["background", "building"]].to_numpy(np.int64).T if file.is_file() else None
 
@@ -88,22 +88,22 @@ def best_threshold(levels: NDArray[np.int64]) -> tuple[float, float]:
     Args:
         levels: (2, 256), see `read_levels`; of several runs, their sum.
     """
-    invented, hit = levels[:, ::-1].cumsum(axis=1)[:, ::-1]  # at this value and above
-    union = invented + levels[1].sum()
-    scores = np.where(union, hit / np.maximum(union, 1), 1.0)  # nothing to find and nothing found
+    fp, tp = levels[:, ::-1].cumsum(axis=1)[:, ::-1]  # at this value and above
+    union = fp + levels[1].sum()
+    scores = np.where(union, tp / np.maximum(union, 1), 1.0)  # 1 if neither prediction nor truth has a building
     best = int(scores.argmax())
     return max(best - 0.5, 0) / 255, float(scores[best])
 
 
 def interleaved(shares: list[list[T]]) -> list[T]:
-    """Returns the items in the order they had before each of n ranks took every n-th."""
+    """Returns the items in their original order; of n ranks, each had every n-th."""
     return [share[place] for place in range(max(map(len, shares))) for share in shares if place < len(share)]
 
 
 def _draw(tiles: pd.DataFrame, fold: Fold, folder: Path) -> None:
-    """Draws the best, median and worst tile that holds a building; each rank those of its own.
+    """Draws the best, median and worst tile with buildings; each rank draws those that it predicted.
 
-    Of tiles that are mostly imagery, where there are any: others show little but black.
+    Tiles that are mostly without imagery are only drawn if there are no others.
     """
     shown = tiles[tiles["tp"] + tiles["fn"] > 0]
     if (full := shown["imagery"] >= MOSTLY).any():

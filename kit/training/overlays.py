@@ -1,4 +1,4 @@
-"""Pictures for people: predictions beside the truth, and crops as augmentation makes them."""
+"""Pictures: predictions beside the truth, augmented crops."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from kit.data.masks import BUILDING, IGNORE
 from kit.system.files import replacing
 
-FOUND, INVENTED, MISSED = (60, 200, 90), (230, 60, 50), (60, 110, 240)  # RGB of tp, fp, fn
+TP, FP, FN = (60, 200, 90), (230, 60, 50), (60, 110, 240)  # RGB
 LAYER_COLOURS = ((255, 220, 0), (230, 60, 50), (0, 230, 255))  # RGB of footprint, boundary, contact
 SHEET_COLUMNS, SHEET_PANEL_PX, SHEET_GAP_PX = 4, 320, 4
 
@@ -20,7 +20,7 @@ def overlay(
 ) -> NDArray[np.uint8]:
     """Returns four panels in a row: image, truth, prediction, errors.
 
-    Errors are green where found, red where invented, blue where missed.
+    In the fourth panel, true positives are green, false positives red, false negatives blue.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -36,9 +36,7 @@ def overlay(
         image,
         _outlined(image, building, (255, 220, 0)),
         _outlined(image, predicted, (0, 230, 255)),
-        _painted(
-            image, {FOUND: building & predicted, INVENTED: predicted & ~building & known, MISSED: building & ~predicted}
-        ),
+        _painted(image, {TP: building & predicted, FP: predicted & ~building & known, FN: building & ~predicted}),
     ]
     scale = min(1.0, 512 / max(image.shape[:2]))
     small = [cv2.resize(p, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) for p in panels]
@@ -49,7 +47,7 @@ def overlay(
 
 
 def crop_sheet(crops: Iterable[tuple[NDArray[np.uint8], NDArray[np.int64]]]) -> NDArray[np.uint8]:
-    """Returns crops in rows of four: footprints outlined, boundary and contact painted, what does not count dark.
+    """Returns crops in rows of four: footprints outlined, boundary and contact painted, ignored pixels dark.
 
     Args:
         crops: image (H, W, 3) uint8 RGB and mask (H, W), or (3, H, W) with layers: 0, 1, 255 = no data.

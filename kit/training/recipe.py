@@ -1,4 +1,4 @@
-"""Recipes: found by name, loaded, and checked before anything is built."""
+"""Recipes: lookup by name, loading, checks."""
 
 import hashlib
 import importlib.util
@@ -84,7 +84,7 @@ class Recipe:
             full = type(cause).__name__ == "OutOfMemoryError"  # torch's, of a GPU
             raise RecipeError(
                 f"{self.path.name}: {name}() failed{_where(cause, self.path)}: {type(cause).__name__}: {cause}",
-                "fewer crops a step, and GradientAccumulation for the rest" if full else "--debug shows the traceback",
+                "use smaller batches, and GradientAccumulation" if full else "--debug shows the traceback",
             ) from cause
         if not isinstance(returned, kind):
             raise RecipeError(
@@ -96,7 +96,7 @@ class Recipe:
 
 @contextmanager
 def strict_augmentation() -> Iterator[None]:
-    """Makes an unknown argument of an augmentation an error: albumentations only warns, and ignores it."""
+    """Makes unknown arguments of augmentations an error; albumentations only warns and ignores them."""
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*not valid for transform.*")
         yield
@@ -108,7 +108,7 @@ def _where(cause: BaseException, path: Path) -> str:
 
 
 def installed_recipes() -> Path:
-    """Returns the folder of the recipes that come with kit, the package `kit.recipes`."""
+    """Returns the folder of the installed recipes, the package `kit.recipes`."""
     for parent in kit.__path__:
         if (folder := Path(parent, "recipes")).is_dir():
             return folder
@@ -116,7 +116,7 @@ def installed_recipes() -> Path:
 
 
 def known_recipes(paths: Paths) -> dict[str, Path]:
-    """Returns recipe files by name: the user's own in `./recipes` come before the installed ones."""
+    """Returns recipe files by name: those in `./recipes` take precedence over installed ones."""
     return {name: file for name, file in _known(paths).items() if not is_solution(file)}
 
 
@@ -181,7 +181,7 @@ def load_module(path: Path) -> tuple[ModuleType, tuple[Path, ...]]:
     """
     spec = importlib.util.spec_from_file_location(f"kit_recipe_{path.stem}", path)
     if spec is None or spec.loader is None:
-        raise RecipeError(f"{path} is no Python file", "expected recipes/NAME.py")
+        raise RecipeError(f"{path} is not a Python file", "expected recipes/NAME.py")
     module = importlib.util.module_from_spec(spec)
     try:
         with strict_augmentation(), _importable(path.parent) as parents:
@@ -192,7 +192,7 @@ def load_module(path: Path) -> tuple[ModuleType, tuple[Path, ...]]:
         parent = (cause.name or "") if isinstance(cause, ModuleNotFoundError) else ""
         raise RecipeError(
             f"{path.name} cannot be imported{_where(cause, path)}: {type(cause).__name__}: {cause}",
-            f"import a parent so: from {PACKAGE} import NAME" if parent.startswith(("recipes", PACKAGE))
+            f"import a parent with: from {PACKAGE} import NAME" if parent.startswith(("recipes", PACKAGE))
             else "--debug shows the traceback",
         ) from cause  # fmt: skip
     return module, tuple(parents)
@@ -200,10 +200,10 @@ def load_module(path: Path) -> tuple[ModuleType, tuple[Path, ...]]:
 
 @contextmanager
 def _importable(folder: Path) -> Iterator[list[Path]]:
-    """Lets `from kit.recipes import NAME` find the recipes that come with kit, then those of `folder`.
+    """Makes `from kit.recipes import NAME` find installed recipes, then those of `folder`.
 
-    Yields a list that holds, after the block, the files that were imported so. They are forgotten again: the next
-    recipe may be in another folder, or have been changed. A folder `recipes` in the search path is not importable.
+    Yields a list that holds, after the block, the files imported this way. These modules are removed from
+    `sys.modules`, since the next recipe may be in another folder, or a file may change. `import recipes` is disabled.
     """
     package = ModuleType(PACKAGE)
     package.__path__ = [str(installed_recipes()), str(folder)]

@@ -1,4 +1,4 @@
-"""The files in a run's folder, and how they are read: without torch, so that listings are quick."""
+"""The files in a run's folder. Reading them does not import torch, so that listings are fast."""
 
 import csv
 import json
@@ -25,7 +25,7 @@ AtLeast0 = Annotated[int, Ge(0)]
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished run scored on its validation tiles."""
+    """The result of a finished run."""
 
     recipe: str  # name of its runs: the recipe's, unless `--name` gave another
     fold: int | str  # number, or `all`
@@ -38,7 +38,7 @@ class Result:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What a run was trained with: `settings.json`. None is a value that an older kit did not write."""
+    """The content of `settings.json`. Values are None if an older version did not write them."""
 
     kit_version: str | None = None
     recipe: str | None = None
@@ -74,7 +74,7 @@ class RunSettings:
 
 
 def read_result(folder: Path) -> Result | None:
-    """Returns the result of a finished run; None where it has not finished.
+    """Returns the result of a run; None if it has not finished.
 
     Raises:
         RunError: the file is damaged.
@@ -113,7 +113,7 @@ def write_settings(folder: Path, settings: RunSettings) -> None:
 
 
 def read_log(folder: Path) -> list[dict[str, float]]:
-    """Returns a row per finished epoch, without the values that are not finite; none where there is no log yet.
+    """Returns a row per finished epoch, without values that are not finite; an empty list if there is no log.
 
     Raises:
         RunError: the file is damaged.
@@ -170,7 +170,7 @@ def check_best(folder: Path, result: Result) -> str:
     """Returns the SHA-256 of a finished run's weights, in hex.
 
     Raises:
-        RunError: they are missing, or not those that the training wrote.
+        RunError: they are missing or damaged.
     """
     file = folder / BEST
     if not file.is_file():
@@ -185,7 +185,7 @@ def check_best(folder: Path, result: Result) -> str:
 
 
 def command(run: str) -> str:
-    """Returns the command that trains `<recipe>/fold<k>`."""
+    """Returns the command that trains a run `<recipe>/fold<k>`."""
     recipe, _, fold = run.partition("/fold")
     return f"kit run {recipe} --all" if fold == "all" else f"kit run {recipe} --fold {fold}"
 

@@ -1,4 +1,4 @@
-"""The run folder while it is trained: settings, log, best weights; and what a person sees of it."""
+"""Writes settings, log and best weights of a run, and shows its progress."""
 
 import csv
 import math
@@ -21,19 +21,19 @@ BOARD_EVERY = 10  # steps between two points of TensorBoard's training loss
 
 
 class RunLog(Callback):
-    """Writes `settings.json`, `log.csv` and `best.safetensors`; shows a bar, and a line of a table for each epoch.
+    """Writes `settings.json`, `log.csv` and `best.safetensors`; shows a progress bar, and a table with a row per epoch.
 
-    The best epoch is the one with the highest Jaccard index; without validation, the last. Epochs are counted over all
-    fits of a recipe. Rank 0 writes; all know the same.
+    The best epoch has the highest Jaccard index; without validation, it is the last. Epochs are counted over all fits
+    of a recipe. Rank 0 writes.
 
     Args:
         folder: of the run.
-        title: in front of the bar.
+        title: of the bar.
         settings: of the run.
         epochs: of all fits.
     """
 
-    order = 60  # after the Recorder has its figures, before EMA puts the live weights back
+    order = 60  # after the Recorder, before EMA restores the current weights
 
     def __init__(self, folder: Path, title: str, settings: RunSettings, epochs: int) -> None:
         self.folder, self.title, self.settings, self.epochs = folder, title, settings, epochs
@@ -44,7 +44,7 @@ class RunLog(Callback):
         self.best, self.best_epoch, self.start, self.smooth = -1.0, -1, monotonic(), math.nan
 
     def before_fit(self) -> None:
-        """Writes the settings, now that the steps are known."""
+        """Writes the settings, now that the number of steps is known."""
         self.recorder.add_time = False
         precision = self.learn.precision.name_of_precision
         self.settings = replace(self.settings, **self.learn.length.settings(), precision=precision)
@@ -54,7 +54,7 @@ class RunLog(Callback):
         self.areas = sorted({area for areas in held_out for area in areas})
 
     def before_train(self) -> None:
-        """Starts the bar, and in a new run the clock."""
+        """Starts the bar, and in a new run the time."""
         self.steps = 0
         if not self.rows and not self.learn.deal.skipped:
             self.start = monotonic()
@@ -76,12 +76,13 @@ class RunLog(Callback):
         return f"epoch {min(len(self.rows) + 1, self.epochs)}/{self.epochs} loss {self.smooth:.4f}{best}"
 
     def after_epoch(self) -> None:
-        """Adds a row to the log and to the table, keeps the best weights."""
+        """Adds a row to log and table, and saves the best weights."""
         if self.resume.replaying:
             return
         self.rows.append(self._row())
         jaccard = self.rows[-1]["jaccard"]
-        better = self.best < 0 if math.isnan(jaccard) else jaccard > self.best  # no score beats none that was had
+        # without a score, only the first epoch is saved
+        better = self.best < 0 if math.isnan(jaccard) else jaccard > self.best
         if better:
             self.best, self.best_epoch = (-1.0 if math.isnan(jaccard) else jaccard), len(self.rows) - 1
         self._show()
@@ -93,10 +94,10 @@ class RunLog(Callback):
             if better:
                 weights = {name: value.contiguous() for name, value in self.model.state_dict().items()}
                 with replacing(self.folder / BEST) as file:
-                    file.write_bytes(save(weights))  # its own writer tells a full disk as a fault of the format
+                    file.write_bytes(save(weights))  # save_file reports a full disk as an error of the format
 
     def _row(self) -> dict[str, float]:
-        # recorder.log: epoch, train loss, valid loss, metrics; what was cancelled is left out
+        # recorder.log: epoch, train loss, valid loss, metrics; values of cancelled phases are missing
         log = [math.nan if value is None else float(value) for value in self.recorder.log[1:]]
         train_loss = math.nan if self.recorder.cancel_train else log.pop(0)
         valid_loss, jaccard = ([] if self.recorder.cancel_valid else log + [math.nan] * 2)[:2] or [math.nan] * 2
@@ -122,10 +123,10 @@ class RunLog(Callback):
         return monotonic() - self.start
 
     def _show(self) -> None:
-        """Prints the table's next line above the bar; its head, first."""
+        """Prints the next row of the table above the bar; first the header."""
         row, done = self.rows[-1], len(self.rows)
         areas = {key.removeprefix("jaccard_"): value for key, value in row.items() if key.startswith("jaccard_")}
-        head = ["epoch", "train", "held out", "jaccard", *areas, "rate", "time", "left"]
+        head = ["epoch", "train", "validation", "jaccard", *areas, "rate", "time", "left"]
         cells = [
             f"{done}/{self.epochs}",
             *(f"{row[key]:.4f}" for key in ("train_loss", "valid_loss", "jaccard")),
@@ -143,27 +144,28 @@ class RunLog(Callback):
         self.bar.advance(0, self._note())
 
     def after_fit(self) -> None:
-        """Ends the bar, also when interrupted, or failed before it began."""
+        """Closes the bar, also after an interruption or failure."""
         if self.bar is not None:
             self.bar.close()
             self.bar = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what was logged, the best epoch, and how long it took."""
+        """Returns the log, the best epoch, and the time so far."""
         return {"rows": self.rows, "best": self.best, "best_epoch": self.best_epoch, "seconds": self.seconds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from there."""
-        self.rows = [{**row, "steps": row.get("steps", 0)} for row in state["rows"]]  # an older kit did not count them
+        """Restores the state."""
+        # missing in checkpoints of older versions
+        self.rows = [{**row, "steps": row.get("steps", 0)} for row in state["rows"]]
         self.best, self.best_epoch = state["best"], state["best_epoch"]
         self.start = monotonic() - state["seconds"]
 
 
 class Board(Callback):
-    """Writes losses, scores and the rate for TensorBoard.
+    """Writes losses, scores and the learning rate for TensorBoard.
 
     Args:
-        folder: where to.
+        folder: to write into.
 
     Raises:
         RunError: TensorBoard is not installed.
@@ -197,11 +199,11 @@ class Board(Callback):
             self.writer.flush()
 
     def state_dict(self) -> dict[str, int]:
-        """Returns the number of the step."""
+        """Returns the step."""
         return {"step": self.step}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Goes on from there."""
+        """Restores the state."""
         self.step = state["step"]
 
 

@@ -1,4 +1,4 @@
-"""Schedules of the rate that a recipe's `fit` may choose beside fastai's: a warm-up, then a cosine or a polynomial."""
+"""Learning rate schedules for recipes: linear warm-up, then cosine or polynomial decay."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ from kit.errors import RecipeError
 
 __all__ = ["fit_cosine", "fit_poly"]
 
-WARMUP_DIV = 100  # the first step's rate is a hundredth: a random decoder's gradients are large
+WARMUP_DIV = 100  # of the first step's rate: gradients of a random decoder are large
 
 Rates = NDArray[np.float64]  # of each parameter group
 Schedule = Callable[[float], Rates]  # share of the steps that is done, 0 to 1 -> rates
@@ -21,20 +21,20 @@ Schedule = Callable[[float], Rates]  # share of the steps that is done, 0 to 1 -
 def fit_cosine(
     learn: Any, epochs: int, lr: float | slice, warmup: float = 0.05, wd: float | None = None, cbs: Any = None
 ) -> None:
-    """Trains with a rate that rises in a straight line, then falls to 0 as half a cosine.
+    """Trains with a linear warm-up of the learning rate, then cosine decay to 0.
 
-    After the warm-up, at the share t of what is left, the rate is lr x (1 + cos(pi t)) / 2.
+    After the warm-up, at the fraction t of the remaining steps, the rate is lr x (1 + cos(pi t)) / 2.
 
     Args:
         learn: the Learner.
         epochs: of the fit.
         lr: the highest rate; a slice spreads it over the parameter groups, as in fastai's `fit_one_cycle`.
-        warmup: 0 to 1, share of all steps in which the rate rises from `lr` / 100.
-        wd: weight decay; the Learner's by default.
-        cbs: more callbacks, for this fit.
+        warmup: 0 to 1, fraction of all steps in which the rate rises from `lr` / 100.
+        wd: weight decay; by default the Learner's.
+        cbs: more callbacks for this fit.
 
     Raises:
-        RecipeError: a value is out of its range.
+        RecipeError: a value is out of range.
 
     Source:
         Loshchilov & Hutter 2016, arXiv 1608.03983, without restarts; the warm-up is Goyal 2017, arXiv 1706.02677.
@@ -51,21 +51,21 @@ def fit_poly(
     wd: float | None = None,
     cbs: Any = None,
 ) -> None:
-    """Trains with a rate that rises in a straight line, then falls to 0 as a polynomial.
+    """Trains with a linear warm-up of the learning rate, then polynomial decay to 0.
 
-    After the warm-up, at the share t of what is left, the rate is lr x (1 - t) to the power `power`.
+    After the warm-up, at the fraction t of the remaining steps, the rate is lr x (1 - t) ** `power`.
 
     Args:
         learn: the Learner.
         epochs: of the fit.
         lr: the highest rate; a slice spreads it over the parameter groups, as in fastai's `fit_one_cycle`.
-        warmup: 0 to 1, share of all steps in which the rate rises from `lr` / 100.
-        power: 1 falls in a straight line, less stays high for longer.
-        wd: weight decay; the Learner's by default.
-        cbs: more callbacks, for this fit.
+        warmup: 0 to 1, fraction of all steps in which the rate rises from `lr` / 100.
+        power: exponent; 1 is linear, less keeps the rate high for longer.
+        wd: weight decay; by default the Learner's.
+        cbs: more callbacks for this fit.
 
     Raises:
-        RecipeError: a value is out of its range.
+        RecipeError: a value is out of range.
 
     Source:
         Chen 2016, arXiv 1606.00915 (DeepLab); the warm-up is Goyal 2017, arXiv 1706.02677.

@@ -126,7 +126,7 @@ def test_a_run_without_added_sets_is_not_resumed_with_some(root: Path, cli: Cli)
     [
         ("CrossEntropy(),", "Lovasz(),", "second", "Lovasz does not accept soft targets"),
         ("EMA(0.9)]", "EMA(0.9), LossSwitch(1)]", "second", "Lovasz does not accept soft targets"),
-        ("BalancedSampler(crops_per_tile=0.75), ", "", "second=2", "draws every tile once an epoch"),
+        ("BalancedSampler(crops_per_tile=0.75), ", "", "second=2", "uses every tile once per epoch"),
         ("AUGMENT, 2)", "AUGMENT, 2, layers=True)", "second", "second has soft labels, and the recipe needs layers"),
         ("EMA(0.9)]", "EMA(0.9)]", "train_tier_1", "--add train_tier_1: this is the data set of --data"),
         ("EMA(0.9)]", "EMA(0.9)]", "sceond", "no data set 'sceond'"),

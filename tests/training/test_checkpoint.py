@@ -209,7 +209,7 @@ def test_a_checkpoint_of_another_network_is_told(unfinished: Path, cli: Cli):
     recipe.write_text(recipe.read_text().replace("(16, 8, 8)", "(24, 8, 8)"))
     code, _, err = cli(*command(unfinished), "--resume")
     assert code == 1
-    assert "the checkpoint does not fit the recipe any more" in err
+    assert "the checkpoint no longer fits the recipe" in err
     assert "--restart" in err
 
 
@@ -273,5 +273,5 @@ def test_what_a_checkpoint_holds_runs_no_code(tmp_path: Path):
 
 def test_a_checkpoint_of_an_older_kit_is_told(tmp_path: Path):
     torch.save({"epoch": 3, "model": {}, "log": []}, tmp_path / "checkpoint.pt")
-    with pytest.raises(RunError, match="was written by an older kit"):
+    with pytest.raises(RunError, match="was written by an older version"):
         read_checkpoint(tmp_path)

@@ -74,9 +74,9 @@ def learner(
 
 @pytest.mark.parametrize("others", [[], [Precision()]])
 def test_without_a_teacher_nothing_starts(others: list[Callback]):
-    with pytest.raises(RunError, match="the recipe learns from a teacher, and none was given") as error:
+    with pytest.raises(RunError, match="the recipe needs a teacher") as error:
         learner(*others, Distillation()).fit(1)
-    assert error.value.message == "the recipe learns from a teacher, and none was given"
+    assert error.value.message == "the recipe needs a teacher"
     assert error.value.hint == "kit run RECIPE --teacher weights/NAME.pt"
 
 

@@ -119,7 +119,7 @@ def test_there_is_one_way_to_import_a_parent(tmp_path: Path, monkeypatch: pytest
     paths = write(tmp_path, VARIANT.format(parent="neighbour").replace("from kit.recipes", "from recipes"))
     with pytest.raises(RecipeError, match=r"mine\.py cannot be imported at line 2: ModuleNotFoundError") as caught:
         load_recipe("mine", paths)
-    assert caught.value.hint == "import a parent so: from kit.recipes import NAME"
+    assert caught.value.hint == "import a parent with: from kit.recipes import NAME"
     unknown = write(tmp_path, VARIANT.format(parent="nobody"))
     with pytest.raises(RecipeError, match="nobody") as caught:
         load_recipe("mine", unknown)

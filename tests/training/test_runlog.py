@@ -88,7 +88,7 @@ def test_the_log_and_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str
     out, err = capsys.readouterr()
     assert out == ""
     head, rows = table_of(err)
-    assert head == ["epoch", "train", "held out", "jaccard", "kam", "znz", "rate", "time", "left"]
+    assert head == ["epoch", "train", "validation", "jaccard", "kam", "znz", "rate", "time", "left"]
     assert len(rows) == 3
     for number, row in enumerate(rows):
         logged = log.iloc[number]
