@@ -1,7 +1,7 @@
-"""The best weighted vote among finished runs, chosen on the tiles that they held out (`kit best`).
+"""Chooses the best weighted ensemble of finished runs on validation tiles (`kit best`).
 
-The folds of a recipe are one candidate: each tile is predicted by the fold's network that was not trained on it. Only
-tiles that every candidate held out are used. A weight of a candidate is shared out among its networks.
+The folds of a recipe are one candidate: each tile is predicted by the network that was not trained on it. Only
+validation tiles of all candidates are used. The weight of a candidate is divided among its networks.
 """
 
 import math
@@ -30,7 +30,7 @@ from kit.pipeline.soup import END, make_soups
 from kit.pipeline.vote_search import NestedScore, VotePixels, Votes, VoteSearch, parts_of
 from kit.training.run_files import read_result, read_settings
 
-LARGEST_PX = 16 * 1024**2  # validation pixels that the choice is made on, drawn at random: more change no digit
+LARGEST_PX = 16 * 1024**2  # validation pixels, drawn at random; more would not change the score's digits
 TUNING_TILES = 3
 COLUMNS = ("candidate", "networks", "weight", "alone", "adds", "seconds")
 
@@ -41,29 +41,29 @@ class BestOptions:
 
     views: str = "flips"  # `none`, `flips` or `d4`
     formats: Sequence[str] = ()  # to write beside TorchScript
-    # that a chip of 1024 x 1024 px may take on this machine; infinite without a limit
+    # limit for a chip of 1024 x 1024 px on this machine
     seconds_per_chip: float = math.inf
 
 
 @dataclass(frozen=True)
 class VoteCandidate:
-    """Runs that vote as one: each tile is predicted by the one that held it out."""
+    """Runs that vote together: each tile is predicted by the run that did not train on it."""
 
     name: str  # see `vote_name`
     runs: tuple[str, ...]  # `<recipe>/fold<k>`
-    # the counts of the tiles that they held out, by name, with their fold and the file of the prediction
+    # counts of the validation tiles, by name, with fold and file of the prediction
     tiles: pd.DataFrame
 
 
 @dataclass(frozen=True)
 class ChosenVote:
-    """A vote, and what its choice rests on."""
+    """A chosen vote with its scores."""
 
-    votes: Votes  # of each candidate; that of the best single candidate where several gain nothing
-    score: float  # its Jaccard index on the tiles that it was chosen on
+    votes: Votes  # of each candidate; without a gain, the best single one
+    score: float  # Jaccard index on the tiles of the choice
     best_single: float  # likewise, of the best single candidate
-    nested: NestedScore | None  # scores of tiles that took no part in the choice; None where there is one tile
-    several: bool  # whether it is more than the best single candidate
+    nested: NestedScore | None  # scores on tiles that were not used for the choice; None if there is one tile
+    several: bool  # whether it has more than one candidate
 
     def __str__(self) -> str:
         scores = f"on the tiles of the choice {self.best_single:.4f} -> {self.score:.4f}"
@@ -77,34 +77,33 @@ class ChosenVote:
 
 
 def best(runs: Sequence[str], name: str, paths: Paths, options: BestOptions) -> Exported:
-    """Exports the vote of finished runs that scores best on the tiles that they held out, and reports the choice.
+    """Chooses the vote of finished runs with the best score on validation tiles, reports and exports it.
 
     Args:
         runs: `<recipe>/fold<k>`, or a recipe for its finished folds.
         name: of the weights.
         paths: of the working root.
-        options: views, formats, budget.
+        options: see `BestOptions`.
 
     Raises:
-        RunError: a run is missing, unfinished or damaged, the runs share no validation tile, or learnt from different
-            data.
-        KitError: no candidate is within the budget.
+        RunError: a run is missing, unfinished or damaged, or the runs have no common validation tile or different data.
+        KitError: every candidate exceeds the time limit.
         WeightsError: see `export_runs`.
     """
     check_free(paths.weights, name)
     if not options.seconds_per_chip > 0:
         raise KitError(
-            f"{options.seconds_per_chip:g} seconds per chip, expected more than 0", "leave it out for no limit"
+            f"--seconds-per-chip {options.seconds_per_chip:g}: expected more than 0", "leave it out for no limit"
         )
     views = len(view_codes(options.views))
     candidates = find_candidates(runs, paths)
     tiles = shared_tiles(candidates, paths)
-    say(f"{len(candidates)} candidates, {len(tiles)} validation tiles that all held out")
+    say(f"{len(candidates)} candidates, {len(tiles)} validation tiles in common")
     seconds = [views * len(candidate.runs) * _seconds(candidate, paths) for candidate in candidates]
     if min(seconds) > options.seconds_per_chip:
         fastest = int(np.argmin(seconds))
         raise KitError(
-            f"no candidate predicts a chip in {options.seconds_per_chip:g} s here: the fastest, "
+            f"no candidate predicts a chip in {options.seconds_per_chip:g} s on this machine: the fastest, "
             f"{candidates[fastest].name}, takes {seconds[fastest]:.2f} s with views {options.views}",
             "allow more seconds, fewer views, or give fewer folds of a recipe",
         )
@@ -118,7 +117,7 @@ def best(runs: Sequence[str], name: str, paths: Paths, options: BestOptions) -> 
 
 
 def find_candidates(runs: Sequence[str], paths: Paths) -> list[VoteCandidate]:
-    """Returns the candidates among finished runs, with soups where several runs share recipe and fold.
+    """Returns the candidates; runs of one recipe and fold are also averaged to a soup.
 
     Raises:
         RunError: see `best`.
@@ -141,7 +140,7 @@ def find_candidates(runs: Sequence[str], paths: Paths) -> list[VoteCandidate]:
         twice = tiles.loc[tiles["tile"].duplicated(), "tile"]
         if len(twice):
             raise RunError(
-                f"{len(twice)} tiles were held out by several runs of {name}, first {twice.iloc[0]}",
+                f"{len(twice)} validation tiles belong to several runs of {name}, first {twice.iloc[0]}",
                 "the folds changed between them: train again, kit run RECIPE --restart",
             )
         candidates.append(VoteCandidate(name, tuple(run.run for run in members), tiles.set_index("tile")))
@@ -149,18 +148,18 @@ def find_candidates(runs: Sequence[str], paths: Paths) -> list[VoteCandidate]:
 
 
 def _narrows(candidate: VoteCandidate, candidates: Sequence[VoteCandidate]) -> bool:
-    """Whether a candidate is a soup that held out fewer tiles than the others share: reported, and left out."""
+    """Returns whether a candidate is a soup that lacks common validation tiles of the others; if so, reports it."""
     if not candidate.name.endswith(END):
         return False
     others = [set(other.tiles.index) for other in candidates if not other.name.endswith(END)]
     lacking = set.intersection(*others) - set(candidate.tiles.index) if others else set()
     if lacking:
-        say(f"{candidate.name} is left out: {len(lacking)} tiles of the choice are of folds without a soup")
+        say(f"{candidate.name} is left out: {len(lacking)} validation tiles are in folds without a soup")
     return bool(lacking)
 
 
 def _predicted(run: str, paths: Paths) -> pd.DataFrame:
-    """Returns the counts of a run's held-out tiles with their `fold` and the `file` of the prediction."""
+    """Returns the counts of a run's validation tiles with their `fold` and the `file` of the prediction."""
     folder = run_folder(run, paths)
     result, tiles = read_result(folder), held_out_counts(run, [read_run(folder)], paths)
     files = [folder / "oof" / f"{tile}.tif" for tile in tiles["tile"]]
@@ -168,12 +167,12 @@ def _predicted(run: str, paths: Paths) -> pd.DataFrame:
 
 
 def _check_data(runs: Sequence[str], folders: Sequence[Path]) -> None:
-    """Refuses runs of different data or folds: a vote can be scored only on tiles that no member was trained on."""
+    """Refuses runs of different data or folds: a vote can only be scored on tiles that no member was trained on."""
     settings = [read_settings(folder, ("data",)) for folder in folders]
     for run, other in zip(runs, settings, strict=True):
         if other.data != settings[0].data:
             raise RunError(
-                f"{runs[0]} was trained on {settings[0].data}, {run} on {other.data}: no tile was held out by both",
+                f"{runs[0]} was trained on {settings[0].data}, {run} on {other.data}: no validation tile in common",
                 "give runs of one data set",
             )
         if other.data_sha256 != settings[0].data_sha256:
@@ -184,10 +183,10 @@ def _check_data(runs: Sequence[str], folders: Sequence[Path]) -> None:
 
 
 def shared_tiles(candidates: Sequence[VoteCandidate], paths: Paths) -> pd.DataFrame:
-    """Returns the tiles that all candidates held out, in the order of their names: a row of the index each.
+    """Returns the validation tiles of all candidates, sorted by name, as rows of the index.
 
     Raises:
-        RunError: there is none, or their masks differ between the runs.
+        RunError: there is none, or masks differ between the runs.
         DataError: the data set is missing.
     """
     first, *others = candidates
@@ -196,9 +195,9 @@ def shared_tiles(candidates: Sequence[VoteCandidate], paths: Paths) -> pd.DataFr
         kept = shared[shared.index.isin(other.tiles.index)]
         if kept.empty:
             raise RunError(
-                f"{first.name} ({', '.join(first.runs)}) and {other.name} ({', '.join(other.runs)}) held out no tile "
-                "in common: their vote cannot be scored on tiles that none of them was trained on",
-                "train a fold that the other held out, or combine them without a score: kit export RUN... --name NAME",
+                f"{first.name} ({', '.join(first.runs)}) and {other.name} ({', '.join(other.runs)}) have no validation "
+                "tile in common: their vote cannot be scored",
+                "train the same folds of both, or combine them without a score: kit export RUN... --name NAME",
             )
         shared = kept
     for other in others:
@@ -255,7 +254,7 @@ def read_pixels(candidates: Sequence[VoteCandidate], tiles: pd.DataFrame) -> Vot
 
 
 def choose_vote(search: VoteSearch) -> ChosenVote:
-    """Returns the vote of several candidates where it gains on tiles that took no part in the choice, else the best."""
+    """Returns the vote of several candidates if it gains on tiles not used for the choice, else the best candidate."""
     single, several = search.single(), search.greedy()
     nested = search.nested() if several != single else None
     score, alone = search.score(several), search.score(single)
@@ -275,7 +274,7 @@ def _seconds(candidate: VoteCandidate, paths: Paths) -> float:
 
 
 def _report(choice: ChosenVote, search: VoteSearch, candidates: Sequence[VoteCandidate]) -> None:
-    """Prints what each candidate adds and costs, and the verdict."""
+    """Prints gain and cost of each candidate, and the result."""
     total, rows = sum(choice.votes), []
     for number, (candidate, count) in enumerate(zip(candidates, choice.votes, strict=True)):
         others = tuple(0 if place == number else votes for place, votes in enumerate(choice.votes))
@@ -292,6 +291,6 @@ def _report(choice: ChosenVote, search: VoteSearch, candidates: Sequence[VoteCan
     cost = f"{search.cost(choice.votes):.2f} s per chip of 1024 px here, best threshold {threshold:.2f}"
     if not single and not choice.several:
         chosen = candidates[choice.votes.index(1)].name
-        say(f"no gain over the best single candidate beyond chance: {chosen} alone is exported; {cost}")
+        say(f"no significant gain over the best single candidate: exporting {chosen} alone; {cost}")
     else:
         say(f"exported: {cost}")

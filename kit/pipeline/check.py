@@ -1,4 +1,4 @@
-"""A recipe tried out before it costs days: built, stepped, exported, estimated, its crops drawn."""
+"""Tests a recipe: builds it, trains a few steps, exports it, estimates cost, draws crops (`kit check`)."""
 
 import math
 import resource
@@ -41,17 +41,17 @@ from kit.training.overlays import crop_sheet, save_png
 from kit.training.recipe import Recipe, load_recipe, strict_augmentation
 from kit.training.tiny import shrink_batch
 
-STEPS, ENOUGH_S = 4, 30.0  # the first step is a warm-up; a slow one after it is enough
+STEPS, ENOUGH_S = 4, 30.0  # steps at most, and seconds after which no more are timed; the first is a warm-up
 SHEET_CROPS = 12
-DRAWN_SHRINK = 2  # the drawn scenes need not be large
+DRAWN_SHRINK = 2  # small scenes are enough
 TIER_1_TILES, TIER_1_FOLDS = 16_246, 5  # the challenge's, at 0.1 m
 
 
 @dataclass(frozen=True)
 class RecipeCheck:
-    """What `kit check` reports of a recipe."""
+    """The report of `kit check`."""
 
-    rows: list[tuple[str, str]]  # what, and its value in words
+    rows: list[tuple[str, str]]  # property, value
     sheet: Path  # picture of augmented crops
 
 
@@ -62,7 +62,7 @@ class Trial(Callback):
         tiny: on tiny crops, see `kit.training.tiny`; one step.
     """
 
-    order = -40  # before all others: what they see is cut already
+    order = -40  # before all others, which see the cropped batch
     run_valid = False
 
     def __init__(self, tiny: bool) -> None:
@@ -70,28 +70,28 @@ class Trial(Callback):
         self.seconds: list[float] = []
 
     def before_validate(self) -> None:
-        """Leaves validation out: of few tiles an epoch is soon over."""
+        """Skips validation."""
         raise CancelValidException
 
     def before_batch(self) -> None:
-        """Starts the clock; cuts the batch to the middle of the crops of which most is known."""
+        """Starts the time; with `tiny`, selects the crops with most imagery, and their middle."""
         if self.tiny:
             shrink_batch(self.learn)
         self.image, self.target = self.x, self.y
         self.start = time.perf_counter()
 
     def after_pred(self) -> None:
-        """Notes the shapes of the logits; tries the loss that comes in later, while it is cheap."""
+        """Records the logits; computes the second loss of a `LossSwitch`, so that it fails early."""
         self.outputs = self.pred if isinstance(self.pred, tuple) else (self.pred,)
         if hasattr(self.learn, "loss_switch") and not self.seconds:
             self.learn.loss_switch.later(self.pred, self.y)
 
     def after_backward(self) -> None:
-        """Notes which parameters the loss does not reach."""
+        """Records parameters without a gradient."""
         self.unreached = [name for name, p in self.model.named_parameters() if p.requires_grad and p.grad is None]
 
     def after_batch(self) -> None:
-        """Stops the clock, and the fit after enough steps."""
+        """Records the time of the step; stops the fit after enough steps."""
         self.last_loss = self.loss.item()  # waits for the device
         self.seconds.append(time.perf_counter() - self.start)
         self.steps_per_epoch = len(self.dls.train)
@@ -109,19 +109,19 @@ def check(
     tiny: bool = False,
     added: Sequence[AddedSet] = (),
 ) -> RecipeCheck:
-    """Builds a recipe with random encoder weights, trains a few steps, exports it, and says what to expect.
+    """Builds a recipe with random encoder weights, trains a few steps, exports it, and estimates its cost.
 
     Args:
         name: of the recipe, or its path.
         paths: of the working root.
-        data: name of the data set; the only one by default; where there is none, some is drawn.
-        device: empty for the best there is.
-        compiled: through torch.compile.
-        tiny: with tiny crops, in seconds, and without estimates.
+        data: name of the data set; by default the only one, or drawn tiles if there is none.
+        device: empty: a GPU if there is one.
+        compiled: use torch.compile.
+        tiny: use tiny crops; takes seconds, gives no estimates.
         added: data sets that train beside it, as in `kit run`.
 
     Raises:
-        RecipeError: an argument of an augmentation would be ignored, the loss is not finite, or the recipe fails.
+        RecipeError: an augmentation has an unknown argument, the loss is not finite, or the recipe fails.
         KitError: see the stages.
     """
     recipe = load_recipe(name, paths)
@@ -181,32 +181,32 @@ def _tried(recipe: Recipe, fold: Fold, data: str, paths: Paths, compiled: bool, 
 
 
 def _undecided(pixels: torch.Tensor) -> torch.Tensor:
-    """Stands for a teacher: one member that says one half everywhere."""
+    """A stand-in for a teacher: one member with probability 0.5 everywhere."""
     return torch.full_like(pixels[:, :1], 0.5, dtype=torch.float32)
 
 
 def _draw_sheet(dataset: Any, path: Path) -> None:
-    """Draws the crops that the first places of an epoch would hold."""
+    """Draws the first crops of an epoch."""
     crops = []
     for place in range(SHEET_CROPS):
         image, mask = dataset[(place, place % len(dataset))]
-        if getattr(dataset, "soft", False):  # probability x 254: drawn where building is more probable than not
+        if getattr(dataset, "soft", False):  # probability x 254: drawn at a threshold of 0.5
             mask = torch.where(mask == IGNORE, mask, mask.gt(SOFT_STEPS / 2).to(mask.dtype))
         crops.append((np.ascontiguousarray(image.permute(1, 2, 0)), mask.numpy()))
     save_png(crop_sheet(crops), path)
 
 
 def _network_rows(learn: Any, trial: Trial, cost: Cost) -> list[tuple[str, str]]:
-    def told(tensor: torch.Tensor) -> str:
+    def described(tensor: torch.Tensor) -> str:
         return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
 
     parameters = list(learn.model.parameters())
     unreached = f", but {len(trial.unreached)} get no gradient, first {trial.unreached[0]}" if trial.unreached else ""
     return [
         ("encoder", f"{cost.encoder}, maps at 1/{', 1/'.join(map(str, learn.model.strides))}"),
-        ("image", told(trial.image)),
-        ("target", told(trial.target)),
-        ("logits", " and ".join(map(told, trial.outputs))),
+        ("image", described(trial.image)),
+        ("target", described(trial.target)),
+        ("logits", " and ".join(map(described, trial.outputs))),
         ("loss", f"{trial.last_loss:.4f} after {len(trial.seconds)} steps from random weights"),
         ("parameters", f"{cost.params_m} million in {len(parameters)} tensors{unreached}"),
         ("cost", f"{cost.gflop_512} GFLOP for an image of {SIDE_PX} x {SIDE_PX} px"),
@@ -214,7 +214,7 @@ def _network_rows(learn: Any, trial: Trial, cost: Cost) -> list[tuple[str, str]]
 
 
 def _time_rows(learn: Any, trial: Trial, epochs: int, fold: Fold, data: str) -> list[tuple[str, str]]:
-    """Returns what a step, an epoch and a fold take on this machine, the loading of data aside."""
+    """Returns the time of a step, an epoch and a fold on this machine, without loading data."""
     step_s = median(trial.seconds[1:])
     tile = learn.dls.train.dataset.read(0)[0]
     model, precision = learn.model.eval(), learn.precision
@@ -230,13 +230,13 @@ def _time_rows(learn: Any, trial: Trial, epochs: int, fold: Fold, data: str) -> 
     return [
         ("step", f"{step_s:.2f} s, {step_s / len(trial.image):.3f} s a crop"),
         ("validation", f"{min(tile_s):.2f} s a tile of {tile.shape[1]} x {tile.shape[0]} px"),
-        ("epoch", f"{in_words(epoch_s)}: {steps:,} steps, {held_out:,} held-out tiles of {data}"),
+        ("epoch", f"{in_words(epoch_s)}: {steps:,} steps, {held_out:,} validation tiles of {data}"),
         ("fold", f"{in_words(epochs * epoch_s)}: {epochs} epochs"),
     ]
 
 
 def in_words(seconds: float) -> str:
-    """Returns a duration in two units at most, for example `3 h 05 min`."""
+    """Returns a duration in at most two units, for example `3 h 05 min`."""
     minutes = round(seconds / 60)
     if seconds < 60:
         return f"{seconds:.0f} s"
@@ -247,7 +247,7 @@ def in_words(seconds: float) -> str:
 
 
 def _peak_memory_gb(device: torch.device) -> float:
-    """Returns the most memory that was in use: of the GPU, or of this process."""
+    """Returns the peak memory of the GPU, or of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss: bytes there, KiB elsewhere
@@ -255,7 +255,7 @@ def _peak_memory_gb(device: torch.device) -> float:
 
 
 def _export_row(recipe: Recipe, learn: Any, fold: Fold) -> str:
-    """Returns how an export of the trained network compares with it."""
+    """Exports the network; returns the file's size and its difference from the network."""
     model = rebuild(recipe).model
     model.load_state_dict({key: value.cpu() for key, value in learn.model.state_dict().items()})
     image = learn.dls.train.dataset.read(0)[0]

@@ -1,4 +1,4 @@
-"""Two runs compared on the tiles that both held out, with the intervals that chance gives."""
+"""Compares two runs on their common validation tiles, with bootstrap intervals (`kit compare`)."""
 
 import json
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ from kit.paths import Paths
 from kit.pipeline.runs import Run, is_numbered, read_run, run_folder
 from kit.training.run_files import command, read_objects, train_again
 
-OOF = "oof.csv"  # of a run: a row per held-out tile
+OOF = "oof.csv"  # of a run: a row per validation tile
 KEYS, PIXELS = ["tile", "area", "scene"], ["tp", "fp", "fn"]  # its columns
-DRAWS = 2000  # of the bootstrap: beyond either end of a 95 % interval lie 50
+DRAWS = 2000  # of the bootstrap; 50 are beyond each end of a 95 % interval
 PERCENTILES = (2.5, 97.5)
 
 
@@ -29,7 +29,7 @@ class Difference:
     first: float  # score over all of them, of the first side
     second: float  # likewise, of the second side
     difference: float  # second - first
-    low: float | None  # where its 95 % interval begins; None where no scene has several tiles
+    low: float | None  # lower end of its 95 % interval; None if no scene has several tiles
     high: float | None  # where it ends
 
     def cells(self) -> tuple[object, ...]:
@@ -39,11 +39,11 @@ class Difference:
 
 @dataclass(frozen=True)
 class RunComparison:
-    """How two sides, each a run or a recipe's finished folds, differ on the tiles that both held out."""
+    """The difference of two sides, each a run or a recipe's finished folds, on their common validation tiles."""
 
     first: str  # its name
     second: str  # its name
-    first_tiles: int  # how many it held out
+    first_tiles: int  # number of its validation tiles
     second_tiles: int  # likewise
     left_out: tuple[str, ...]  # folds of the recipes that are unfinished or unreadable
     scenes: tuple[Difference, ...]  # a row a scene, by name
@@ -59,13 +59,13 @@ class RunComparison:
         return ("scene", "tiles", self.first, self.second, "difference", "low", "high")
 
     def notices(self) -> list[str]:
-        """Returns what the figures rest on, in words."""
+        """Returns which tiles were compared, as text."""
         notices = [f"left out, unfinished or unreadable: {', '.join(self.left_out)}"] if self.left_out else []
         held_out = f"{self.first_tiles} of {self.first}, {self.second_tiles} of {self.second}"
-        return [*notices, f"{self.pooled.tiles} held-out tiles in common ({held_out})"]
+        return [*notices, f"{self.pooled.tiles} validation tiles in common ({held_out})"]
 
     def verdict(self) -> str:
-        """Returns in words whether the pooled interval excludes 0."""
+        """Returns whether the pooled interval excludes 0, as text."""
         difference, low, high = self.pooled.difference, self.pooled.low, self.pooled.high
         if low is None or high is None:
             return f"difference {difference:.4f}, and no interval: every scene has one tile"
@@ -73,14 +73,14 @@ class RunComparison:
             return f"{self.second} is better by {difference:.4f} [{low:.4f}, {high:.4f}]"
         if high < 0:
             return f"{self.first} is better by {-difference:.4f} [{-high:.4f}, {-low:.4f}]"
-        return f"no difference beyond chance: {difference:.4f} [{low:.4f}, {high:.4f}]"
+        return f"no significant difference: {difference:.4f} [{low:.4f}, {high:.4f}]"
 
 
 def compare(first: str, second: str, paths: Paths) -> RunComparison:
     """Returns how two runs differ, with 95 % percentile intervals of a paired bootstrap over tiles.
 
     Tiles are drawn with replacement, both sides of a tile together; the pooled row draws within each scene. Tiles of a
-    scene are neighbours and resemble each other, and the seed's luck is not in it: the intervals are optimistic.
+    scene are similar, and the influence of the random seed is not included: the intervals are too narrow.
 
     Args:
         first: `<recipe>/fold<k>`, or a recipe for its finished folds together.
@@ -133,7 +133,7 @@ def _common_tiles(first: pd.DataFrame, second: pd.DataFrame, names: tuple[str, s
     both = first.merge(second, on=KEYS, suffixes=("_first", "_second")).sort_values(KEYS)
     if both.empty:
         raise RunError(
-            f"{' and '.join(names)} held out no tile in common",
+            f"{' and '.join(names)} have no validation tile in common",
             "their folds or data sets differ: compare runs of the same --data and --fold",
         )
     _check_truth(both, *names)
@@ -167,12 +167,12 @@ def finished_runs(name: str, paths: Paths) -> tuple[list[Run], list[Run]]:
 
 
 def held_out_counts(name: str, runs: Sequence[Run], paths: Paths) -> pd.DataFrame:
-    """Returns the counts of a side's held-out tiles, a row a tile: KEYS and PIXELS."""
+    """Returns the counts of a side's validation tiles, a row per tile: KEYS and PIXELS."""
     tiles = pd.concat([_read_oof(run.run, paths) for run in runs], ignore_index=True)
     twice = tiles.loc[tiles["tile"].duplicated(), "tile"]
     if len(twice):
         raise RunError(
-            f"{len(twice)} of {len(tiles)} tiles were held out more than once by {name}, first {twice.iloc[0]}",
+            f"{len(twice)} of {len(tiles)} validation tiles of {name} occur more than once, first {twice.iloc[0]}",
             f"the folds changed between its runs: kit run {runs[0].run.split('/')[0]} --restart; or compare one fold",
         )
     return tiles
@@ -182,22 +182,24 @@ def _read_oof(run: str, paths: Paths) -> pd.DataFrame:
     recipe, _, fold = run.partition("/fold")
     file = paths.run(recipe, fold) / OOF
     if not file.is_file():
-        raise RunError(f"{run} has no {OOF}: an older kit made it", f"train it again: {command(run)} --restart")
+        raise RunError(
+            f"{run} has no {OOF}: an older version of kit wrote it", f"train it again: {command(run)} --restart"
+        )
     try:
         types = dict.fromkeys(KEYS, "str") | dict.fromkeys(PIXELS, "int64")
         return pd.read_csv(file, dtype=types, keep_default_na=False)[KEYS + PIXELS]
-    except (OSError, ValueError, TypeError, LookupError, OverflowError) as cause:  # pandas' own are ValueErrors
+    except (OSError, ValueError, TypeError, LookupError, OverflowError) as cause:  # pandas' errors are ValueErrors
         raise RunError(f"{file} is damaged: {str(cause).splitlines()[0]}", train_again(file.parent)) from cause
 
 
 def _check_truth(both: pd.DataFrame, first: str, second: str) -> None:
-    """Refuses tiles whose true building pixels, tp + fn, differ between the sides: they are not the same tiles."""
+    """Refuses tiles whose number of building pixels, tp + fn, differs between the sides."""
     truth = [both[f"tp_{side}"] + both[f"fn_{side}"] for side in ("first", "second")]
     other = both.loc[truth[0] != truth[1], "tile"]
     if len(other):
         raise RunError(
             f"{len(other)} of {len(both)} tiles have other masks in {first} than in {second}, first {other.iloc[0]}",
-            "the runs saw different data: compare runs of one data set, or train the older one again with --restart",
+            "the data differ: compare runs of one data set, or train the older one again with --restart",
         )
 
 

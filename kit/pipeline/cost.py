@@ -1,4 +1,4 @@
-"""What each recipe costs, without data and without computing."""
+"""Parameters and FLOPs of recipes, counted on the meta device (`kit recipes`)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ SIDE_PX = 512
 
 @dataclass(frozen=True)
 class Cost:
-    """What a recipe's network costs."""
+    """The cost of a recipe's network."""
 
     encoder: str  # timm name
     params_m: float  # parameters, millions
@@ -28,7 +28,7 @@ class Cost:
 
 
 class _NormsAreFree(TorchFunctionMode):
-    """Hands batch norms' input on: they are not counted, and on the meta device each takes milliseconds of Python."""
+    """Skips batch norms, which are not counted and slow on the meta device."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -37,7 +37,7 @@ class _NormsAreFree(TorchFunctionMode):
 
 
 def cost_of(recipe: Recipe) -> Cost:
-    """Returns the cost of a recipe's network, counted on the meta device: shapes alone."""
+    """Returns the cost of a recipe's network, counted on the meta device."""
     with _NormsAreFree(), torch.device("meta"):
         model = rebuild(recipe).model.eval()
         image = torch.zeros(1, 3, SIDE_PX, SIDE_PX)
@@ -50,7 +50,7 @@ def cost_of(recipe: Recipe) -> Cost:
 def describe_recipes(paths: Paths) -> list[dict[str, object]]:
     """Returns a row per recipe: recipe, encoder, params_m (millions), gflop_512, purpose."""
     rows: list[dict[str, object]] = []
-    for name in track(sorted(known_recipes(paths)), "counted recipes"):
+    for name in track(sorted(known_recipes(paths)), "count recipes"):
         recipe = load_recipe(name, paths)
         rows.append({"recipe": name, **vars(cost_of(recipe)), "purpose": recipe.purpose})
     return rows

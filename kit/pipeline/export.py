@@ -1,4 +1,4 @@
-"""Trained networks to one TorchScript file that any program can load, compared with the networks it came from."""
+"""Freezes trained networks into one TorchScript file, and compares it with the networks."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -27,12 +27,12 @@ from kit.errors import WeightsError
 from kit.system.files import sha256_of
 
 DIVERGED = "train again: a lower learning rate, or float32"
-HINT = "a network must not branch on the size or the values of its input"
+HINT = "a network must not branch on size or values of its input"
 
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What to export beside the networks themselves."""
+    """Options and metadata of an export."""
 
     name: str  # of the weights
     recipe: str  # the recipe; of several, their names joined by `+`

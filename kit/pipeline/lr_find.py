@@ -1,4 +1,4 @@
-"""The rate that a recipe might train with: found by a short training in which it rises, and drawn."""
+"""Finds a learning rate by a short training with a rising rate, and plots the loss (`kit lr-find`)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,28 +27,28 @@ from kit.training.fit import Setup, build
 from kit.training.recipe import Recipe, load_recipe, strict_augmentation
 
 SUGGESTIONS = {"valley": valley, "steep": steep}
-WARM_SHARE, LAST_STEPS = 0.1, 5  # what fastai leaves out: the smoothed loss has to settle, and in the end it explodes
-MIN_STEPS = 10  # between the two, for a suggestion to mean anything
+WARM_SHARE, LAST_STEPS = 0.1, 5  # steps that fastai ignores: while the smoothed loss settles, and when it explodes
+MIN_STEPS = 10  # in between, for a useful suggestion
 
 
 @dataclass(frozen=True)
 class SuggestedRates:
-    """Rates that a recipe might train with."""
+    """Suggested learning rates."""
 
-    rates: dict[str, float]  # suggested, by the name of what suggests them
-    picture: Path  # of the loss over the rate
+    rates: dict[str, float]  # by name of the rule
+    picture: Path  # of the loss over the learning rate
 
 
 class Advance(Callback):
-    """Moves the bar with each step."""
+    """Advances the progress bar."""
 
-    order = 55  # after the Recorder, whose loss it shows; before LRFinder may end the fit
+    order = 55  # after the Recorder, whose loss is shown; before LRFinder, which may end the fit
 
     def __init__(self, bar: Meter) -> None:
         self.bar = bar
 
     def after_batch(self) -> None:
-        """Moves it."""
+        """Advances the bar."""
         self.bar.advance(1, f"rate {self.recorder.lrs[-1]:.1e} loss {self.recorder.smooth_loss.value.item():.4f}")
 
 
@@ -62,10 +62,10 @@ def lr_find(
     steps: int = 100,
     added: Sequence[AddedSet] = (),
 ) -> SuggestedRates:
-    """Trains a recipe's network while the rate rises from 1e-7 to 10, draws the loss, and suggests rates.
+    """Trains a recipe's network while the learning rate rises from 1e-7 to 10, plots the loss, and suggests rates.
 
-    All parameter groups have the same rate, nothing is frozen, and the loss is the recipe's first; a teacher is left
-    out. fastai's own rules suggest: `valley` is a way into the longest descent, `steep` where it is steepest.
+    All parameter groups have the same rate, nothing is frozen, and the recipe's first loss is used, without a teacher.
+    The rules are fastai's: `valley` is within the longest descent, `steep` is the point of steepest descent.
 
     Args:
         name: of the recipe, or its path.
@@ -74,11 +74,11 @@ def lr_find(
         fold: held out.
         device: empty for the best there is.
         source: where the encoder's weights come from; pretrained by default.
-        steps: of the training; it ends before where the loss is four times its best.
+        steps: of the training; it ends early if the loss exceeds four times its minimum.
         added: data sets that train beside it, as in `kit run`.
 
     Raises:
-        RecipeError: the loss is not finite, or explodes at once.
+        RecipeError: the loss is not finite, or explodes too early.
         KitError: see the stages.
 
     Source:
@@ -94,7 +94,7 @@ def lr_find(
     for kind in (LossSwitch, Distillation):
         learn.remove_cb(kind)
     if hasattr(learn, "balanced_sampler"):
-        learn.balanced_sampler.before_fit()  # fastai turns steps into epochs, and asks the loader how long one is
+        learn.balanced_sampler.before_fit()  # sets the length of an epoch, which fastai uses to convert steps
     _rise(recipe, learn, steps)
     rates, losses = _that_count(recipe, learn.recorder, steps)
     suggested = {kind: float(suggest(rates, losses, steps)[0]) for kind, suggest in SUGGESTIONS.items()}
@@ -104,10 +104,10 @@ def lr_find(
 
 
 def _rise(recipe: Recipe, learn: Any, steps: int) -> None:
-    """Trains while the rate rises; the recorder knows rates and losses afterwards."""
+    """Trains while the rate rises; the recorder then has rates and losses."""
     try:
         with TemporaryDirectory() as folder, meter(f"lr-find {recipe.name}", steps) as bar:
-            learn.path, learn.model_dir = Path(folder), "before"  # LRFinder keeps the weights there
+            learn.path, learn.model_dir = Path(folder), "before"  # where LRFinder saves the weights
             learn.add_cb(Advance(bar))
             learn.lr_find(num_it=steps, show_plot=False, suggest_funcs=None)
     except KitError:
@@ -128,6 +128,6 @@ def _that_count(recipe: Recipe, recorder: Any, steps: int) -> tuple[Tensor, Tens
     if finite < MIN_STEPS:
         raise RecipeError(
             f"{recipe.name}: the loss explodes, or is not finite, after {first + finite} of {steps} steps",
-            f"kit check {recipe.name} tells whether it is finite at all; with more --steps the rate rises more slowly",
+            f"run kit check {recipe.name}; with more --steps, the rate rises more slowly",
         )
     return rates[:finite], losses[:finite]

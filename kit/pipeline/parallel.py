@@ -1,4 +1,4 @@
-"""Folds side by side: each in a process, or processes, and on GPUs of its own."""
+"""Trains folds in parallel, each in its own processes and on its own GPUs."""
 
 import os
 import subprocess
@@ -15,18 +15,18 @@ from kit.system.cpu import cpu_count
 
 
 def side_by_side(arguments: Sequence[str], folds: Sequence[int | str], at_once: int, nproc: int = 1) -> None:
-    """Runs `python -m kit ARGUMENTS --fold K --no-export` for each fold, and returns when all are done.
+    """Runs `python -m kit ARGUMENTS --fold K --no-export` for each fold, and waits for all.
 
-    What the processes say goes on to stderr line by line, after the fold. When one fails, the others go on.
+    Their stderr is printed line by line, after the number of the fold. If one fails, the others continue.
 
     Args:
-        arguments: of `kit run`, as the user gave them.
-        folds: which ones.
-        at_once: how many side by side.
-        nproc: processes of each fold.
+        arguments: of `kit run`.
+        folds: to train.
+        at_once: number of folds in parallel.
+        nproc: processes per fold.
 
     Raises:
-        RunError: some fold failed; its own error was shown before.
+        RunError: a fold failed; its own error was printed before.
     """
     slots: Queue[int] = Queue()
     for slot in range(at_once):
@@ -57,16 +57,16 @@ def side_by_side(arguments: Sequence[str], folds: Sequence[int | str], at_once: 
     if failed:
         raise RunError(
             f"fold {', '.join(failed)} of {len(codes)} failed, for the reason shown above",
-            "the same command again goes on with what is missing",
+            "rerun the same command to resume",
         )
 
 
 def share_of(slot: int, at_once: int, nproc: int) -> dict[str, str]:
-    """Returns the environment that gives a slot its share of the machine: GPUs, or threads where there are none."""
+    """Returns environment variables that assign a slot its share of GPUs, or of CPU threads if there are none."""
     seen = os.environ.get("CUDA_VISIBLE_DEVICES")
     visible = [str(number) for number in range(torch.cuda.device_count())]
     gpus = visible if seen is None else [gpu for gpu in seen.split(",") if gpu not in ("", "-1")]
     if gpus:
         own = [gpus[(slot * nproc + k) % len(gpus)] for k in range(nproc)]
-        return {"CUDA_VISIBLE_DEVICES": ",".join(dict.fromkeys(own))}  # named twice, torch would see none
+        return {"CUDA_VISIBLE_DEVICES": ",".join(dict.fromkeys(own))}  # torch sees no GPU if one is listed twice
     return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cpu_count() // (at_once * nproc))))}

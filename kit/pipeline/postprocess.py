@@ -1,4 +1,4 @@
-"""Chooses the clean-up of masks on validation tiles: threshold, smallest object, smallest hole."""
+"""Chooses threshold, smallest object and smallest hole on validation tiles."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,19 +20,19 @@ from kit.paths import Paths
 from kit.training.oof import best_threshold, read_levels
 from kit.training.run_files import read_settings
 
-SMALLEST_M2 = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)  # a shed has 4; smaller than 1 m2 is no building
+SMALLEST_M2 = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)  # a shed has 4; no building is smaller than 1
 HOLE_M2 = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
-AROUND = (-0.1, -0.05, 0.0, 0.05)  # steps from the best threshold: once specks are gone a lower one may be better
-LARGEST_PX = 400 * 1024**2  # pixels that are read, evenly spread over the tiles: about a minute on one core
+AROUND = (-0.1, -0.05, 0.0, 0.05)  # offsets from the best threshold: without specks, a lower one may be better
+LARGEST_PX = 400 * 1024**2  # read from evenly spread tiles: about a minute on one core
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen clean-up, and the tiles that it was chosen on."""
+    """The chosen clean-up."""
 
     best: Postprocess  # with its scores
-    tiles: int  # how many were read
-    held_out: int  # how many validation tiles there are
+    tiles: int  # number of tiles it was chosen on
+    held_out: int  # number of validation tiles
 
     def __str__(self) -> str:
         best = self.best
@@ -45,27 +45,27 @@ class Choice:
 
 @dataclass(frozen=True)
 class ValidationTile:
-    """A tile that at least one network was not trained on."""
+    """A validation tile with its predictions."""
 
     name: str  # of the tile
     mask: str  # its file
     gsd_m: float  # metres per pixel
     pixels: int  # how many it has
     building_px: int  # of its mask, as counted by the run
-    predictions: tuple[Path, ...]  # files of probability x 255, one per run that held it out
+    predictions: tuple[Path, ...]  # files of probability x 255, one per run that validated on it
     weights: tuple[float, ...] = ()  # of these predictions in their mean; empty where all count the same
 
 
 def choose(folders: Sequence[Path], paths: Paths, weights: Sequence[float] = ()) -> Choice | None:
-    """Returns the clean-up with the best Jaccard index over all validation pixels; None where no tile was held out.
+    """Returns the clean-up with the best Jaccard index on validation tiles; None if there are none.
 
-    Threshold and smallest object are chosen together, then the size of holes. The score is slightly optimistic: it is
-    measured on the tiles that the three numbers were chosen on, from some hundred combinations.
+    Threshold and smallest object are chosen together, then the smallest hole. The score is slightly optimistic, since
+    it is measured on the tiles of the choice.
 
     Args:
-        folders: of finished runs. Where several runs held out a tile, their probabilities are averaged.
-        paths: of the working root, with the data sets that the runs were trained on.
-        weights: of the runs in that mean, one each; empty where all count the same.
+        folders: of finished runs. Predictions of the same tile are averaged.
+        paths: of the working root, with the data sets of the runs.
+        weights: of the runs in that mean; empty: equal weights.
 
     Raises:
         DataError: a data set is missing.
@@ -81,7 +81,7 @@ def choose(folders: Sequence[Path], paths: Paths, weights: Sequence[float] = ())
     for tile, probability, truth in read_tiles(some, "choose threshold and smallest object"):
         before += _counts(clean(probability), truth)
         scores += [_by_smallest(probability > threshold, truth, tile.gsd_m) for threshold in thresholds]
-    t, s = divmod(int(_jaccards(scores).argmax()), len(SMALLEST_M2))  # the first of equals: the mildest
+    t, s = divmod(int(_jaccards(scores).argmax()), len(SMALLEST_M2))  # of equals the first, which changes least
     by_hole = np.zeros((len(HOLE_M2), 3), np.int64)
     for tile, probability, truth in read_tiles(some, "choose holes"):
         by_hole += _by_hole(clean(probability, thresholds[t], SMALLEST_M2[s] / tile.gsd_m**2), truth, tile.gsd_m)
@@ -92,12 +92,12 @@ def choose(folders: Sequence[Path], paths: Paths, weights: Sequence[float] = ())
 
 
 def held_out_tiles(folders: Sequence[Path], paths: Paths, weights: Sequence[float] = ()) -> list[ValidationTile]:
-    """Returns the tiles that runs held out, sorted by data set and name."""
+    """Returns the validation tiles of runs, sorted by data set and name."""
     tiles: dict[tuple[str, str], ValidationTile] = {}
     indexes: dict[str, pd.DataFrame] = {}
     for folder, weight in zip(folders, weights or [1.0] * len(folders), strict=True):
         counted = folder / "oof.csv"
-        if not counted.is_file():  # trained on all folds, or by an older kit
+        if not counted.is_file():  # trained on all folds, or by an older version
             continue
         data = str(read_settings(folder, ("data",)).data)
         if data not in indexes:

@@ -1,4 +1,4 @@
-"""How long a run's network takes for a chip on this machine: measured once, then remembered."""
+"""Measures the prediction time of a run's network for a chip on this machine, once."""
 
 import tempfile
 import time
@@ -21,13 +21,13 @@ from kit.training.fit import load_best, rebuild
 from kit.training.recipe import Recipe
 
 CHIP_PX = 1024  # side of a test chip
-RUNS = 2  # the fastest counts: one may be interrupted
+RUNS = 2  # the fastest counts
 
 
 def seconds_per_view(recipe: Recipe, folder: Path, images: Sequence[NDArray[np.uint8]]) -> float:
-    """Returns the seconds of a network for one view of a chip of 1024 x 1024 px, tuned as `kit submit` tunes it.
+    """Returns the prediction time of a network for one view of a chip of 1024 x 1024 px, s, tuned as in `kit submit`.
 
-    Networks of one recipe take the same time: it is measured once for a recipe, device and number of threads.
+    It is measured once per recipe, device and number of threads.
 
     Args:
         recipe: of the run.
@@ -67,6 +67,6 @@ def _measured(weights: Weights) -> float:
         weights.module(batch)
         for _ in range(RUNS):
             start = time.perf_counter()
-            weights.module(batch)[0, 0, 0, 0].item()  # waits for a GPU, too
+            weights.module(batch)[0, 0, 0, 0].item()  # waits for the GPU
             seconds.append(time.perf_counter() - start)
     return min(seconds)

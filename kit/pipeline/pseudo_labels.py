@@ -1,4 +1,4 @@
-"""How the chips of `kit pseudo` become labelled tiles: options, labels, files and their record."""
+"""Pseudo-labels of chips: options, labels, files, progress (`kit pseudo`)."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -31,9 +31,9 @@ TIER = 3  # of the index: 1 careful, 2 rough, 3 predicted
 
 @dataclass(frozen=True)
 class PseudoOptions:
-    """How pseudo-labels are made."""
+    """The options of `kit pseudo`."""
 
-    # how chips are predicted; its cleaning and `rle` do not count
+    # how chips are predicted; `cleaning` and `rle` are ignored
     prediction: SubmitOptions = field(default_factory=SubmitOptions)
     # probabilities in this range, ends included, are uncertain: 255 in masks. None keeps every pixel, and building is
     # what is above 0.5
@@ -112,7 +112,7 @@ class LabelledChip(ProgressRow):
     top: float
 
     def left_out(self, options: PseudoOptions) -> str:
-        """Returns why the chip is left out of the index; nothing for one that is kept."""
+        """Returns why the chip is left out of the index; empty if it is kept."""
         if not self.imagery_px:
             return "no imagery"
         if self.confidence < options.min_confidence:
@@ -141,7 +141,7 @@ class LabelledChip(ProgressRow):
 
 @dataclass(frozen=True)
 class Labeller:
-    """How chips become labelled tiles of a data set."""
+    """Writes chips as labelled tiles of a data set."""
 
     weights: Weights  # set up to predict
     reader: WideReader  # of the chips
@@ -151,7 +151,7 @@ class Labeller:
 
     @property
     def identity(self) -> str:
-        """A text that is equal for files made in the same way."""
+        """A text that is equal if files are written in the same way."""
         options = self.options
         way = {"ignore": options.ignore, "soft": options.soft, "images": options.images, "side_px": self.side_px}
         return f"{self.weights.sha256} {self.weights.plan} {json.dumps(way)}"
@@ -162,20 +162,20 @@ class Labeller:
         return {kind: f"{folder}/{chip}.tif" for kind, folder in folders.items()}
 
     def is_done(self, chip: Chip, row: LabelledChip | None) -> bool:
-        """Returns whether a chip's row is of its image as it is now, and its files stand."""
+        """Returns whether a chip's row belongs to its current image, and its files exist."""
         if row is None or row.image != self.reader.version(chip):
             return False
         return not row.imagery_px or all((self.folder / file).is_file() for file in self.files(chip.id).values())
 
     def write(self, chip: Chip, seen: WideChip, probability: NDArray[np.float32], progress: TextIO) -> None:
-        """Writes a chip's files and its row. A mask that stands has its row, wherever the process is killed."""
+        """Writes a chip's files and its row. If its mask exists, so does its row, even if the process is killed."""
         shown = imagery(seen.image)
         labels = hard_labels(probability, shown, self.options.ignore)
         grid = self._grid(chip)
         row = self._row(chip, seen, probability[shown], labels, grid)
         files = {kind: self.folder / file for kind, file in self.files(chip.id).items()}
         if not row.imagery_px:
-            for file in files.values():  # of an image that the chip had before
+            for file in files.values():  # of an earlier image
                 file.unlink(missing_ok=True)
             _append(row, progress)
             return
@@ -223,7 +223,7 @@ def _append(row: LabelledChip, progress: TextIO) -> None:
 
 
 def imagery(image: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Returns where an image, uint8 (H, W, 3 or 4), shows something, (H, W); nowhere if it has a single colour."""
+    """Returns where an image, uint8 (H, W, 3 or 4), has imagery, bool (H, W); nowhere if it has a single colour."""
     if not has_ground(image):
         return np.zeros(image.shape[:2], bool)
     return image[..., 3] > 0 if image.shape[2] == 4 else np.ones(image.shape[:2], bool)

@@ -1,4 +1,4 @@
-"""The expected quality of pseudo-labels: labels made in the same way on validation tiles, compared with the truth."""
+"""Expected quality of pseudo-labels: the same labels of validation tiles, compared with the truth."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from kit.pipeline.runs import run_folder, tile_weights
 from kit.system.files import sha256_of
 from kit.training.run_files import BEST
 
-MOST_PX = 100 * 1024**2  # pixels that are compared, evenly spread over the tiles: about ten seconds on one core
+MOST_PX = 100 * 1024**2  # compared, of evenly spread tiles: about ten seconds on one core
 
 
 @dataclass(frozen=True)

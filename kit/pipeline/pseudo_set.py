@@ -51,8 +51,8 @@ from kit.system.ranks import agreed, rank, wait_for_all
 
 INDEX, LEDGER, CARD = "index.csv", "pseudo.csv", "weights.json"
 ALONE = "alone"  # scene of the chips without a neighbour: one group, or each would be drawn as often as a whole mosaic
-LOOKED_AT = 5  # chips whose georeference is compared with the weights' resolution
-MOST_APART = 1.5  # times the resolution of training, or its part: farther chips are predicted badly
+LOOKED_AT = 5  # chips whose resolution is compared with that of the weights
+MOST_APART = 1.5  # largest ratio to the training resolution, or its inverse
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class PseudoLabels:
     ignored_fraction: float  # share of uncertain pixels in the imagery of the kept chips, 0..1
 
     def lines(self) -> list[str]:
-        """Returns the result in words."""
+        """Returns the result as text."""
         reasons = "".join(f", {count} left out ({reason})" for reason, count in sorted(self.left_out.items()))
         return [
             f"{self.kept} of {self.chips} chips kept{reasons}",
@@ -203,10 +203,10 @@ def _check_same_chips(folder: Path, chips: Sequence[Chip]) -> None:
     Raises:
         DataError: it does.
     """
-    strangers = {path.stem for path in folder.glob("masks/[!.]*.tif")} - {chip.id for chip in chips}
-    if strangers:
+    others = {path.stem for path in folder.glob("masks/[!.]*.tif")} - {chip.id for chip in chips}
+    if others:
         raise DataError(
-            f"{folder} holds {len(strangers)} labels of another test set, first {min(strangers)}.tif",
+            f"{folder} holds {len(others)} labels of another test set, first {min(others)}.tif",
             "choose another --name, or remove that folder",
         )
 
@@ -247,7 +247,7 @@ def _side_px(mosaics: Sequence[Mosaic]) -> int:
 
 
 def _begin(labeller: Labeller, chips: Sequence[Chip]) -> list[str]:
-    """Returns the ids of the chips that are left to predict; the rows of the others are written anew."""
+    """Returns the ids of the chips to predict; rewrites the progress file with the rows of the others."""
     folder = labeller.folder
     rows = read_progress(folder, labeller.identity, LabelledChip)
     todo = [chip.id for chip in chips if not labeller.is_done(chip, rows.get(chip.id))]

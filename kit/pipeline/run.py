@@ -1,4 +1,4 @@
-"""From a recipe to weights: data, folds, out-of-fold score, export."""
+"""Trains the folds of a recipe, scores them, exports the ensemble (`kit run`)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -38,24 +38,24 @@ class RunOptions:
 
     data: str = ""  # name of the data set; empty for the only one. Folds and validation come from it
     added: tuple[AddedSet, ...] = ()  # data sets that train beside it, in every fold
-    folds: tuple[int | str, ...] = ()  # numbers, or `("all",)`; empty for every fold there is
+    folds: tuple[int | str, ...] = ()  # numbers, or `("all",)`; empty: every fold
     seed: int = 0  # random seed
-    device: str = ""  # empty for the best there is
+    device: str = ""  # empty: a GPU if there is one
     workers: int | None = None  # loader processes; None: as many as suit the machine
-    # how each fold is trained; `teacher`, `start_from` and `added` here fill in its fields of these names
+    # how each fold is trained; `teacher`, `start_from` and `added` below replace its fields
     setup: Setup = field(default_factory=Setup)
     teacher: Path | None = None  # an exported weights file, for recipes that learn from one
-    start_from: str = ""  # weights to begin with, see `start_file`
+    start_from: str = ""  # weights to start from, see `start_file`
     views: str = "flips"  # of the exported ensemble
-    export: bool = True  # exports the ensemble in the end
+    export: bool = True  # whether to export the ensemble at the end
     name: str = ""  # of the runs and of the weights; empty for the recipe's
 
 
 def run(name: str, paths: Paths, options: RunOptions) -> Exported | None:
     """Trains the folds of a recipe, shows the out-of-fold scores and exports the ensemble.
 
-    Where a launcher started several processes, all of them train each fold together; the first one alone scores and
-    exports, and the others return None, as all do where no export is wanted.
+    Several ranks train each fold together. Only rank 0 scores and exports; the others return None, as does rank 0
+    without an export.
 
     Raises:
         KitError: see the stages.
@@ -75,7 +75,7 @@ def run(name: str, paths: Paths, options: RunOptions) -> Exported | None:
             report_unknown_ground(index)
             _report_labels_of_validation(added, folds, paths)
         loading = {"seed": options.seed, "device": device, "workers": options.workers}
-        splits = [split_fold(index, fold, **loading) for fold in folds]  # a wrong one fails at once
+        splits = [split_fold(index, fold, **loading) for fold in folds]  # wrong folds fail before training
         index_sha256 = sha256_of(paths.data(data) / "index.csv")
         more = f" and {len(index) - count} of {', '.join(each.name for each in added)}" if added else ""
         say(f"{recipe.name} on {data}: {count} tiles{more}, folds {', '.join(map(str, folds))}, {device}")
@@ -83,7 +83,9 @@ def run(name: str, paths: Paths, options: RunOptions) -> Exported | None:
         starts = [start_file(options.start_from, fold, paths) for fold in folds]
         for start, fold in zip(starts, folds, strict=True):
             if start and start.parent.resolve() == paths.run(runs, fold).resolve():
-                raise RunError(f"{start} is what this run writes", "name another run, or copy the file elsewhere first")
+                raise RunError(
+                    f"--start-from {start} is written by this run", "name another run, or copy the file first"
+                )
         results = []
         for split, start in zip(splits, starts, strict=True):
             folder = paths.run(runs, split.number)
@@ -100,21 +102,21 @@ def run(name: str, paths: Paths, options: RunOptions) -> Exported | None:
 def run_side_by_side(
     name: str, paths: Paths, options: RunOptions, arguments: Sequence[str], at_once: int, nproc: int = 1
 ) -> Exported | None:
-    """Trains several folds at once, in processes of their own, then does as `run`.
+    """Trains several folds in parallel, then scores and exports like `run`.
 
     Args:
         name: of the recipe.
         paths: of the working root.
         options: of the command.
         arguments: the same, as the user typed it.
-        at_once: folds side by side.
-        nproc: processes of each fold.
+        at_once: folds in parallel.
+        nproc: processes per fold.
     """
     recipe = load_recipe(name, paths)
     find_data(recipe.option("SAMPLE", False), paths, options.data)
     data, index = read_index(paths, options.data)
     folds = folds_of(options, index)
-    join_sets(paths, data, index, options.added)  # what is wrong with them is said once, not by each fold
+    join_sets(paths, data, index, options.added)  # errors are printed once, not by each fold
     side_by_side(arguments, folds, min(at_once, len(folds)), nproc)
     setup = replace(options.setup, restart=False, resume=False)
     return run(name, paths, replace(options, setup=setup))
@@ -148,7 +150,7 @@ def _report_labels_of_validation(added: Sequence[AddedSet], folds: Sequence[int 
 def find_data(sample: bool, paths: Paths, name: str) -> None:
     """Draws and prepares the sample city where there is no data set, for recipes with SAMPLE = True."""
     if sample and not name and not paths.data_names():
-        if not (paths.sample / "train_tier_1" / "catalog.json").exists():  # one of another seed or scale will do
+        if not (paths.sample / "train_tier_1" / "catalog.json").exists():  # any seed and scale will do
             say(f"no data set here: drawing the sample city into {paths.sample}")
             draw_sample(paths.sample)
         prepare(paths.sample / "train_tier_1", paths, PrepareOptions(name="sample", by="scene", k=2))
@@ -161,5 +163,7 @@ def folds_of(options: RunOptions, index: pd.DataFrame) -> tuple[int | str, ...]:
         DataError: the options name none, and no tile belongs to a fold.
     """
     if not (folds := options.folds or tuple(fold_numbers(index))):
-        raise DataError("no tile of the data set belongs to a fold", "make folds: kit folds NAME; or train with --all")
+        raise DataError(
+            "no tile of the data set belongs to a fold", "assign folds: kit folds NAME; or train with --all"
+        )
     return folds

@@ -1,4 +1,4 @@
-"""The runs of a working root, as their folders tell them."""
+"""Lists the runs of a working root (`kit runs`)."""
 
 import re
 from collections import defaultdict
@@ -18,25 +18,25 @@ COLUMNS = ("run", "state", "score", "epoch", "minutes", "data", "encoder", "seed
 
 @dataclass(frozen=True)
 class Run:
-    """A run as its folder tells it, or the finished folds of a recipe together."""
+    """A run, or the pooled finished folds of a recipe."""
 
     run: str  # `<recipe>/fold<k>`; the recipe alone where its folds are pooled
-    state: Literal["finished", "unfinished", "unreadable", "pooled"]  # what it is
-    # Jaccard over the held-out pixels; of an unfinished run the best that its log has so far
+    state: Literal["finished", "unfinished", "unreadable", "pooled"]
+    # Jaccard index on validation tiles; of an unfinished run, the best in its log
     score: float | None = None
-    counts: Counts | None = None  # held-out pixels of a finished run; None where nothing was held out
+    counts: Counts | None = None  # of the validation tiles of a finished run; None without validation
     epoch: int | None = None  # the best one, from 1
-    epochs: int | None = None  # how many were planned
-    epochs_done: int | None = None  # how many the log of an unfinished run has
+    epochs: int | None = None  # planned
+    epochs_done: int | None = None  # in the log of an unfinished run
     minutes: float | None = None  # wall time of training; of a pooled line, the sum
     data: str | None = None  # name of the data set
     encoder: str | None = None  # timm name
-    seed: int | None = None  # of every random choice
-    folds: int | None = None  # how many were pooled
+    seed: int | None = None  # random seed
+    folds: int | None = None  # number of pooled folds
     problem: str | None = None  # why it is unreadable
 
     def cells(self) -> tuple[object, ...]:
-        """Returns a table row, see COLUMNS; what is not known is blank."""
+        """Returns a table row, see COLUMNS; unknown values are empty."""
         state: str = self.state
         if self.state == "unfinished":
             state = f"epoch {self.epochs_done} of {self.epochs or '?'}" if self.epochs_done else "no epoch yet"
@@ -59,7 +59,7 @@ def list_runs(paths: Paths) -> list[Run]:
 
 
 def read_run(folder: Path) -> Run:
-    """Returns a run; one whose files were cut short or edited by hand is unreadable, and says why."""
+    """Returns a run; if its files are damaged, it is unreadable, and `problem` says why."""
     name = f"{folder.parent.name}/{folder.name}"
     try:
         begun = (folder / SETTINGS).is_file()  # written when the first epoch begins
@@ -84,12 +84,12 @@ def _minutes(seconds: float) -> float:
 
 
 def is_numbered(name: str) -> bool:
-    """Whether a run held out a fold of a number; `all`, and folders that were moved aside, are not a recipe's folds."""
+    """Returns whether a run has a numbered fold; `all` and renamed folders have not."""
     return name.rpartition("/fold")[2].isdecimal()
 
 
 def _pooled(recipe: str, runs: Sequence[Run]) -> Run:
-    """Returns the line of a recipe's finished folds; data, encoder and seed where they are the same in all."""
+    """Returns the pooled line of a recipe's finished folds; data, encoder and seed if they are equal in all."""
     counts = pool(run.counts for run in runs if run.counts is not None)
     minutes = round(sum(run.minutes or 0.0 for run in runs), 2)
     same = {key: getattr(runs[0], key) for key in ("data", "encoder", "seed")}
@@ -98,17 +98,16 @@ def _pooled(recipe: str, runs: Sequence[Run]) -> Run:
 
 
 def vote_name(run: str) -> str:
-    """Returns what a run votes as: its recipe's folds vote as one, since each tile is held out by one of them.
+    """Returns the candidate that a run belongs to: the folds of a recipe are one candidate.
 
-    The end of a folder that was moved aside is kept: `lite0/fold3` votes as `lite0`, `lite0/fold3-seed1` as
-    `lite0-seed1`.
+    The suffix of a renamed folder is kept: `lite0/fold3` belongs to `lite0`, `lite0/fold3-seed1` to `lite0-seed1`.
     """
     recipe, _, fold = run.partition("/fold")
     return recipe + re.sub(r"^(\d+|all)", "", fold)
 
 
 def tile_weights(runs: Sequence[str], weights: Sequence[float]) -> list[float]:
-    """Returns the weight of each run's predictions of validation tiles: that of all runs which vote as one, see above.
+    """Returns the weight of each run's predictions of validation tiles: the sum over its candidate, see `vote_name`.
 
     Args:
         runs: `<recipe>/fold<k>`.

@@ -44,10 +44,10 @@ def show_scores(results: Sequence[Result], folders: Sequence[Path]) -> None:
     levels = [level for folder in folders if (level := read_levels(folder)) is not None]
     if levels:
         threshold, score = best_threshold(np.sum(levels, axis=0))
-        say(f"a threshold of {threshold:.2f} would have scored {score:.4f}, {score - pooled:+.4f} beside argmax")
+        say(f"best threshold {threshold:.2f}: {score:.4f}, {score - pooled:+.4f} compared with 0.5")
 
 
 def pooled_score(results: Sequence[Result]) -> float | None:
-    """Returns the Jaccard index over the validation pixels of all folds; None where there are none."""
+    """Returns the Jaccard index over the validation pixels of all folds; None if there are none."""
     counts = [counts for result in results for counts in result.scenes.values()]
     return pool(counts).jaccard if counts else None

@@ -1,8 +1,7 @@
-"""Weight soups: the mean of the weights of several runs, as a run of its own.
+"""Model soups: the mean of the weights of several runs, as a run.
 
-Only runs that held out the same fold are averaged: the mean of networks that held out different folds was trained on
-every tile, so that nothing is left to score it on. All given runs enter the mean, none is chosen by its score: a choice
-on the validation tiles would make the soup's score on them optimistic.
+Only runs with the same validation fold are averaged: a mean over different folds was trained on every tile and could
+not be scored. All given runs are averaged. Choosing them by score would make the soup's score optimistic.
 
 Source:
     Wortsman et al., Model soups, ICML 2022 (the uniform soup).
@@ -38,7 +37,7 @@ END = "-soup"  # of the folder's name: runs/<recipe>/fold<k>-soup
 
 
 def make_soups(folders: Sequence[Path], paths: Paths) -> list[Path]:
-    """Returns the folders of soups of all given runs that share recipe and fold, two or more; made where missing.
+    """Writes missing soups of runs with the same recipe and fold, and returns the folders of all.
 
     Args:
         folders: of finished runs.
@@ -92,7 +91,7 @@ def _mean(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def _score(soup: Path, result: Result, paths: Paths) -> None:
-    """Predicts the held-out tiles with a soup and writes its result, as a training does in the end."""
+    """Predicts the validation tiles with a soup, and writes its result."""
     settings = read_settings(soup, ("recipe", "data"))
     index = read_index(paths, settings.data or "")[1]
     model = rebuild(recipe_of(f"{soup.parent.name}/{soup.name}", settings, paths, None)).model

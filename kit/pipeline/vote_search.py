@@ -1,4 +1,4 @@
-"""The search for the best weighted vote among candidates, on pixels that none of them was trained on.
+"""Search for the best weighted vote of candidates, on validation pixels.
 
 Source:
     Caruana, Niculescu-Mizil, Crew and Ksikes, Ensemble selection from libraries of models, ICML 2004.
@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from kit.pipeline.compare_runs import PERCENTILES, resample
 from kit.training.oof import best_threshold
 
-STEPS = 20  # votes that are cast at most: weights in steps of 5 %
-PARTS = 5  # of the tiles, for nested validation where there are one or two folds
+STEPS = 20  # votes at most: weights in steps of 5 %
+PARTS = 5  # of the tiles, for nested validation with one or two folds
 
-Votes = tuple[int, ...]  # how many each candidate has
+Votes = tuple[int, ...]  # of each candidate
 
 
 @dataclass(frozen=True)
 class VotePixels:
-    """Validation pixels as every candidate predicts them."""
+    """Validation pixels with the predictions of every candidate."""
 
     values: NDArray[np.uint8]  # probability x 255, uint8 (candidates, pixels)
     building: NDArray[np.bool_]  # the truth, bool (pixels,)
@@ -48,21 +48,21 @@ class VotePixels:
 
 @dataclass(frozen=True)
 class NestedScore:
-    """Scores of tiles that took no part in the choice: chosen on all parts but one, scored on that one, pooled."""
+    """Nested scores: chosen on all parts but one, scored on that part, pooled over parts."""
 
-    single: float  # Jaccard of the candidate that was best by itself
+    single: float  # Jaccard of the best single candidate
     vote: float  # Jaccard of the chosen vote
-    low: float | None  # where the 95 % interval of their difference begins; None where every scene has one tile
-    high: float | None  # where it ends
+    low: float | None  # lower end of the 95 % interval of the gain; None if every scene has one tile
+    high: float | None  # upper end
 
     @property
     def gain(self) -> float:
-        """What the vote adds to the best single candidate."""
+        """Gain of the vote over the best single candidate."""
         return self.vote - self.single
 
     @property
     def holds(self) -> bool:
-        """Whether the interval excludes no gain."""
+        """Whether the interval is above 0."""
         return self.low is not None and self.low > 0
 
 
@@ -71,8 +71,8 @@ class VoteSearch:
 
     Args:
         pixels: to choose on.
-        seconds: that each candidate takes.
-        budget: seconds that those with votes may take together; infinite without a limit.
+        seconds: prediction time of each candidate.
+        budget: limit of the sum over candidates with votes, s.
     """
 
     def __init__(self, pixels: VotePixels, seconds: Sequence[float], budget: float = math.inf) -> None:
@@ -81,11 +81,11 @@ class VoteSearch:
         self._levels: dict[Votes, NDArray[np.int64]] = {}
 
     def cost(self, votes: Votes) -> float:
-        """Returns the seconds that the candidates with votes take."""
+        """Returns the prediction time of the candidates with votes, s."""
         return math.fsum(seconds for count, seconds in zip(votes, self.seconds, strict=True) if count)
 
     def threshold(self, votes: Votes, parts: Sequence[int] | None = None) -> tuple[float, float]:
-        """Returns the best threshold of a vote and its Jaccard index, on some parts or on all."""
+        """Returns the best threshold of a vote and its Jaccard index, on given parts or on all."""
         votes = simplest(votes)
         if votes not in self._levels:
             self._levels[votes] = self.pixels.levels(votes, self.pixels.part)
@@ -93,18 +93,18 @@ class VoteSearch:
         return best_threshold((levels if parts is None else levels[list(parts)]).sum(axis=0))
 
     def score(self, votes: Votes, parts: Sequence[int] | None = None) -> float:
-        """Returns the Jaccard index of a vote at its best threshold, on some parts or on all."""
+        """Returns the Jaccard index of a vote at its best threshold, on given parts or on all."""
         return self.threshold(votes, parts)[1]
 
     def single(self, parts: Sequence[int] | None = None) -> Votes:
-        """Returns the best candidate by itself, of those within the budget; of equals, the first."""
+        """Returns the best single candidate within the budget; of equals, the first."""
         alone = [self._with(self._none(), candidate) for candidate in range(len(self.seconds))]
         return max((votes for votes in alone if self.cost(votes) <= self.budget), key=lambda v: self.score(v, parts))
 
     def greedy(self, parts: Sequence[int] | None = None) -> Votes:
-        """Returns the votes of forward selection with replacement: each step adds the vote that helps most.
+        """Returns the votes of forward selection with replacement: each step adds the vote with the largest gain.
 
-        The best state on the way counts, of equals the earliest.
+        The best state of all steps is returned; of equals, the first.
         """
         votes = best = self.single(parts)
         for _ in range(STEPS - 1):
@@ -115,7 +115,7 @@ class VoteSearch:
         return simplest(best)
 
     def nested(self) -> NestedScore | None:
-        """Returns what choosing gains on tiles that took no part in it; None where there is one part only."""
+        """Returns the scores of nested validation; None if there is one part."""
         if self.parts < 2:
             return None
         tiles = np.arange(len(self.pixels.part))
@@ -151,16 +151,16 @@ class VoteSearch:
 
 
 def simplest(votes: Votes) -> Votes:
-    """Returns the smallest numbers of the same proportions."""
+    """Returns the smallest integers of the same proportions."""
     divisor = math.gcd(*votes)
     return tuple(count // divisor for count in votes)
 
 
 def parts_of(folds: Sequence[int], scenes: Sequence[str]) -> NDArray[np.int64]:
-    """Returns the part of nested validation of each tile, (tiles,): its fold, or of fewer than three folds its scene.
+    """Returns the part of nested validation of each tile, (tiles,): its fold, or with fewer than three folds its scene.
 
-    Without one of two folds, half of the tiles would be left to choose on, and the choice would be worse than with all.
-    Of a single scene, neighbours in the given order form a part. There are at most PARTS of scenes or neighbours.
+    With two folds as parts, only half of the tiles would be left for the choice. If there is one scene, neighbours in
+    the given order form a part. There are at most PARTS parts of scenes or neighbours.
     """
     if len(set(folds)) > 2 or len(set(folds)) > len(set(scenes)):
         return np.unique(folds, return_inverse=True)[1].astype(np.int64)

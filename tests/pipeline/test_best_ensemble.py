@@ -120,7 +120,7 @@ def test_no_gain_exports_the_best_alone(root: Path, cli: Cli):
     write_recipe_folds(root, "other", 3.0, 20)
     code, _, err = best(cli, root, "tiny", "other")
     assert code == 0, err
-    assert "no gain over the best single candidate beyond chance: tiny alone is exported; 2.00 s" in err
+    assert "no significant gain over the best single candidate: exporting tiny alone; 2.00 s" in err
     card = read_card(root / "weights/best.pt")
     assert {member.recipe for member in card.members} == {"tiny"}
     assert card.weights == ()
@@ -135,9 +135,9 @@ def test_the_budget_leaves_out_what_is_slow(root: Path, cli: Cli):
     for file in root.glob("weights/best*"):
         file.unlink()
     err = refused(cli, root, *SECONDS, "--seconds-per-chip", 0.4)
-    assert "no candidate predicts a chip in 0.4 s here: the fastest, third, takes 0.50 s with views none" in err
+    assert "no candidate predicts a chip in 0.4 s on this machine: the fastest, third, takes 0.50 s with views none" in err
     for number in ("-1", "nan"):
-        assert f"{float(number):g} seconds per chip, expected more than 0" in refused(
+        assert f"--seconds-per-chip {float(number):g}: expected more than 0" in refused(
             cli, root, "tiny", "--seconds-per-chip", number
         )
 
@@ -154,13 +154,13 @@ def test_runs_that_held_out_different_tiles(root: Path, cli: Cli):
     write_fold(root, "tiny/fold0", 0.2, 1)
     write_fold(root, "other/fold1", 0.2, 2)
     err = refused(cli, root, "tiny/fold0", "other/fold1")
-    assert "tiny (tiny/fold0) and other (other/fold1) held out no tile in common" in err
+    assert "tiny (tiny/fold0) and other (other/fold1) have no validation tile in common" in err
     assert "kit export RUN... --name NAME" in err.splitlines()[-1]
     write_fold(root, "other/fold0", 0.2, 3)
     code, _, err = best(cli, root, "tiny", "other")  # on the tiles of fold 0
     assert code == 0, err
     index = read_index(Paths(root))[1]
-    assert f"2 candidates, {(index['fold'] == 0).sum()} validation tiles that all held out" in err
+    assert f"2 candidates, {(index['fold'] == 0).sum()} validation tiles in common" in err
 
 
 def test_other_data_is_refused(root: Path, cli: Cli):
@@ -169,7 +169,7 @@ def test_other_data_is_refused(root: Path, cli: Cli):
     assert "changed between tiny/fold0 and other/fold0: their folds may differ" in refused(cli, root, "tiny", "other")
     shutil.rmtree(root / "runs/other")
     write_fold(root, "other/fold0", 0.2, 2, data="elsewhere")
-    assert "other/fold0 on elsewhere: no tile was held out by both" in refused(cli, root, "tiny", "other")
+    assert "other/fold0 on elsewhere: no validation tile in common" in refused(cli, root, "tiny", "other")
 
 
 def test_unfinished_unknown_and_damaged_runs(root: Path, cli: Cli):

@@ -84,7 +84,7 @@ def test_a_run_equals_itself(tmp_path: Path):
     first, _ = simulated(np.random.default_rng(3), 20, 0.0)
     made = compared(tmp_path, first, first)
     assert (made.pooled.difference, made.pooled.low, made.pooled.high) == (0.0, 0.0, 0.0)
-    assert made.verdict() == "no difference beyond chance: 0.0000 [0.0000, 0.0000]"
+    assert made.verdict() == "no significant difference: 0.0000 [0.0000, 0.0000]"
     itself = compare("one/fold0", "one/fold0", Paths(tmp_path))
     assert itself.pooled == made.pooled
 
@@ -150,11 +150,11 @@ def test_recipes_pool_their_finished_folds(tmp_path: Path, cli: Cli):
     ]
     assert err.splitlines() == [
         "left out, unfinished or unreadable: two/fold2",
-        "4 held-out tiles in common (6 of one, 4 of two)",
+        "4 validation tiles in common (6 of one, 4 of two)",
         "two is better by 0.3000 [0.3000, 0.3000]",
     ]
     back = cli("compare", "two", "one/fold1", "--root", tmp_path)[2]
-    assert "2 held-out tiles in common (4 of two, 2 of one/fold1)" in back
+    assert "2 validation tiles in common (4 of two, 2 of one/fold1)" in back
     assert "two is better by 0.3000 [0.3000, 0.3000]" in back
 
 
@@ -196,9 +196,9 @@ def root(tmp_path: Path) -> Path:
     [
         ("oen/fold0", "no run 'oen/fold0' here", "did you mean 'one/fold0'?; kit runs lists them"),
         ("one/fold7", "no run 'one/fold7' here", "did you mean 'one/fold0'?"),
-        ("elsewhere", "one/fold0 and elsewhere held out no tile in common", "the same --data and --fold"),
+        ("elsewhere", "one/fold0 and elsewhere have no validation tile in common", "the same --data and --fold"),
         ("relabelled", "1 of 2 tiles have other masks in one/fold0 than in relabelled, first kam_a_0001", "--restart"),
-        ("refolded", "2 of 4 tiles were held out more than once by refolded, first kam_a_0000", "compare one fold"),
+        ("refolded", "2 of 4 validation tiles of refolded occur more than once, first kam_a_0000", "compare one fold"),
         ("older/fold4", "older/fold4 has no oof.csv", "kit run older --fold 4 --restart"),
         ("older", "older/fold4 has no oof.csv", "kit run older --fold 4 --restart"),
         ("whole", "whole has no finished fold", "kit run whole"),

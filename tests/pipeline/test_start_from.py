@@ -141,7 +141,7 @@ def test_an_own_earlier_run_is_no_start(root: Path, cli: Cli):
     """`--restart` would remove it, and a session that is cut short could not begin again."""
     expected = best_of(root, "tiny/fold0").read_bytes()
     err = refused(cli, root, "tiny", "--fold", "0", "--start-from", "tiny", "--restart")
-    assert "is what this run writes" in err
+    assert "is written by this run" in err
     assert best_of(root, "tiny/fold0").read_bytes() == expected
 
 
