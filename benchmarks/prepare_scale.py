@@ -17,12 +17,12 @@ from tempfile import TemporaryDirectory
 
 import pandas as pd
 import rasterio
+from drawn_city import draw_large_city
 from watching import watched
 
 from kit.data.tiles.options import PrepareOptions
 from kit.data.tiles.prepare import prepare
 from kit.paths import Paths
-from kit.sample.large_city import draw_large_city
 
 
 def drawn(home: Path, side_px: int) -> Path:

@@ -35,6 +35,7 @@ import numpy as np
 import pystac
 import rasterio
 import seed_prepare
+from drawn_city import draw_large_city
 from rasterio.enums import Resampling
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
@@ -45,7 +46,6 @@ from kit.data.tiles.options import PrepareOptions, Style
 from kit.data.tiles.prepare import prepare
 from kit.data.tiles.tile import IMAGE_FORMATS, MASK_FORMAT
 from kit.paths import Paths
-from kit.sample.large_city import draw_large_city
 
 DRAWN_PX = 25_600  # side of the drawn scene: 20,000 footprints
 SIDES = ("seed", "seed, kit's formats", "kit, all layers", "kit, all layers, windows", "rasterio", "kit")

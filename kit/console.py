@@ -46,10 +46,6 @@ def printable(text: str, kept: str = "\n\t") -> str:
     """Returns a text with control characters, invisible direction marks and lone surrogates escaped.
 
     File names may contain escape sequences for the terminal.
-
-    Args:
-        text: to print.
-        kept: control characters to keep.
     """
     return "".join(
         character if character in kept or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp")

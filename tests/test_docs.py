@@ -182,18 +182,29 @@ def test_commands_parse(line: str, root: Path):
         assert name is None or name in known_recipes(Paths(root)) | known_solutions(Paths(root))
 
 
+@pytest.mark.parametrize("page", ["map", "submit", "weights"])
+def test_commands_of_other_pages_parse(page: str):
+    lines = [line for line in shell((DOCS / f"{page}.md").read_text()) if line.startswith("kit ")]
+    assert lines
+    for line in lines:
+        command, *arguments = kit_arguments(line)
+        COMMANDS[command].make_context(command, arguments)
+
+
+def options(command: str) -> set[str]:
+    """The options of a command, in all spellings."""
+    return {text for p in COMMANDS[command].params for text in [*p.opts, *p.secondary_opts]}
+
+
 def test_commands_and_options_in_the_text_exist():
-    options = {
-        name: {text for p in command.params for text in [*p.opts, *p.secondary_opts]}
-        for name, command in COMMANDS.items()
-    }
+    known = {name: options(name) for name in COMMANDS}
     of_torchrun = {text for action in torchrun.get_args_parser()._actions for text in action.option_strings}
     for code in [*INLINE, *inline(TRAINING), *inline(DATA), *inline(MOSAICS), *inline(SOLUTION)]:
         words = code.split()
         if words[0] == "kit":
-            assert {word for word in words[2:] if word.startswith("-")} <= options[words[1]], code
+            assert {word for word in words[2:] if word.startswith("-")} <= known[words[1]], code
         elif words[0].startswith("--"):
-            assert words[0] in set().union(*options.values(), of_torchrun), code
+            assert words[0] in set().union(*known.values(), of_torchrun), code
 
 
 def rows_below(title: str, page: str = TRAINING) -> list[list[str]]:
@@ -231,7 +242,7 @@ def test_the_run_folder_and_its_tables_are_as_told(workplace: Path, capsys: pyte
     assert shown[0] in heads
 
 
-@pytest.mark.parametrize("page", [TRAINING, DATA], ids=["training", "data"])
+@pytest.mark.parametrize("page", ["training", "data", "map", "submit", "weights"])
 def test_the_messages_are_kit_s(page: str):
     texts = {
         node.value
@@ -239,7 +250,7 @@ def test_the_messages_are_kit_s(page: str):
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
-    for message, _ in rows_below("When something goes wrong", page):
+    for message, _ in rows_below("When something goes wrong", (DOCS / f"{page}.md").read_text()):
         for part in message.strip("`").split("..."):
             assert any(part.strip() in text for text in texts), message
 

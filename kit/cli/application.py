@@ -1,9 +1,12 @@
 """The application: options that commands share, exit codes, and how errors are shown."""
 
 import io
+import json
 import os
 import sys
 import traceback
+from collections.abc import Sequence
+from dataclasses import asdict
 from math import inf
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from kit import __version__
-from kit.console import failure, ignore_known_warnings, only_errors, result, say
+from kit.console import failure, ignore_known_warnings, only_errors, result, say, table
 from kit.errors import KitError, RankError
 from kit.system.launcher import ignored_variables, launched, launched_by_kit, own_rank
 
@@ -67,6 +70,26 @@ def number_or_auto(
         return number
 
     return typer.Option(*names, parser=parse, metavar="auto|N", show_default="auto", help=description)
+
+
+def show_listing(lines: Sequence[Any], columns: Sequence[str], as_json: bool, nothing: str) -> None:
+    """Prints a listing as a table or as JSON, and the problems of its lines.
+
+    Args:
+        lines: dataclasses with `problem` and `cells()`.
+        columns: titles of the cells.
+        as_json: whether to print JSON.
+        nothing: the notice for an empty listing.
+    """
+    if not lines:
+        say(nothing)
+    for line in lines:
+        if line.problem:
+            say(line.problem)
+    if as_json:
+        result(json.dumps([asdict(line) for line in lines], indent=1))
+    else:
+        table(columns, [line.cells() for line in lines])
 
 
 def check_nproc(nproc: int) -> None:

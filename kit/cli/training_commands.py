@@ -21,6 +21,7 @@ from kit.cli.application import (
     app,
     check_nproc,
     number_or_auto,
+    show_listing,
 )
 from kit.console import result, say, table
 from kit.paths import Paths
@@ -305,21 +306,9 @@ def runs(as_json: Json = False, root: Root = HERE, debug: Debug = False) -> None
 
     Example: kit runs
     """
-    import json
-    from dataclasses import asdict
-
     from kit.pipeline.runs import COLUMNS, list_runs
 
-    listed = list_runs(Paths(root))
-    if not listed:
-        say("no runs here yet: kit run RECIPE")
-    for line in listed:
-        if line.problem:
-            say(line.problem)
-    if as_json:
-        result(json.dumps([asdict(line) for line in listed], indent=1))
-    else:
-        table(COLUMNS, [line.cells() for line in listed])
+    show_listing(list_runs(Paths(root)), COLUMNS, as_json, "no runs here yet: kit run RECIPE")
 
 
 @app.command(rich_help_panel=PANEL)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from kit.cli.application import HERE, Debug, Device, Json, Root, Views, app
+from kit.cli.application import HERE, Debug, Device, Json, Root, Views, app, show_listing
 from kit.console import result, say, table
 from kit.paths import Paths
 
@@ -92,21 +92,10 @@ def weights(as_json: Json = False, root: Root = HERE, debug: Debug = False) -> N
 
     Example: kit weights
     """
-    import json
-    from dataclasses import asdict
-
     from kit.deploy.weights.listing import COLUMNS, list_weights
 
-    listed = list_weights(Paths(root).weights)
-    if not listed:
-        say("no weights here yet: kit run RECIPE, or kit submit --weights URL --sha256 SUM")
-    for line in listed:
-        if line.problem:
-            say(line.problem)
-    if as_json:
-        result(json.dumps([asdict(line) for line in listed], indent=1))
-    else:
-        table(COLUMNS, [line.cells() for line in listed])
+    nothing = "no weights here yet: kit run RECIPE, or kit submit --weights URL --sha256 SUM"
+    show_listing(list_weights(Paths(root).weights), COLUMNS, as_json, nothing)
 
 
 @app.command(rich_help_panel=PANEL)

@@ -246,15 +246,15 @@ def _differences(scenes: dict[str, NDArray[np.int64]]) -> list[Difference]:
 
 
 def _difference(scene: str, pixels: NDArray[np.int64], drawn: NDArray[np.int64], several: bool) -> Difference:
-    first, second = (float(score) for score in _jaccards(pixels.sum(axis=0)))
+    first, second = (float(score) for score in jaccards(pixels.sum(axis=0)))
     low = high = None
     if several:
-        scores = _jaccards(drawn)
+        scores = jaccards(drawn)
         low, high = (float(bound) for bound in np.percentile(scores[:, 1] - scores[:, 0], PERCENTILES))
     return Difference(scene, len(pixels), first, second, second - first, low, high)
 
 
-def _jaccards(sums: NDArray[np.int64]) -> NDArray[np.float64]:
+def jaccards(sums: NDArray[np.int64]) -> NDArray[np.float64]:
     """Returns hit / union of both sides, (..., 4) -> (..., 2); 1 where the union is empty, as in `Counts`."""
     hit, union = sums[..., 0::2], sums[..., 1::2]
     return np.divide(hit, union, out=np.ones(hit.shape), where=union > 0)

@@ -13,12 +13,7 @@ from kit.training.run_files import Result, read_objects
 
 
 def show_scores(results: Sequence[Result], folders: Sequence[Path]) -> None:
-    """Prints the out-of-fold Jaccard index per scene, area and pooled; reports buildings and the best threshold.
-
-    Args:
-        results: one a fold.
-        folders: of their runs.
-    """
+    """Prints the out-of-fold Jaccard index per scene, area and pooled; reports buildings and the best threshold."""
     held_out = [result for result in results if result.scenes]
     if not held_out:
         say("no validation tiles: no out-of-fold score")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kit.pipeline.compare_runs import PERCENTILES, resample
+from kit.pipeline.compare_runs import PERCENTILES, jaccards, resample
 from kit.training.oof import best_threshold
 
 STEPS = 20  # votes at most: weights in steps of 5 %
@@ -126,12 +126,12 @@ class VoteSearch:
             for column, votes in ((0, self.single(others)), (2, self.greedy(others))):
                 threshold, _ = self.threshold(votes, others)
                 counts[held_out, column : column + 2] = self._hits(votes, threshold)[held_out]
-        single, vote = _jaccards(counts.sum(axis=0))
+        single, vote = jaccards(counts.sum(axis=0))
         scenes = [counts[self.pixels.scene == scene] for scene in np.unique(self.pixels.scene)]
         if all(len(scene) < 2 for scene in scenes):
             return NestedScore(float(single), float(vote), None, None)
         random = np.random.default_rng(0)
-        drawn = _jaccards(np.sum([resample(scene, random) for scene in scenes], axis=0))
+        drawn = jaccards(np.sum([resample(scene, random) for scene in scenes], axis=0))
         low, high = np.percentile(drawn[:, 1] - drawn[:, 0], PERCENTILES)
         return NestedScore(float(single), float(vote), float(low), float(high))
 
@@ -167,9 +167,3 @@ def parts_of(folds: Sequence[int], scenes: Sequence[str]) -> NDArray[np.int64]:
     if len(set(scenes)) > 1:
         return (np.unique(scenes, return_inverse=True)[1] % PARTS).astype(np.int64)
     return np.arange(len(scenes)) * min(PARTS, len(scenes)) // len(scenes)
-
-
-def _jaccards(sums: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Returns hit / union of both sides, (..., 4) -> (..., 2); 1 where the union is empty."""
-    hit, union = sums[..., 0::2], sums[..., 1::2]
-    return np.divide(hit, union, out=np.ones(hit.shape), where=union > 0)

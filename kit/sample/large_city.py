@@ -18,8 +18,6 @@ import rasterio
 import shapely
 from affine import Affine
 
-from kit.console import meter
-from kit.errors import DataError
 from kit.sample.city_files import (
     BUILDING,
     COLOURS,
@@ -27,12 +25,10 @@ from kit.sample.city_files import (
     footprints_path,
     image_path,
     write_scene_items,
-    write_train_catalog,
 )
 from kit.sample.drawing import BORDER_STEP_PX, border_steps, draw_scene
-from kit.sample.plan import GSD_M, Look
+from kit.sample.plan import Look
 from kit.sample.sites import AREAS, Site, georeference
-from kit.system.files import replacing
 
 PATCH_PX = 2048  # about a scene of the sample at scale 1; a multiple of BORDER_STEP_PX and BLOCK_PX
 PATCHES = 32  # drawn for a scene, 8 views of each; at 2,048 px they take 400 MB
@@ -187,36 +183,3 @@ def _write_footprints(path: Path, name: str, polygons: Polygons) -> None:
         for geometry in shapely.to_geojson(polygons)
     )
     path.write_text(f'{head}, "features": [\n' + ",\n".join(features) + "\n]}\n")
-
-
-def draw_large_city(
-    out: Path, side_px: int, seed: int = 0, scenes: int = 1, *, zoom_out: float = 1.6, patch_px: int = PATCH_PX // 2
-) -> Path:
-    """Returns the folder of a catalogue over one area with square scenes of any size; for benchmarks.
-
-    40,000 px hold some 50,000 footprints.
-
-    Args:
-        out: the folder to make.
-        side_px: of each scene.
-        seed: the same seed gives the same bytes.
-        scenes: how many.
-        zoom_out, patch_px: see `draw_large_scene`.
-
-    Raises:
-        DataError: `out` exists.
-    """
-    if out.exists():
-        raise DataError(f"{out} exists", "remove it, or choose another folder")
-    area, gsd_m = "kum", GSD_M * zoom_out
-    apart_m = side_px * gsd_m + 100
-    sites = [
-        Site(f"{area}_{number}", area, side_px, side_px, gsd_m, east_m=number * apart_m) for number in range(scenes)
-    ]
-    n_patches = sum(count_patches(site, patch_px) for site in sites)
-    with replacing(out) as folder, meter("draw patches", n_patches) as progress:
-        for number, site in enumerate(sites):
-            rng = np.random.default_rng([seed, number])
-            draw_large_scene(folder / area, site, rng, progress.advance, patch_px=patch_px, zoom_out=zoom_out)
-        write_train_catalog(folder, out.name, "a large city, drawn: scenes with footprints", [area])
-    return out

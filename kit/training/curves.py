@@ -36,14 +36,7 @@ def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def draw_rates(rates: Sequence[float], losses: Sequence[float], suggested: dict[str, float], path: Path) -> None:
-    """Writes a PNG with the loss over the learning rate and the suggested rates.
-
-    Args:
-        rates: of the steps, rising.
-        losses: of the steps.
-        suggested: rates by name.
-        path: of the PNG.
-    """
+    """Writes a PNG with the loss over the learning rate and the suggested rates."""
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -25,12 +25,6 @@ class RunLog(Callback):
 
     The best epoch has the highest Jaccard index; without validation, it is the last. Epochs are counted over all fits
     of a recipe. Rank 0 writes.
-
-    Args:
-        folder: of the run.
-        title: of the bar.
-        settings: of the run.
-        epochs: of all fits.
     """
 
     order = 60  # after the Recorder, before EMA restores the current weights
@@ -163,9 +157,6 @@ class RunLog(Callback):
 
 class Board(Callback):
     """Writes losses, scores and the learning rate for TensorBoard.
-
-    Args:
-        folder: to write into.
 
     Raises:
         RunError: TensorBoard is not installed.

@@ -135,7 +135,8 @@ def test_the_budget_leaves_out_what_is_slow(root: Path, cli: Cli):
     for file in root.glob("weights/best*"):
         file.unlink()
     err = refused(cli, root, *SECONDS, "--seconds-per-chip", 0.4)
-    assert "no candidate predicts a chip in 0.4 s on this machine: the fastest, third, takes 0.50 s with views none" in err
+    assert "no candidate predicts a chip in 0.4 s on this machine" in err
+    assert "the fastest, third, takes 0.50 s with views none" in err
     for number in ("-1", "nan"):
         assert f"--seconds-per-chip {float(number):g}: expected more than 0" in refused(
             cli, root, "tiny", "--seconds-per-chip", number

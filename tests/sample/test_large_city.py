@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import rasterio
 import shapely
+from drawn_city import draw_large_city
 from factories import prepare
 from rasterio.features import rasterize
 
@@ -21,7 +22,7 @@ from kit.paths import Paths
 from kit.sample import large_city
 from kit.sample import sample as sample_module
 from kit.sample.drawing import Drawing, draw_scene
-from kit.sample.large_city import Patch, draw_large_city, draw_patch
+from kit.sample.large_city import Patch, draw_patch
 from kit.sample.sample import draw_sample
 from kit.sample.sites import AREAS, TRAIN, georeference
 

@@ -43,11 +43,7 @@ def key_of(*parts: object) -> str:
 
 
 class Ledger:
-    """The records of a data set, a JSON file each.
-
-    Args:
-        folder: of the data set.
-    """
+    """The records of a data set, a JSON file each."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

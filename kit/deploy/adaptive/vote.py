@@ -40,10 +40,6 @@ def stages(order: Sequence[int], codes: Sequence[int]) -> list[list[Pass]]:
     Each network sees another view than the one before it, and then that view turned by half: the less alike passes
     are, the more they add. With trained networks the mean of six passes out of twelve was a quarter nearer to that of
     all than with a second view that differs in one flip.
-
-    Args:
-        order: the networks, cheapest first.
-        codes: of the views.
     """
     once = [(member, codes[place % len(codes)]) for place, member in enumerate(order)]
     again = [(member, code ^ TURN) for member, code in once if code ^ TURN in codes]

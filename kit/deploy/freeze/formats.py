@@ -23,9 +23,6 @@ ONNX_LIMIT_BYTES = 2_000_000_000  # a protobuf file has at most 2 GiB, graph inc
 class Outputs(nn.Module):
     """The ensemble as ONNX needs it: all outputs of one call.
 
-    Args:
-        ensemble: the soft vote.
-
     Shape:
         uint8 (N, 3 or 4, H, W) -> probability float32 (N, 1, H, W), mask uint8 (N, 1, H, W), members float32
         (N, M, H, W).

@@ -60,12 +60,7 @@ def known_mosaics(chips: Sequence[Chip], table: Path | None) -> list[Mosaic]:
 
 
 def assemble(chips: Sequence[Chip], sides: Sequence[ChipSides]) -> list[Mosaic]:
-    """Returns the mosaics that chips make, see `find_mosaics`.
-
-    Args:
-        chips: all of them.
-        sides: of each chip.
-    """
+    """Returns the mosaics that chips make, see `find_mosaics`."""
     joiner = Joiner(sides)
     matches = {direction: joiner.matches(direction) for direction in (RIGHT, BOTTOM)}
     layout = lay_out(joiner, matches)

@@ -45,9 +45,6 @@ class Group:
 class Layout:
     """Groups that grow: each chip has one cell, and no cell holds two chips.
 
-    Args:
-        joiner: compares the chips.
-
     Attributes:
         groups: by number.
         group_of: the number of each chip's group.
@@ -123,12 +120,7 @@ class Layout:
 
 
 def lay_out(joiner: Joiner, matches: dict[int, Matches]) -> Layout:
-    """Returns the chips laid out as far as they certainly belong together.
-
-    Args:
-        joiner: compares the chips.
-        matches: its best pairs, by direction.
-    """
+    """Returns the chips laid out as far as they certainly belong together."""
     layout = Layout(joiner)
     margins: dict[ChipPair, float] = {}
     for direction, best in matches.items():

@@ -113,11 +113,7 @@ def _enlarged(image: Image, factor: float) -> Image:
 
 
 class ChipCache:
-    """The chips that were read last, RGBA, limited in bytes; the last one is always kept.
-
-    Args:
-        most_bytes: of all chips together.
-    """
+    """The chips that were read last, RGBA, limited in bytes; the last one is always kept."""
 
     def __init__(self, most_bytes: int = CACHE_BYTES) -> None:
         self.most_bytes, self.held_bytes = most_bytes, 0

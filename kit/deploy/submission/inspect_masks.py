@@ -71,11 +71,7 @@ class Contents:
 
 
 class ImageSizes(Mapping[str, tuple[int, int]]):
-    """Height and width of images, px, by id: each is read from its file when it is asked for.
-
-    Args:
-        images: by id.
-    """
+    """Height and width of images, px, by id: each is read from its file when it is asked for."""
 
     def __init__(self, images: Mapping[str, Path]) -> None:
         self.images = images

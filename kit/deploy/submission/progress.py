@@ -142,14 +142,7 @@ class Finished:
         return _checksum(str(value) for name, value in vars(self).items() if name != "crc32")
 
     def holds(self, chips: str, masks: Mapping[str, Path], folder: Path, tables: Iterable[str] = ()) -> bool:
-        """Returns whether chips, masks, archive and tables are as they were; it reads none of them.
-
-        Args:
-            chips: digest of the chips now.
-            masks: by chip.
-            folder: of the submission.
-            tables: names of those that matter.
-        """
+        """Returns whether chips, masks, archive and tables are as they were; it reads none of them."""
         try:
             is_same = self.chips == chips and self.masks == digest(masks)
             return is_same and file_versions(folder, tables).items() <= self.files.items()

@@ -192,10 +192,6 @@ def staged(weights_dir: Path, name: str) -> Iterator[Path]:
 
     Leftovers of killed exports of that name are removed. When the block fails nothing changes.
 
-    Args:
-        weights_dir: the folder of weights.
-        name: of the weights.
-
     Raises:
         KitError: another process exports weights of that name.
         OutputError: the folder cannot be written.

@@ -1,15 +1,12 @@
 """docs/map.md: its commands, options, files, fields and messages are those of the code."""
 
-import ast
 import re
 from pathlib import Path
 
-import pytest
 from deploy_fakes import noise
 from factories import at_kampala, write_bands
-from test_docs import COMMANDS, DOCS, inline, kit_arguments, rows_below, shell
+from test_docs import COMMANDS, DOCS, inline, rows_below
 
-import kit
 from kit.deploy.engine.backends import EngineOptions
 from kit.deploy.mapping.layers import FIELDS, FORMATS, LAYER
 from kit.deploy.mapping.map import CLEANING, SIMPLIFIED_PX, MapOptions, map_scene
@@ -22,12 +19,6 @@ from kit.pipeline.export import Exported
 PAGE = (DOCS / "map.md").read_text()
 SHOWN = [p for p in COMMANDS["map"].params if not getattr(p, "hidden", False)]
 OPTIONS = {text for p in SHOWN for text in [*p.opts, *p.secondary_opts] if text.startswith("--")}
-
-
-@pytest.mark.parametrize("line", shell(PAGE))
-def test_commands_parse(line: str):
-    words = kit_arguments(line)
-    COMMANDS[words[0]].make_context(words[0], words[1:])
 
 
 def test_every_option_is_documented_and_no_other():
@@ -65,15 +56,3 @@ def test_numbers_are_those_of_the_code():
     assert Cleaning(0.5, 2, 2) == CLEANING
     assert "0.5 by default" in page
     assert page.count("2 m² by default") == 2
-
-
-def test_the_messages_are_kit_s():
-    texts = {
-        node.value
-        for file in Path(kit.__file__).parent.rglob("*.py")
-        for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    }
-    for message, _ in rows_below("When something goes wrong", PAGE):
-        for part in message.strip("`").split("..."):
-            assert any(part.strip() in text for text in texts), message

@@ -1,15 +1,13 @@
 """docs/submit.md: its commands, options, files, checks and messages are those of the code."""
 
-import ast
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from deploy_fakes import noise, write_tiff
-from test_docs import COMMANDS, DOCS, inline, kit_arguments, rows_below, shell
+from test_docs import COMMANDS, DOCS, inline, options, rows_below
 
-import kit
 from kit.data.rasters import MOST_PIXELS
 from kit.deploy.submission import archive, checks
 from kit.deploy.submission.checks import SubmissionCheck, check
@@ -19,16 +17,6 @@ from kit.pipeline import postprocess
 from kit.pipeline.export import Exported
 
 PAGE = (DOCS / "submit.md").read_text()
-
-
-def options(command: str) -> set[str]:
-    return {text for p in COMMANDS[command].params for text in [*p.opts, *p.secondary_opts]}
-
-
-@pytest.mark.parametrize("line", shell(PAGE))
-def test_commands_parse(line: str):
-    words = kit_arguments(line)
-    COMMANDS[words[0]].make_context(words[0], words[1:])
 
 
 @pytest.mark.parametrize("code", [code for code in inline(PAGE) if re.match(r"kit [a-z-]+|--", code)])
@@ -74,15 +62,3 @@ def test_numbers_are_the_code_s():
     assert (len(postprocess.SMALLEST_M2), len(postprocess.HOLE_M2)) == (9, 7)
     assert checks.FAR == 3
     assert str(Cleaning(0.45, 3, 2)) + ": 0.7812 -> 0.7840 on validation tiles (kit submit --clean)" in PAGE
-
-
-def test_the_messages_are_kit_s():
-    texts = {
-        node.value
-        for file in Path(kit.__file__).parent.rglob("*.py")
-        for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    }
-    for message, _ in rows_below("When something goes wrong", PAGE):
-        for part in message.strip("`").split("..."):
-            assert any(part.strip() in text for text in texts), message

@@ -1,6 +1,5 @@
 """docs/weights.md: it shows the examples; its commands, options, keys, files and messages are those of the code."""
 
-import ast
 import re
 import shutil
 from dataclasses import fields
@@ -9,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from deploy_fakes import TinyNet, left_in
-from test_docs import COMMANDS, DOCS, inline, kit_arguments, rows_below, shell
+from test_docs import COMMANDS, DOCS, inline, options, rows_below
 
-import kit
 from kit.deploy.freeze import formats
 from kit.deploy.freeze.ensemble import METHODS, VIEWS
 from kit.deploy.weights import torchscript
@@ -23,10 +21,6 @@ ROOT = DOCS.parent
 SHOWN = dict(re.findall(r"<!-- example: (\S+) -->\n```\w+\n(.+?)```", PAGE, re.S))
 
 
-def options(command: str) -> set[str]:
-    return {text for p in COMMANDS[command].params for text in [*p.opts, *p.secondary_opts]}
-
-
 def names(cell: str) -> list[str]:
     return re.findall(r"`([\w.]+)`", cell)
 
@@ -35,12 +29,6 @@ def test_the_examples_are_shown_as_they_are():
     assert SHOWN.keys() == {"python/predict.py", "cpp/predict.cpp", "onnxruntime/predict.py"}
     for name, text in SHOWN.items():
         assert (ROOT / "examples" / name).read_text() == text, name
-
-
-@pytest.mark.parametrize("line", [line for line in shell(PAGE) if line.startswith("kit ")])
-def test_commands_parse(line: str):
-    words = kit_arguments(line)
-    COMMANDS[words[0]].make_context(words[0], words[1:])
 
 
 @pytest.mark.parametrize("code", [code for code in inline(PAGE) if re.match(r"kit |--", code)])
@@ -108,15 +96,3 @@ def test_the_files_are_as_told(tiny_weights: Exported):
 def test_the_views_cost_what_is_told():
     told = {names(cell)[0]: int(times) for cell, _, times in rows_below("Making weights", PAGE)}
     assert told == {name: len(codes) for name, codes in VIEWS.items()}
-
-
-def test_the_messages_are_kit_s():
-    texts = {
-        node.value
-        for file in Path(kit.__file__).parent.rglob("*.py")
-        for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    }
-    for message, _ in rows_below("When something goes wrong", PAGE):
-        for part in message.strip("`").split("..."):
-            assert any(part.strip() in text for text in texts), message
