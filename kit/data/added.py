@@ -1,4 +1,4 @@
-"""What `kit run --add` names: data sets that train beside that of `--data`, and their weights."""
+"""The data sets of `kit run --add`, and their weights."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from kit.errors import DataError
 
 @dataclass(frozen=True)
 class AddedSet:
-    """A data set that trains beside that of `--data`."""
+    """A data set to train on in addition to that of `--data`."""
 
     name: str  # of the data set
     weight: float = 1.0  # above 0; of its groups in the draw of `BalancedSampler`, where groups of `--data` have 1

@@ -1,4 +1,4 @@
-"""Draws footprints as masks: buildings, their boundaries, and the ground between close neighbours (contact)."""
+"""Rasterises footprints: buildings, boundaries, and the ground between close neighbours (contact)."""
 
 import math
 import re

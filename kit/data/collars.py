@@ -1,7 +1,7 @@
-"""Collars: black or white pixels around imagery that no alpha band, nodata value or mask marks as no data.
+"""Collars: black or white pixels around imagery that are not marked by alpha, nodata value or mask.
 
-Black counts in every piece of some size that reaches the image's edge. White does so only in long pieces, since white
-roofs at the edge are common.
+A black component of some size that touches the image's edge is a collar. A white one must touch the edge over a long
+distance, since white roofs at the edge are common.
 """
 
 import math
@@ -22,8 +22,8 @@ BLACK = 8  # of 255, in all bands: JPEG leaves a little noise in a black collar
 WHITE = 252  # likewise in a white one
 COARSE_PX = 1024  # longest side of the collar's map
 COLLAR_SHARE = 0.0005  # of the image: smaller pieces at its edge are shadows
-WHITE_REACH = 2 / 3  # of the image's shorter side: white that touches less of the edge may be a roof
-IN_BLACK, IN_WHITE = 1, 2  # values of a collar's map; 0 is imagery
+WHITE_REACH = 2 / 3  # of the image's shorter side: white components that touch less of the edge may be roofs
+IN_BLACK, IN_WHITE = 1, 2  # values of a collar's map; 0: imagery
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def in_collar(rgb: NDArray[np.uint8], near: NDArray[np.uint8]) -> NDArray[np.boo
 
 
 def may_have_collar(edges: Iterable[tuple[NDArray[np.uint8], NDArray[np.bool_]]], nodata: float | None = None) -> bool:
-    """Returns whether a collar is worth looking for.
+    """Returns whether an image may have a collar, by its outermost pixels.
 
     Args:
         edges: the image's four outermost lines, (3, length) each, and what the file takes for imagery, (length,).

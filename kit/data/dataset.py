@@ -1,4 +1,4 @@
-"""Loads a fold's tiles in batches: random augmented crops for training, whole tiles for validation."""
+"""DataLoaders of a fold: augmented random crops for training, whole tiles for validation."""
 
 import random
 from dataclasses import dataclass, field
@@ -37,14 +37,14 @@ Key = tuple[int, int]  # place in the epoch's draw, row of the index
 
 @dataclass(frozen=True)
 class Fold:
-    """The rows of the index that one model trains on, and those it is validated on.
+    """The tiles of a training, and those of its validation.
 
     Args:
-        number: the fold held out, or `all` for none.
-        train: index rows to train on.
-        valid: index rows held out; empty for `all`.
+        number: of the validation fold; `all` without validation.
+        train: rows of the index to train on.
+        valid: rows of the index to validate on; empty for `all`.
         seed: random seed.
-        device: where batches go.
+        device: of the batches.
         workers: loader processes; None: as many as suit the machine.
 
     Raises:

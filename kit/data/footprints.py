@@ -17,9 +17,9 @@ class Footprints:
 
     polygons: NDArray[np.object_]  # valid Polygon or MultiPolygon geometries, in `crs`
     crs: str  # their CRS
-    repaired: int = 0  # how many were invalid and have been mended
-    dropped: int = 0  # how many were empty, null or not polygons
-    far: int = 0  # how many lie far from the scene, and have been left out
+    repaired: int = 0  # number of invalid ones that were repaired
+    dropped: int = 0  # number of features that were empty, null or not polygons
+    far: int = 0  # number of features far from the scene, which are left out
     # whether the extent of all labels, far ones included, meets the scene: then a scene without footprints is
     # background
     surround: bool = True

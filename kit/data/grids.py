@@ -20,7 +20,7 @@ Bounds = tuple[float, float, float, float]  # left, bottom, right, top
 
 
 class Placed(Protocol):
-    """What a grid needs to know of an image: where it lies."""
+    """The place of an image."""
 
     name: str
     crs: CRS
@@ -76,7 +76,7 @@ class Grid:
 
 
 def check_grid(name: str, side_px: int, overlap_px: int) -> None:
-    """Checks what was asked for, before any scene is opened.
+    """Checks the options of a grid, before any scene is opened.
 
     Raises:
         DataError: an unknown name, an impossible zoom or resolution, or an overlap as large as the tile.
@@ -160,7 +160,7 @@ def world_width(crs: str) -> float:
 
 
 def on_earth(crs: CRS) -> bool:
-    """Returns whether a coordinate system has a place on earth: that of a technical drawing has none."""
+    """Returns whether a coordinate system can be converted to degrees; that of a technical drawing cannot."""
     try:
         pyproj.Transformer.from_crs(crs.to_wkt(), "EPSG:4326")
     except ProjError:

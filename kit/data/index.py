@@ -25,7 +25,7 @@ from kit.paths import Paths
 from kit.system.files import read_limited, replacing
 
 LIMIT_BYTES = 1 << 30  # of an index: some five million tiles
-REMEDY = "restore the file, or give the same `kit prepare` again: it writes the index anew, and cuts nothing twice"
+REMEDY = "restore the file, or rerun the same kit prepare: it writes the index again, without cutting tiles again"
 
 
 def _whole(text: object) -> object:

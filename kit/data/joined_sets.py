@@ -19,7 +19,7 @@ from kit.errors import DataError
 from kit.paths import Paths
 from kit.system.files import sha256_of
 
-MOST_APART = 4.0  # times the resolution of --data, or its part: farther tiles show other things
+MOST_APART = 4.0  # largest ratio to the resolution of --data, or its inverse
 
 
 def join_sets(
@@ -73,7 +73,7 @@ def on_ground_of(valid: pd.DataFrame, added: pd.DataFrame) -> list[int]:
 
 
 def report_unknown_ground(index: pd.DataFrame) -> None:
-    """Says on stderr how many tiles have no georeference, where there are added ones to compare."""
+    """Prints how many tiles have no georeference, if there are added sets."""
     if not (index["fold"] == ADDED).any():
         return
     unknown = index["data"][~lay_out(index).known].value_counts(sort=False)

@@ -4,14 +4,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-BACKGROUND, BUILDING, IGNORE = 0, 1, 255  # 255 is no data, and does not count
-SOFT_STEPS = 254  # a raster of soft labels holds probability x 254, and 255 for what does not count
+BACKGROUND, BUILDING, IGNORE = 0, 1, 255  # 255 is no data, which is ignored
+SOFT_STEPS = 254  # a raster of soft labels has probability x 254, or 255 for ignored pixels
 LAYERS = ("footprint", "boundary", "contact")  # bands of a mask with layers; without, the footprint alone
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Building pixels that were predicted rightly (tp), wrongly (fp), and missed (fn)."""
+    """Numbers of building pixels: true positives, false positives, false negatives."""
 
     tp: int = 0
     fp: int = 0

@@ -1,7 +1,7 @@
-"""The one reader of images: which files are opened, what is expected of them, and where they show imagery.
+"""Reads images: checks of files and bands, and where there is imagery.
 
-Two ways lead in. `open_scene` opens imagery that lies somewhere on earth and is read in windows. `read_image` and
-`read_picture` read a whole chip, upright. Both ask for 3 or 4 bands (RGB, alpha) of uint8.
+`open_scene` opens georeferenced imagery that is read in windows. `read_image` and `read_picture` read a whole chip,
+upright. All expect 3 or 4 bands (RGB, alpha) of uint8.
 """
 
 import threading
@@ -33,13 +33,13 @@ from kit.errors import RasterError
 
 ALPHA = 4  # the band, also where the file does not call it so
 PICTURE_DRIVERS = ("GTiff", "PNG", "JPEG", "WEBP", "JP2OpenJPEG")  # formats that name no other file to read
-MOST_PIXELS = 1 << 28  # of a picture: 16,384 x 16,384; a file of 8 kB can claim any size
+MOST_PIXELS = 1 << 28  # of a picture: 16,384 x 16,384; the header of a small file can claim any size
 
 
 class _Quiet:
-    """Hides rasterio's notice that an image has no georeference: chips and their masks have none.
+    """Hides rasterio's NotGeoreferencedWarning: chips and their masks have no georeference.
 
-    Warning filters belong to the process. Of several threads inside, the first sets the filter and the last removes it.
+    Warning filters are global: the first of several threads sets the filter, the last one removes it.
     """
 
     def __init__(self) -> None:
@@ -80,7 +80,8 @@ def open_scene(href: str) -> DatasetReader:
     """Opens an image that lies somewhere on earth.
 
     Raises:
-        RasterError: it cannot be read, is not uint8 RGB or RGBA, has no place on earth, or is stored in huge blocks.
+        RasterError: it cannot be read, is not uint8 RGB or RGBA, has no coordinates on earth, or is stored in huge
+            blocks.
     """
     plain = is_remote(href) and suffix_of(href) != ".vrt"  # `check_inside` has not looked into it
     source = _open(href, PICTURE_DRIVERS if plain else None)

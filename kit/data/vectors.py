@@ -1,4 +1,4 @@
-"""Label files: the polygons of one file near a scene, projected."""
+"""Reads the polygons of a label file near a scene, in the scene's CRS."""
 
 import math
 from collections import Counter
@@ -24,11 +24,11 @@ KINDS = {0: "points", 1: "lines", 2: "lines", 4: "points", 5: "lines", COLLECTIO
 SURFACES = (15, 16, 17)  # polyhedral surface, TIN, triangle in WKB
 LARGE_BYTES = 64 << 20  # of a GeoJSON: from here on only what lies near the scene is kept in memory
 LARGE_FEATURES = 200_000  # likewise of other formats
-NEAR = 0.05  # of a scene's size: what lies this far beyond its frame is read too
-BEYOND_180 = 6.0  # degrees: labels of a scene across 180 degrees may count on
+NEAR = 0.05  # of a scene's size: margin around its frame in which features are read
+BEYOND_180 = 6.0  # degrees: longitudes of a scene across 180 degrees may exceed 180
 # fields in which annotation tools and public agencies keep classes
 CLASS_FIELDS = ("category", "class", "class_name", "classname", "fclass", "feature", "kind", "label", "landuse", "type")
-MOST_CLASSES = 50  # a field of more values holds names or numbers
+MOST_CLASSES = 50  # a field with more values has names or numbers, not classes
 SHOWN = 5  # values of a field, in a notice
 
 # what pyogrio raises for damaged files: the last two where there is no layer, and where the CRS is no text

@@ -285,7 +285,7 @@ def _finish(
     if lost := sorted({chip.id for chip in chips} - rows.keys()):
         raise DataError(
             f"{len(lost)} chips have no row in {folder / PROGRESS}, first {lost[0]}: something else wrote that folder",
-            "run the same command again",
+            "rerun the same command",
         )
     ordered = [rows[chip.id] for chip in chips]
     reasons = Counter(reason for row in ordered if (reason := row.left_out(options)))

@@ -165,7 +165,7 @@ def test_a_fold_that_fails_stops_no_other(machine: Callable[..., None], processe
     started = processes("1", "3")
     with pytest.raises(RunError, match="fold 1, 3 of 5 failed, for the reason shown above") as caught:
         side_by_side(["run", "tiny"], range(5), at_once=2)
-    assert "the same command again" in caught.value.hint
+    assert "rerun the same command to resume" in caught.value.hint
     assert set(started.commands) == set("01234")
     assert started.running == {}
 

@@ -1,6 +1,7 @@
 """What a fit tells while it trains: a line for each epoch, log.csv, TensorBoard; also where a part was cancelled."""
 
 import math
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -67,11 +68,12 @@ def fitted(folder: Path, epochs: int, *cbs: Callback, **options: Any) -> tuple[A
 
 
 def table_of(err: str) -> tuple[list[str], list[list[str]]]:
-    """The head and the lines of the table, whose columns are 8 wide."""
+    """The head and the lines of the table, whose columns end below each other."""
     lines = [line for line in err.splitlines() if not line.startswith("tiny fold 0")]
     assert all(len(line) == len(lines[0]) for line in lines)
-    assert all(set(line[8::9]) == {" "} for line in lines)
-    rows = [[line[start : start + 8].strip() for start in range(0, len(line), 9)] for line in lines]
+    ends = [[match.end() for match in re.finditer(r"\S+", line)] for line in lines]
+    assert all(each == ends[0] for each in ends)
+    rows = [line.split() for line in lines]
     assert all(cell and "\x1b" not in cell for row in rows for cell in row)
     return rows[0], rows[1:]
 

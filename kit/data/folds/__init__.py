@@ -1,1 +1,1 @@
-"""Folds: which tiles are held out together, and which overlap on the ground."""
+"""Folds: assignment of tiles, and overlaps on the ground."""

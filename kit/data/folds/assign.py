@@ -1,4 +1,4 @@
-"""Folds: which tiles are held out together."""
+"""Assigns tiles to folds."""
 
 import hashlib
 import math

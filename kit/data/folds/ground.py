@@ -1,4 +1,4 @@
-"""Where tiles lie on the ground: which of them overlap, which are near each other, in which block each lies.
+"""The place of tiles on the ground: overlaps, distances, blocks.
 
 Tiles of all scenes are compared in one frame, EPSG:3857, whatever CRS they were cut in: a tile keeps straight sides
 there, and a metre of the frame times the cosine of the latitude is a metre on the ground, to within 0.7 %. Where tiles

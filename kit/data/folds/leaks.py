@@ -1,4 +1,4 @@
-"""Leaks from training into validation: ground that tiles of two folds share."""
+"""Leaks from training into validation: tiles of two folds that overlap on the ground."""
 
 from collections import Counter, defaultdict
 
@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from kit.data.folds.ground import Ground, Pairs, lay_out
 from kit.errors import DataError
 
-NO_FOLD = -1  # of tiles that would leak: they are never held out, and train only where nothing is
-ADDED = -2  # of tiles of added sets, in memory: they are never held out either, and train in every fold
-# Groups that share more of the smaller one's tiles are one: taking tiles out would leave too little of it.
+NO_FOLD = -1  # of tiles that would leak: never validated on, and only trained on with --all
+ADDED = -2  # of tiles of added sets, in memory: never validated on, and trained on in every fold
+# groups that share more than this of the smaller one's tiles are merged, since removing tiles would leave too few
 TOGETHER = 0.25
-MUCH = 1 / 3  # of the tiles: a loss to be warned of
+MUCH = 1 / 3  # of the tiles: a larger loss gives a warning
 
 Labels = NDArray[np.str_]  # the group of each row
 
@@ -45,9 +45,9 @@ def joined(groups: Labels, pairs: Pairs) -> tuple[Labels, list[str]]:
 
 
 def leaking(index: pd.DataFrame, pairs: Pairs) -> list[int]:
-    """Returns the rows to take out so that no pair remains: of a pair the tile with less imagery, then by id.
+    """Returns the rows to remove so that no pair remains: of a pair the tile with less imagery, then by id.
 
-    A tile is taken out only if a better one of its pairs stays, so that none is lost without need.
+    A tile is only removed if a better one of its pairs is kept.
     """
     if not len(pairs):
         return []

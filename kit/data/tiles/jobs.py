@@ -23,7 +23,7 @@ from kit.data.tiles.tile import SCENE
 from kit.errors import DataError, FootprintError, KitError, RasterError, nearest
 from kit.system.workers import spread
 
-VERSION = 2  # of what is cut: another number, and everything is cut again
+VERSION = 2  # of the tiles; increased when all must be cut again
 MOST_TILES = 1_000_000  # of a scene; 100,000 x 100,000 px in tiles of 1024 px are 10,000
 
 Job = Block | Batch

@@ -1,4 +1,4 @@
-"""What has been cut of each scene, kept beside the tiles, so that `kit prepare` resumes and notices changed inputs."""
+"""The ledger: what was cut of each scene, so that `kit prepare` resumes and notices changed inputs."""
 
 import hashlib
 import json
@@ -113,7 +113,7 @@ class Ledger:
     def remove(self, area: str, scene: str) -> None:
         """Removes a scene's record, tiles and contact sheet.
 
-        First its record forgets them, last it goes: a command that is killed in between leaves nothing unknown.
+        The record is emptied first and removed last, so that a killed command leaves no unknown files.
         """
         self.write(Record(area, scene, ""))
         for folder in self._folders(area, scene):

@@ -1,4 +1,4 @@
-"""What can be chosen for a data set: how its tiles look, which labels count, how folds are assigned."""
+"""Options of a data set: tiles, labels, folds."""
 
 from dataclasses import dataclass, field
 
@@ -12,7 +12,7 @@ from kit.errors import DataError, nearest
 
 @dataclass(frozen=True)
 class Style:
-    """How tiles look."""
+    """The options of tiles."""
 
     grid: str = "z19"  # see `kit.data.grids.grid_of`
     side_px: int = 1024  # side of a tile

@@ -1,4 +1,4 @@
-"""Makes tiles of ready-made images and their masks, as on Kaggle."""
+"""Writes tiles of ready-made images with masks, as on Kaggle."""
 
 from collections.abc import Iterable
 from contextlib import suppress
@@ -22,7 +22,7 @@ from kit.errors import KitError, RasterError
 from kit.system.files import write_bytes
 
 BATCH = 32  # pairs at a time
-MULTIPLE_PX = 32  # what encoders halve away
+MULTIPLE_PX = 32  # largest stride of encoders
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Batch:
 
 
 def take_over(batch: Batch) -> Cut:
-    """Makes one tile of each pair, or several where it is larger than a tile.
+    """Writes one tile per pair, or several if it is larger than a tile.
 
     Smaller ones are padded with no data, so that all tiles have one size.
 
@@ -111,7 +111,9 @@ def _read_pair(pair: Pair, batch: Batch) -> tuple[NDArray[np.uint8], NDArray[np.
     truth = pair.drawing.mask() if pair.drawing else _read_truth(pair, picture, batch.meaning)
     if truth.shape != valid.shape:
         (height, width), (h, w) = valid.shape, truth.shape
-        raise RasterError(f"{pair.image} has {width} x {height} px, its mask {pair.mask} {w} x {h}", "pair them anew")
+        raise RasterError(
+            f"{pair.image} has {width} x {height} px, its mask {pair.mask} {w} x {h}", "is it the mask of this image?"
+        )
     mask = np.where(valid, truth, IGNORE).astype(np.uint8)
     rgb[:, ~valid] = 0
     return rgb, mask, grid

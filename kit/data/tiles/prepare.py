@@ -1,4 +1,4 @@
-"""`kit prepare`: cuts imagery with labels into a data set on disk, and writes its index."""
+"""Cuts imagery with labels into a data set, and writes its index (`kit prepare`)."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -66,8 +66,8 @@ class Prepared:
 def prepare(place: str | Path, paths: Paths, options: PrepareOptions | None = None) -> Prepared:
     """Cuts scenes into `data/NAME`: images, masks, contact sheets, `index.csv` with folds, `skipped.csv`.
 
-    The index appears when all is cut, and not before. An interrupted call is resumed by the next one; called once
-    more, it does nothing. A scene whose image, labels or style has changed is cut again.
+    The index is written when everything is cut. A rerun resumes an interrupted call, and does nothing after a finished
+    one. A scene is cut again if its image, labels or style changed.
 
     Args:
         place: what to cut, see `kit.data.sources.source.read_source`.
@@ -186,7 +186,7 @@ def _nothing(records: Sequence[Record], failed: Sequence[Failed]) -> KitError:
     if failed:
         return CutError(
             f"no scene could be cut, first {failed[0].tile}: {failed[0].reason}",
-            failed[0].hint or "mend it, and give the same command again",
+            failed[0].hint or "correct it, then rerun the same command",
         )
     named = ", ".join(record.name for record in records[:3])
     return DataError(f"no tile of {named} holds imagery", "check the alpha band, or lower --min-valid")
@@ -208,7 +208,7 @@ def _failure(prepared: Prepared, failed: Sequence[Failed]) -> CutError:
     parts += [f"{tiles} of {len(prepared.index) + tiles} tiles"] if tiles else []
     return CutError(
         f"{' and '.join(parts)} could not be cut, first {failed[0].tile}: {failed[0].reason}",
-        f"{failed[0].hint or 'mend it'}; then give the same command again: the others are cut, "
-        f"and data/{prepared.name}/failed.csv lists what is not",
+        f"{failed[0].hint or 'correct it'}; then rerun the same command. All others are cut, "
+        f"and data/{prepared.name}/failed.csv lists the rest",
         prepared,
     )

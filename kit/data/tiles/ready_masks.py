@@ -1,4 +1,4 @@
-"""Ready-made masks: which of their values or colours are buildings, and where their pixels lie."""
+"""Ready-made masks: which values or colours are buildings, and their place on the image."""
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -144,7 +144,7 @@ def decode(mask: ReadyMask, meaning: Meaning, href: str) -> NDArray[np.uint8]:
         if other := values - {BACKGROUND, BUILDING, IGNORE}:
             raise RasterError(
                 f"mask {href} holds the value {min(other)}, expected 0 and 1 (255 is no data), or 0 and 255",
-                f"{named}; masks of JPEG must be written anew, without loss",
+                f"{named}; masks stored as JPEG must be exported again in a lossless format",
             )
         white = meaning.white_is_building and BUILDING not in values
         return np.where(level == IGNORE, BUILDING if white else IGNORE, level).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Warps scenes onto the grid of the tiles, and marks the pixels without imagery."""
+"""Warps scenes onto the grid of the tiles, and finds pixels without imagery."""
 
 import math
 from collections.abc import Iterable
@@ -23,8 +23,8 @@ from kit.data.grids import Grid
 from kit.data.rasters import ALPHA, open_scene, validity
 from kit.errors import RasterError
 
-BENT_PX = 0.02  # of a map's curvature within a tile; that of UTM or web mercator is a thousandth
-EXACT_PX = 1e-4  # nearer than this, pixels are copied
+BENT_PX = 0.02  # largest deviation from an affine transform within a tile; UTM and web mercator have a thousandth
+EXACT_PX = 1e-4  # largest offset at which pixels are copied
 SMOOTHED_FROM = 1.05  # scene pixels to a tile's pixel: GDAL widens its kernel, OpenCV would skip pixels
 
 

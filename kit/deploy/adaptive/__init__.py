@@ -1,1 +1,1 @@
-"""Adaptive votes: skip passes of the ensemble where they would hardly change the mask."""
+"""Adaptive votes: skip passes of the ensemble that would hardly change the mask."""

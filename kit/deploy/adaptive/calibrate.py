@@ -1,8 +1,8 @@
-"""Chooses how early a vote may end: on some of the images that are to be predicted, without labels.
+"""Calibrates an adaptive vote on some of the images to be predicted, without labels.
 
-These images are predicted in full first. Then the price of `kit.deploy.adaptive.vote` is lowered until the Jaccard
-index of all images, estimated by `kit.deploy.adaptive.risk`, stays within `CHANGE` of the full vote's. Networks agree
-on imagery like their training tiles; on other imagery they disagree, and the vote has to go on for longer.
+These images are first predicted in full. Then the price of `kit.deploy.adaptive.vote` is lowered until the estimated
+change of the Jaccard index (`kit.deploy.adaptive.risk`) is at most `CHANGE`. On imagery unlike the training tiles,
+networks disagree more, and fewer passes can be skipped.
 """
 
 import hashlib
@@ -30,29 +30,29 @@ from kit.deploy.weights.load import Weights
 from kit.system.ranks import agreed, rank
 
 CHANGE = 0.002  # largest change of the Jaccard index
-START = 0.1  # the first price that is tried: nearly nothing but the first pass
-LOWER = 0.85  # each next price as a share of the one before
-LEAST = 0.002  # lower prices end next to nothing early
-WORTH = 0.75  # share of the passes: a vote that takes more is taken in full
-LOOK_PX = 1024  # of an image, its middle is predicted in full
+START = 0.1  # first price to try: hardly more than the first pass
+LOWER = 0.85  # ratio of each price to the one before
+LEAST = 0.002  # lowest price: lower ones skip almost nothing
+WORTH = 0.75  # largest share of passes of an adaptive vote; above, the full vote is used
+LOOK_PX = 1024  # side of the middle of an image that is predicted in full
 
 Image = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How early a vote ends on a set of images."""
+    """The calibration of an adaptive vote."""
 
     order: tuple[int, ...]  # the networks, cheapest first
     price: float  # see `kit.deploy.adaptive.vote`; 0 for the full vote
-    passes: float  # share of the full vote's passes that are taken, 0..1
+    passes: float  # share of the full vote's passes, 0..1
     change: float  # of the Jaccard index, at most
-    images: int  # number that were predicted in full
+    images: int  # number of images that were predicted in full
 
     def __str__(self) -> str:
         images = f"{self.images} image{'s' * (self.images != 1)}"
         if not self.price:
-            return f"adaptive: nothing to gain, all passes are taken (calibrated on {images})"
+            return f"adaptive: no gain, all passes are used (calibrated on {images})"
         return (
             f"adaptive: {self.passes:.0%} of the passes, Jaccard within {self.change:.4f} of the full vote's "
             f"(calibrated on {images})"
@@ -64,25 +64,25 @@ class Calibration:
 
 
 class PassSums(NamedTuple):
-    """What the networks give for one image."""
+    """The predictions of all passes for one image."""
 
     stages: list[Tensor]  # the sum of each stage's probabilities, float32 (1, 1, H, W), padded, on the CPU
     valid: NDArray[np.bool_]  # (h, w), which pixels of the unpadded image count
 
 
 def end_early(weights: Weights, images: Callable[[], Iterable[Image]], identity: str, share: float = 1.0) -> Weights:
-    """Returns weights whose vote ends early where the mask is clear; the same weights where nothing is to be gained.
+    """Returns weights with an adaptive vote, or the same weights if it would gain nothing.
 
-    The calibration is remembered in the user's cache. All ranks must call it.
+    The calibration is cached. All ranks must call it.
 
     Args:
         weights: tuned or as loaded.
-        images: returns some of those to be predicted, uint8 (H, W, 3 or 4); called only where nothing is remembered.
-        identity: changes when the images do, for example their ids and versions.
-        share: of all that are to be predicted that `images` stand for, 0..1.
+        images: returns some of the images to predict, uint8 (H, W, 3 or 4); not called if the calibration is cached.
+        identity: key of the images, for example their ids and versions.
+        share: number of `images` divided by that of all images, 0..1.
     """
     if not torchscript.has_cores(weights.module) and not isinstance(weights.module, TunedEnsemble):
-        say(f"{weights.path} is an old export, whose networks cannot be called one by one: all passes are taken")
+        say(f"{weights.path} is an old export, whose networks cannot be called one by one: all passes are used")
         return weights
     calibration = agreed(_calibration(weights, images, identity, share) if rank() == 0 else None)
     if calibration is None or not calibration.price:
@@ -93,7 +93,7 @@ def end_early(weights: Weights, images: Callable[[], Iterable[Image]], identity:
 
 
 def _calibration(weights: Weights, images: Callable[[], Iterable[Image]], identity: str, share: float) -> Calibration:
-    """Returns the calibration, remembered or made now, and reports it."""
+    """Returns the calibration, cached or computed, and prints it."""
     key = f"{weights.sha256} {weights.plan} {share:.6f} {hashlib.sha256(identity.encode()).hexdigest()}"
     if (calibration := recall("adaptive", key, Calibration)) is None:
         calibration = calibrate(weights, track(list(images()), "calibrate"), share)
@@ -105,7 +105,7 @@ def _calibration(weights: Weights, images: Callable[[], Iterable[Image]], identi
 def calibrate(weights: Weights, images: Iterable[Image], share: float = 1.0) -> Calibration:
     """Returns the highest price with which the Jaccard index changes by no more than `CHANGE`.
 
-    A price that passes by the sums of whole images is checked by predicting with it: windows have edges.
+    A price is first tested on the passes over whole images, then by predicting windows, which differ at their edges.
 
     Args:
         weights: see `end_early`.
@@ -164,7 +164,7 @@ def seconds_per_pass(network: Network, weights: Weights) -> float:
         network(image)  # the first run at a size is the slowest
         for _ in range(2):
             start = time.perf_counter()
-            network(image)[0, 0, 0, 0].item()  # waits for a GPU, too
+            network(image)[0, 0, 0, 0].item()  # waits for the GPU
             seconds.append(time.perf_counter() - start)
     return min(seconds)
 
@@ -205,7 +205,7 @@ def _votes(
 ) -> tuple[list[NDArray[np.float32]], float]:
     """Returns the probabilities, (h, w) each, of votes with this price, and the share of the passes that they take."""
     probabilities, shares = [], []
-    asked = [len(step) for step in steps]
+    passes = [len(step) for step in steps]
     for image in sums:
         height, width = image.stages[0].shape[2:]
         grid = BlockGrid.of(height, width, pad)
@@ -217,5 +217,5 @@ def _votes(
         areas = [sum(grid.context(window).px for window in of_stage) / (height * width) for of_stage in windows]
         rows, columns = image.valid.shape
         probabilities.append(probability[0, 0, :rows, :columns].numpy())
-        shares.append(float(np.dot(areas, asked) / sum(asked)))
+        shares.append(float(np.dot(areas, passes) / sum(passes)))
     return probabilities, float(np.mean(shares))

@@ -1,4 +1,4 @@
-"""Gathers the blocks of an image that are worth another stage into windows."""
+"""Selects the windows of an image for the next stage of an adaptive vote."""
 
 from dataclasses import dataclass
 from functools import cache, partial
@@ -6,7 +6,7 @@ from functools import cache, partial
 import numpy as np
 from numpy.typing import NDArray
 
-CALL_PX = 256 * 256  # cost of a network's call beside the pixels it sees, in pixels
+CALL_PX = 256 * 256  # fixed cost of a network's call, as a number of pixels
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class BlockWindow:
         return rows, slice(self.left // block_px, -(-self.right // block_px))
 
     def moved(self, down: int, right: int) -> "BlockWindow":
-        """Returns the rectangle shifted by so many pixels."""
+        """Returns the rectangle shifted by pixels."""
         return BlockWindow(self.top + down, self.bottom + down, self.left + right, self.right + right)
 
     def joined(self, other: "BlockWindow") -> "BlockWindow":
@@ -69,10 +69,10 @@ def _grown(start: int, end: int, margin: int, multiple: int, size: int) -> tuple
 def cover(
     gains: NDArray[np.int64], price: float, block_px: int, margin: int, height: int, width: int
 ) -> list[BlockWindow]:
-    """Returns windows, without their margins, that gain more than they cost.
+    """Returns windows, without margins, whose gain exceeds their cost.
 
-    Blocks that gain more than their own area costs start as windows. Two windows are joined where that is worth more:
-    a single block is expensive because of its margins, neighbours share theirs, and one call is cheaper than two.
+    Blocks that gain more than the cost of their own area are the first windows. Two windows are joined if this
+    increases the sum of gains minus costs: neighbours share margins, and one call is cheaper than two.
 
     Args:
         gains: (rows, columns), px that each block gains when it is computed again.

@@ -1,4 +1,4 @@
-"""How much the Jaccard index may change where masks change, estimated without labels.
+"""Estimates how much the Jaccard index changes when masks change, without labels.
 
 The estimate uses the full ensemble's probabilities. The index I / U is taken as a ratio of expectations (Nowozin, CVPR
 2014): a pixel that is building with probability p changes it by about (p - J (1 - p)) / U when a mask gains it, and by
@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-SURE = 2.5  # standard deviations; on tiles with labels changes were 1.26 times as large as predicted: two true ones
+SURE = 2.5  # standard deviations: two, times the 1.26 by which changes on labelled tiles exceeded the estimate
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Change:
         """Returns the largest change to expect, up or down, for a set of images.
 
         Args:
-            share: of the set that was examined, 0..1: over a larger set chance evens out.
+            share: part of the set that was examined, 0..1; over a larger set, deviations cancel out.
         """
         return abs(self.mean) + SURE * self.deviation * math.sqrt(share)
 

@@ -1,9 +1,9 @@
-"""A vote that ends early where the mask is clear.
+"""The adaptive vote: skips passes where they would hardly change the mask.
 
-The ensemble's passes (one network, one view) are taken in stages: the cheapest pass over the whole image first. After
-each stage the pixels are counted, block by block, that later passes may still turn. A window of blocks goes on to the
-next stage if it has more such pixels than the pixels that a network would have to see for it, times a price; other
-windows keep what they have. How the price is chosen: `kit.deploy.adaptive.calibrate`.
+The ensemble's passes (one network, one view) are computed in stages, first the cheapest pass over the whole image.
+After each stage, pixels that later passes may still flip are counted per block. A window of blocks is computed in the
+next stage if it has more such pixels than the pixels to compute times a price. Other windows keep their mean.
+`kit.deploy.adaptive.calibrate` chooses the price.
 
 Source: early exits of cascades (Viola and Jones 2001) and of ensembles (Schwartz et al. 2020, arXiv:1907.10597), here
 by block instead of by image.
@@ -27,9 +27,9 @@ from kit.deploy.freeze.ensemble import TURN, Ensemble
 
 BLOCK_PX = 128
 MARGIN_PX = 192  # context of a window; with 128 masks changed at its edges
-TOGETHER_PX = 1024 * 1024  # pixels of views that go through a network at once: as much memory as a chip
+TOGETHER_PX = 1024 * 1024  # pixels of views per call of a network: as much memory as a chip
 SPREAD = 0.2  # standard deviation of the passes' probabilities where they differ
-FIRST = 0.15  # the price after the first stage, as a share of that of later ones: a single pass is often wrong
+FIRST = 0.15  # factor on the price after the first stage: a single pass is often wrong
 
 Pass = tuple[int, int]  # a network's number, a view's code
 
@@ -37,9 +37,9 @@ Pass = tuple[int, int]  # a network's number, a view's code
 def stages(order: Sequence[int], codes: Sequence[int]) -> list[list[Pass]]:
     """Returns the passes by stage: the cheapest network once, the other networks once, all once more, all the rest.
 
-    Each network sees another view than the one before it, and then that view turned by half: the less alike passes
-    are, the more they add. With trained networks the mean of six passes out of twelve was a quarter nearer to that of
-    all than with a second view that differs in one flip.
+    Successive networks get different views, and then the same views rotated by 180 degrees: dissimilar passes add most.
+    With trained networks, the mean of six of twelve passes was a quarter closer to that of all than with a second view
+    that differs by one flip.
     """
     once = [(member, codes[place % len(codes)]) for place, member in enumerate(order)]
     again = [(member, code ^ TURN) for member, code in once if code ^ TURN in codes]
@@ -48,14 +48,14 @@ def stages(order: Sequence[int], codes: Sequence[int]) -> list[list[Pass]]:
 
 
 def near(done: Sequence[float], rest: Sequence[float]) -> float:
-    """Returns how far from 0.5 the mean of some passes may be and still be turned by the rest.
+    """Returns the largest distance from 0.5 at which the mean of some passes may still be flipped by the rest.
 
-    It is the standard error of the mean of a sample drawn without replacement; where `done` of `passes` count the same,
-    the square root of 1 / done - 1 / passes.
+    It is the standard error of the mean of a sample drawn without replacement: with equal weights, SPREAD times the
+    square root of 1 / n - 1 / N for n of N passes.
 
     Args:
-        done: the weights of the passes that were taken.
-        rest: those of the others.
+        done: weights of the computed passes.
+        rest: weights of the others.
     """
     if not rest:
         return 0.0
@@ -93,7 +93,7 @@ class BlockGrid:
     def open_windows(
         self, total: Tensor, passes: Tensor, within: float, price: float, among: Sequence[BlockWindow]
     ) -> list[BlockWindow]:
-        """Returns the windows that go on to the next stage; all of them for a price of 0.
+        """Returns the windows of the next stage; all of them for a price of 0.
 
         Args:
             total: sum of the probabilities so far, (1, 1, H, W).
@@ -119,7 +119,7 @@ def vote(
     like: Tensor,
     weights: Sequence[float],
 ) -> tuple[Tensor, list[list[BlockWindow]]]:
-    """Returns the mean probability of the passes that each block got, (1, 1, H, W), and the windows of each stage.
+    """Returns the mean probability of each block's passes, (1, 1, H, W), and the windows of each stage.
 
     Args:
         summed: returns the sum of a stage's probabilities over a window with its margin, (1, 1, h, w).
@@ -131,22 +131,22 @@ def vote(
     """
     windows = [[BlockWindow(0, grid.height, 0, grid.width)]]
     total, passes = torch.zeros_like(like), torch.zeros_like(like)
-    asked = [[weights[member] for member, _ in stage] for stage in stages]
+    by_stage = [[weights[member] for member, _ in stage] for stage in stages]
     for number in range(len(stages)):
         for window in windows[number]:
             context = grid.context(window)
             inner = window.moved(-context.top, -context.left)
             total[:, :, *window.slices] += summed(number, context)[:, :, *inner.slices]
-            passes[:, :, *window.slices] += sum(asked[number])
+            passes[:, :, *window.slices] += sum(by_stage[number])
         if number + 1 < len(stages):
-            within = near(list(chain(*asked[: number + 1])), list(chain(*asked[number + 1 :])))
+            within = near(list(chain(*by_stage[: number + 1])), list(chain(*by_stage[number + 1 :])))
             stage_price = price * (1.0 if number else FIRST)
             windows.append(grid.open_windows(total, passes, within, stage_price, windows[number]))
     return total / passes, windows
 
 
 class AdaptiveEnsemble(Ensemble):
-    """The vote of `Ensemble`, ended early where the mask is clear.
+    """`Ensemble` with an adaptive vote.
 
     Args:
         networks: one per member.
@@ -200,14 +200,14 @@ def relative(weights: Sequence[float], members: int) -> list[float]:
 
 
 def run(networks: Sequence[Network], stage: Sequence[Pass], image: Tensor, weights: Sequence[float]) -> Tensor:
-    """Returns the sum of the probabilities by weight, (1, 1, H, W), of a stage's passes over an image (1, 3, H, W).
+    """Returns the weighted sum of probabilities, (1, 1, H, W), of a stage's passes over an image (1, 3, H, W).
 
-    Views of a window go through a network together: small images cost more per pixel than large ones.
+    Several views of a small window are one batch: small images cost more per pixel than large ones.
     """
     total = torch.zeros_like(image[:, :1])
     at_once = max(1, TOGETHER_PX // image[0, 0].numel())
     for member, network in enumerate(networks):
-        codes = [code for asked, code in stage if asked == member]
+        codes = [code for number, code in stage if number == member]
         if codes:
             total += weights[member] * len(codes) * mean_over_views(network, image, codes, at_once)
     return total

@@ -1,4 +1,4 @@
-"""Computes one network of frozen weights: by torch in several layouts and precisions, or by OpenVINO."""
+"""Runs one network of frozen weights: with torch in several layouts and precisions, or with OpenVINO."""
 
 import time
 from collections.abc import Callable
@@ -27,14 +27,14 @@ class EngineOptions:
 
     device: str = "cpu"  # as torch names it
     engine: Engine = "torch"  # what computes the networks
-    # measures once which settings are fastest here; without it the networks compute as they were exported
+    # measure once which settings are fastest on this machine; otherwise compute as exported
     tuning: bool = True
-    adaptive: bool = False  # skips passes that hardly change the mask, see `kit.deploy.adaptive`
+    adaptive: bool = False  # skip passes that hardly change the mask, see `kit.deploy.adaptive`
 
 
 @dataclass(frozen=True)
 class NetworkSetting:
-    """How one network computes. As text it is part of a submission's record, where nothing reads it back."""
+    """How one network computes. Its text is part of a submission's record, and never parsed."""
 
     # `plain` as exported, `channels_last`, or `packed` (reordered for oneDNN ahead of time)
     layout: torchscript.Layout = "plain"
@@ -61,14 +61,14 @@ def check_engine(engine: str) -> Engine:
 
 
 def layouts(engine: Engine, device: str) -> tuple[torchscript.Layout, ...]:
-    """Returns the layouts to try beside the exported one."""
+    """Returns the layouts to try in addition to the exported one."""
     if engine != "torch":
         return ()
     return ("channels_last", "packed") if device == "cpu" else ("channels_last",)
 
 
 def dtypes(device: str) -> tuple[str, ...]:
-    """Returns the precisions to try beside float32: half precision, where the hardware has it."""
+    """Returns the precisions to try in addition to float32: half precision, if the hardware has it."""
     dtype = autocast_dtype(torch.device(device))
     if dtype == torch.float32 or not _is_fast(dtype, torch.device(device)):
         return ()
@@ -96,7 +96,7 @@ def _is_fast(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def int8_path(sha256: str, member: int) -> Path:
-    """Returns where the int8 model of a network is kept, by the checksum of its weights file."""
+    """Returns the path of a network's int8 model in the cache."""
     return cache_folder() / "int8" / f"{sha256[:32]}-{member}.xml"
 
 

@@ -1,4 +1,4 @@
-"""Remembers what was measured once, in the user's cache folder; removing that folder costs time, nothing else."""
+"""Caches measurements in the user's cache folder, which can be removed at any time."""
 
 import hashlib
 from pathlib import Path
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def recall(kind: str, key: str, model: type[T]) -> T | None:
-    """Returns a remembered value; None where there is none, or it cannot be read.
+    """Returns a cached value; None if there is none, or it cannot be read.
 
     Args:
         kind: of value; names a folder in the cache.
@@ -27,13 +27,13 @@ def recall(kind: str, key: str, model: type[T]) -> T | None:
 
 
 def remember(kind: str, key: str, value: object) -> None:
-    """Keeps a value, also dataclasses, for later calls of `recall`; a cache that cannot be written is only reported."""
+    """Caches a value for `recall`, also dataclasses; if the cache cannot be written, prints a notice."""
     from pydantic import TypeAdapter
 
     try:
         write_bytes(_path(kind, key), TypeAdapter(tuple[str, Any]).dump_json((key, value), indent=1))
     except KitError as cause:
-        say(f"{kind} is not remembered: {cause}")
+        say(f"cannot cache {kind}: {cause}")
 
 
 def _path(kind: str, key: str) -> Path:

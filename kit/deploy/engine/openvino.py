@@ -21,7 +21,7 @@ PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}  # OpenVINO's names; int8 is
 
 
 def package(name: str = "openvino", needed_by: str = "--engine openvino") -> Any:
-    """Returns the package openvino or nncf, imported without the telemetry that it sends by default.
+    """Imports openvino or nncf, without their telemetry.
 
     Raises:
         KitError: it is not installed.
@@ -47,7 +47,7 @@ def quantise(function: Callable[[Tensor], Tensor], tiles: Sequence[Tensor], path
 
     Args:
         function: the network.
-        tiles: real images, float32 (1, 3, H, W), 0..255, padded: their activations choose the ranges of 8 bits.
+        tiles: real images, float32 (1, 3, H, W), 0..255, padded, to calibrate the ranges of 8 bits.
         path: of the model.
     """
     openvino, nncf = package(), package("nncf", "--engine openvino-int8")
@@ -59,7 +59,7 @@ def quantise(function: Callable[[Tensor], Tensor], tiles: Sequence[Tensor], path
     with TemporaryDirectory(dir=path.parent, prefix=".int8.") as folder:
         new = Path(folder) / path.name
         openvino.save_model(model, new, compress_to_fp16=False)
-        for suffix in (".bin", ".xml"):  # the model last: where it exists, it is complete
+        for suffix in (".bin", ".xml"):  # the model last: if it exists, both are complete
             with replacing(path.with_suffix(suffix)) as temporary:
                 new.with_suffix(suffix).rename(temporary)
 
@@ -73,7 +73,7 @@ def read(path: Path) -> Any:
     try:
         return package().Core().read_model(path)
     except RuntimeError as cause:
-        raise WeightsError(f"{path} is not a model of OpenVINO", "remove it: kit makes it again") from cause
+        raise WeightsError(f"{path} is not an OpenVINO model", "remove it: kit writes it again") from cause
 
 
 def compiled(model: Any, dtype: str) -> Callable[[Tensor], Tensor]:

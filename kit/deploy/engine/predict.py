@@ -15,11 +15,11 @@ from kit.system.devices import pick_device
 
 EXPECTED = "expected 8-bit pixels as an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8, or a PIL image"
 
-_LAST: dict[tuple[Path, int, str, bool], Weights] = {}  # the file that `predict` used last
+_LAST: dict[tuple[Path, int, str, bool], Weights] = {}  # the last file of `predict`
 
 
 def load(weights: Path | str, device: str = "") -> Weights:
-    """Returns a weights file, checked and loaded; `kit.predict` takes it in place of the path.
+    """Returns a weights file, checked and loaded; `kit.predict` accepts it instead of the path.
 
     Args:
         weights: as `kit export` wrote them.
@@ -38,7 +38,7 @@ def predict(weights: Path | str | Weights, image: Any, tuning: bool = True, devi
     A file is loaded once, and tuned to this machine on the first image.
 
     Args:
-        weights: a file that `kit export` wrote, or what `kit.load` returned: that computes as it is, on its device.
+        weights: a file of `kit export`, or the result of `kit.load`, which is used untuned on its device.
         image: 8-bit pixels: an array (H, W) or (H, W, 1) grey, (H, W, 3) RGB, (H, W, 4) RGBA; or a PIL image, which is
             turned upright by its EXIF orientation.
         tuning: see `kit.deploy.engine.tuning.tune`; without it the file computes as it was exported.
@@ -73,12 +73,12 @@ def as_pixels(image: Any) -> NDArray[np.uint8]:
     Raises:
         DataError: it has another shape or type.
     """
-    pil = sys.modules.get("PIL.Image")  # an image of PIL's cannot be here before PIL is
+    pil = sys.modules.get("PIL.Image")  # if PIL is not imported, this is no PIL image
     if pil and isinstance(image, pil.Image):
         return _pixels_of_pil(image)
     try:
         array = np.asarray(image)
-    except Exception as cause:  # whatever a foreign object raises: a tensor on a GPU, a ragged list
+    except Exception as cause:  # of any class, for example for a tensor on a GPU or a ragged list
         raise DataError(f"the image, a {type(image).__name__}, is not an array: {cause}", EXPECTED) from cause
     if array.dtype.kind in "OSU":  # a path, None
         raise DataError(f"the image is a {type(image).__name__}, not pixels", EXPECTED)
@@ -103,19 +103,19 @@ def _pixels_of_pil(image: Any) -> NDArray[np.uint8]:
     transparent = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
     try:
         return np.array(ImageOps.exif_transpose(image).convert("RGBA" if transparent else "RGB"))
-    except (OSError, ValueError, SyntaxError) as cause:  # PIL decodes only now
+    except (OSError, ValueError, SyntaxError) as cause:  # PIL decodes lazily
         raise DataError(f"the PIL image cannot be decoded: {cause}", "is its file whole?") from cause
 
 
 def predict_image(weights: Weights, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Returns the probability of building; an image without imagery is not computed.
+    """Returns the probability of building.
 
     Args:
         weights: as loaded.
         image: uint8 (H, W, 3 or 4), RGB or RGBA.
 
     Returns:
-        float32 (H, W), 0..1; 0 where alpha is 0, and everywhere in an image of a single colour.
+        float32 (H, W), 0..1; 0 where alpha is 0. An image of a single colour is 0 everywhere, and is not computed.
     """
     if not has_ground(image):
         return np.zeros(image.shape[:2], np.float32)

@@ -1,4 +1,4 @@
-"""The ensemble with each network computed as suits this machine; and single networks of loaded weights."""
+"""The ensemble with tuned networks, and single networks of loaded weights."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -13,11 +13,11 @@ from kit.deploy.weights.load import Weights
 
 
 class TunedEnsemble(Ensemble):
-    """The vote of `Ensemble` over networks that are computed as suits this machine.
+    """`Ensemble` over tuned networks.
 
     Args:
         networks: one per member.
-        views_at_once: per network, how many views go through it together.
+        views_at_once: per network, number of views in one batch.
         views: see Ensemble.
         pad_multiple: see Ensemble.
         weights: see Ensemble.
@@ -46,7 +46,7 @@ class TunedEnsemble(Ensemble):
 
 
 def mean_over_views(network: Network, padded: Tensor, codes: Sequence[int], at_once: int) -> Tensor:
-    """Returns a network's mean probability over views, (N, 1, H, W); up to `at_once` of one orientation go together."""
+    """Returns a network's mean probability over views, (N, 1, H, W); up to `at_once` of one orientation are a batch."""
     vote = torch.zeros_like(padded[:, :1])
     for group in _groups(codes, at_once):
         views = [view(padded, code) for code in group]
@@ -71,7 +71,7 @@ def networks(weights: Weights) -> list[Network]:
 
 
 def first_network(weights: Weights) -> Weights:
-    """Returns weights of which the first network alone predicts, in one view."""
+    """Returns weights with only their first network, in one view."""
     if not torchscript.has_cores(weights.module) and not isinstance(weights.module, TunedEnsemble):
         return weights
     module = TunedEnsemble(networks(weights)[:1], [1], "none", weights.card.pad_multiple)

@@ -1,4 +1,4 @@
-"""Finds how this machine computes weights fastest: measured once per file and machine, then remembered."""
+"""Measures once per file and machine which settings predict fastest."""
 
 import math
 import time
@@ -32,15 +32,16 @@ from kit.errors import KitError, WeightsError
 from kit.system.devices import keep_freed_memory, keep_kernels, processor_name
 from kit.system.ranks import agreed, rank
 
-SECONDS_PER_NETWORK = 20.0  # the longest that choosing a setting may take
-AGREEMENT = 0.998  # least share of pixels whose mask is as in float32,
+SECONDS_PER_NETWORK = 20.0  # time limit of the choice
+AGREEMENT = 0.998  # smallest share of pixels with the same mask as in float32,
 DIFFERENCE = 0.002  # or largest mean difference of probabilities: an undertrained network flips pixels near 0.5
-GAIN = 1.03  # a setting must be faster than the exported one by this factor: less is noise
+GAIN = 1.03  # by which a setting must be faster than the exported one: less may be noise
 TILES = 3  # images that settings are measured on
-SMALL_PX = 256  # side of the tile that predicts how long larger ones take
-LARGER = ((3, 256), (1, 512), (3, 512), (1, 1024), (3, 1024))  # tiles and their side in px that are tried in turn
-INT8_PX = 512  # side of the tiles that choose the ranges of 8 bits; with 256 px int8 predicts worse
-TRIALS = 2  # settings that there must be time for; small tiles take so long per pixel that there is time for more
+SMALL_PX = 256  # side of the tile from which the time of larger ones is estimated
+# number of tiles and their side in px, tried in this order
+LARGER = ((3, 256), (1, 512), (3, 512), (1, 1024), (3, 1024))
+INT8_PX = 512  # side of the tiles that calibrate int8; with 256 px it predicts worse
+TRIALS = 2  # settings for which there must be time; there is usually time for more
 
 Image = NDArray[np.uint8]
 
@@ -50,7 +51,7 @@ def set_up(weights: Weights, samples: Callable[[], Sequence[Image]], options: En
 
     Args:
         weights: as loaded.
-        samples: returns images to tune on; called only where nothing is remembered.
+        samples: returns images to tune on; not called if the choice is cached.
         options: device and `adaptive` are not used here.
 
     Raises:
@@ -69,13 +70,13 @@ def set_up(weights: Weights, samples: Callable[[], Sequence[Image]], options: En
 
 
 def tune(weights: Weights, samples: Callable[[], Sequence[Image]], engine: Engine = "torch") -> Weights:
-    """Returns the weights with each network set as this machine predicts fastest.
+    """Returns the weights with the fastest setting of each network on this machine.
 
-    The choice is measured once per file, machine and number of threads, and remembered in the user's cache. Only
-    settings are taken that predict as the exported file does, see `predicts_alike`.
+    The choice is measured once per file, machine and number of threads, and cached. Only settings that predict like the
+    exported file are used, see `predicts_alike`.
 
-    From now on the process's malloc keeps freed memory: otherwise a network waits for memory for up to a third of its
-    time.
+    It also makes the process's malloc keep freed memory, since networks otherwise spend up to a third of their time on
+    allocation.
 
     Args:
         weights: as `load_weights` returns them.
@@ -98,7 +99,7 @@ def tune(weights: Weights, samples: Callable[[], Sequence[Image]], engine: Engin
 
 
 def _settings(weights: Weights, samples: Callable[[], Sequence[Image]], engine: Engine) -> list[NetworkSetting]:
-    """Returns the networks' settings, remembered or measured now; as exported where there is nothing to measure on."""
+    """Returns the networks' settings, cached or measured; without images, as exported."""
     key, count = _key(weights, engine), len(weights.card.members)
     known = recall("tuning", key, list[NetworkSetting]) or []
     int8_models = [int8_path(weights.sha256, n) for n, setting in enumerate(known) if setting.dtype == "int8"]
@@ -153,7 +154,7 @@ def _offer_int8(trial: "SettingTrial", images: Sequence[Tensor]) -> None:
     trial.end += time.monotonic() - start
     trial.offer(replace(trial.best, dtype="int8"))
     if trial.best.dtype != "int8":
-        say(f"network {member} stays in float32: int8 is no faster or changes its masks")
+        say(f"network {member} stays in float32: int8 is not faster, or changes its masks")
 
 
 class SettingTrial:
@@ -179,13 +180,13 @@ class SettingTrial:
             if self.seconds * larger * TRIALS > end - time.monotonic():
                 break
             self.tiles = tiles
-        self.whole = self.tiles[0].shape == _tile(images[0], LARGER[-1][1], weights).shape  # as chips will come
+        self.whole = self.tiles[0].shape == _tile(images[0], LARGER[-1][1], weights).shape  # the size of chips
         self.seconds, self.logits = self.run(exported, 1)
         if engine != "torch":
             self.seconds = math.inf  # torch serves only to compare masks
             self.offer(NetworkSetting())
             if self.seconds == math.inf:
-                raise WeightsError(f"{engine} predicts otherwise than torch with network {member}", "omit --engine")
+                raise WeightsError(f"{engine} differs from torch for network {member}", "leave --engine out")
 
     def offer(self, setting: NetworkSetting) -> None:
         """Makes a setting the best if there is time to try it, it predicts alike, and it is faster."""

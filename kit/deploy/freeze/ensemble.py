@@ -1,4 +1,4 @@
-"""The soft vote: several networks, several views of the image, one probability. TorchScript can compile all of it."""
+"""The soft vote: the mean over networks and views, as a module that TorchScript can compile."""
 
 import copy
 from collections.abc import Sequence
@@ -61,7 +61,7 @@ def unview(x: Tensor, code: int) -> Tensor:
 
 
 class Core(nn.Module):
-    """A network as the ensemble needs it: pixels to the logit of building, for any training targets.
+    """Wraps a network: pixels to the logit of building, for any training targets.
 
     Args:
         network: normalises inside; float32 (N, 3, H, W) in 0..255 -> logits (N, 1 to 3, H, W), see `building_logits`.
@@ -83,7 +83,7 @@ class Ensemble(nn.Module):
         cores: each a `Core`, or its trace; H and W are multiples of `pad_multiple`.
         views: `none`, `flips` (4) or `d4` (8).
         pad_multiple: px; a multiple of every core's.
-        weights: of the networks' votes, adding to 1; empty where all count the same.
+        weights: of the networks' votes, with the sum 1; empty: equal weights.
 
     Shape:
         Input of every method: uint8 or float, 0..255, (N, 3 or 4, H, W), RGB or RGBA; any N, H, W.
@@ -168,11 +168,11 @@ class Ensemble(nn.Module):
 
 
 class OneGraph(Ensemble):
-    """The ensemble for exporters that trace it with symbolic sizes: one graph serves all sizes.
+    """The ensemble for exporters that trace with symbolic sizes, so that one graph serves all sizes.
 
-    It neither branches on a size nor slices, which would compare two sizes: padding, cropping and alpha are indexed. A
-    core gets the views of one shape as one batch, which needs their memory at once: one view after the other would make
-    the graph four times as long, and as slow to load.
+    It neither branches on sizes nor slices, which would compare two sizes: padding, cropping and alpha use indexing.
+    All views of one shape are one batch, which needs more memory. With one view after the other, the graph would be
+    four times as long and as slow to load.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -229,7 +229,7 @@ def numbers(like: Tensor, n: int) -> Tensor:
 def portable(network: nn.Module) -> nn.Module:
     """Returns a copy for any machine: CPU, float32, plain memory format, eval mode, no gradients."""
     for layer in network.modules():
-        for name, value in vars(layer).items():  # a weight that spectral_norm computed in training cannot be copied
+        for name, value in vars(layer).items():  # weights computed by spectral_norm in training cannot be copied
             if isinstance(value, Tensor) and not value.is_leaf:
                 vars(layer)[name] = value.detach()
     return copy.deepcopy(network).eval().cpu().float().to(memory_format=torch.contiguous_format).requires_grad_(False)

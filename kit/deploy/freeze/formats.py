@@ -96,7 +96,7 @@ def write(
         reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
         raise WeightsError(
             f"these networks cannot be exported as {path.suffix} with torch {torch.__version__}: {reason}",
-            "a network must not branch on the size or the values of its input; torch 2.15 is known to work",
+            "a network must not branch on size or values of its input; torch 2.15 is known to work",
         ) from cause
 
 

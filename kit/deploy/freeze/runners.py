@@ -45,7 +45,7 @@ def _unchecked(path: Path) -> Runner:
     if not path.is_file():
         raise WeightsError(f"no file {path}", nearest(path.name, (p.name for p in path.parent.glob("*.*"))))
     if path.suffix not in (".pt", ".pt2", ".onnx"):
-        raise WeightsError(f"{path} is of no known format", "expected .pt, .pt2 or .onnx")
+        raise WeightsError(f"{path} has an unknown format", "expected .pt, .pt2 or .onnx")
     if path.suffix == ".onnx":
         return _onnxruntime(path)
     with muted():
@@ -107,6 +107,6 @@ def checked_difference(path: Path, expected: Path, pad_multiple: int) -> float:
         raise WeightsError(
             f"the {path.suffix} file differs from TorchScript by {largest:.2g} in probability, expected at most "
             f"{DIFFERENCE_LIMIT}",
-            "a network must not branch on the size or the values of its input",
+            "a network must not branch on size or values of its input",
         )
     return largest

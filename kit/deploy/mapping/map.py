@@ -58,14 +58,14 @@ class MapOptions:
 
     # threshold, smallest object and smallest hole of the mask; the polygons are traced from it
     cleaning: Cleaning = CLEANING
-    # ground resolution to predict at, metres per pixel; None or 0 for that of the weights' training
+    # ground resolution to predict at, metres per pixel; None: that of the weights' training
     gsd_m: float | None = None
     grid: str = "scene"  # of the rasters: `scene`, or `training` for the resolution predicted at
     window_px: int = 1024  # largest side of a window, px at that resolution
     overlap_px: int = 128  # least overlap of neighbouring windows
     format: str = "gpkg"  # of the polygons, a key of `FORMATS`
     square: bool = False  # turns walls to right angles
-    simplify_m: float | None = None  # how far an outline may move, metres; None or 0 for two pixels
+    simplify_m: float | None = None  # how far an outline may move, metres; None: two pixels
     allow_outside: bool = False  # lets a scene that is a VRT read files outside its folder, and addresses
 
     def check(self) -> None:

@@ -66,9 +66,9 @@ def _scaled(polygons: NDArray[np.object_], x: float, y: float) -> NDArray[np.obj
 def _simple(shapes: NDArray[np.object_]) -> tuple[NDArray[np.object_], NDArray[np.int64]]:
     """Returns shapes as valid polygons, and each one's place in `shapes`; parts that touch at corners are split."""
     broken = ~shapely.is_valid(shapes)
-    mended = shapes.copy()
-    mended[broken] = shapely.make_valid(shapes[broken], method="structure", keep_collapsed=False)
-    parts, owners = shapely.get_parts(mended, return_index=True)
+    valid = shapes.copy()
+    valid[broken] = shapely.make_valid(shapes[broken], method="structure", keep_collapsed=False)
+    parts, owners = shapely.get_parts(valid, return_index=True)
     kept = (shapely.get_type_id(parts) == POLYGON) & ~shapely.is_empty(parts)
     return parts[kept], owners[kept]
 

@@ -1,4 +1,4 @@
-"""Predicts a scene row of windows by row of windows; finished rows are kept on disk, so that a rerun resumes."""
+"""Predicts a scene by rows of windows; finished rows are stored on disk, so that a rerun resumes."""
 
 import io
 import json

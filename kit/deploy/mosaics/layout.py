@@ -1,8 +1,7 @@
-"""Lays pairs of neighbours out as grids: the surest pairs first, and never against what is laid out already.
+"""Arranges pairs of neighbours as grids, in order of confidence.
 
-A pair joins the groups that its two chips belong to. That lays other chips of the groups side by side, too, and these
-must fit as well. So a false pair is rejected, and a pair that is uncertain by itself is joined where the chips around
-it confirm it.
+A pair joins the groups of its two chips. This also places other chips of the groups side by side, which must fit as
+well. Therefore false pairs are rejected, and an uncertain pair is joined if the chips around it confirm it.
 """
 
 from collections import defaultdict
@@ -17,11 +16,11 @@ from kit.deploy.mosaics.matching import Joiner, Matches
 from kit.deploy.mosaics.mosaic import Cell
 from kit.deploy.mosaics.sides import BOTTOM, RIGHT
 
-SURE = 1.0  # least margin of a pair that is joined without the support of others
-SUPPORTED = 6.0  # least sum of scores / sqrt(number) of two or more pairs joined together; of false ones 0, +- 1
-WEAKEST = 1.0  # least score of pairs that are laid side by side along; of 1,000 true ones, one is below 2
+SURE = 1.0  # smallest margin of a pair that is joined without the support of others
+SUPPORTED = 6.0  # smallest sum of scores / sqrt(number) of pairs that are joined together; of false ones 0 +- 1
+WEAKEST = 1.0  # smallest score of pairs that become neighbours as a result; of 1,000 true pairs, one is below 2
 WEAK_SHARE = 0.1  # this share of such pairs may score less
-LIKELY = 3.0  # least score of the pair that leads to others: among four that reach SUPPORTED, one has it
+LIKELY = 3.0  # smallest score of the first pair of such a join: one of four that reach SUPPORTED has it
 STEP = {RIGHT: (0, 1), BOTTOM: (1, 0)}  # rows and columns from a chip to its neighbour
 
 

@@ -1,4 +1,4 @@
-"""Finds pairs of sides that continue each other, and how far each pair stands out among all others.
+"""Finds pairs of matching sides, and how far the score of each pair is above that of all others.
 
 A pair's score is a weighted sum of the correlations of its bands, minus the differences of its levels. Scores are in
 standard deviations of pairs that cannot be true (`Null`), measured on the same chips with one side read backwards.
@@ -30,7 +30,7 @@ BLOCK = 1024  # sides compared with all others in one matrix product
 PAIRS = 4096  # compared in full at a time
 NULL_PAIRS = 1000
 NULL_PARTS = (1, 2, 4, 8)  # the null is measured on sides, and on parts of them
-LEAST_SCORE = 4.5  # chance reaches this even among few pairs
+LEAST_SCORE = 4.5  # false pairs reach this even among few pairs
 UNLIKELY = -99.0  # score of sides that cannot be compared
 
 

@@ -1,4 +1,4 @@
-"""What a chip shows along its four sides, small enough to keep for all chips of a test set.
+"""Descriptions of a chip's four sides, small enough to keep for all chips of a test set.
 
 A side is described by its two outermost lines of pixels, extrapolated half a pixel outwards, to where it meets its
 neighbour. That profile is split into bands of wavelengths: JPEG spoils the shortest, and the longest say little about

@@ -1,6 +1,6 @@
-"""Images to compare weights on, drawn with integers: the same bytes on every machine, so that none is stored.
+"""Test images for `kit verify`, drawn with integer arithmetic: the same bytes on every machine, so none is stored.
 
-Weights hold checksums of these images: with other bytes, earlier weights could not be verified.
+Weights files contain checksums of these images. If the bytes changed, existing weights could not be verified.
 """
 
 from dataclasses import dataclass

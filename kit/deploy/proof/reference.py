@@ -1,6 +1,6 @@
-"""The answers of the trained networks on drawn images, kept inside the weights: one file proves itself anywhere.
+"""Predictions of the trained networks on test images, stored in the weights file, so that it can be verified anywhere.
 
-The images are drawn again where the file is verified. Of each answer the whole mask is kept, and some probabilities.
+The images are drawn again for verification. The mask and some probabilities of each prediction are stored.
 """
 
 import base64
@@ -95,8 +95,8 @@ class Answer:
         image = self.case.image()
         if hashlib.sha256(image.tobytes()).hexdigest() != self.image_sha256:
             raise WeightsError(
-                f"the image {self.case} is drawn otherwise than when the weights were exported",
-                f"verify with the kit that exported them; this is {__version__}",
+                f"the test image {self.case} differs from that of the export",
+                f"verify with the version of kit that exported the weights; this is {__version__}",
             )
         return image
 
@@ -177,7 +177,7 @@ def make_reference(
         weights: of the networks' votes, see `mean_vote`.
     """
     answers = []
-    for case in track(cases, "networks on drawn images"):
+    for case in track(cases, "networks on test images"):
         image = case.image()
         job = (networks[:1], image, "none", ()) if case.core else (networks, image, views, weights)
         some, pixels, turned, by_weight = job
@@ -188,7 +188,7 @@ def make_reference(
 
 
 def read_reference(path: Path) -> Reference | None:
-    """Returns the reference inside a weights file; None in a file of an older kit.
+    """Returns the reference in a weights file; None if an older version exported it.
 
     Raises:
         WeightsError: it is damaged.

@@ -62,7 +62,7 @@ class Verified:
     rows: tuple[ImageResult, ...]  # one a file and image
 
     def faults(self) -> list[str]:
-        """Returns what is wrong."""
+        """Returns all faults."""
         faults = [*(check.fault for check in self.checks), *(row.fault for row in self.rows)]
         return [fault for fault in faults if fault]
 
@@ -76,11 +76,7 @@ class Verified:
         return json.dumps(record, indent=1)
 
     def require(self) -> None:
-        """Returns where nothing is wrong.
-
-        Raises:
-            WeightsError: lists what is.
-        """
+        """Raises WeightsError with all faults, if there are any."""
         if faults := self.faults():
             more = [f"and {len(faults) - LISTED} more"] if len(faults) > LISTED else []
             raise WeightsError(
@@ -161,7 +157,7 @@ def _check_operators(weights: Weights) -> Finding:
 def _check_reference(reference: Reference | None, candidate: Candidate) -> Finding:
     """Names what the files are compared with."""
     if reference is None:
-        result = f"none in {candidate.file}, of an older kit: other formats are compared with {candidate.file} itself"
+        result = f"none, exported by an older version: other formats are compared with {candidate.file} itself"
         return Finding("reference", result)
     result = f"from the networks, {reference.cpu}, torch {reference.torch_version}"
     left_out = [str(answer.case) for answer in reference.answers if answer.case.core and not candidate.core]

@@ -1,4 +1,4 @@
-"""Folders, .tgz and .zip of masks. Archives may come from anybody: nothing is unpacked to disk, sizes are bounded."""
+"""Folders, .tgz and .zip of masks. Archives are untrusted: nothing is unpacked to disk, and sizes are limited."""
 
 import bz2
 import gzip
@@ -56,10 +56,10 @@ def read_files(path: Path) -> dict[str, Callable[[], bytes]]:
     if path.is_dir():
         return {str(file.relative_to(path)): partial(_bytes_of, file) for file in visible_files(path) if file.is_file()}
     files: dict[str, Callable[[], bytes]] = {}
-    held = 0
+    total = 0
     for file in packed_files(path):
         data = file.read()
-        if (held := held + len(data)) > HELD_BYTES:
+        if (total := total + len(data)) > HELD_BYTES:
             raise SubmissionError(f"{path} unpacks to more than {_gib(HELD_BYTES)}", "unpack it and give the folder")
         if file.name in files:
             raise SubmissionError(f"{path} holds {file.name} twice", HINT)

@@ -1,4 +1,4 @@
-"""Threads that read images ahead and write masks behind, while the networks compute. Memory stays bounded."""
+"""Threads that read images and write masks while the networks compute, with limited queues."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator

@@ -15,7 +15,7 @@ from kit.errors import SubmissionError
 
 LISTED = 10  # faults in one error message
 DIFFERING = 10  # chips listed that differ most from an earlier submission
-FAR = 3.0  # a share of building so many times that of training, or less than its FAR-th part, gives a warning
+FAR = 3.0  # ratio of the share of building to that of training, or its inverse, from which there is a warning
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a submission's folder records: the finished chips, the finished submission, and `submission.csv`."""
+"""The records in a submission's folder: finished chips, the finished submission, `submission.csv`."""
 
 import csv
 import hashlib
@@ -106,7 +106,7 @@ def read_progress(folder: Path, made_by: str, kind: type[Row]) -> dict[str, Row]
 
 
 def write_progress(folder: Path, rows: Iterable[ProgressRow] = (), kind: type[ProgressRow] = Done) -> None:
-    """Writes the progress file anew, with rows of one kind."""
+    """Rewrites the progress file, with rows of one kind."""
     text = "".join([_line(kind.header()), *(row.to_line() for row in rows)])
     write_bytes(folder / PROGRESS, text.encode())
 

@@ -1,4 +1,4 @@
-"""Predicts a test set and packs the submission. Finished chips are kept, however a run ends."""
+"""Predicts a test set and packs the submission (`kit submit`). Finished chips are kept after an interruption."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -55,8 +55,8 @@ from kit.system.files import check_writable, locked, remove_leftovers, replacing
 from kit.system.ranks import agreed, rank, ranks, wait_for_all
 
 MOST_ENLARGED = 4.0  # times: memory grows with its square
-TRIED = 30  # chips that are read in search of ground to tune on
-LOOKS = (8, 24)  # chips, fewest and most, that an adaptive vote is calibrated on: 16 MB each
+TRIED = 30  # chips that are read in search of imagery to tune on
+LOOKS = (8, 24)  # smallest and largest number of chips to calibrate an adaptive vote on: 16 MB each
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class SubmitOptions:
         return [TABLE, *([RLE] if self.rle else []), *([RESOLUTIONS] if self.scale else [])]
 
     def request(self, weights_sha256: str) -> str:
-        """Returns a text that is equal for calls that make equal masks."""
+        """Returns a text that is equal for calls with equal masks."""
         options = {name: value for name, value in asdict(self).items() if name not in ("rle", "mosaics")}
         if self.needs_mosaics and self.mosaics and self.mosaics.is_file():
             options["mosaics_sha256"] = sha256_of(self.mosaics)
@@ -99,7 +99,7 @@ class SubmitOptions:
 
 @dataclass(frozen=True)
 class Job:
-    """How the masks of a submission are made, and where they are written."""
+    """How the masks of a submission are computed, and where they are written."""
 
     weights: Weights  # set up to predict
     cleaning: Cleaning  # of the masks
@@ -108,7 +108,7 @@ class Job:
 
     @property
     def identity(self) -> str:
-        """A text that is equal for masks made in the same way: weights, how networks compute, cleaning."""
+        """A text that is equal for masks computed in the same way: weights, settings, cleaning."""
         cleaning = () if self.cleaning == AS_SHIPPED else ("cut", *astuple(self.cleaning))
         return " ".join(map(str, (self.weights.sha256, self.weights.plan, *cleaning)))
 
@@ -197,10 +197,10 @@ def _check_folder(folder: Path, chips: Sequence[Chip]) -> None:
                 "choose another --name, or move that archive away",
             )
     ids = {chip.id for chip in chips}
-    strangers = {path.stem for path in folder.glob("*.tif") if not path.name.startswith(".")} - ids
-    if strangers:
+    others = {path.stem for path in folder.glob("*.tif") if not path.name.startswith(".")} - ids
+    if others:
         raise SubmissionError(
-            f"{folder} holds {len(strangers)} masks of another test set, first {min(strangers)}.tif",
+            f"{folder} holds {len(others)} masks of another test set, first {min(others)}.tif",
             "choose another --name, or remove that folder",
         )
 
@@ -248,7 +248,7 @@ def ready_to_predict(
 
 
 def _with_ground(chips: Sequence[Chip]) -> list[NDArray[np.uint8]]:
-    """Returns a few images that show something, spread over the test set."""
+    """Returns a few images with imagery, spread over the test set."""
     images = (read_image(chip.path) for chip in chips[:: max(1, len(chips) // TRIED)])
     return list(islice((image for image in images if has_ground(image)), TILES))
 
@@ -260,14 +260,14 @@ def _sample(chips: Sequence[Chip]) -> list[Chip]:
 
 
 def _wide_images(chips: Sequence[Chip], reader: WideReader) -> Iterator[NDArray[np.uint8]]:
-    """Yields chips that show something, as networks see them."""
+    """Yields chips with imagery, as networks see them."""
     return filter(has_ground, (reader.read(chip).wide for chip in chips))
 
 
 def _factors(
     weights: Weights, chips: Sequence[Chip], mosaics: Sequence[Mosaic], options: SubmitOptions, table: Path
 ) -> dict[str, float]:
-    """Returns by how much chips are enlarged to the resolution of training, by id.
+    """Returns the factors by which chips are enlarged to the resolution of training, by id.
 
     Raises:
         KitError: the given resolution is too far from that of training.
@@ -289,7 +289,7 @@ def _factors(
 
 
 def _begin(job: Job, chips: Sequence[Chip]) -> list[str]:
-    """Returns the ids of the chips that are left to predict; the rows of the others are written anew."""
+    """Returns the ids of the chips to predict; rewrites the progress file with the rows of the others."""
     rows, masks = read_progress(job.folder, job.identity, Done), _masks(chips, job.folder)
     write_progress(job.folder, rows.values())
     for path in job.folder.glob(RANK_PROGRESS):
@@ -321,7 +321,7 @@ def predictions(
 ) -> Iterator[tuple[Chip, WideChip, NDArray[np.float32]]]:
     """Yields chips with their probability of building, float32 (H, W), 0..1; images are read ahead.
 
-    Where alpha is 0, and in a chip that shows nothing, the probability is 0.
+    The probability is 0 where alpha is 0, and everywhere in a chip without imagery.
 
     Raises:
         RasterError: a chip cannot be read.
@@ -336,7 +336,7 @@ def predictions(
 
 
 def _predict(job: Job, todo: Sequence[Chip]) -> None:
-    """Predicts this rank's share; masks are written behind."""
+    """Predicts this rank's share; masks are written in the background."""
     with (
         own_progress(job.folder).open("a", newline="", encoding="utf-8") as progress,
         BackgroundWriter() as write,
@@ -346,7 +346,7 @@ def _predict(job: Job, todo: Sequence[Chip]) -> None:
 
 
 def _write(job: Job, chip: Chip, seen: WideChip, probability: NDArray[np.float32], progress: TextIO) -> None:
-    """Writes a chip's mask and its row. A mask that stands has its row, wherever the process is killed."""
+    """Writes a chip's mask and its row. If the mask exists, so does its row, even if the process is killed."""
     mask = clean_image(probability, seen.image, job.cleaning, job.weights.card.gsd_m * seen.factor)
     confidence = float(np.maximum(probability, 1 - probability).mean(dtype=np.float64))
     height, width = mask.shape
@@ -359,7 +359,7 @@ def _write(job: Job, chip: Chip, seen: WideChip, probability: NDArray[np.float32
 
 
 def _finish(job: Job, chips: Sequence[Chip], versions: str, options: SubmitOptions) -> Summary:
-    """Writes the tables and the archive, and checks them. Where no mask changed, the archive stays as it is.
+    """Writes the tables and the archive, and checks them. If no mask changed, the archive is not written again.
 
     Args:
         job: of the submission.
@@ -376,7 +376,7 @@ def _finish(job: Job, chips: Sequence[Chip], versions: str, options: SubmitOptio
     if lost := sorted(masks.keys() - rows.keys()):
         raise SubmissionError(
             f"{len(lost)} chips have no row in {folder / PROGRESS}, first {lost[0]}: something else wrote that folder",
-            "run the same command again",
+            "rerun the same command",
         )
     write_table([rows[chip.id] for chip in chips], folder / TABLE)
     sizes = {name: (row.height_px, row.width_px) for name, row in rows.items()}

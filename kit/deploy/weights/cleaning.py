@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from kit.deploy.weights.card import Card, Postprocess
 from kit.errors import WeightsError
 
-OBJECTS, HOLES = 8, 4  # connectivity: two buildings that touch at a corner are one, and no hole leaks out there
+OBJECTS, HOLES = 8, 4  # connectivity: buildings that touch at a corner are one object, and holes are closed there
 
 
 @dataclass(frozen=True)
@@ -103,16 +103,14 @@ def chosen_cleaning(
     holes_m2: float | None = None,
     default: Cleaning = AS_SHIPPED,
 ) -> Cleaning:
-    """Returns the threshold and cleaning of masks that the options ask for.
+    """Returns threshold and clean-up by the options of a command.
 
     Args:
         card: of the weights.
         name: of the weights, for the error.
-        clean: uses the card's, which was chosen on validation tiles.
-        threshold: instead of the card's or the default; likewise the others.
-        smallest_m2: of objects.
-        holes_m2: of holes.
-        default: without `clean`.
+        clean: use the card's, which were chosen on validation tiles.
+        threshold, smallest_m2, holes_m2: replace the card's or the default; None: not given.
+        default: used without `clean`.
 
     Raises:
         WeightsError: `clean`, and the card has none; or a size that is no number.
@@ -124,7 +122,7 @@ def chosen_cleaning(
     if clean:
         if card.postprocess is None:
             raise WeightsError(
-                f"{name} has no postprocess in its card: there were no validation tiles, or an older kit exported it",
+                f"{name} has no postprocess in its card: it has no validation tiles, or an older version exported it",
                 "give --threshold, --smallest and --holes instead of --clean; or export its runs again",
             )
         base = Cleaning.of(card.postprocess)

@@ -1,4 +1,4 @@
-"""Published weights: fetched over the web, resumed after a break, and used only with the published checksum."""
+"""Downloads published weights; resumes broken downloads and requires the published checksum."""
 
 import re
 import time
@@ -30,7 +30,7 @@ RESUME = "rerun to resume"
 
 
 def find_weights(name: str, sha256: str, weights_dir: Path) -> Path:
-    """Returns the weights file that a user named: the newest one, a file, or one to be fetched first.
+    """Returns the weights file that a user named: the newest, a file, or one to download.
 
     Args:
         name: a path, a name in the folder of weights, or an address; empty for the newest.
@@ -50,10 +50,10 @@ def find_weights(name: str, sha256: str, weights_dir: Path) -> Path:
 
 
 def fetch(url: str, sha256: str, weights_dir: Path) -> Path:
-    """Returns published weights as a file here, `NAME.pt`, with its card beside it and the last row of `index.csv`.
+    """Downloads published weights to `NAME.pt`, with card and index row; returns the file.
 
-    A file that is here already is used without the network. A download that broke off is resumed. The file gets its
-    name once its checksum is right and its code is what weights may hold.
+    An existing file is used without the network. A broken download is resumed. The file gets its name after its
+    checksum and operators were checked.
 
     Args:
         url: http or https; its last part names the weights.
@@ -120,7 +120,7 @@ def _download(url: str, expected: str, part: Path) -> None:
     if actual != expected:
         part.unlink()
         raise WeightsError(
-            f"{url} has sha256 {actual}, expected {expected}", "it is not what was published: do not use it"
+            f"{url} has sha256 {actual}, expected {expected}", "do not use it: it is not the published file"
         )
 
 

@@ -1,4 +1,4 @@
-"""Weights files, checked before anything of them runs."""
+"""Loads weights files, after checks that run none of their code."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +29,11 @@ class Weights:
 
 
 def load_weights(path: Path, device: str = "cpu") -> Weights:
-    """Returns the weights in a file that `kit export` wrote, checked before anything of it runs.
+    """Returns the weights in a file of `kit export`; checks it before any of its code runs.
 
     Raises:
-        WeightsError: it is missing, not kit's, damaged, not the file that `NAME.json` beside it describes, or would do
-            more than compute.
+        WeightsError: it is missing, not kit's, damaged, not the file that `NAME.json` describes, or has operators that
+            weights may not have.
         KitError: there is no such device.
     """
     if device.startswith("cuda") and not torch.cuda.is_available():

@@ -34,7 +34,7 @@ HINT = "export or fetch the weights again"
 
 @dataclass(frozen=True)
 class IndexRow:
-    """A row of `index.csv`; numbers that somebody edited into something else are None."""
+    """A row of `index.csv`; numbers that are invalid, for example after editing, are None."""
 
     name: str  # of the weights
     recipe: str  # the recipe; of several, their names joined by `+`
@@ -175,7 +175,7 @@ def check_free(weights_dir: Path, name: str) -> None:
     for file in (weights_dir / f"{name}{suffix}" for suffix in SUFFIXES):
         if file.exists() and not _is_ours(path):
             raise OutputError(
-                f"{file} exists, and kit did not write it", "choose another --name, or move that file away"
+                f"{file} exists and was not written by kit", "choose another --name, or move that file away"
             )
 
 
@@ -233,7 +233,7 @@ def settle(weights_dir: Path, name: str = "") -> None:
                 _move_in(folder)
             except OSError as cause:
                 raise OutputError(
-                    f"{weights_dir} holds an export of {folder.stem[1:]} that was killed and cannot be completed: "
+                    f"{weights_dir} holds an unfinished export of {folder.stem[1:]} that cannot be completed: "
                     f"{cause.strerror}",
                     "make the folder writable, or export again",
                 ) from cause

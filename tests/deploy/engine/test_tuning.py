@@ -260,7 +260,7 @@ def test_int8_is_made_once_and_taken_where_its_masks_agree(
     assert tune(weights, lambda: [image], "openvino-int8").plan == there.plan
     assert models[1].is_file()
     models[1].write_text("broken")
-    with pytest.raises(WeightsError, match="is not a model of OpenVINO"):
+    with pytest.raises(WeightsError, match="is not an OpenVINO model"):
         tune(weights, lambda: [image], "openvino-int8")
 
 

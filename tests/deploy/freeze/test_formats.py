@@ -257,7 +257,7 @@ def test_missing_packages_are_told_with_the_remedy(monkeypatch: pytest.MonkeyPat
     ("name", "message"),
     [
         ("none.onnx", r"no file .*none\.onnx"),
-        ("tiny.json", r"tiny\.json is of no known format"),
+        ("tiny.json", r"tiny\.json has an unknown format"),
         ("broken.onnx", r"broken\.onnx does not load as ONNX"),
         ("broken.pt", r"broken\.pt does not load as TorchScript"),
         ("broken.pt2", r"broken\.pt2 does not load as pt2"),

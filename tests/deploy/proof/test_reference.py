@@ -102,7 +102,7 @@ def test_another_size_is_refused():
 
 
 def test_another_drawing_is_told(reference: Reference):
-    with pytest.raises(WeightsError, match="33 x 33 RGB is drawn otherwise") as error:
+    with pytest.raises(WeightsError, match="33 x 33 RGB differs from that of the export") as error:
         replace(reference.answers[0], image_sha256="0" * 64).image()
     assert "the kit that exported" in error.value.hint
 

@@ -303,7 +303,7 @@ def test_a_length_beyond_the_limit_is_refused_before_it_is_read(
 
 def test_files_of_others_beside_the_name_are_kept(server: Server, tmp_path: Path):
     (tmp_path / "best.json").write_text("mine")
-    with pytest.raises(KitError, match=r"best\.json exists, and kit did not write it"):
+    with pytest.raises(KitError, match=r"best\.json exists and was not written by kit"):
         fetch(f"{server.url}/best.pt", sha256(server.content), tmp_path)
     assert (tmp_path / "best.json").read_text() == "mine"
     assert server.asked == []

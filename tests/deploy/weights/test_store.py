@@ -149,7 +149,7 @@ def test_exports_of_several_names_at_once_are_all_listed(tmp_path: Path):
 @pytest.mark.parametrize("name", ["duo.pt", "duo.json", "duo.onnx"])
 def test_files_of_others_are_not_replaced(tmp_path: Path, name: str):
     (tmp_path / name).write_text("mine")
-    with pytest.raises(OutputError, match=rf"{name} exists, and kit did not write it"):
+    with pytest.raises(OutputError, match=rf"{name} exists and was not written by kit"):
         check_free(tmp_path, "duo")
 
 
