@@ -80,14 +80,14 @@ def row(recipe: str) -> str:
 
 def seconds(sides, x: torch.Tensor) -> list[float]:
     """Returns the median seconds of each side; they take turns."""
-    found = [[] for _ in sides]
+    outputs = [[] for _ in sides]
     for number in range(ROUNDS + 2):
-        for times, side in zip(found, sides, strict=True):
+        for times, side in zip(outputs, sides, strict=True):
             start = time.perf_counter()
             side(x)
             if number >= 2:  # TorchScript's first two runs are its slowest
                 times.append(time.perf_counter() - start)
-    return [statistics.median(times) for times in found]
+    return [statistics.median(times) for times in outputs]
 
 
 if __name__ == "__main__":

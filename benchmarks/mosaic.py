@@ -101,15 +101,15 @@ def find(folder: Path) -> None:
         for below in (False, True)
         if (second := at.get((m, row + below, col + (not below))))
     }
-    found = {(join.first, join.second, join.below) for mosaic in mosaics for join in mosaic.joins}
-    print(read - start, done - read, len(true), len(found & true) / len(true), len(found - true))
+    joins_found = {(join.first, join.second, join.below) for mosaic in mosaics for join in mosaic.joins}
+    print(read - start, done - read, len(true), len(joins_found & true) / len(true), len(joins_found - true))
 
 
 def measure(home: Path, count: int, side_px: int) -> dict[str, float]:
     """Returns the row of one number of chips."""
     folder = draw_chips(home / f"chips{count}_{side_px}", count, side_px)
-    told, peak_mb = watched([sys.executable, "-W", "ignore", __file__, "--find", folder])
-    reading, joining, joins, recall, false = map(float, told.split())
+    output, peak_mb = watched([sys.executable, "-W", "ignore", __file__, "--find", folder])
+    reading, joining, joins, recall, false = map(float, output.split())
     return {
         "chips": count, "joins": joins, "recall": recall, "false": false, "read_s": reading, "join_s": joining,
         "ms_a_chip": 1e3 * (reading + joining) / count, "peak_mb": peak_mb,

@@ -34,9 +34,9 @@ def drawn(home: Path, side_px: int) -> Path:
 def cut(catalog: Path, root: Path) -> None:
     """Cuts in this process, and prints seconds, tiles of the grid, tiles kept, footprints."""
     start = time.perf_counter()
-    made = prepare(catalog, Paths(root), PrepareOptions("tiles", "tile"))
+    prepared = prepare(catalog, Paths(root), PrepareOptions("tiles", "tile"))
     seconds = time.perf_counter() - start
-    (record,) = made.scenes
+    (record,) = prepared.scenes
     print(seconds, len(record.cut), len(record.cut.tiles), record.counts["used"])
 
 
@@ -44,8 +44,8 @@ def measure(home: Path, side_px: int) -> dict[str, float]:
     """Returns the row of one scene."""
     catalog = drawn(home, side_px)
     with TemporaryDirectory() as root:
-        told, peak_mb = watched([sys.executable, "-W", "ignore", __file__, "--catalog", catalog, "--root", root])
-    seconds, grid, kept, footprints = map(float, told.split())
+        output, peak_mb = watched([sys.executable, "-W", "ignore", __file__, "--catalog", catalog, "--root", root])
+    seconds, grid, kept, footprints = map(float, output.split())
     return {
         "side_px": side_px, "tiles": kept, "footprints": footprints, "seconds": seconds,
         "tiles_s": grid / seconds, "us_a_footprint": 1e6 * seconds / footprints, "peak_mb": peak_mb,

@@ -108,8 +108,8 @@ def kit_side(catalog: Path, root: Path, layers: bool, images: str, processes: in
 
 def places_of(root: Path) -> list[Place]:
     """Returns the tiles of a data set that kit cut."""
-    found = Paths(root).data("tiles").glob("images/**/*.tif")
-    rows_columns = [re.search(r"r(\d+)_c(\d+)$", file.stem).groups() for file in found]
+    files = Paths(root).data("tiles").glob("images/**/*.tif")
+    rows_columns = [re.search(r"r(\d+)_c(\d+)$", file.stem).groups() for file in files]
     return [(column, row) for row, column in sorted((int(row), int(column)) for row, column in rows_columns)]
 
 
@@ -127,19 +127,19 @@ def run_side(side: str, processes: int, catalog: Path, places: list[Place], out:
 def files_of(catalog: Path) -> tuple[Path, Path]:
     """Returns the image and the labels of the only scene of a catalogue."""
     assets = [item.assets for item in pystac.Catalog.from_file(catalog).get_items(recursive=True)]
-    found = [[Path(has[key].get_absolute_href()) for has in assets if key in has] for key in ("image", "labels")]
-    (scene,), (labels,) = found
+    files = [[Path(has[key].get_absolute_href()) for has in assets if key in has] for key in ("image", "labels")]
+    (scene,), (labels,) = files
     return scene, labels
 
 
 def in_own_process(run: Run, catalog: Path, places: list[Place]) -> tuple[float, float]:
     """Returns seconds, and MB at the peak."""
     with TemporaryDirectory() as folder:
-        wanted = Path(folder) / "places.json"
-        wanted.write_text(json.dumps(places))
+        chosen = Path(folder) / "places.json"
+        chosen.write_text(json.dumps(places))
         options = ["--catalog", catalog, "--side", run[0], "--processes", run[1], "--out", Path(folder) / "out"]
-        told, peak_mb = watched([sys.executable, "-W", "ignore", __file__, *options, "--places", wanted])
-        return float(told), peak_mb
+        output, peak_mb = watched([sys.executable, "-W", "ignore", __file__, *options, "--places", chosen])
+        return float(output), peak_mb
 
 
 @contextmanager
@@ -152,7 +152,7 @@ def catalog_of(given: Path | None, keep: Path | None) -> Iterator[Path]:
         yield home / "catalog.json" if home.is_dir() else home
 
 
-def told(values: list[float]) -> str:
+def as_text(values: list[float]) -> str:
     return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
 
 
@@ -189,18 +189,18 @@ def compare(catalog: Path, seed_tiles: int, rounds: int, processes: list[int]) -
     peaks_mb = dict.fromkeys(runs, 0.0)
     for number in range(rounds):
         for run in runs if number % 2 == 0 else runs[::-1]:
-            wanted = some if run[0].startswith("seed") else places
-            seconds, peak_mb = in_own_process(run, catalog, wanted)
-            rates[run].append(len(wanted) / seconds)
+            chosen = some if run[0].startswith("seed") else places
+            seconds, peak_mb = in_own_process(run, catalog, chosen)
+            rates[run].append(len(chosen) / seconds)
             peaks_mb[run] = max(peaks_mb[run], peak_mb)
     print("| side | processes | tiles a second | peak memory, MB |\n|---|---|---|---|")
     for run in runs:
-        print(f"| {run[0]} | {run[1]} | {told(rates[run])} | {peaks_mb[run]:.0f} |")
+        print(f"| {run[0]} | {run[1]} | {as_text(rates[run])} | {peaks_mb[run]:.0f} |")
     print("\n| ratio | processes, both sides | |\n|---|---|---|")
     for over, under in RATIOS:
         for count in processes:
             pairs = zip(rates[over, count], rates[under, count], strict=True)
-            print(f"| {over} / {under} | {count} | {told([a / b for a, b in pairs])} |")
+            print(f"| {over} / {under} | {count} | {as_text([a / b for a, b in pairs])} |")
 
 
 if __name__ == "__main__":

@@ -119,12 +119,12 @@ def one_side(side: str, folder: Path) -> None:
     if side == "seed":
         chips = [*(folder / "first").glob("*.tif"), *sorted((folder / "chips").glob("*.tif"))]
         with tempfile.TemporaryDirectory() as out:
-            found = seed_side(chips, Path(out))
+            measured = seed_side(chips, Path(out))
     else:
         engine = "torch" if side.startswith("kit") else side
         dtype = side.removeprefix("kit").removeprefix("-") if engine == "torch" else ""
-        found = kit_side(folder / "first", folder / "chips", folder / "weights.pt", engine, dtype)
-    print(json.dumps(found))
+        measured = kit_side(folder / "first", folder / "chips", folder / "weights.pt", engine, dtype)
+    print(json.dumps(measured))
 
 
 def prepare(folder: Path, n_chips: int, side_px: int, recipes: Iterable[str] = SMP) -> None:
@@ -186,13 +186,13 @@ def main() -> None:
                 [sys.executable, __file__, "--run", side, folder], check=True, capture_output=True, text=True,
                 env={**os.environ, "KIT_CACHE": f"{folder}/cache-{side}"},
             )  # fmt: skip
-            found = json.loads(done.stdout.splitlines()[-1])
-            plans.append(f"{side}: {found.get('plan', 'as traced')}")
-            first = first or found["chip_s"]
-            alone = f"{found['module_s']:.1f}" if "module_s" in found else ""
+            measured = json.loads(done.stdout.splitlines()[-1])
+            plans.append(f"{side}: {measured.get('plan', 'as traced')}")
+            first = first or measured["chip_s"]
+            alone = f"{measured['module_s']:.1f}" if "module_s" in measured else ""
             print(
-                f"| {side} | {found['chip_s']:.1f} | {first / found['chip_s']:.2f} | {alone} | {found['ready_s']:.0f} "
-                f"| {found['peak_gb']:.1f} |", flush=True,
+                f"| {side} | {measured['chip_s']:.1f} | {first / measured['chip_s']:.2f} | {alone} "
+                f"| {measured['ready_s']:.0f} | {measured['peak_gb']:.1f} |", flush=True,
             )  # fmt: skip
         print("", *plans, sep="\n")
     return None

@@ -48,11 +48,11 @@ def main() -> None:
                 [sys.executable, __file__, "--run", str(folder), str(count)], check=True, stdout=subprocess.PIPE,
                 text=True, env={**os.environ, "KIT_CACHE": f"{folder}/cache"},
             )  # fmt: skip
-            found = json.loads(done.stdout.splitlines()[-1])
-            seconds, alone = found["chip_s"], found["module_s"]
+            measured = json.loads(done.stdout.splitlines()[-1])
+            seconds, alone = measured["chip_s"], measured["module_s"]
             print(
                 f"| {count} | {1 / seconds:.2f} | {seconds:.3f} | {alone:.3f} | {seconds / alone:.3f} "
-                f"| {found['peak_gb']:.2f} |", flush=True,
+                f"| {measured['peak_gb']:.2f} |", flush=True,
             )  # fmt: skip
 
 

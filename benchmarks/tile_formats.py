@@ -51,15 +51,19 @@ def cut(scene: Path, limit: int) -> list[tuple[Tile, np.ndarray]]:
         left, bottom, right, top = transform_bounds(source.crs, "EPSG:3857", *source.bounds)
         origin = Affine(PIXEL_M, 0, left, 0, -PIXEL_M, top)
         columns, rows = (_starts(round(length / PIXEL_M)) for length in (right - left, top - bottom))
-        found = []
+        results = []
         for row, column in product(rows, columns):
             place = origin @ Affine.translation(column, row)
             with warp(source, place, SIDE_PX, SIDE_PX) as warped:
                 pixels = warped.read()  # (4, side, side)
             valid = pixels[3] > 0
             if valid.mean() >= MIN_VALID:
-                found.append((Tile(bands_last(pixels[:3] * valid), place, scene), valid))
-    return [found[at] for at in np.unique(np.linspace(0, len(found) - 1, limit).round().astype(int))] if found else []
+                results.append((Tile(bands_last(pixels[:3] * valid), place, scene), valid))
+    return (
+        [results[at] for at in np.unique(np.linspace(0, len(results) - 1, limit).round().astype(int))]
+        if results
+        else []
+    )
 
 
 def _starts(length: int) -> list[int]:
@@ -84,9 +88,9 @@ def masks_of(labels: Path, cuts: list[tuple[Tile, np.ndarray]]) -> Iterator[tupl
 
 def timed_ms(measured: list[float], call: Callable[..., Any], *args: Any) -> Any:
     start = time.perf_counter()
-    made = call(*args)
+    outcome = call(*args)
     measured.append((time.perf_counter() - start) * 1e3)
-    return made
+    return outcome
 
 
 def size_of(path: Path, scene: Path) -> float:
@@ -135,7 +139,7 @@ def psnr(mean_square: float) -> str:
     return f"{10 * math.log10(255**2 / mean_square):.1f}" if mean_square else "exact"
 
 
-def told(kind: str, rows: list[list[str]]) -> str:
+def as_text(kind: str, rows: list[list[str]]) -> str:
     """Returns an aligned table."""
     heads = [kind, "encode, ms", "kB", "decode, ms", f"{WINDOW_PX} px window, ms", "PSNR, dB"]
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
@@ -183,7 +187,7 @@ def main() -> None:
             }
         for kind, (formats, tiles) in jobs.items():
             rows = measure(formats, list(tiles), options.rounds, Path(folder))
-            print(f"\n{len(tiles)} tiles, {options.rounds} rounds\n\n{told(kind, rows)}", flush=True)
+            print(f"\n{len(tiles)} tiles, {options.rounds} rounds\n\n{as_text(kind, rows)}", flush=True)
 
 
 if __name__ == "__main__":

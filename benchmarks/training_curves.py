@@ -69,8 +69,8 @@ class Watch(Callback):
 
     def before_validate(self) -> None:
         with self.learn.precision.context():
-            found = held_out(self.model, self.dls.valid.dataset)
-        self.rows.append(row_of(self.side, (self.epoch + 1) * self.every, self.losses, found))
+            validated = held_out(self.model, self.dls.valid.dataset)
+        self.rows.append(row_of(self.side, (self.epoch + 1) * self.every, self.losses, validated))
         self.losses = []
 
 
@@ -83,8 +83,8 @@ class NoValidation(Callback):
         raise CancelValidException
 
 
-def row_of(side: str, crops: int, losses: list[float], found: dict[str, float]) -> dict:
-    return {"side": side, "crops": crops, "train_loss": sum(losses) / len(losses), **found}
+def row_of(side: str, crops: int, losses: list[float], validated: dict[str, float]) -> dict:
+    return {"side": side, "crops": crops, "train_loss": sum(losses) / len(losses), **validated}
 
 
 def kit_side(name: str, root: Path, crops: int, every: int) -> list[dict]:
@@ -115,14 +115,20 @@ def plain_side(name: str, root: Path, crops: int, every: int) -> list[dict]:
         for batch in batches:
             images, masks = map(torch.stack, zip(*(tiles[key] for key in batch), strict=True))
             losses.append(step(images, masks.long()))
-        found = held_out(step.model.eval(), dls.valid.dataset)
-        rows.append(row_of("plain", (epoch + 1) * every, losses, found))
+        validated = held_out(step.model.eval(), dls.valid.dataset)
+        rows.append(row_of("plain", (epoch + 1) * every, losses, validated))
     return rows
 
 
 def in_own_process(side: str, options: argparse.Namespace, root: Path) -> list[dict]:
-    told = {"recipe": options.recipe, "crops": options.crops, "every": options.every, "data-root": root, "side": side}
-    flags = [f"--{key}={value}" for key, value in told.items()]
+    flags_by_name = {
+        "recipe": options.recipe,
+        "crops": options.crops,
+        "every": options.every,
+        "data-root": root,
+        "side": side,
+    }
+    flags = [f"--{key}={value}" for key, value in flags_by_name.items()]
     command = [sys.executable, "-W", "ignore", __file__, *flags]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])

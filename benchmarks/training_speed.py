@@ -89,7 +89,7 @@ def in_own_process(side: str, name: str, root: Path, steps: int, workers: int) -
     return (ends[-1] - ends[0]) / (len(ends) - 1) / BATCH
 
 
-def told(seconds: list[float]) -> str:
+def as_text(seconds: list[float]) -> str:
     return f"{statistics.median(seconds):.3g} ({min(seconds):.3g} to {max(seconds):.3g})"
 
 
@@ -121,7 +121,7 @@ def main() -> None:
                 for side in SIDES if number % 2 == 0 else SIDES[::-1]:
                     seconds[side].append(in_own_process(side, name, root, steps, options.plain_workers))
             ratio = statistics.median(seconds["plain"]) / statistics.median(seconds["kit"])
-            print(f"| {name} | {told(seconds['kit'])} | {told(seconds['plain'])} | {ratio:.2f} |", flush=True)
+            print(f"| {name} | {as_text(seconds['kit'])} | {as_text(seconds['plain'])} | {ratio:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

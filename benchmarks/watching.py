@@ -16,10 +16,10 @@ def watched(command: list[object]) -> tuple[str, float]:
         while process.poll() is None:
             peak_mb = max(peak_mb, resident_mb(process.pid))
             time.sleep(LOOK_S)
-        told = process.stdout.read()
+        output = process.stdout.read()
     if process.returncode:
         raise SystemExit(f"{command} failed")
-    return told.splitlines()[-1], peak_mb
+    return output.splitlines()[-1], peak_mb
 
 
 def resident_mb(pid: int) -> float:

@@ -215,28 +215,28 @@ def rows_below(title: str, page: str = TRAINING) -> list[list[str]]:
 
 
 def test_the_table_of_options_is_whole():
-    told = re.findall(r"`(--[\w-]+)", " ".join(row[0] for row in rows_below("Options")))
-    assert len(told) == len(set(told))
+    documented = re.findall(r"`(--[\w-]+)", " ".join(row[0] for row in rows_below("Options")))
+    assert len(documented) == len(set(documented))
     known = {text for p in COMMANDS["run"].params for text in [*p.opts, *p.secondary_opts] if text.startswith("--")}
     elsewhere = {"--data", "--root", "--debug", "--pretrained", "--export", "--help"}
-    assert set(told) == known - elsewhere
+    assert set(documented) == known - elsewhere
 
 
 def test_the_run_folder_and_its_tables_are_as_told(workplace: Path, capsys: pytest.CaptureFixture[str]):
     options = RunOptions(folds=(0,), setup=Setup(source=Source(pretrained=False)), export=False)
     run_recipe("tiny", Paths(workplace), options)
     made = {path.name + "/" * path.is_dir() for path in (workplace / "runs/tiny/fold0").iterdir()}
-    told = [row[0].strip("`") for row in rows_below("The run folder")]
-    assert set(told) - {"tensorboard/", "plan.csv"} == made  # of --tensorboard and --minutes
+    documented = [row[0].strip("`") for row in rows_below("The run folder")]
+    assert set(documented) - {"tensorboard/", "plan.csv"} == made  # of --tensorboard and --minutes
 
     columns = rows_below("Watching it")
     log = (workplace / "runs/tiny/fold0/log.csv").read_text().splitlines()[0].split(",")
     areas = {"jaccard_kum": ["jaccard_kam"], "jaccard_nbo": []}  # of the page, of this data set
     names = [name for row in columns for name in re.findall(r"`(\w+)`", row[1])]
-    assert [name for told in names for name in areas.get(told, [told])] == log
-    told = [name for row in columns for name in re.findall(r"`([\w ]+)`", row[0])]
+    assert [name for documented in names for name in areas.get(documented, [documented])] == log
+    documented = [name for row in columns for name in re.findall(r"`([\w ]+)`", row[0])]
     heads = re.findall(r"^ +epoch .+left$", TRAINING, re.M)
-    assert heads[-1].split() == " ".join(told).split()
+    assert heads[-1].split() == " ".join(documented).split()
     shown = re.search(r"^ +epoch .+left$", capsys.readouterr().err, re.M)
     assert shown
     assert shown[0] in heads

@@ -65,8 +65,8 @@ def test_the_page_s_commands_run(city: Path, cli: Cli, recwarn: pytest.WarningsR
 def test_what_the_command_makes_is_as_told(city: Path, cli: Cli, capsys: pytest.CaptureFixture[str]):
     shown = run(cli, "kit prepare train_tier_1 --name tier1 --workers 1", city)
     folder = city / "data/tier1"
-    told = [row[0].strip("`") for row in rows_below("The folder", DATA)]
-    assert set(told) - {"failed.csv"} == {path.name + "/" * path.is_dir() for path in folder.iterdir()}
+    documented = [row[0].strip("`") for row in rows_below("The folder", DATA)]
+    assert set(documented) - {"failed.csv"} == {path.name + "/" * path.is_dir() for path in folder.iterdir()}
     assert list((folder / "sheets").glob("*/*.png"))
 
     index = pd.read_csv(folder / "index.csv")
@@ -117,9 +117,9 @@ def test_the_counts_add_up():
     assert sum(scenes for scenes, _, _ in numbers) == int(whole[1]) == 31
     assert sum(n for _, _, n in numbers) == pytest.approx(total, abs=60)  # the shares are rounded
     assert all(n == pytest.approx(share / 100 * total, abs=8) for _, share, n in numbers)
-    told = re.search(r"takes ([\d.]+) to ([\d.]+) MB, so tier 1 at 0.1 m (\d+) to (\d+) GB", DATA)
-    assert told
-    low, high, low_gb, high_gb = map(float, told.groups())
+    documented = re.search(r"takes ([\d.]+) to ([\d.]+) MB, so tier 1 at 0.1 m (\d+) to (\d+) GB", DATA)
+    assert documented
+    low, high, low_gb, high_gb = map(float, documented.groups())
     assert (round(total * low / 1000), round(total * high / 1000)) == (low_gb, high_gb)
     assert round(256e6 / 102.4**2, -2) == 24_400  # km² of tier 2 in tiles of 102.4 m
     assert f"{(0.1 / _ground('z19', 1024, 6)) ** 2:.1f} times as many" in DATA
@@ -129,8 +129,8 @@ def test_the_counts_add_up():
 def test_every_option_is_told():
     for name in ("prepare", "folds"):
         known = {text for parameter in COMMANDS[name].params for text in parameter.opts if text.startswith("-")}
-        told = set(re.findall(r"(?<![\w-])(-k|--[a-z-]+)", DATA))
-        assert known - {"--root", "--help"} <= told, name
+        documented = set(re.findall(r"(?<![\w-])(-k|--[a-z-]+)", DATA))
+        assert known - {"--root", "--help"} <= documented, name
 
 
 def test_variables_and_ways_are_those_of_the_code():

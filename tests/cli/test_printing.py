@@ -25,8 +25,8 @@ def test_the_last_row_adds_the_scenes_up(catalog: Path, tmp_path: Path, cli: Cli
     for name in ("tiles", "skipped", "failed", "footprints", "crossing", "beyond", "repaired", "dropped"):
         assert sum(int(row[name]) for row in scenes) == int(whole[name]), name
     assert sum(int(part.split()[0]) for part in whole["why"].split("; ")) == int(whole["skipped"]) > 0
-    _, told, _ = cli("prepare", catalog, *options, "--json")
-    rows = json.loads(told)
+    _, out, _ = cli("prepare", catalog, *options, "--json")
+    rows = json.loads(out)
     assert [f"{row['area']}/{row['scene']}" for row in rows] == [row["scene"] for row in scenes]
     km2 = sum(row["km2"] for row in rows)
     built = sum(row["km2"] * row["building_fraction"] for row in rows)

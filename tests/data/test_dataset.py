@@ -125,9 +125,9 @@ def test_each_layer_moves_as_a_mask_of_its_own(layered: Fold, augment: A.BasicTr
 @pytest.mark.parametrize("memory_bytes", [0, 1 << 30], ids=["read again", "kept"])
 def test_a_data_set_without_layers_is_told_at_once(fold: Fold, memory_bytes: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("kit.data.dataset.MEMORY_BYTES", memory_bytes)
-    with pytest.raises(DataError, match=r"tif has 1 band, expected 3: footprint, boundary, contact") as told:
+    with pytest.raises(DataError, match=r"tif has 1 band, expected 3: footprint, boundary, contact") as error:
         dataloaders(fold, CROP, batch_size=2, layers=True)
-    assert "kit prepare CATALOG --layers" in told.value.hint
+    assert "kit prepare CATALOG --layers" in error.value.hint
 
 
 @pytest.mark.parametrize(("layers", "bytes_per_px"), [(False, 4), (True, 6)])

@@ -12,18 +12,18 @@ Cli = Callable[..., tuple[int, str, str]]
 def test_export_in_three_formats(cli: Cli, workplace: Path):
     code, out, err = cli("run", "tiny", "--root", workplace, "--no-pretrained", "--fold", "0")
     assert code == 0, err
-    wanted = ("--name", "duo", "--root", workplace)
-    code, out, err = cli("export", "tiny/fold0", *wanted, "--format", "torchscript,pt2,onnx")
+    options = ("--name", "duo", "--root", workplace)
+    code, out, err = cli("export", "tiny/fold0", *options, "--format", "torchscript,pt2,onnx")
     assert code == 0, err
     folder = workplace / "weights"
     assert out.splitlines() == [str(folder / "duo.pt")]
-    told = {line.split(":")[0]: line for line in err.splitlines()}
+    lines = {line.split(":")[0]: line for line in err.splitlines()}
     for name in ("duo.pt2", "duo.onnx"):
-        assert float(told[str(folder / name)].removeprefix(f"{folder / name}: read back, ").split()[0]) < 1e-5
+        assert float(lines[str(folder / name)].removeprefix(f"{folder / name}: read back, ").split()[0]) < 1e-5
     assert "Warning" not in err  # nor does anything else of the exporters reach the terminal
     assert "torch." not in err
     assert {path.suffix for path in folder.glob("duo.*")} == {".pt", ".json", ".pt2", ".onnx"}
-    assert cli("export", "tiny/fold0", *wanted)[0] == 0
+    assert cli("export", "tiny/fold0", *options)[0] == 0
     assert {path.suffix for path in folder.glob("duo.*")} == {".pt", ".json"}
 
 

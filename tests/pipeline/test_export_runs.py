@@ -36,11 +36,11 @@ def root(workplace: Path) -> Path:
 def test_members_that_go_are_told(
     root: Path, cli: Cli, before: Sequence[str], after: Sequence[str], gone: Sequence[str]
 ):
-    wanted = ("--name", "tiny", "--views", "none", "--root", root)
-    code, _, err = cli("export", *before, *wanted)
+    options = ("--name", "tiny", "--views", "none", "--root", root)
+    code, _, err = cli("export", *before, *options)
     assert code == 0, err
     assert "the earlier tiny.pt" not in err
-    code, _, err = cli("export", *after, *wanted)
+    code, _, err = cli("export", *after, *options)
     assert code == 0, err
     assert ("the earlier tiny.pt also held tiny/fold1, this one does not" in err) == bool(gone)
     assert ("kit export tiny/fold0 tiny/fold1 --name tiny" in err) == bool(gone)

@@ -40,12 +40,12 @@ def test_solutions_and_their_parts_are_listed():
 
 
 def test_options_are_those_of_kit_run():
-    told = re.findall(r"`(--[\w-]+)", " ".join(row[0] for row in table("The command")))
+    documented = re.findall(r"`(--[\w-]+)", " ".join(row[0] for row in table("The command")))
     params = typer.main.get_command(app).commands["run"].params  # type: ignore[attr-defined]
     known = {text for each in params for text in [*each.opts, *each.secondary_opts] if text.startswith("--")}
     refused = {"--add", "--fold", "--all", "--minutes", "--epochs", "--steps", "--seed", "--name", "--views",
                "--encoder-weights", "--teacher", "--start-from", "--no-export"}  # fmt: skip
-    assert set(told) == known - refused - {"--root", "--debug", "--help", "--pretrained", "--export"}
+    assert set(documented) == known - refused - {"--root", "--debug", "--help", "--pretrained", "--export"}
 
 
 @pytest.mark.parametrize("kind", Kind.__args__)

@@ -44,9 +44,9 @@ def test_folds_partition_whatever_the_order(sizes: list[int], by: str, k: int):
 def test_folds_on_the_ground_do_not_depend_on_the_order(index: pd.DataFrame, by: str, k: int, seed: int):
     folds, notice = assign_folds(index, by, k)
     assert set(folds) <= set(range(-1, k))
-    again, told = assign_folds(index.sample(frac=1, random_state=seed), by, k)
+    again, again_notice = assign_folds(index.sample(frac=1, random_state=seed), by, k)
     pd.testing.assert_series_equal(again.sort_index(), folds)
-    assert told == notice
+    assert again_notice == notice
 
 
 @settings(max_examples=40, deadline=None)

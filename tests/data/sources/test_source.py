@@ -19,7 +19,7 @@ def touch(root: Path, *names: str) -> Path:
     return root
 
 
-def told(root: Path, **options) -> list[tuple[str, ...]]:
+def listed(root: Path, **options) -> list[tuple[str, ...]]:
     """Returns area, scene (and name) with the files of all that is read, relative to the root."""
     source = read_source(root, **options)
     found = [(s.area, s.scene, *(os.path.relpath(file, root) for file in (s.image, *s.labels))) for s in source.scenes]
@@ -98,9 +98,9 @@ def test_folders_of_every_layout(tmp_path: Path, files: list[str], expected: lis
     root = touch(tmp_path / "city", *files)
     if expected is None:
         with pytest.raises(DataError, match=r"1 images have no labels, first .*; 1 labels have no image"):
-            told(root)
+            listed(root)
     else:
-        assert told(root) == expected
+        assert listed(root) == expected
         assert read_source(root).name == "city"
 
 
@@ -108,13 +108,13 @@ def test_json_that_is_no_geojson_is_left_alone(tmp_path: Path):
     root = touch(tmp_path / "city", "a.tif", "a.geojson")
     (root / "a.json").write_text('{"type": "Feature", "id": "a"}')
     (root / "info.json").write_text("{}")
-    assert told(root) == [("city", "a", "a.tif", "a.geojson")]
+    assert listed(root) == [("city", "a", "a.tif", "a.geojson")]
 
 
 def test_large_json_whose_type_stands_last_is_a_geojson(tmp_path: Path):
     root = touch(tmp_path / "city", "a.tif")
     (root / "a.json").write_text('{"features": [' + " " * (1 << 18) + '], "type": "FeatureCollection"}')
-    assert told(root) == [("city", "a", "a.tif", "a.json")]
+    assert listed(root) == [("city", "a", "a.tif", "a.json")]
 
 
 @pytest.mark.parametrize("name", [b"images/\xff.tif", b"\xff/a.png"])
@@ -145,7 +145,7 @@ def test_linked_folders_are_read_once(tmp_path: Path):
     touch(tmp_path / "disk", "b.tif", "b.geojson")
     (root / "znz").symlink_to(tmp_path / "disk")
     (root / "kam" / "back").symlink_to(root)
-    assert [(area, scene) for area, scene, *_ in told(root)] == [("kam", "a"), ("znz", "b")]
+    assert [(area, scene) for area, scene, *_ in listed(root)] == [("kam", "a"), ("znz", "b")]
 
 
 @pytest.mark.parametrize(
@@ -162,12 +162,12 @@ def test_a_pattern_finds_area_and_scene(tmp_path: Path, pattern: str, expected: 
         tmp_path / "city", *(f"{kind}/{name}.png" for kind in ("images", "masks") for name in ("kam12_3", "znz7_1"))
     )
     pattern = pattern.replace("^", "^images/")
-    assert [parts[:3] for parts in told(root, pattern=pattern)] == expected
+    assert [parts[:3] for parts in listed(root, pattern=pattern)] == expected
 
 
 def test_a_pattern_names_scenes_with_footprints_too(tmp_path: Path):
     root = touch(tmp_path / "city", "x/kam_1.tif", "x/kam_1.gpkg")
-    assert told(root, pattern="(?P<area>kam)_(?P<scene>.+)$")[0][:2] == ("kam", "1")
+    assert listed(root, pattern="(?P<area>kam)_(?P<scene>.+)$")[0][:2] == ("kam", "1")
 
 
 @pytest.mark.parametrize(

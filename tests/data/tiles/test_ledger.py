@@ -243,12 +243,12 @@ def test_a_scene_out_of_reach_keeps_its_tiles(tmp_path: Path, small: Path, monke
     """A server that does not answer today is no reason to throw away what was cut yesterday."""
     folder = cut(small, tmp_path)
     whole, before = content(folder), marks(folder)
-    told = jobs.fingerprint
+    original = jobs.fingerprint
 
     def failing(href: str) -> str:
         if href.endswith("b.tif"):
             raise KitError(f"{href}: the server answers 503", "try again later")
-        return told(href)
+        return original(href)
 
     with monkeypatch.context() as patch, pytest.raises(CutError, match=r"first kam/b: .*503") as caught:
         patch.setattr(jobs, "fingerprint", failing)
@@ -486,11 +486,11 @@ def test_a_damaged_record_is_reported_and_its_scene_cut_again(
     again = prepare(small, Paths(tmp_path), **STYLE)
     assert again.kept == 2
     assert content(folder) == before
-    told = capsys.readouterr().err
-    assert "scenes/kam/a.json is" in told
-    assert "kam/a is cut again" in told
+    original = capsys.readouterr().err
+    assert "scenes/kam/a.json is" in original
+    assert "kam/a is cut again" in original
     if damage == "a number is text":
-        assert "field cut.tiles.0.width_px: Input should be a valid integer, not '32'" in told
+        assert "field cut.tiles.0.width_px: Input should be a valid integer, not '32'" in original
 
 
 @pytest.mark.parametrize("damage", ["", "[]", "{", '{"style": 3, "by": "scene", "k": 2}', '{"by": "scene", "k": null}'])

@@ -102,8 +102,8 @@ def test_a_broken_scene_stops_no_other(tmp_path: Path, catalog: Path):
     _, index = read_index(Paths(tmp_path))
     assert {"a", "c"} <= set(index["scene"])
     assert list(caught.value.prepared.index["tile"]) == list(index["tile"])
-    told = pd.read_csv(tmp_path / "data/train_tier_1/failed.csv")
-    assert told["tile"].str.startswith("kam").all()
+    failures = pd.read_csv(tmp_path / "data/train_tier_1/failed.csv")
+    assert failures["tile"].str.startswith("kam").all()
     file.write_bytes(whole)
     made = prepare(catalog, Paths(tmp_path), side_px=64)
     assert made.kept == 2

@@ -190,9 +190,9 @@ def test_a_black_collar_is_no_data(tmp_path: Path, opaque: bool, grid: str):
     image = write_bands(tmp_path / "scene.tif", bands, alpha=opaque)
     rgb, mask = cut_noise(tmp_path, image, grid=grid, min_valid=0)
     scale = 1 if grid == "native" else 2
-    wanted = np.kron(inside, np.ones((scale, scale), bool))
+    expected = np.kron(inside, np.ones((scale, scale), bool))
     found = mask[: 200 * scale, : 200 * scale] != 255
-    assert (found == wanted).mean() > (0.99999 if grid == "native" else 0.99)
+    assert (found == expected).mean() > (0.99999 if grid == "native" else 0.99)
     assert found[100 * scale : 112 * scale, 90 * scale : 100 * scale].all()
     assert not rgb[:, mask == 255].any()
 

@@ -199,8 +199,8 @@ def test_weights_loaded_or_tuned_end_their_vote_early(weights: Weights, monkeypa
 
 def test_a_submission_that_ends_early(chips: Path, tiny_weights: Exported, tmp_path: Path, cli):
     """All weights can do it; the flag that once prepared them at export is still accepted."""
-    wanted = ("submit", chips, "--weights", tiny_weights.path, "--no-tune", "--adaptive", "--root", tmp_path)
-    code, out, err = cli(*wanted)
+    command = ("submit", chips, "--weights", tiny_weights.path, "--no-tune", "--adaptive", "--root", tmp_path)
+    code, out, err = cli(*command)
     assert (code, Path(out.strip()).suffix) == (0, ".tgz"), err
     assert "calibrated on 4 images" in err
     code, _, err = cli("export", "tiny/fold0", "--name", "a", "--adaptive", "--root", tmp_path)

@@ -93,11 +93,11 @@ def test_a_submission_sees_each_mosaic_at_its_size(
         room.submit(tmp_path / "chips", tiny_weights.path, tmp_path / name, options)
         return {id_: decode_mask((tmp_path / name / f"{id_}.tif").read_bytes(), id_) for id_ in "abcde"}
 
-    plain, told, found = masks("plain"), masks("told", gsd_m=0.3), masks("found", True)
+    plain, given, found = masks("plain"), masks("told", gsd_m=0.3), masks("found", True)
     for id_ in "abcde":
         assert found[id_].shape == (SIDE, SIDE)
-        assert (found[id_] == (told if id_ in "ab" else plain)[id_]).all()
-        assert (plain[id_] != told[id_]).any()
+        assert (found[id_] == (given if id_ in "ab" else plain)[id_]).all()
+        assert (plain[id_] != given[id_]).any()
     assert (tmp_path / "found" / RESOLUTIONS).is_file()
     before = (tmp_path / "found.tgz").read_bytes()
     masks("found", True)
@@ -108,14 +108,14 @@ def test_a_submission_sees_each_mosaic_at_its_size(
 
 @pytest.mark.parametrize("gsd_m", [0.03, 0.7])
 def test_a_resolution_far_off_is_refused(chips: Path, tiny_weights: Exported, tmp_path: Path, gsd_m: float):
-    with pytest.raises(KitError, match=r"trained at 0\.15 m per pixel") as told:
+    with pytest.raises(KitError, match=r"trained at 0\.15 m per pixel") as given:
         room.submit(
             chips,
             tiny_weights.path,
             tmp_path / "out",
             room.SubmitOptions(room.EngineOptions(tuning=False), gsd_m=gsd_m),
         )
-    assert told.value.hint == "give metres per pixel from 0.0375 to 0.6"
+    assert given.value.hint == "give metres per pixel from 0.0375 to 0.6"
 
 
 def test_the_command_takes_one_of_both(

@@ -285,10 +285,10 @@ def test_the_command(masks: Path, tmp_path: Path, cli: Cli):
     write_tiff(masks / "x.tif", mask(5))
     code, out, err = cli("check-submission", masks, "--against", path, "--json", "--root", tmp_path)
     assert (code, err) == (0, "")
-    told = json.loads(out)
-    assert (told["valid"], told["chips"], told["empty"]) == (True, 3, 0)
-    assert [row["name"] for row in told["checks"]] == [*ALL, "earlier"]
-    assert [row["chip"] for row in told["differing"]] == ["x"]
+    printed = json.loads(out)
+    assert (printed["valid"], printed["chips"], printed["empty"]) == (True, 3, 0)
+    assert [row["name"] for row in printed["checks"]] == [*ALL, "earlier"]
+    assert [row["chip"] for row in printed["differing"]] == ["x"]
     code, out, _ = cli("check-submission", masks, "--against", path, "--root", tmp_path)
     assert out.splitlines()[-2].split()[0] == "x"
 

@@ -28,9 +28,9 @@ def test_commands_and_options_in_the_text_exist(code: str):
 
 
 def test_the_table_of_options_is_whole():
-    told = {text for row in rows_below("The command", PAGE) for text in re.findall(r"`(--[\w-]+)", row[0])}
+    documented = {text for row in rows_below("The command", PAGE) for text in re.findall(r"`(--[\w-]+)", row[0])}
     known = {text for text in options("submit") if text.startswith("--")}
-    assert told == known - {"--root", "--debug", "--help", "--tune", "--no-clean", "--sha256"}
+    assert documented == known - {"--root", "--debug", "--help", "--tune", "--no-clean", "--sha256"}
 
 
 def test_the_folder_is_as_told(chips: Path, tiny_weights: Exported, tmp_path: Path, cli: Callable[..., object]):

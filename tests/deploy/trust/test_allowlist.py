@@ -393,7 +393,7 @@ def test_pickles_that_name_more_than_tensors(
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_damage_is_told_and_never_a_fault(small_weights: Exported, tmp_path: Path, compression: int):
     path = write_archive(tmp_path / "w.pt", entries_of(small_weights.path), compression)
-    data, random, told = path.read_bytes(), Random(0), 0
+    data, random, detected = path.read_bytes(), Random(0), 0
     directory = data.index(b"PK\1\2")
     for turn in range(200):
         damaged = bytearray(data)
@@ -402,9 +402,9 @@ def test_damage_is_told_and_never_a_fault(small_weights: Exported, tmp_path: Pat
         path.write_bytes(damaged)
         with suppress(WeightsError):
             check_operators(path)
-            told -= 1
-        told += 1
-    assert told > 50
+            detected -= 1
+        detected += 1
+    assert detected > 50
 
 
 def test_nothing_of_a_refused_file_has_run(small_weights: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -220,13 +220,13 @@ def test_the_command(chips: Path, weights: Path, tmp_path: Path, cli: Cli):
         assert code == 0, err
         return err, {path.name: path.read_bytes() for path in (tmp_path / "submissions" / name).glob("*.tif")}
 
-    told, plain = masks("plain")
-    assert "masks:" not in told
+    notices, plain = masks("plain")
+    assert "masks:" not in notices
     assert masks("other", "--no-clean")[1] == plain
-    told, tidy = masks("tidy", "--clean")
-    assert "masks: threshold 0.45, smallest 3 m2, holes 2 m2" in told
+    notices, tidy = masks("tidy", "--clean")
+    assert "masks: threshold 0.45, smallest 3 m2, holes 2 m2" in notices
     assert tidy != plain
-    told, by_hand = masks("hand", "--threshold", "0.45", "--smallest", "3", "--holes", "2")
+    notices, by_hand = masks("hand", "--threshold", "0.45", "--smallest", "3", "--holes", "2")
     assert by_hand == tidy
     assert masks("less", "--clean", "--holes", "0")[1] != tidy
     for option in ("--threshold", "--smallest", "--holes"):

@@ -88,11 +88,11 @@ def test_pt2_without_torchscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_files_are_as_told(tiny_weights: Exported):
-    told = {name for cell, _ in rows_below("The folder", PAGE) for name in names(cell)}
+    documented = {name for cell, _ in rows_below("The folder", PAGE) for name in names(cell)}
     made = {path.name.replace("tiny.", "NAME.") for path in left_in(tiny_weights.path.parent)}
-    assert {"NAME.pt", "NAME.json", "index.csv"} <= made <= told
+    assert {"NAME.pt", "NAME.json", "index.csv"} <= made <= documented
 
 
 def test_the_views_cost_what_is_told():
-    told = {names(cell)[0]: int(times) for cell, _, times in rows_below("Making weights", PAGE)}
-    assert told == {name: len(codes) for name, codes in VIEWS.items()}
+    documented = {names(cell)[0]: int(times) for cell, _, times in rows_below("Making weights", PAGE)}
+    assert documented == {name: len(codes) for name, codes in VIEWS.items()}

@@ -55,14 +55,14 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self):
-        server, wanted = self.server, self.headers.get("Range")
-        server.asked.append((self.path, wanted))
+        server, byte_range = self.server, self.headers.get("Range")
+        server.asked.append((self.path, byte_range))
         content, whole = server.content, len(server.content)
         if server.status or not self.path.split("?")[0].endswith(".pt"):
             self.send_error(server.status or 404)
             return
-        if wanted and server.ranges:
-            first = int(wanted.removeprefix("bytes=").removesuffix("-")) + server.shift
+        if byte_range and server.ranges:
+            first = int(byte_range.removeprefix("bytes=").removesuffix("-")) + server.shift
             if first >= whole:
                 self.send_error(416)
                 return
@@ -145,7 +145,7 @@ def test_a_break_is_gone_on_with(server: Server, tmp_path: Path, ranges: bool):
     assert not (tmp_path / "index.csv").exists()
     server.breaks_at = None
     assert fetch(url, sum_, tmp_path).read_bytes() == server.content
-    assert [wanted for _, wanted in server.asked] == [None, "bytes=5000-"]
+    assert [byte_range for _, byte_range in server.asked] == [None, "bytes=5000-"]
     assert left(tmp_path) == []
 
 
@@ -175,7 +175,7 @@ def test_a_part_of_something_else_is_begun_anew(server: Server, tmp_path: Path, 
     left(tmp_path)[0].write_bytes(b"\1" * size)
     server.breaks_at = None
     assert fetch(url, sum_, tmp_path).read_bytes() == server.content
-    assert [wanted for _, wanted in server.asked] == [None, f"bytes={size}-", None]
+    assert [byte_range for _, byte_range in server.asked] == [None, f"bytes={size}-", None]
 
 
 def test_another_sum(server: Server, tmp_path: Path):
