@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from kit.cli.application import HERE, Debug, Json, Root, app, number_or_auto
+from kit.cli.application import HERE, Debug, Device, Json, Root, app, number_or_auto
 from kit.console import result, say, table
 from kit.errors import CutError
 from kit.paths import Paths
@@ -157,6 +157,55 @@ def folds(
         rows.append(("none" if fold == NO_FOLD else fold, len(part), buildings, where))
     table(("fold", "tiles", "buildings", "scenes"), rows)
     result(str(Paths(root).data(name) / "index.csv"))
+
+
+@app.command(rich_help_panel=PANEL)
+def audit(
+    name: Annotated[str, typer.Argument(help="Name of the data set.")],
+    weights: Annotated[str, typer.Option(help="Name, file or address of the weights. Default: the newest.")] = "",
+    sha256: Annotated[str, typer.Option(help="Expected SHA-256 of the weights, 64 hex digits.")] = "",
+    block_m: Annotated[float, typer.Option(help="Side of the blocks that labels are shifted by, m.")] = 100,
+    calibrate_on: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="Data set with right labels. Default: the validation tiles of the weights."),
+    ] = "",
+    workers: Annotated[
+        int | None, number_or_auto(int, 1, "Processes that compare labels. auto: one per CPU core.")
+    ] = None,
+    allow_outside: Annotated[
+        bool, typer.Option("--allow-outside", help="Let scenes that are VRTs read files outside their folder.")
+    ] = False,
+    device: Device = "",
+    tune: Annotated[bool, typer.Option(help="Measure once which settings predict fastest on this machine.")] = True,
+    engine: Annotated[
+        str, typer.Option(help="Engine that runs the networks: torch, openvino or openvino-int8.")
+    ] = "torch",
+    root: Root = HERE,
+    debug: Debug = False,
+) -> None:
+    """Find labels that are shifted, missing or invented: compare them with what trained weights predict.
+
+    Writes data/NAME/audit: blocks.csv, buildings.csv, tiles.csv, GeoJSON for QGIS, pictures of the worst tiles. The
+    data set is not changed. Rerun to resume.
+
+    Example: kit audit tier2 --weights lite0
+    """
+    from kit.audit.audit import AuditOptions
+    from kit.audit.audit import audit as audit_labels
+    from kit.deploy.engine.backends import EngineOptions, check_engine
+    from kit.deploy.weights.fetch import find_weights
+    from kit.system.devices import pick_device
+
+    paths = Paths(root)
+    chosen = find_weights(weights, sha256, paths.weights)
+    say(f"weights {chosen}")
+    engine_options = EngineOptions(str(pick_device(device)), check_engine(engine), tune)
+    options = AuditOptions(block_m, calibrate_on, workers or 0, allow_outside, engine_options)
+    summary = audit_labels(name, chosen, paths, options)
+    for notice in summary.notices:
+        say(notice)
+    table(("of", "verdict", "number"), summary.rows())
+    result(str(summary.folder))
 
 
 @app.command(rich_help_panel=PANEL)

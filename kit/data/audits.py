@@ -11,18 +11,27 @@
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
+import pyogrio
+import shapely
+from numpy.typing import NDArray
+from pyogrio.errors import DataLayerError, DataSourceError, GeometryError
+from rasterio.crs import CRS
 
-from kit.errors import DataError
+from kit.data.grids import MERCATOR_M, metres_per_unit
+from kit.errors import DataError, OutputError
 from kit.system.files import read_json, replacing
 
 SETTINGS = "settings.json"
 BLOCKS, BUILDINGS, TILES = "blocks.csv", "buildings.csv", "tiles.csv"
+EPOCH = "1970-01-01T00:00:00.000Z"  # date of every GeoPackage, so that equal audits are equal files
 VERSION = 1  # of the audit: another number, and all is compared again
 
 Verdict = Literal["keep", "shift", "reshape", "ignore", "drop", "add"]
@@ -93,14 +102,14 @@ class BuildingFinding:
     scene: str
     block: str
     origin: Literal["label", "prediction"]
-    area_m2: float
-    jaccard: float
-    confidence: float
-    spread: float
-    dx_m: float
-    dy_m: float
-    verdict: Verdict
-    reason: str
+    area_m2: float = 0.0
+    jaccard: float = 0.0
+    confidence: float = 0.0
+    spread: float = 0.0
+    dx_m: float = 0.0
+    dy_m: float = 0.0
+    verdict: Verdict = "ignore"
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -199,3 +208,63 @@ def write_findings(file: Path, rows: Sequence[Any], kind: type[Any]) -> None:
         pd.DataFrame([[getattr(row, name) for name in columns] for row in rows], columns=columns).to_csv(
             temporary, index=False
         )
+
+
+def write_buildings(file: Path, rows: Sequence[BuildingFinding], outlines: NDArray[np.object_], crs: str) -> None:
+    """Writes buildings with their outlines, in `crs`, as a GeoPackage. Equal buildings give equal bytes.
+
+    Raises:
+        OutputError: the disk is full.
+    """
+    names = [field.name for field in fields(BuildingFinding)]
+    numbers = {field.name for field in fields(BuildingFinding) if field.type is float}
+    columns = [np.array([getattr(row, name) for row in rows], float if name in numbers else object) for name in names]
+    whole = np.array([*(shapely.MultiPolygon(shapely.get_parts(each).tolist()) for each in outlines), None], object)[
+        :-1
+    ]
+    with replacing(file) as temporary:
+        pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": EPOCH})
+        try:
+            pyogrio.raw.write(
+                temporary, shapely.to_wkb(whole), columns, names, layer="buildings", driver="GPKG",
+                geometry_type="MultiPolygon", crs=crs,
+            )  # fmt: skip
+        except (DataSourceError, DataLayerError, GeometryError) as cause:
+            raise OutputError(f"cannot write {file}: {cause}", "free some space and rerun to resume") from cause
+        finally:
+            pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": None})
+
+
+def read_buildings(file: Path) -> tuple[list[BuildingFinding], NDArray[np.object_], str]:
+    """Returns the buildings of a scene, their outlines, and the CRS of these.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    names = [field.name for field in fields(BuildingFinding)]
+    try:
+        meta, _, wkb, columns = pyogrio.raw.read(file, columns=names)
+    except (DataSourceError, DataLayerError, OSError) as cause:
+        raise DataError(f"{file} cannot be read: {cause}", "repeat the audit: kit audit") from cause
+    columns = {str(name): values.tolist() for name, values in zip(meta["fields"], columns, strict=True)}
+    rows = [
+        BuildingFinding(**dict(zip(names, values, strict=True)))
+        for values in zip(*(columns[name] for name in names), strict=True)
+    ]
+    return rows, shapely.from_wkb(wkb), str(meta["crs"])
+
+
+def moved_outlines(rows: Sequence[BuildingFinding], outlines: NDArray[np.object_], crs: str) -> NDArray[np.object_]:
+    """Returns outlines, in `crs`, each moved by `dx_m` to the east and `dy_m` to the north."""
+    if not len(rows):
+        return outlines
+    system = CRS.from_user_input(crs)
+    centre = shapely.get_coordinates(shapely.centroid(outlines)).mean(axis=0)
+    if system.is_geographic:
+        unit_m = MERCATOR_M / 360 * np.array([math.cos(math.radians(centre[1])), 1.0])
+    else:
+        unit_m = np.full(2, metres_per_unit(system, *centre))
+    shifts = np.array([(row.dx_m, row.dy_m) for row in rows]) / unit_m
+    coordinates, owners = shapely.get_coordinates(outlines, return_index=True)
+    moved: NDArray[np.object_] = shapely.set_coordinates(outlines.copy(), coordinates + shifts[owners])
+    return moved

@@ -58,7 +58,7 @@ def expected_quality(card: Card, paths: Paths, options: PseudoOptions) -> Pseudo
         DataError: a data set is missing.
     """
     names = [member.run_name for member in card.members]
-    runs = _runs(card, paths)
+    runs = member_runs(card, paths)
     if not runs:
         listed = ", ".join(dict.fromkeys(names))
         raise RunError(f"no out-of-fold predictions of the runs that made the weights are here ({listed})")
@@ -93,7 +93,7 @@ def quality_line(card: Card, paths: Paths, options: PseudoOptions) -> str:
         return f"expected quality unknown: {cause.message}"
 
 
-def _runs(card: Card, paths: Paths) -> dict[str, Path]:
+def member_runs(card: Card, paths: Paths) -> dict[str, Path]:
     """Returns the folders of the members' runs that are here, held tiles out, and were not trained again since."""
     runs = {}
     for member in card.members:
