@@ -141,8 +141,8 @@ def moved_by(outlines: Outlines, shifts: NDArray[np.float64]) -> Outlines:
 
 
 def edges(size_px: int, side_px: float) -> list[int]:
-    """Returns where blocks along an axis begin and the last one ends; a remainder joins the last block."""
-    count = max(1, int(size_px / side_px + 0.01))
+    """Returns where blocks along an axis begin and the last one ends; less than half a block joins the one before."""
+    count = max(1, round(size_px / side_px))
     return [round(i * side_px) for i in range(count)] + [size_px]
 
 
@@ -178,9 +178,10 @@ class BlockView:
             inside[1].stop - inside[1].start, inside[0].stop - inside[0].start,
         )  # fmt: skip
         bands[:, *inside] = source.read((PROBABILITY, SPREAD, IMAGERY), window=window)
-        self.step_m = max(STEP_M, frame.gsd_m)
+        self.step_m = STEP_M
         size = round(width * frame.x_m / self.step_m), round(height * frame.y_m / self.step_m)
-        planes = [cv2.resize(band.astype(np.float32), size, interpolation=cv2.INTER_AREA) for band in bands]
+        way = cv2.INTER_AREA if size[0] < width else cv2.INTER_LINEAR
+        planes = [cv2.resize(band.astype(np.float32), size, interpolation=way) for band in bands]
         self.probability, self.spread, self.imagery = (
             plane * scale for plane, scale in zip(planes, (1 / LEVELS, SPREAD_MOST / 255, 1 / 255), strict=True)
         )

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-STEP_M = 0.2  # of displacements; finer imagery is averaged to it
+STEP_M = 0.2  # of displacements; the prediction is resampled to it
 REACH_M = 8.0  # the largest displacement tried
 MOST_SHIFT_M = 3.3  # beyond it, labels are not alignable
 RING_M = 2.0  # width of the ring around an outline
