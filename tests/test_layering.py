@@ -22,7 +22,17 @@ ROOMS = {
     "solutions": {"base", "system", "data", "sample", "measures", "models", "training", "deploy", "pipeline"},
     "audit": {"base", "system", "data", "measures", "models", "training", "deploy", "pipeline"},
     "cli": {
-        "base", "system", "data", "sample", "measures", "models", "training", "deploy", "pipeline", "solutions", "audit",
+        "base",
+        "system",
+        "data",
+        "sample",
+        "measures",
+        "models",
+        "training",
+        "deploy",
+        "pipeline",
+        "solutions",
+        "audit",
     },
 }
 # the rooms within a room, in order; a file imports from its own and from those before it. "": the files beside them

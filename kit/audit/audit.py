@@ -11,10 +11,10 @@ import rasterio
 import shapely
 from numpy.typing import NDArray
 
-from kit.audit.calibration import Calibration, calibrate, spread_rows
+from kit.audit.audit_tables import Counted, SceneRecord, in_other_crs, worst_first, write_tables
+from kit.audit.calibration import RightTiles, calibrate, spread_rows
 from kit.audit.predicted import key_of_raster, predict_raster
 from kit.audit.scene_audit import AuditSource, SceneFindings, audit_scene
-from kit.audit.tables import Counted, SceneRecord, in_other_crs, worst_first, write_tables
 from kit.audit.tile_scores import Agreement, agree, agree_repaired, image_of, probability_on
 from kit.audit.votes import Votes
 from kit.audit.worst import MOST, draw_worst
@@ -38,6 +38,8 @@ from kit.paths import Paths
 from kit.system.cpu import cpu_count
 from kit.system.files import locked, read_json, write_json
 from kit.system.workers import spread
+
+__all__ = ["AuditOptions", "AuditSummary", "audit"]
 
 MOST_RATIO = 4.0  # between the resolution of the tiles and that of the weights
 BLOCK_M = (20.0, 1000.0)
@@ -184,7 +186,7 @@ class _Audit:
         """Returns the records of all scenes, in order."""
         return [self._file(name, ".json") for name in self.index]
 
-    def notices(self, calibration: Calibration) -> list[str]:
+    def notices(self, calibration: RightTiles) -> list[str]:
         """Returns what the user should know."""
         masks = [name for name, record in self.records.items() if not record or not record.image]
         bare = [

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from kit.data.audits import Verdict
 
+__all__ = ["NEAR_M", "OTHER", "Match", "Outlines", "Seen", "judge_label", "judge_prediction", "match"]
+
 Outlines = NDArray[np.object_]
 Numbers = NDArray[np.float64]
 
@@ -28,17 +30,11 @@ NEAR_M = 3.5  # a label whose shift is not known may belong to a building this n
 
 @dataclass(frozen=True)
 class Match:
-    """Labels and predicted objects compared.
+    """Labels and predicted objects compared."""
 
-    Args:
-        jaccard: of each label with its share of the prediction, (labels,).
-        objects: how many predicted objects each label covers, (labels,).
-        unlabelled: predicted objects and parts of them that no label covers.
-    """
-
-    jaccard: Numbers
-    objects: NDArray[np.int64]
-    unlabelled: Outlines
+    jaccard: Numbers  # of each label with its share of the prediction, (labels,)
+    objects: NDArray[np.int64]  # how many predicted objects each label covers, (labels,)
+    unlabelled: Outlines  # predicted objects and parts of them that no label covers
 
 
 def match(labels: Outlines, predicted: Outlines) -> Match:
@@ -78,17 +74,11 @@ def _array(outlines: list[shapely.Polygon]) -> Outlines:
 
 @dataclass(frozen=True)
 class Seen:
-    """What is predicted within outlines.
+    """What is predicted within outlines."""
 
-    Args:
-        confidence: mean probability, (n,).
-        spread: mean standard deviation of members and views, (n,).
-        imagery: share of the outline with imagery, (n,).
-    """
-
-    confidence: Numbers
-    spread: Numbers
-    imagery: Numbers
+    confidence: Numbers  # mean probability, (n,)
+    spread: Numbers  # mean standard deviation of members and views, (n,)
+    imagery: Numbers  # share of the outline with imagery, (n,)
 
     def of(self, number: int) -> tuple[float, float, float]:
         """Returns confidence, spread and imagery of one outline."""

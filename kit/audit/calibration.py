@@ -18,12 +18,14 @@ from kit.pipeline.postprocess import held_out_tiles, read_tiles
 from kit.pipeline.pseudo_quality import member_runs
 from kit.training.run_files import read_settings
 
+__all__ = ["RightTiles", "calibrate", "spread_rows"]
+
 MOST_TILES = 60  # of a data set given by name, evenly spread
 MOST_VALIDATION = 400  # validation tiles, whose predictions need only be read
 
 
 @dataclass(frozen=True)
-class Calibration:
+class RightTiles:
     """Tiles whose labels are right, beside their prediction."""
 
     name: str = ""  # what tiles they are, in words
@@ -31,7 +33,7 @@ class Calibration:
     notice: str = ""  # what the user should know
 
 
-def calibrate(weights: Weights, vote: Voter, threshold: float, paths: Paths, on: str, audited: str) -> Calibration:
+def calibrate(weights: Weights, vote: Voter, threshold: float, paths: Paths, on: str, audited: str) -> RightTiles:
     """Returns the agreement of right labels with predictions.
 
     Args:
@@ -55,9 +57,9 @@ def calibrate(weights: Weights, vote: Voter, threshold: float, paths: Paths, on:
         values = [agree(row, vote(image_of(row))[0], threshold).jaccard for row in track(some, f"calibrate on {on}")]
         if on in trained_on:
             notice = f"the weights were trained on {on}: its tiles agree better than tiles that they have not seen"
-        return Calibration(f"{len(some)} tiles of {on}", values, notice)
+        return RightTiles(f"{len(some)} tiles of {on}", values, notice)
     if not runs:
-        return Calibration(
+        return RightTiles(
             notice="scores are not calibrated: the runs of the weights are not here; they are Jaccard indices. "
             "Name a data set whose labels are right: --calibrate-on"
         )
@@ -69,8 +71,8 @@ def calibrate(weights: Weights, vote: Voter, threshold: float, paths: Paths, on:
             for tile, probability, truth in read_tiles(some_tiles, "calibrate on validation tiles")
         ]
     except KitError as cause:
-        return Calibration(notice=f"scores are not calibrated: {cause.message}. They are Jaccard indices")
-    return Calibration(f"{len(values)} validation tiles of {', '.join(sorted(map(str, trained_on)))}", values, notice)
+        return RightTiles(notice=f"scores are not calibrated: {cause.message}. They are Jaccard indices")
+    return RightTiles(f"{len(values)} validation tiles of {', '.join(sorted(map(str, trained_on)))}", values, notice)
 
 
 def spread_rows(index: pd.DataFrame, most: int) -> Iterator[Any]:

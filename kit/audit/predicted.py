@@ -20,6 +20,8 @@ from kit.deploy.mapping.windows import Band
 from kit.errors import KitError
 from kit.system.files import replacing
 
+__all__ = ["IMAGERY", "PROBABILITY", "SPREAD", "SPREAD_MOST", "Voter", "key_of_raster", "predict_raster"]
+
 PROBABILITY, SPREAD, IMAGERY = 1, 2, 3  # bands: 0..255 for 0..1; 0..255 for 0..SPREAD_MOST; 0 or 255
 SPREAD_MOST = 0.5  # the largest standard deviation of values from 0 to 1
 

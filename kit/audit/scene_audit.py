@@ -25,6 +25,8 @@ from kit.deploy.mapping.scene import Frame, frame_of
 from kit.deploy.mapping.tracing import Tracer
 from kit.deploy.mapping.windows import LEVELS
 
+__all__ = ["AuditSource", "SceneFindings", "audit_scene", "edges"]
+
 AROUND_M = 30.0  # read around a block: displacements, and buildings whose centre lies in it
 LARGEST_M = 60.0  # side of a building that shifts are measured on
 SMALLEST_M2 = 8.0  # of such a building, and of predicted ones
@@ -48,25 +50,15 @@ class AuditBlock:
 
 @dataclass(frozen=True)
 class AuditSource:
-    """What is compared: a scene's labels and the raster of its prediction.
+    """What is compared: a scene's labels and the raster of its prediction."""
 
-    Args:
-        area: of the scene.
-        scene: its id.
-        labels: footprint files.
-        where: SQL condition that chooses features.
-        raster: see `kit.audit.predicted`.
-        threshold: building is where the probability is above it.
-        block_m: side of a block.
-    """
-
-    area: str
-    scene: str
-    labels: tuple[str, ...]
-    where: str
-    raster: Path
-    threshold: float
-    block_m: float
+    area: str  # of the scene
+    scene: str  # its id
+    labels: tuple[str, ...]  # footprint files
+    where: str  # SQL condition that chooses features
+    raster: Path  # see `kit.audit.predicted`
+    threshold: float  # building is where the probability is above it
+    block_m: float  # side of a block
 
     @property
     def name(self) -> str:
@@ -76,22 +68,15 @@ class AuditSource:
 
 @dataclass(frozen=True)
 class SceneFindings:
-    """What an audit says of a scene.
+    """What an audit says of a scene."""
 
-    Args:
-        blocks: one row each.
-        buildings: one row each, labels first.
-        outlines: of the buildings, in `crs`; labels where their source has them.
-        crs: of the scene, as text.
-    """
-
-    blocks: list[BlockShift]
-    buildings: list[BuildingFinding]
-    outlines: Outlines
-    crs: str
+    blocks: list[BlockShift]  # one row each
+    buildings: list[BuildingFinding]  # one row each, labels first
+    outlines: Outlines  # of the buildings, in `crs`; labels where their source has them
+    crs: str  # of the scene, as text
 
 
-class Ground:
+class MetricFrame:
     """The frame of a raster in metres: x along its rows, y up its columns, from its upper left corner.
 
     Args:
@@ -244,7 +229,7 @@ def audit_scene(source: AuditSource) -> SceneFindings:
     """
     with rasterio.open(source.raster) as raster:
         frame, crs = frame_of(raster), raster.crs.to_string()
-        ground = Ground(frame)
+        ground = MetricFrame(frame)
         here, _ = read_footprints(source.labels, crs, source.where, outline(raster, crs)).on(outline(raster, crs))
         labels = ground.place(here.polygons)
         blocks = blocks_of(frame, source.block_m)
@@ -306,7 +291,7 @@ def _places(pixels: NDArray[np.float64], blocks: list[AuditBlock]) -> NDArray[np
 
 def _shifts(
     raster: rasterio.DatasetReader,
-    ground: Ground,
+    ground: MetricFrame,
     blocks: list[AuditBlock],
     labels: Outlines,
     places: NDArray[np.int64],
@@ -388,7 +373,7 @@ def _seen(
 
 
 def _block_row(
-    source: AuditSource, ground: Ground, block: AuditBlock, shift: Shift, buildings: int, crs: str
+    source: AuditSource, ground: MetricFrame, block: AuditBlock, shift: Shift, buildings: int, crs: str
 ) -> BlockShift:
     corners = [ground.frame.transform @ at for at in (
         (block.left, block.top), (block.right, block.top), (block.right, block.bottom), (block.left, block.bottom)

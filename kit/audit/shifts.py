@@ -14,6 +14,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+__all__ = ["FEWEST", "REACH_M", "RING_M", "STEP_M", "Shift", "Surface", "contrast_at", "find_shift", "surface"]
+
 STEP_M = 0.2  # of displacements; the prediction is resampled to it
 REACH_M = 8.0  # the largest displacement tried
 MOST_SHIFT_M = 3.3  # beyond it, labels are not alignable
@@ -29,21 +31,13 @@ Surface = NDArray[np.float32]  # (2 n + 1, 2 n + 1): contrast by displacement, r
 
 @dataclass(frozen=True)
 class Shift:
-    """The shift of some buildings.
+    """The shift of some buildings."""
 
-    Args:
-        x_m: to the right.
-        y_m: up.
-        sigma_m: standard error along one axis; None where there are too few buildings for one.
-        trusted: whether it is clear.
-        reason: why it is not.
-    """
-
-    x_m: float = 0.0
-    y_m: float = 0.0
-    sigma_m: float | None = None
-    trusted: bool = False
-    reason: str = ""
+    x_m: float = 0.0  # to the right
+    y_m: float = 0.0  # up
+    sigma_m: float | None = None  # standard error along one axis; None where there are too few buildings for one
+    trusted: bool = False  # whether it is clear
+    reason: str = ""  # why it is not
 
 
 def surface(

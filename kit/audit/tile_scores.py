@@ -21,6 +21,17 @@ from kit.data.tiles.tile import read_mask
 from kit.deploy.mapping.windows import LEVELS
 from kit.errors import RasterError
 
+__all__ = [
+    "Agreement",
+    "agree",
+    "agree_repaired",
+    "image_of",
+    "mask_of",
+    "probability_on",
+    "score_tiles",
+    "tile_jaccard",
+]
+
 TOLERATED_M2 = 20.0  # a disagreement of this area halves the index of a tile without buildings
 LEAST_SCORE = 0.05  # a tile that fewer of the calibration tiles are as bad as does not train as it is
 UNCALIBRATED = 0.7  # Jaccard index in its place where no tiles are known to be right
@@ -29,23 +40,14 @@ MOST_IGNORED = 0.5  # share of a tile's buildings that a repair may ignore
 
 @dataclass(frozen=True)
 class Agreement:
-    """A tile's labels compared with the prediction.
+    """A tile's labels compared with the prediction."""
 
-    Args:
-        tile: id.
-        area: of the scene.
-        scene: of the tile.
-        jaccard: of the labels as they are, see `tile_jaccard`.
-        repaired: of the repaired ones; None where there are no outlines to repair.
-        ignored: share of the buildings that the repair ignores, 0..1.
-    """
-
-    tile: str
-    area: str
-    scene: str
-    jaccard: float
-    repaired: float | None = None
-    ignored: float = 0.0
+    tile: str  # id
+    area: str  # of the scene
+    scene: str  # of the tile
+    jaccard: float  # of the labels as they are, see `tile_jaccard`
+    repaired: float | None = None  # of the repaired ones; None where there are no outlines to repair
+    ignored: float = 0.0  # share of the buildings that the repair ignores, 0..1
 
 
 def tile_jaccard(counts: Counts, gsd_m: float) -> float:

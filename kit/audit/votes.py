@@ -11,6 +11,8 @@ from kit.deploy.weights import torchscript
 from kit.deploy.weights.load import Weights
 from kit.errors import KitError
 
+__all__ = ["Votes"]
+
 Plane = NDArray[np.float32]
 
 

@@ -13,6 +13,8 @@ from kit.data.audits import TileFinding
 from kit.data.masks import BUILDING, IGNORE
 from kit.system.files import write_bytes
 
+__all__ = ["MOST", "draw_worst"]
+
 COLUMNS, ROWS = 3, 2
 VIEW_PX = 440  # of a tile: three and two of them fit on the screen of a laptop
 GAP_PX, TITLE_PX, LEGEND_PX = 6, 40, 26

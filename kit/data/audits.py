@@ -29,6 +29,26 @@ from kit.data.grids import MERCATOR_M, metres_per_unit
 from kit.errors import DataError, OutputError
 from kit.system.files import read_json, replacing
 
+__all__ = [
+    "BLOCKS",
+    "BUILDINGS",
+    "SETTINGS",
+    "TILES",
+    "VERSION",
+    "AuditSettings",
+    "BlockShift",
+    "BuildingFinding",
+    "TileFinding",
+    "TileVerdict",
+    "Verdict",
+    "check_audit",
+    "data_checksum",
+    "moved_outlines",
+    "read_buildings",
+    "write_buildings",
+    "write_findings",
+]
+
 SETTINGS = "settings.json"
 BLOCKS, BUILDINGS, TILES = "blocks.csv", "buildings.csv", "tiles.csv"
 EPOCH = "1970-01-01T00:00:00.000Z"  # date of every GeoPackage, so that equal audits are equal files
@@ -40,127 +60,77 @@ TileVerdict = Literal["train", "repair", "leave_out"]
 
 @dataclass(frozen=True)
 class BlockShift:
-    """How far the labels of a block lie off. A row of `blocks.csv`.
+    """How far the labels of a block lie off. A row of `blocks.csv`."""
 
-    Args:
-        block: id, `AREA_SCENE_bROW_COLUMN`.
-        area: of the scene.
-        scene: of the block.
-        left: of the block, in units of the CRS; likewise the others.
-        bottom: likewise.
-        right: likewise.
-        top: likewise.
-        crs: of the scene, `EPSG:...` where it has a code, else WKT.
-        dx_m: a label that moves east by this, and north by `dy_m`, sits right; metres on the ground. Where the block
-            is not trusted it is an estimate that nothing is moved by.
-        dy_m: likewise.
-        sigma_m: standard error of the shift along one axis, metres; None where it is not known.
-        buildings: labelled buildings whose centre lies in the block.
-        trusted: whether there are enough buildings and a clear optimum.
-        reason: why it is not trusted; empty where it is.
-    """
-
-    block: str
-    area: str
-    scene: str
-    left: float
-    bottom: float
-    right: float
-    top: float
-    crs: str
+    block: str  # id, `AREA_SCENE_bROW_COLUMN`
+    area: str  # of the scene
+    scene: str  # of the block
+    left: float  # of the block, in units of the CRS; likewise the others
+    bottom: float  # likewise
+    right: float  # likewise
+    top: float  # likewise
+    crs: str  # of the scene, `EPSG:...` where it has a code, else WKT
+    # a label that moves east by this, and north by `dy_m`, sits right; metres on the ground. Where the block is not
+    # trusted it is an estimate that nothing is moved by
     dx_m: float
-    dy_m: float
-    sigma_m: float | None
-    buildings: int
-    trusted: bool
-    reason: str = ""
+    dy_m: float  # likewise
+    sigma_m: float | None  # standard error of the shift along one axis, metres; None where it is not known
+    buildings: int  # labelled buildings whose centre lies in the block
+    trusted: bool  # whether there are enough buildings and a clear optimum
+    reason: str = ""  # why it is not trusted; empty where it is
 
 
 @dataclass(frozen=True)
 class BuildingFinding:
-    """A labelled building, or a predicted one without a label. A row of `buildings.csv`, a feature of `SCENE.gpkg`.
+    """A labelled building, or a predicted one without a label. A row of `buildings.csv`, a feature of `SCENE.gpkg`."""
 
-    Args:
-        building: id, `AREA_SCENE_l12` of labels, `AREA_SCENE_p7` of predictions.
-        area: of the scene.
-        scene: of the building.
-        block: that its centre lies in.
-        origin: `label` or `prediction`.
-        area_m2: on the ground.
-        jaccard: with the prediction, the label moved by the shift of its block; 0 of predictions.
-        confidence: mean predicted probability within the outline, 0..1.
-        spread: mean standard deviation of members and views within it, 0..0.5; 0 where there is only one prediction.
-        dx_m: how far the label moves east with its block, metres; 0 where the block is not trusted.
-        dy_m: north, likewise.
-        verdict: of labels: `keep`; `shift`: right once it is moved; `reshape`: there is a building of another outline;
-            `ignore`: not sure; `drop`: no building. Of predictions: `add`, or `ignore` where it is not sure.
-        reason: in words.
-    """
-
-    building: str
-    area: str
-    scene: str
-    block: str
-    origin: Literal["label", "prediction"]
-    area_m2: float = 0.0
-    jaccard: float = 0.0
-    confidence: float = 0.0
+    building: str  # id, `AREA_SCENE_l12` of labels, `AREA_SCENE_p7` of predictions
+    area: str  # of the scene
+    scene: str  # of the building
+    block: str  # that its centre lies in
+    origin: Literal["label", "prediction"]  # `label` or `prediction`
+    area_m2: float = 0.0  # on the ground
+    jaccard: float = 0.0  # with the prediction, the label moved by the shift of its block; 0 of predictions
+    confidence: float = 0.0  # mean predicted probability within the outline, 0..1
+    # mean standard deviation of members and views within it, 0..0.5; 0 where there is only one prediction
     spread: float = 0.0
-    dx_m: float = 0.0
-    dy_m: float = 0.0
+    dx_m: float = 0.0  # how far the label moves east with its block, metres; 0 where the block is not trusted
+    dy_m: float = 0.0  # north, likewise
+    # of labels: `keep`; `shift`: right once it is moved; `reshape`: there is a building of another outline; `ignore`:
+    # not sure; `drop`: no building. Of predictions: `add`, or `ignore` where it is not sure
     verdict: Verdict = "ignore"
-    reason: str = ""
+    reason: str = ""  # in words
 
 
 @dataclass(frozen=True)
 class TileFinding:
-    """How well the labels of a tile agree with the prediction. A row of `tiles.csv`.
+    """How well the labels of a tile agree with the prediction. A row of `tiles.csv`."""
 
-    Args:
-        tile: id, as in the index.
-        area: of the scene.
-        scene: of the tile.
-        jaccard: of labels and prediction.
-        repaired: of the repaired labels and the prediction, unsure places left out; None of ready-made masks.
-        score: share of the calibration tiles that agree no better with their prediction, 0..1: right labels score as
-            those tiles do, half of them above 0.5. Without calibration, the Jaccard index.
-        verdict: `train`: as it is; `repair`: with repaired labels; `leave_out`.
-        reason: in words.
-    """
-
-    tile: str
-    area: str
-    scene: str
-    jaccard: float
+    tile: str  # id, as in the index
+    area: str  # of the scene
+    scene: str  # of the tile
+    jaccard: float  # of labels and prediction
+    # of the repaired labels and the prediction, unsure places left out; None of ready-made masks
     repaired: float | None
+    # share of the calibration tiles that agree no better with their prediction, 0..1: right labels score as those
+    # tiles do, half of them above 0.5. Without calibration, the Jaccard index
     score: float
-    verdict: TileVerdict
-    reason: str
+    verdict: TileVerdict  # `train`: as it is; `repair`: with repaired labels; `leave_out`
+    reason: str  # in words
 
 
 @dataclass(frozen=True)
 class AuditSettings:
-    """What an audit compared. The content of `settings.json`.
+    """What an audit compared. The content of `settings.json`."""
 
-    Args:
-        data: name of the data set.
-        data_sha256: of its index without the folds, see `data_checksum`.
-        weights: name of the weights file.
-        weights_sha256: of it.
-        gsd_m: ground resolution of the prediction, metres per pixel.
-        block_m: side of a block.
-        calibrated_on: what tiles are scored against, in words; empty where nothing.
-        version: `VERSION`.
-    """
-
-    data: str
-    data_sha256: str
-    weights: str
-    weights_sha256: str
-    gsd_m: float
-    block_m: float
-    calibrated_on: str = ""
-    version: int = VERSION
+    data: str  # name of the data set
+    data_sha256: str  # of its index without the folds, see `data_checksum`
+    weights: str  # name of the weights file
+    weights_sha256: str  # of it
+    gsd_m: float  # ground resolution of the prediction, metres per pixel
+    block_m: float  # side of a block
+    calibrated_on: str = ""  # what tiles are scored against, in words; empty where nothing
+    version: int = VERSION  # `VERSION`
 
 
 def data_checksum(index: Path) -> str:

@@ -37,11 +37,15 @@ class Bright(nn.Module):
 
 
 def write_weights(
-    root: Path, name: str = "bright", gsd_m: float = GSD_M, limits: tuple[float, ...] = (135.0, 145.0)
+    root: Path,
+    name: str = "bright",
+    gsd_m: float = GSD_M,
+    limits: tuple[float, ...] = (135.0, 145.0),
+    views: str = "flips",
 ) -> Path:
-    """Exports weights of some members and four views to `root/weights`."""
+    """Exports weights of some members and views to `root/weights`."""
     members, records = [Bright(limit) for limit in limits], [record(fold) for fold in range(len(limits))]
-    request = ExportRequest(name, "tiny", "flips", 0.5, gsd_m, [noise(40, 48)], SMALL_CASES)
+    request = ExportRequest(name, "tiny", views, 0.5, gsd_m, [noise(40, 48)], SMALL_CASES)
     export_ensemble(root / "weights", members, records, request)
     return root / "weights" / f"{name}.pt"
 
@@ -98,6 +102,12 @@ def draw_city(folder: Path, seed: int = 0, far_m: float = 0.0, crs: str = UTM) -
         target.write(image)
     write_footprints(folder / "a.geojson", on_earth(city.labels, transform, crs))
     return city
+
+
+def placed(outlines: list[shapely.Polygon], crs: str = UTM) -> list[shapely.Polygon]:
+    """Returns outlines in pixels in the CRS of the scene."""
+    to_crs = at_kampala(crs, GSD_M)
+    return [shapely.transform(outline, lambda points: np.stack(to_crs @ points.T, axis=1)) for outline in outlines]
 
 
 def write_prediction(file: Path, city: City, spread: float = 0.0, crs: str = UTM) -> Path:

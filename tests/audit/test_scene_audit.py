@@ -11,8 +11,8 @@ import pytest
 import rasterio
 import shapely
 from affine import Affine
-from audit_city import BLOCK_M, EMPTY, GSD_M, SHIFTS_M, SIDE_PX, City, draw_city, write_prediction
-from factories import MERCATOR, UTM, at_kampala
+from audit_city import BLOCK_M, EMPTY, SHIFTS_M, SIDE_PX, City, draw_city, placed, write_prediction
+from factories import MERCATOR, UTM
 
 from kit.audit.scene_audit import AuditSource, SceneFindings, audit_scene, edges
 from kit.data.audits import moved_outlines
@@ -26,12 +26,6 @@ def audited(tmp_path: Path, city: City, crs: str = UTM, **changes: object) -> Sc
 
 def iou(one: shapely.Polygon, other: shapely.Polygon) -> float:
     return float(one.intersection(other).area / one.union(other).area)
-
-
-def placed(outlines: list[shapely.Polygon], crs: str = UTM) -> list[shapely.Polygon]:
-    """Returns outlines in pixels in the CRS of the scene."""
-    to_crs = at_kampala(crs, GSD_M)
-    return [shapely.transform(outline, lambda points: np.stack(to_crs @ points.T, axis=1)) for outline in outlines]
 
 
 def test_damage_is_found(tmp_path: Path):

@@ -31,6 +31,8 @@ from kit.deploy.mapping.polygons import DECIMALS
 from kit.deploy.mapping.scene import DEGREES
 from kit.system.files import read_json, replacing
 
+__all__ = ["Counted", "SceneRecord", "in_other_crs", "worst_first", "write_tables"]
+
 GEOJSONS: dict[str, Callable[[BuildingFinding], bool]] = {
     "missing.geojson": lambda row: row.verdict == "add",
     "invented.geojson": lambda row: row.verdict == "drop",
