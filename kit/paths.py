@@ -73,6 +73,10 @@ class Paths:
         """The folder of a solution: the state of its stages, and the score of each round."""
         return self.root / "solutions" / check_name(name)
 
+    def report(self, name: str) -> Path:
+        """The page of one report."""
+        return self.root / "reports" / f"{check_name(name)}.html"
+
     def map(self, name: str) -> Path:
         """The folder of one map."""
         return self.root / "maps" / check_name(name)

@@ -21,18 +21,10 @@ ROOMS = {
     "pipeline": {"base", "system", "data", "sample", "measures", "models", "training", "deploy"},
     "solutions": {"base", "system", "data", "sample", "measures", "models", "training", "deploy", "pipeline"},
     "audit": {"base", "system", "data", "measures", "models", "training", "deploy", "pipeline"},
+    "report": {"base", "system", "data", "measures", "models", "training", "deploy", "pipeline"},
     "cli": {
-        "base",
-        "system",
-        "data",
-        "sample",
-        "measures",
-        "models",
-        "training",
-        "deploy",
-        "pipeline",
-        "solutions",
-        "audit",
+        *("base", "system", "data", "sample", "measures", "models", "training", "deploy", "pipeline"),
+        *("solutions", "audit", "report"),
     },
 }
 # the rooms within a room, in order; a file imports from its own and from those before it. "": the files beside them

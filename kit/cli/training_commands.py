@@ -339,3 +339,33 @@ def compare(
         if compared.objects:
             table(("F1 of buildings", *compared.columns()[1:]), [row.cells() for row in compared.objects])
     say(compared.verdict())
+
+
+@app.command(rich_help_panel=PANEL)
+def report(
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN...", help="Runs <recipe>/fold<k>, or recipes for all their finished folds."),
+    ],
+    out: Annotated[Path | None, typer.Option(help="HTML file to write. Default: ROOT/reports/<recipes>.html.")] = None,
+    view_tiles: Annotated[
+        int,
+        typer.Option(
+            metavar="N", help="Tiles of each recipe to predict again, which shows what views change; 0: none.", min=0
+        ),
+    ] = 8,
+    root: Root = HERE,
+    debug: Debug = False,
+) -> None:
+    """Write a report of finished runs, one HTML page: scores with intervals, calibration, where they fail, worst tiles.
+
+    Example: kit report lite0 mobilenetv4/fold0
+    """
+    from kit.outputs import as_name
+    from kit.report.report import write_report
+
+    paths = Paths(root)
+    file = out or paths.report(as_name("-".join(name.strip("/") for name in runs)))
+    check_writable(file.parent)
+    write_report(runs, paths, file, view_tiles)
+    result(str(file))

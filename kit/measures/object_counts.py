@@ -47,7 +47,7 @@ class ObjectCounts:
     def from_row(cls, row: Mapping[str, Any]) -> "ObjectCounts":
         """Returns the counts of a row that `row` returned."""
         whole = ("true", "predicted", "merges", "splits")
-        single = {name: int(row[name]) if name in whole else float(row[name]) for name in SINGLE}
+        single: dict[str, Any] = {name: int(row[name]) if name in whole else float(row[name]) for name in SINGLE}
         return cls(matched=tuple(int(row[name]) for name in MATCHED), **single)
 
     @property

@@ -131,8 +131,18 @@ def find_candidates(runs: Sequence[str], paths: Paths) -> list[VoteCandidate]:
     for soup in make_soups(folders, paths):
         soup_run = read_run(soup)
         given[soup_run.run] = soup_run
+    candidates = group_runs(list(given.values()), paths)
+    return [candidate for candidate in candidates if not _narrows(candidate, candidates)]
+
+
+def group_runs(runs: Sequence[Run], paths: Paths) -> list[VoteCandidate]:
+    """Returns finished runs by what they vote as.
+
+    Raises:
+        RunError: a run is damaged, or runs that vote as one held out the same tile.
+    """
     together: dict[str, list[Run]] = {}
-    for run in given.values():
+    for run in runs:
         together.setdefault(vote_name(run.run), []).append(run)
     candidates = []
     for name, members in together.items():
@@ -144,7 +154,7 @@ def find_candidates(runs: Sequence[str], paths: Paths) -> list[VoteCandidate]:
                 "the folds changed between them: train again, kit run RECIPE --restart",
             )
         candidates.append(VoteCandidate(name, tuple(run.run for run in members), tiles.set_index("tile")))
-    return [candidate for candidate in candidates if not _narrows(candidate, candidates)]
+    return candidates
 
 
 def _narrows(candidate: VoteCandidate, candidates: Sequence[VoteCandidate]) -> bool:
@@ -159,11 +169,11 @@ def _narrows(candidate: VoteCandidate, candidates: Sequence[VoteCandidate]) -> b
 
 
 def _predicted(run: str, paths: Paths) -> pd.DataFrame:
-    """Returns the counts of a run's validation tiles with their `fold` and the `file` of the prediction."""
+    """Returns the counts of a run's validation tiles with their `run`, its `fold` and the `file` of the prediction."""
     folder = run_folder(run, paths)
     result, tiles = read_result(folder), held_out_counts(run, [read_run(folder)], paths)
     files = [folder / "oof" / f"{tile}.tif" for tile in tiles["tile"]]
-    return tiles.assign(fold=0 if result is None else result.fold, file=files)
+    return tiles.assign(run=run, fold=0 if result is None else result.fold, file=files)
 
 
 def _check_data(runs: Sequence[str], folders: Sequence[Path]) -> None:
