@@ -109,8 +109,8 @@ def _band(ids: NDArray[np.integer[Any]], width: int) -> NDArray[np.bool_]:
     Distance counts the larger of rows and columns, as in the code of Cheng et al. 2021 (erosion by a 3 x 3 square).
     """
     values = ids.astype(np.float32)  # exact up to 2**24 objects
-    square = {"kernel": np.ones((3, 3), np.uint8), "iterations": width}
-    border = {"borderType": cv2.BORDER_CONSTANT, "borderValue": 0}
-    inside = (cv2.erode(values, **square, **border) == values) & (cv2.dilate(values, **square) == values)
+    square = np.ones((3, 3), np.uint8)
+    least = cv2.erode(values, square, iterations=width, borderType=cv2.BORDER_CONSTANT, borderValue=0)
+    inside = (least == values) & (cv2.dilate(values, square, iterations=width) == values)
     band: NDArray[np.bool_] = (ids > 0) & ~inside
     return band

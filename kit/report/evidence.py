@@ -50,7 +50,7 @@ class Evidence:
     @property
     def levels(self) -> NDArray[np.int64]:
         """Pixels of background, of building by probability, over all tiles, (2, 256)."""
-        return np.sum([counts.levels for counts in self.counts], axis=0)
+        return np.asarray(np.sum([counts.levels for counts in self.counts], axis=0), np.int64)
 
 
 def collect(names: Sequence[str], paths: Paths) -> list[Evidence]:

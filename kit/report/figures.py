@@ -1,8 +1,9 @@
 """Plots as inline SVG: text and lines take the page's colours, so that they suit a light and a dark screen."""
 
 import io
+import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 # colours that matplotlib is given, and what stands for them in the page's style sheet
@@ -24,13 +25,12 @@ def svg(draw: Callable[[Any], None], alt: str, size_in: tuple[float, float] = SI
     from matplotlib.figure import Figure
 
     ink = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
-    style = dict.fromkeys(ink, INK) | {
+    style: dict[Any, Any] = dict.fromkeys(ink, INK) | {
         "svg.fonttype": "none",
         "svg.hashsalt": alt,  # ids differ between the plots of a page, and not between calls
         "text.parse_math": False,
         "font.size": 9,
         "grid.alpha": 0.15,
-        "axes.prop_cycle": mpl.cycler(color=SERIES),
         "axes.spines.top": False,
         "axes.spines.right": False,
     }
@@ -49,8 +49,8 @@ def svg(draw: Callable[[Any], None], alt: str, size_in: tuple[float, float] = SI
     return text.replace("<svg ", '<svg role="img" ', 1)
 
 
-def bars(labels: Sequence[str], series: dict[str, Sequence[float]], x: str, y: str) -> Callable[[Any], None]:
-    """Returns a function that draws groups of bars.
+def bars(labels: Sequence[str], series: Mapping[str, Sequence[float]], x: str, y: str) -> Callable[[Any], None]:
+    """Returns a function that draws groups of bars, without the groups that have none.
 
     Args:
         labels: of the groups.
@@ -58,13 +58,16 @@ def bars(labels: Sequence[str], series: dict[str, Sequence[float]], x: str, y: s
         x: title of the horizontal axis.
         y: likewise, vertical.
     """
+    groups = [at for at in range(len(labels)) if not all(math.isnan(values[at]) for values in series.values())]
 
     def draw(axes: Any) -> None:
         width = 0.8 / len(series)
         for place, (name, values) in enumerate(series.items()):
-            left = [group - 0.4 + (place + 0.5) * width for group in range(len(labels))]
-            axes.bar(left, values, width * 0.92, label=name, color=SERIES[place % len(SERIES)])
-        axes.set(xlabel=x, ylabel=y, xticks=range(len(labels)), xticklabels=labels, ylim=(0, 1))
+            left = [at - 0.4 + (place + 0.5) * width for at in range(len(groups))]
+            heights = [values[group] for group in groups]
+            axes.bar(left, heights, width * 0.92, label=name, color=SERIES[place % len(SERIES)])
+        ticks = [labels[group] for group in groups]
+        axes.set(xlabel=x, ylabel=y, xticks=range(len(groups)), xticklabels=ticks, ylim=(0, 1))
         axes.grid(visible=False, axis="x")
         if len(series) > 1:
             axes.legend(frameon=False)
@@ -73,7 +76,7 @@ def bars(labels: Sequence[str], series: dict[str, Sequence[float]], x: str, y: s
 
 
 def curves(
-    series: dict[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str, diagonal: bool = False
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str, diagonal: bool = False
 ) -> Callable[[Any], None]:
     """Returns a function that draws lines from 0 to 1.
 

@@ -63,8 +63,8 @@ def scores_section(evidence: Sequence[Evidence]) -> Section:
         grid([*columns, "merges", "splits"], rows),
         paragraph(
             f"In brackets: 95 % intervals by resampling blocks of ground ({_block_sides(evidence)}); none for a single "
-            "block. They are about other places like these, not about other seeds. docs/scores.md explains the "
-            "measures of buildings.",
+            "block, rough for few. They are about other places like these, not about other seeds. docs/scores.md has "
+            "the measures of buildings.",
             soft=True,
         ),
         *(paragraph(notice) for each in evidence for notice in each.notices),
@@ -121,10 +121,9 @@ def calibration_section(evidence: Sequence[Evidence]) -> Section:
     for each in evidence:
         said, built, error = calibration(each.levels)
         series[each.name] = (said, built)
-        between = each.levels[:, 13:243]  # probability 0.05 to 0.95
-        rows.append(
-            [each.name, error, calibration(np.pad(between, ((0, 0), (13, 13))))[2], between.sum() / each.levels.sum()]
-        )
+        between = each.levels * ((THRESHOLDS > 0.05) & (THRESHOLDS < 0.95))
+        share = f"{between.sum() / max(1, each.levels.sum()):.1%}"
+        rows.append([each.name, error, calibration(between)[2], share])
     drawn = svg(curves(series, "probability", "share of building", diagonal=True), "Reliability curve")
     body = [
         paragraph("Of all pixels with a probability of 0.7, seven tenths should be building: the dashed line."),
@@ -155,12 +154,7 @@ def where_section(evidence: Sequence[Evidence]) -> Section:
         densities[each.name] = jaccards(np.stack(parts, axis=1).astype(np.int64))
     drawn = [
         (sizes, SIZES_M2, "size, m²", "Jaccard by size of the true building; wrong pixels count for the nearest one"),
-        (
-            densities,
-            [round(100 * share) for share in DENSITIES],
-            "building, %",
-            "Jaccard by share of building in a tile",
-        ),
+        (densities, [f"{100 * at:.0f}" for at in DENSITIES], "building, %", "Jaccard by share of building in the tile"),
         (edges, EDGES_PX, "distance, px", "Jaccard by distance from the tile's edge"),
     ]
     figures = [(svg(bars(_classes(at), series, x, "Jaccard"), caption), caption) for series, at, x, caption in drawn]
@@ -252,21 +246,12 @@ def views_section(evidence: Sequence[Evidence], paths: Paths, number: int) -> Se
             notes.append(f"{each.name}: not measured: {error.message}")
             continue
         for gain in gains:
-            joules = None if gain.energy_j is None else f"{gain.energy_j:.1f}"
-            more = gain.jaccard - gains[0].jaccard
-            rows.append(
-                [
-                    each.name,
-                    gain.views,
-                    gain.passes,
-                    gain.tiles,
-                    gain.jaccard,
-                    f"{more:+.4f}",
-                    f"{gain.seconds:.2f}",
-                    joules,
-                ]
-            )
+            joules = [] if gain.energy_j is None else [f"{gain.energy_j:.1f}"]
+            more = f"{gain.jaccard - gains[0].jaccard:+.4f}"
+            cells = [gain.views, gain.passes, gain.tiles, gain.jaccard, more, f"{gain.seconds:.2f}", *joules]
+            rows.append([each.name, *cells])
     columns = ["run", "views", "passes", "tiles", "Jaccard", "gain", "seconds per tile here", "joules per tile"]
+    columns = columns[: len(rows[0])] if rows else columns
     return heading, [
         *([grid(columns, rows)] if rows else []),
         *(paragraph(note) for note in notes),
@@ -313,13 +298,11 @@ def runs_section(evidence: Sequence[Evidence], paths: Paths) -> Section:
     for run in runs:
         folder = run_folder(run, paths)
         result = read_result(folder)
-        settings[run] = {
-            key: value for key, value in asdict(read_settings(folder)).items() if value not in (None, "", ())
-        }
+        known = asdict(read_settings(folder))
+        settings[run] = {name: str(value) for name, value in known.items() if value not in (None, "", ())}
         if result is not None:
-            costs.append(
-                [run, result.score, result.epoch + 1, settings[run].get("epochs"), round(result.seconds / 60, 1)]
-            )
+            minutes = f"{result.seconds / 60:.1f}"
+            costs.append([run, result.score, result.epoch + 1, settings[run].get("epochs"), minutes])
     names = list(dict.fromkeys(name for values in settings.values() for name in values))
     rows = [[name, *(settings[run].get(name) for run in runs)] for name in names]
     return "Runs", [

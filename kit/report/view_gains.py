@@ -73,8 +73,9 @@ def view_gains(tiles: pd.DataFrame, paths: Paths) -> list[ViewGain]:
 
 
 def some_tiles(tiles: pd.DataFrame, number: int) -> pd.DataFrame:
-    """Returns tiles with buildings, drawn at random, the same ones in each call."""
+    """Returns tiles, with buildings where there are such, drawn at random, the same ones in each call."""
     built = tiles[tiles["building_fraction"] > 0]
+    built = built if len(built) else tiles
     return built.sample(min(number, len(built)), random_state=np.random.default_rng(0))
 
 

@@ -173,6 +173,9 @@ def test_calibration_by_hand():
 
 def test_plots_take_the_page_s_colours():
     drawn = svg(bars(["a", "b"], {"$one$": [0.5, float("nan")], "<two>": [0.1, 1.0]}, "x", "y"), "Bars & <more>")
+    empty = svg(bars(["a", "b"], {"one": [0.5, float("nan")]}, "x", "y"), "x")
+    assert ">a<" in empty
+    assert ">b<" not in empty
     ElementTree.fromstring(drawn)
     assert "currentColor" in drawn
     assert "var(--series-1)" in drawn
