@@ -281,11 +281,8 @@ PAGES = [
     "submit.md",
     "map.md",
     "scores.md",
-<<<<<<< HEAD
     "solution.md",
-=======
     "report.md",
->>>>>>> 67795e2 (report: finished runs as one page of HTML: intervals over blocks of ground, calibration, errors, worst tiles)
 ]
 
 
