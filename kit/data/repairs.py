@@ -1,23 +1,34 @@
 """Applies an audit to the labels of a scene: which outlines stay, move, go or are added, and where masks are unsure."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyogrio
+import rasterio
 import shapely
 from numpy.typing import NDArray
+from pyogrio.errors import DataLayerError, DataSourceError, GeometryError
 from rasterio.crs import CRS
+from rasterio.errors import RasterioError, WindowError
+from rasterio.features import geometry_window, shapes
 from shapely.affinity import translate
+from shapely.geometry import shape
 
 from kit.data.grids import metres_per_unit
-from kit.errors import DataError
+from kit.errors import DataError, OutputError
 
 LAYER = "footprints"
 EPOCH = "1970-01-01T00:00:00.000Z"  # date of every GeoPackage, so that equal repairs are equal files
 SURE = "sure = 1"  # SQL condition of the outlines that masks show as buildings
+LEVEL = 128  # of the audit's prediction, 0..255: more is building
+BESIDE_M = 2.0  # a reshaped label may reach this far beyond the label
+GAP_M = 0.5  # between a reshaped label and its neighbours
+SIMPLIFY_M = 0.3  # tolerance of a reshaped outline
+SMALLEST_M2 = 10.0  # of a part of a reshaped label
+ON_LABEL = 0.3  # share of such a part that lies on the label
 LOOSE = 0.8  # Jaccard of label and prediction: below it the label's edge is unsure
 MISSING = ("add", "ignore")
 FINDINGS = ("building", "area", "scene", "block", "origin", "jaccard", "dx_m", "dy_m", "verdict", "reason")
@@ -35,7 +46,7 @@ class LabelChange:
     scene: str  # of it
     block: str  # of a building; empty for tiles
     kind: str  # `label`, `prediction` or `tile`
-    change: str  # `moved`, `removed`, `added`, `ignored`, `edge ignored`, `left out`; two are joined by a comma
+    change: str  # `moved`, `reshaped`, `removed`, `added`, `ignored`, `edge ignored`, `left out`; or two with a comma
     dx_m: float  # how far the outline moved east, metres on the ground
     dy_m: float  # north, likewise
     reason: str  # of the audit
@@ -73,32 +84,52 @@ def read_findings(file: Path) -> tuple[Outlines, list[dict[str, Any]], str]:
         raise DataError(f"{file} cannot be read: {cause}", "repeat kit audit") from cause
 
 
+@dataclass(frozen=True)
+class Repairer:
+    """What is done to the outlines of a scene.
+
+    Args:
+        crs: of the scene.
+        prediction: raster of the audit; its band 1 is the probability, 0..255.
+        missing: `add` or `ignore`: what is done to predicted buildings without a label.
+        edge_m: half the width of unsure edges, metres on the ground.
+    """
+
+    crs: str
+    prediction: Path
+    missing: str
+    edge_m: float
+
+
 def apply_findings(
-    outlines: Outlines, findings: list[dict[str, Any]], crs: str, missing: str, edge_m: float, undone: Collection[str]
+    outlines: Outlines, findings: list[dict[str, Any]], repairer: Repairer, undone: Collection[str]
 ) -> tuple[list[Outline], list[LabelChange]]:
     """Returns the repaired outlines of a scene, and what was changed.
 
     Args:
         outlines: (N,) geometries in the scene's CRS, as `read_findings` returns them.
         findings: their rows.
-        crs: of the scene.
-        missing: `add` or `ignore`: what is done to predicted buildings without a label.
-        edge_m: half the width of unsure edges, metres on the ground.
+        repairer: what is done to them.
         undone: ids of buildings that stay as they were.
+
+    Raises:
+        DataError: the audit's prediction cannot be read.
     """
     if not len(outlines):
         return [], []
     left, bottom, right, top = shapely.total_bounds(outlines)
-    unit_m = metres_per_unit(CRS.from_user_input(crs), (left + right) / 2, (bottom + top) / 2)
+    unit_m = metres_per_unit(CRS.from_user_input(repairer.crs), (left + right) / 2, (bottom + top) / 2)
+    moved = np.array([_moved(*each, unit_m) for each in zip(outlines, findings, strict=True)], dtype=object)
+    shown = np.array([_seen_as_is(finding, repairer.missing) for finding in findings], bool)
+    neighbours = shapely.STRtree(moved[shown])
     repaired, changes = [], []
-    for geometry, finding in zip(outlines, findings, strict=True):
-        change, outline = _repair(geometry, finding, unit_m, missing, edge_m)
+    for geometry, place, finding in zip(outlines, moved, findings, strict=True):
+        change, new = _repair(place, finding, repairer, unit_m, neighbours)
         undo = finding["building"] in undone
         if undo:
             label = finding["origin"] == "label"
-            outline = Outline(geometry, finding, "", 0.0, 0.0, sure=True, edge_m=0.0) if label else None
-        if outline:
-            repaired.append(outline)
+            new = [Outline(geometry, finding, "", 0.0, 0.0, sure=True, edge_m=0.0)] if label else []
+        repaired += new
         if change:
             place = finding["building"], finding["area"], finding["scene"], finding["block"]
             moved = (finding["dx_m"], finding["dy_m"]) if "moved" in change else (0.0, 0.0)
@@ -108,50 +139,88 @@ def apply_findings(
     return repaired, changes
 
 
+def _moved(geometry: shapely.Geometry, finding: dict[str, Any], unit_m: float) -> shapely.Geometry:
+    """Returns an outline where its block moves it."""
+    return translate(geometry, finding["dx_m"] / unit_m, finding["dy_m"] / unit_m)
+
+
+def _seen_as_is(finding: dict[str, Any], missing: str) -> bool:
+    """Returns whether an outline is drawn as a building, moved at most."""
+    return finding["verdict"] in ("keep", "shift") or (finding["verdict"] == "add" and missing == "add")
+
+
 def _repair(
-    geometry: shapely.Geometry, finding: dict[str, Any], unit_m: float, missing: str, edge_m: float
-) -> tuple[str, Outline | None]:
-    """Returns what is done to an outline, and what it becomes; None: nothing."""
-    verdict = finding["verdict"]
+    moved: shapely.Geometry,
+    finding: dict[str, Any],
+    repairer: Repairer,
+    unit_m: float,
+    neighbours: shapely.STRtree,
+) -> tuple[str, list[Outline]]:
+    """Returns what is done to an outline, and what it becomes."""
+    verdict, edge_m = finding["verdict"], repairer.edge_m
+    shift = finding["dx_m"], finding["dy_m"]
     if finding["origin"] == "prediction":
-        if verdict == "add" and missing == "add":
-            return "added", Outline(geometry, finding, "added", 0.0, 0.0, sure=True, edge_m=edge_m)
-        return "ignored", Outline(geometry, finding, "ignored", 0.0, 0.0, sure=False, edge_m=edge_m)
+        sure = _seen_as_is(finding, repairer.missing)
+        change = "added" if sure else "ignored"
+        return change, [Outline(moved, finding, change, 0.0, 0.0, sure, edge_m)]
     if verdict == "drop":
-        return "removed", None
-    dx_m, dy_m = finding["dx_m"], finding["dy_m"]
-    done = ["moved"] if dx_m or dy_m else []
-    sure = verdict in ("keep", "shift")
+        return "removed", []
+    if verdict == "reshape" and (parts := _reshaped(moved, repairer.prediction, unit_m, neighbours)):
+        return "reshaped", [Outline(part, finding, "reshaped", 0.0, 0.0, True, edge_m) for part in parts]
+    sure = _seen_as_is(finding, repairer.missing)
     loose = sure and finding["jaccard"] < LOOSE
-    done += [] if sure and not loose else ["edge ignored" if sure else "ignored"]
-    moved = translate(geometry, dx_m / unit_m, dy_m / unit_m)
+    done = ["moved"] * any(shift) + ["edge ignored"] * loose + ["ignored"] * (not sure)
     change = ", ".join(done)
-    return change, Outline(moved, finding, change, dx_m, dy_m, sure, 0.0 if sure and not loose else edge_m)
+    return change, [Outline(moved, finding, change, *shift, sure, edge_m if loose or not sure else 0.0)]
 
 
-def write_outlines(file: Path, outlines: list[Outline], crs: str, *, append: bool = False) -> None:
-    """Writes repaired outlines as a GeoPackage, or appends them to it.
+def _reshaped(
+    label: shapely.Geometry, prediction: Path, unit_m: float, neighbours: shapely.STRtree
+) -> list[shapely.Geometry]:
+    """Returns outlines in place of a label: what is predicted on it and beside it, and is no neighbour's."""
+    reach = shapely.buffer(label, BESIDE_M / unit_m)
+    try:
+        with rasterio.open(prediction) as raster:
+            window = geometry_window(raster, [reach])
+            level, transform = raster.read(1, window=window), raster.window_transform(window)
+    except WindowError:  # beside the raster
+        return []
+    except RasterioError as cause:
+        raise DataError(f"{prediction} cannot be read: {cause}", "repeat kit audit") from cause
+    built = (level > LEVEL).astype(np.uint8)
+    pieces = np.array([shape(piece) for piece, _ in shapes(built, built > 0, transform=transform)], dtype=object)
+    others = shapely.union_all(shapely.buffer(neighbours.geometries[neighbours.query(reach)], GAP_M / unit_m))
+    free = shapely.difference(shapely.intersection(pieces, reach), others)
+    parts = shapely.get_parts(shapely.simplify(free, SIMPLIFY_M / unit_m))
+    parts = parts[shapely.get_type_id(parts) == shapely.GeometryType.POLYGON]
+    areas, common = shapely.area(parts), shapely.area(shapely.intersection(parts, label))
+    return list(parts[(areas * unit_m**2 >= SMALLEST_M2) & (common >= ON_LABEL * areas)])
 
-    Args:
-        file: to write.
-        outlines: their geometries are in `crs`.
-        crs: of the file.
-        append: whether the file exists and is continued.
-    """
+
+def write_outlines(file: Path, outlines: list[Outline], crs: str) -> None:
+    """Writes repaired outlines, which are in `crs`, as a GeoPackage."""
     values = [
-        (*(each.finding[name] for name in ("building", "area", "scene", "block", "origin", "verdict")),
+        (*(each.finding[name] for name in FIELDS[:6]),
          each.change, each.dx_m, each.dy_m, int(each.sure), each.edge_m)
         for each in outlines
     ]  # fmt: skip
     kinds = (object,) * 7 + (float, float, np.int32, float)
     columns = [np.array([row[place] for row in values], kind) for place, kind in enumerate(kinds)]
-    geometries = shapely.to_wkb(np.array([each.geometry for each in outlines], dtype=object))
+    write_layer(file, np.array([each.geometry for each in outlines], dtype=object), columns, crs)
+
+
+def write_layer(
+    file: Path, geometries: Outlines, columns: Sequence[NDArray[Any]], crs: str, *, append: bool = False
+) -> None:
+    """Writes polygons with the fields `FIELDS` as a GeoPackage, or appends them to it. Equal content, equal bytes."""
     pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": EPOCH})
     try:
         pyogrio.raw.write(
-            file, geometries, columns, list(FIELDS), layer=LAYER, driver="GPKG", geometry_type="MultiPolygon",
-            promote_to_multi=True, crs=crs, append=append,
+            file, shapely.to_wkb(geometries), list(columns), list(FIELDS), layer=LAYER, driver="GPKG",
+            geometry_type="MultiPolygon", promote_to_multi=True, crs=crs, append=append,
         )  # fmt: skip
+    except (DataSourceError, DataLayerError, GeometryError) as cause:
+        raise OutputError(f"cannot write {file}: {cause}", "free some space and rerun to resume") from cause
     finally:
         pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": None})
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import shapely
+from affine import Affine
 from shapely import Polygon
-from shapely.affinity import rotate, translate
+from shapely.affinity import affine_transform, rotate, translate
 from shapely.geometry import box
 
 from kit.sample.city_files import as_geojson, write_json, write_scene
 from kit.sample.drawing import draw_scene
-from kit.sample.plan import House
 from kit.sample.sites import TIER_2_AREAS, Site, georeference
 
 MAX_SHIFT_M = 3.0
@@ -42,6 +42,19 @@ class DamagedBlock:
     merged: list[str] = field(default_factory=list)  # ids of labels that join two buildings, such as `dar_a-7+8`
 
 
+@dataclass(frozen=True)
+class Ground:
+    """Where a scene whose labels are damaged lies."""
+
+    area: str
+    scene: str
+    crs: str
+    pixel_to_crs: Affine
+    height_px: int
+    width_px: int
+    gsd_m: float  # metres on the ground per pixel
+
+
 def write_tier_2_scene(job: tuple[Path, Site, tuple[int, int], int]) -> list[DamagedBlock]:
     """Draws a scene, damages its labels and writes it below the catalogue; returns the damage.
 
@@ -53,38 +66,47 @@ def write_tier_2_scene(job: tuple[Path, Site, tuple[int, int], int]) -> list[Dam
     folder, site, seed, block_px = job
     rng = np.random.default_rng(seed)
     drawing = draw_scene(rng, TIER_2_AREAS[site.area].look, site.height_px, site.width_px, border=False)
-    truth = {f"{site.scene}-{number}": house for number, house in enumerate(drawing.plan.houses)}
-    labels, blocks = damage_labels(rng, site, truth, block_px)
+    truth = {f"{site.scene}-{number}": house.outline for number, house in enumerate(drawing.plan.houses)}
+    ground = Ground(site.area, site.scene, *georeference(site), site.height_px, site.width_px, site.gsd_m)
+    labels, blocks = damage_labels(rng, ground, truth, block_px)
     write_scene(folder / site.area, site, drawing.image, as_geojson(site, labels.values(), list(labels)))
-    outlines = [house.outline for house in truth.values()]
-    write_json(folder / "true_footprints" / f"{site.scene}.geojson", as_geojson(site, outlines, list(truth)))
+    write_json(folder / "true_footprints" / f"{site.scene}.geojson", as_geojson(site, truth.values(), list(truth)))
     return blocks
 
 
 def damage_labels(
-    rng: np.random.Generator, site: Site, truth: dict[str, House], block_px: int
+    rng: np.random.Generator, ground: Ground, truth: dict[str, Polygon], block_px: int
 ) -> tuple[dict[str, Polygon], list[DamagedBlock]]:
     """Returns damaged outlines by id, px, and the damage of each block.
 
     A building belongs to the block of its centroid. Those that the scene's edge cuts are only moved.
+
+    Args:
+        rng: in the same state, the same damage.
+        ground: of the scene.
+        truth: outlines by id, px.
+        block_px: side of a block; the last one of a row or column takes the remainder, too.
     """
-    crs, to_m = georeference(site)
-    frame = box(0, 0, site.width_px, site.height_px)
-    ids = np.array(list(truth))
-    outlines = np.array([house.outline for house in truth.values()], dtype=object)
+    frame = box(0, 0, ground.width_px, ground.height_px)
+    ids, outlines = np.array(list(truth)), np.array([*truth.values(), None], dtype=object)[:-1]
     inside = shapely.covered_by(outlines, frame)
-    middles = shapely.get_coordinates(shapely.centroid(outlines)) // block_px
-    rows, cols = site.height_px // block_px, site.width_px // block_px
+    rows, cols = max(1, ground.height_px // block_px), max(1, ground.width_px // block_px)
+    middles = shapely.get_coordinates(shapely.centroid(outlines)).reshape(-1, 2) // block_px
     places = np.clip(middles, 0, (cols - 1, rows - 1)).astype(int)
     labels: dict[str, Polygon] = {}
     blocks = []
     for row, col in np.ndindex(rows, cols):
         here = np.flatnonzero((places == (col, row)).all(1))
         far, angle = rng.uniform(0, MAX_SHIFT_M), rng.uniform(0, 2 * np.pi)
-        left, top = to_m @ (col * block_px, row * block_px)
-        right, bottom = to_m @ ((col + 1) * block_px, (row + 1) * block_px)
+        square = box(
+            col * block_px, row * block_px,
+            ground.width_px if col == cols - 1 else (col + 1) * block_px,
+            ground.height_px if row == rows - 1 else (row + 1) * block_px,
+        )  # fmt: skip
+        left, bottom, right, top = affine_transform(square, ground.pixel_to_crs.to_shapely()).bounds
         block = DamagedBlock(
-            f"{site.area}/{site.scene}/r{row}_c{col}", [round(value, 3) for value in (left, bottom, right, top)], crs,
+            f"{ground.area}/{ground.scene}/r{row}_c{col}",
+            [round(value, 3) for value in (left, bottom, right, top)], ground.crs,
             round(far * np.cos(angle), 3), round(far * np.sin(angle), 3),
         )  # fmt: skip
         kept = dict(zip(ids[here].tolist(), outlines[here], strict=True))
@@ -93,16 +115,15 @@ def damage_labels(
         block.missing = [name for name in sound if rng.random() < share]
         for name in block.missing:
             del kept[name]
-        _merge(rng, kept, [name for name in sound if name in kept], block, site.gsd_m)
-        square = box(col * block_px, row * block_px, (col + 1) * block_px, (row + 1) * block_px)
+        _merge(rng, kept, [name for name in sound if name in kept], block, ground.gsd_m)
         for number in range(int(rng.integers(MAX_INVENTED + 1))):
             others = [*outlines, *(kept[name] for name in block.invented)]
-            invented = _invent(rng, square, others, site.gsd_m)
+            invented = _invent(rng, square, others, ground.gsd_m)
             if invented:
-                block.invented.append(f"{site.scene}-r{row}c{col}x{number}")
+                block.invented.append(f"{ground.scene}-r{row}c{col}x{number}")
                 kept[block.invented[-1]] = invented
         for name, outline in kept.items():
-            labels[name] = translate(outline, block.dx_m / site.gsd_m, -block.dy_m / site.gsd_m)
+            labels[name] = translate(outline, block.dx_m / ground.gsd_m, -block.dy_m / ground.gsd_m)
         blocks.append(block)
     return labels, blocks
 

@@ -8,12 +8,13 @@ import csv
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyogrio
 import pyproj
 import rasterio
 import shapely
@@ -31,9 +32,11 @@ from kit.data.repairs import (
     SURE,
     LabelChange,
     Outline,
+    Repairer,
     apply_findings,
     read_findings,
     unsure_areas,
+    write_layer,
     write_outlines,
 )
 from kit.data.tiles.ledger import Ledger, Record, key_of
@@ -117,6 +120,11 @@ class RepairJob:
         """The repaired outlines of the scene."""
         return self.target / "footprints" / self.record.area / f"{self.record.scene}.gpkg"
 
+    @property
+    def changes(self) -> Path:
+        """What was changed in the scene."""
+        return self.footprints.with_suffix(".csv")
+
     def key(self) -> str:
         """Returns a text that differs where the repaired scene would."""
         options = self.options.missing, self.options.edge_m
@@ -127,8 +135,8 @@ class RepairJob:
     def outlines(self) -> tuple[list[Outline], list[LabelChange], str]:
         """Returns the repaired outlines, the changes, and the CRS of the scene."""
         outlines, findings, crs = read_findings(self.findings)
-        options = self.options
-        return *apply_findings(outlines, findings, crs, options.missing, options.edge_m, self.undone), crs
+        repairer = Repairer(crs, self.findings.with_suffix(".tif"), self.options.missing, self.options.edge_m)
+        return *apply_findings(outlines, findings, repairer, self.undone), crs
 
 
 def repair(paths: Paths, name: str, options: RepairOptions | None = None) -> Repaired:
@@ -168,10 +176,10 @@ def repair(paths: Paths, name: str, options: RepairOptions | None = None) -> Rep
         jobs = _jobs(source, target, set(left_out) - undone, undone, options, style)
         _mark(target, record)
         _repair_scenes(target, jobs, options.workers)
-        changes = [change for job in jobs for change in job.outlines()[1]] + [
+        changes = [change for job in jobs for change in _read_changes(job.changes)] + [
             replace(change, apply="no" if change.id in undone else "yes") for change in left_out.values()
         ]
-        _write_changes(target, changes)
+        _write_changes(target / CHANGES, changes)
         _write_footprints(target / FOOTPRINTS, jobs)
         tiles = _write_index(source, target, index, [change for change in left_out.values() if change.id not in undone])
     applied = Counter(part for change in changes if change.apply == "yes" for part in change.change.split(", "))
@@ -297,10 +305,11 @@ def _repair_scenes(target: Path, jobs: Sequence[RepairJob], workers: int | None)
 
 def repair_scene(job: RepairJob) -> Record:
     """Writes the repaired outlines, masks and images of a scene, and returns its record."""
-    outlines, _, crs = job.outlines()
+    outlines, changes, crs = job.outlines()
     job.footprints.parent.mkdir(parents=True, exist_ok=True)
     with replacing(job.footprints) as temporary:
         write_outlines(temporary, outlines, crs)
+    _write_changes(job.changes, changes)
     drawer: _Drawer | None = None
     record = replace(
         job.record, key=job.key(), labels=[str(job.footprints.absolute())], where=SURE, done=True,
@@ -393,29 +402,27 @@ def _link(source: Path, target: Path) -> None:
             shutil.copyfile(source, temporary)
 
 
-def _write_changes(target: Path, changes: Sequence[LabelChange]) -> None:
+def _write_changes(file: Path, changes: Sequence[LabelChange]) -> None:
     columns = [field.name for field in fields(LabelChange)]
     rows = [[getattr(change, name) for name in columns] for change in changes]
-    with replacing(target / CHANGES) as temporary:
+    with replacing(file) as temporary:
         pd.DataFrame(rows, columns=columns).map(spreadsheet_safe).to_csv(temporary, index=False)
+
+
+def _read_changes(file: Path) -> list[LabelChange]:
+    numbers = {"dx_m": float, "dy_m": float}
+    table = pd.read_csv(file, dtype={field.name: str for field in fields(LabelChange)} | numbers, keep_default_na=False)
+    return [LabelChange(**row) for row in table.to_dict("records")]  # type: ignore[misc]
 
 
 def _write_footprints(file: Path, jobs: Sequence[RepairJob]) -> None:
     """Writes the repaired outlines of all scenes in one GeoPackage, in longitude and latitude."""
     with replacing(file) as temporary:
-        for number, (outlines, crs) in enumerate(_outlines_of(jobs)):
-            change = pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
-            placed = [
-                replace(each, geometry=shapely.transform(each.geometry, change.transform, interleaved=False))
-                for each in outlines
-            ]
-            write_outlines(temporary, placed, "EPSG:4326", append=number > 0)
-
-
-def _outlines_of(jobs: Sequence[RepairJob]) -> Iterator[tuple[list[Outline], str]]:
-    for job in jobs:
-        outlines, _, crs = job.outlines()
-        yield outlines, crs
+        for number, job in enumerate(jobs):
+            meta, _, wkb, columns = pyogrio.raw.read(job.footprints)
+            change = pyproj.Transformer.from_crs(meta["crs"], "EPSG:4326", always_xy=True)
+            placed = shapely.transform(shapely.from_wkb(wkb), change.transform, interleaved=False)
+            write_layer(temporary, placed, columns, "EPSG:4326", append=number > 0)
 
 
 def _write_index(source: Path, target: Path, index: pd.DataFrame, left_out: Sequence[LabelChange]) -> int:

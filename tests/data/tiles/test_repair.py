@@ -60,7 +60,19 @@ FINDINGS = {
 }
 
 
-def write_audit(folder: Path, findings, leave_out=()):
+def write_prediction(file: Path, boxes):
+    """Writes the raster of an audit, which sees a building in each box."""
+    level = np.zeros((70, 96), np.uint8)
+    for box in boxes:
+        level[patch(box)] = 240
+    transform = at_kampala() @ rasterio.Affine.translation(1000, 0)
+    with rasterio.open(
+        file, "w", driver="GTiff", width=96, height=70, count=1, dtype="uint8", crs=UTM, transform=transform
+    ) as raster:
+        raster.write(level, 1)
+
+
+def write_audit(folder: Path, findings, leave_out=(), predicted=()):
     """Writes the files of an audit of `folder`."""
     audit, index = folder / "audit", read_table(folder / "index.csv")
     rows = list(findings.values())
@@ -73,6 +85,7 @@ def write_audit(folder: Path, findings, leave_out=()):
     gpkg.unlink(missing_ok=True)
     pyogrio.raw.write(gpkg, geometries, columns, names, driver="GPKG", geometry_type="Polygon", crs=UTM)
     write_findings(audit / BUILDINGS, rows, BuildingFinding)
+    write_prediction(gpkg.with_suffix(".tif"), predicted)
     tiles = [
         TileFinding(tile, "kam", "a", 0.5, 0.9, 0.5, "leave_out" if tile in leave_out else "repair", "=poor")
         for tile in index["tile"]
@@ -150,7 +163,20 @@ def test_missing_buildings_can_be_ignored_instead(root):
     assert found[patch(ADDED, grow=1)].sum() == 255 * 144
 
 
-def test_loose_labels_get_unsure_edges_and_other_outlines_are_ignored(root):
+def test_merged_labels_become_the_buildings_that_are_predicted(root):
+    findings = FINDINGS | {DROPPED: finding("l1", "reshape", jaccard=0.6)}
+    halves = (50, 30, 60, 54), (63, 30, 75, 54), (77, 30, 90, 54)  # the last one is none of the label
+    write_audit(root / "data/tier2", findings, predicted=halves)
+    repaired = repair(Paths(root), "tier2", RepairOptions(edge_m=0.0))
+    found = mosaic(repaired.folder)
+    assert (found[patch(halves[0])] == 1).all()
+    assert (found[patch(halves[1])] == 1).all()
+    assert (found[30:54, 60:63] == 0).all()
+    assert (found[patch(halves[2])] == 0).all()
+    assert repaired.changes["reshaped"] == 1
+
+
+def test_loose_labels_get_unsure_edges_and_outlines_without_a_prediction_are_ignored(root):
     findings = FINDINGS | {KEPT: finding("l2", "keep", jaccard=0.6), DROPPED: finding("l1", "reshape", jaccard=0.4)}
     write_audit(root / "data/tier2", findings)
     found = mosaic(repair(Paths(root), "tier2", RepairOptions(edge_m=1.0)).folder)
