@@ -33,7 +33,7 @@ from kit.data.masks import Counts, count, pool
 from kit.data.sources.stac import read_scenes
 from kit.data.tiles.tile import read_mask
 from kit.paths import Paths
-from kit.sample.damage import Ground, damage_labels
+from kit.sample.damage import ScenePlace, damage_labels
 
 BLOCK_M = 100.0
 LEAST_M2 = 20.0  # buildings that are counted
@@ -54,11 +54,11 @@ def damage(catalog: Path, out: Path, seed: int) -> None:
             height, width = raster.shape
             middle = to_crs @ (width / 2, height / 2)
             gsd_m = abs(to_crs.a) * metres_per_unit(raster.crs, *middle)
-        ground = Ground(scene.area, scene.scene, crs, to_crs, height, width, gsd_m)
+        place = ScenePlace(scene.area, scene.scene, crs, to_crs, height, width, gsd_m)
         frame = shapely.box(*rasterio.transform.array_bounds(height, width, to_crs))
         outlines = read_footprints(scene.labels, crs, scene.where, frame).on(frame)[0].polygons
         truth = dict(zip([f"{scene.scene}-{n}" for n in range(len(outlines))], _affine(outlines, ~to_crs), strict=True))
-        labels, damaged = damage_labels(np.random.default_rng([seed, number]), ground, truth, round(BLOCK_M / gsd_m))
+        labels, damaged = damage_labels(np.random.default_rng([seed, number]), place, truth, round(BLOCK_M / gsd_m))
         blocks += [asdict(block) for block in damaged]
         for file, shapes in ((f"{scene.scene}.geojson", labels), (f"true_footprints/{scene.scene}.geojson", truth)):
             placed = _affine(np.array([*shapes.values()], dtype=object), to_crs)
@@ -301,7 +301,6 @@ def relabel(source: Path, target: Path, threshold: float) -> None:
         threshold: building where the probability is above it.
     """
     from kit.audit.tile_scores import probability_on
-
     from kit.data.tiles.tile import MASK_FORMAT
 
     if (target / "index.csv").is_file():

@@ -1,6 +1,6 @@
 """Applies an audit to the labels of a scene: which outlines stay, move, go or are added, and where masks are unsure."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,18 @@ from pyogrio.errors import DataLayerError, DataSourceError, GeometryError
 from rasterio.crs import CRS
 from rasterio.errors import RasterioError, WindowError
 from rasterio.features import geometry_window, shapes
-from shapely.affinity import translate
 from shapely.geometry import shape
 
+from kit.data.audits import EPOCH, BuildingFinding, moved_outlines
 from kit.data.grids import metres_per_unit
 from kit.errors import DataError, OutputError
 
+__all__ = [
+    "MISSING", "SURE", "LabelChange", "Outline", "Repairer", "apply_findings", "unsure_areas", "write_layer",
+    "write_outlines",
+]  # fmt: skip
+
 LAYER = "footprints"
-EPOCH = "1970-01-01T00:00:00.000Z"  # date of every GeoPackage, so that equal repairs are equal files
 SURE = "sure = 1"  # SQL condition of the outlines that masks show as buildings
 LEVEL = 128  # of the audit's prediction, 0..255: more is building
 BESIDE_M = 2.0  # a reshaped label may reach this far beyond the label
@@ -31,7 +35,6 @@ SMALLEST_M2 = 10.0  # of a part of a reshaped label
 ON_LABEL = 0.3  # share of such a part that lies on the label
 LOOSE = 0.8  # Jaccard of label and prediction: below it the label's edge is unsure
 MISSING = ("add", "ignore")
-FINDINGS = ("building", "area", "scene", "block", "origin", "jaccard", "dx_m", "dy_m", "verdict", "reason")
 FIELDS = ("building", "area", "scene", "block", "origin", "verdict", "change", "dx_m", "dy_m", "sure", "edge_m")
 
 Outlines = NDArray[np.object_]
@@ -58,30 +61,12 @@ class Outline:
     """An outline of the repaired labels."""
 
     geometry: shapely.Geometry  # in the scene's CRS
-    finding: Mapping[str, Any]  # its row of the audit, with the keys `FINDINGS`
+    finding: BuildingFinding  # of the audit
     change: str  # as of `LabelChange`; empty where there is none
     dx_m: float  # how far it moved east, metres on the ground
     dy_m: float  # north, likewise
     sure: bool  # whether masks show it as a building; otherwise they ignore it and `edge_m` around it
     edge_m: float  # half the width of the ignored band along its edge, metres on the ground; 0: none
-
-
-def read_findings(file: Path) -> tuple[Outlines, list[dict[str, Any]], str]:
-    """Returns the outlines that an audit looked at, their rows, and the CRS of the scene.
-
-    Raises:
-        DataError: the file is missing or damaged.
-    """
-    try:
-        meta, _, wkb, columns = pyogrio.raw.read(file)
-        lost = set(FINDINGS) - set(meta["fields"])
-        if lost:
-            raise DataError(f"{file} lacks the fields {', '.join(sorted(lost))}", "repeat kit audit")
-        table = {name: column.tolist() for name, column in zip(meta["fields"], columns, strict=True)}
-        rows = [dict(zip(FINDINGS, row, strict=True)) for row in zip(*(table[name] for name in FINDINGS), strict=True)]
-        return shapely.from_wkb(wkb), rows, str(meta["crs"])
-    except (RuntimeError, ValueError, shapely.errors.ShapelyError) as cause:
-        raise DataError(f"{file} cannot be read: {cause}", "repeat kit audit") from cause
 
 
 @dataclass(frozen=True)
@@ -102,13 +87,13 @@ class Repairer:
 
 
 def apply_findings(
-    outlines: Outlines, findings: list[dict[str, Any]], repairer: Repairer, undone: Collection[str]
+    findings: Sequence[BuildingFinding], outlines: Outlines, repairer: Repairer, undone: Collection[str]
 ) -> tuple[list[Outline], list[LabelChange]]:
     """Returns the repaired outlines of a scene, and what was changed.
 
     Args:
-        outlines: (N,) geometries in the scene's CRS, as `read_findings` returns them.
-        findings: their rows.
+        findings: of the audit, (N,).
+        outlines: their geometries in the scene's CRS, (N,).
         repairer: what is done to them.
         undone: ids of buildings that stay as they were.
 
@@ -119,58 +104,55 @@ def apply_findings(
         return [], []
     left, bottom, right, top = shapely.total_bounds(outlines)
     unit_m = metres_per_unit(CRS.from_user_input(repairer.crs), (left + right) / 2, (bottom + top) / 2)
-    moved = np.array([_moved(*each, unit_m) for each in zip(outlines, findings, strict=True)], dtype=object)
-    shown = np.array([_seen_as_is(finding, repairer.missing) for finding in findings], bool)
-    neighbours = shapely.STRtree(moved[shown])
+    moved = moved_outlines(findings, outlines, repairer.crs)
+    neighbours = shapely.STRtree(moved[[_is_shown(finding, repairer.missing) for finding in findings]])
     repaired, changes = [], []
-    for geometry, place, finding in zip(outlines, moved, findings, strict=True):
+    for finding, geometry, place in zip(findings, outlines, moved, strict=True):
         change, new = _repair(place, finding, repairer, unit_m, neighbours)
-        undo = finding["building"] in undone
+        undo = finding.building in undone
         if undo:
-            label = finding["origin"] == "label"
+            label = finding.origin == "label"
             new = [Outline(geometry, finding, "", 0.0, 0.0, sure=True, edge_m=0.0)] if label else []
         repaired += new
         if change:
-            place = finding["building"], finding["area"], finding["scene"], finding["block"]
-            moved = (finding["dx_m"], finding["dy_m"]) if "moved" in change else (0.0, 0.0)
+            shift = (finding.dx_m, finding.dy_m) if "moved" in change else (0.0, 0.0)
             changes.append(
-                LabelChange(*place, finding["origin"], change, *moved, finding["reason"], "no" if undo else "yes")
-            )
+                LabelChange(
+                    finding.building, finding.area, finding.scene, finding.block, finding.origin, change, *shift,
+                    finding.reason, "no" if undo else "yes",
+                )
+            )  # fmt: skip
     return repaired, changes
 
 
-def _moved(geometry: shapely.Geometry, finding: dict[str, Any], unit_m: float) -> shapely.Geometry:
-    """Returns an outline where its block moves it."""
-    return translate(geometry, finding["dx_m"] / unit_m, finding["dy_m"] / unit_m)
-
-
-def _seen_as_is(finding: dict[str, Any], missing: str) -> bool:
-    """Returns whether an outline is drawn as a building, moved at most."""
-    return finding["verdict"] in ("keep", "shift") or (finding["verdict"] == "add" and missing == "add")
+def _is_shown(finding: BuildingFinding, missing: str) -> bool:
+    """Returns whether masks show an outline as a building, moved at most."""
+    return finding.verdict in ("keep", "shift") or (finding.verdict == "add" and missing == "add")
 
 
 def _repair(
-    moved: shapely.Geometry,
-    finding: dict[str, Any],
-    repairer: Repairer,
-    unit_m: float,
-    neighbours: shapely.STRtree,
+    moved: shapely.Geometry, finding: BuildingFinding, repairer: Repairer, unit_m: float, neighbours: shapely.STRtree
 ) -> tuple[str, list[Outline]]:
-    """Returns what is done to an outline, and what it becomes."""
-    verdict, edge_m = finding["verdict"], repairer.edge_m
-    shift = finding["dx_m"], finding["dy_m"]
-    if finding["origin"] == "prediction":
-        sure = _seen_as_is(finding, repairer.missing)
+    """Returns what is done to an outline, and what it becomes.
+
+    Args:
+        moved: the outline where its block moves it.
+        finding: of the audit.
+        repairer: what is done.
+        unit_m: metres on the ground per unit of the CRS.
+        neighbours: outlines that masks show.
+    """
+    edge_m, sure = repairer.edge_m, _is_shown(finding, repairer.missing)
+    if finding.origin == "prediction":
         change = "added" if sure else "ignored"
         return change, [Outline(moved, finding, change, 0.0, 0.0, sure, edge_m)]
-    if verdict == "drop":
+    if finding.verdict == "drop":
         return "removed", []
-    if verdict == "reshape" and (parts := _reshaped(moved, repairer.prediction, unit_m, neighbours)):
+    if finding.verdict == "reshape" and (parts := _reshaped(moved, repairer.prediction, unit_m, neighbours)):
         return "reshaped", [Outline(part, finding, "reshaped", 0.0, 0.0, True, edge_m) for part in parts]
-    sure = _seen_as_is(finding, repairer.missing)
-    loose = sure and finding["jaccard"] < LOOSE
-    done = ["moved"] * any(shift) + ["edge ignored"] * loose + ["ignored"] * (not sure)
-    change = ", ".join(done)
+    shift = finding.dx_m, finding.dy_m
+    loose = sure and finding.jaccard < LOOSE
+    change = ", ".join(["moved"] * any(shift) + ["edge ignored"] * loose + ["ignored"] * (not sure))
     return change, [Outline(moved, finding, change, *shift, sure, edge_m if loose or not sure else 0.0)]
 
 
@@ -200,7 +182,7 @@ def _reshaped(
 def write_outlines(file: Path, outlines: list[Outline], crs: str) -> None:
     """Writes repaired outlines, which are in `crs`, as a GeoPackage."""
     values = [
-        (*(each.finding[name] for name in FIELDS[:6]),
+        (*(getattr(each.finding, name) for name in FIELDS[:6]),
          each.change, each.dx_m, each.dy_m, int(each.sure), each.edge_m)
         for each in outlines
     ]  # fmt: skip

@@ -19,6 +19,8 @@ from kit.sample.city_files import as_geojson, write_json, write_scene
 from kit.sample.drawing import draw_scene
 from kit.sample.sites import TIER_2_AREAS, Site, georeference
 
+__all__ = ["DamagedBlock", "ScenePlace", "damage_labels", "write_tier_2_scene"]
+
 MAX_SHIFT_M = 3.0
 MISSING, MERGED = 0.25, 0.2  # the largest share of a block's buildings, and of its close pairs
 MAX_INVENTED = 5  # in a block
@@ -43,7 +45,7 @@ class DamagedBlock:
 
 
 @dataclass(frozen=True)
-class Ground:
+class ScenePlace:
     """Where a scene whose labels are damaged lies."""
 
     area: str
@@ -67,15 +69,15 @@ def write_tier_2_scene(job: tuple[Path, Site, tuple[int, int], int]) -> list[Dam
     rng = np.random.default_rng(seed)
     drawing = draw_scene(rng, TIER_2_AREAS[site.area].look, site.height_px, site.width_px, border=False)
     truth = {f"{site.scene}-{number}": house.outline for number, house in enumerate(drawing.plan.houses)}
-    ground = Ground(site.area, site.scene, *georeference(site), site.height_px, site.width_px, site.gsd_m)
-    labels, blocks = damage_labels(rng, ground, truth, block_px)
+    place = ScenePlace(site.area, site.scene, *georeference(site), site.height_px, site.width_px, site.gsd_m)
+    labels, blocks = damage_labels(rng, place, truth, block_px)
     write_scene(folder / site.area, site, drawing.image, as_geojson(site, labels.values(), list(labels)))
     write_json(folder / "true_footprints" / f"{site.scene}.geojson", as_geojson(site, truth.values(), list(truth)))
     return blocks
 
 
 def damage_labels(
-    rng: np.random.Generator, ground: Ground, truth: dict[str, Polygon], block_px: int
+    rng: np.random.Generator, place: ScenePlace, truth: dict[str, Polygon], block_px: int
 ) -> tuple[dict[str, Polygon], list[DamagedBlock]]:
     """Returns damaged outlines by id, px, and the damage of each block.
 
@@ -83,14 +85,14 @@ def damage_labels(
 
     Args:
         rng: in the same state, the same damage.
-        ground: of the scene.
+        place: of the scene.
         truth: outlines by id, px.
         block_px: side of a block; the last one of a row or column takes the remainder, too.
     """
-    frame = box(0, 0, ground.width_px, ground.height_px)
+    frame = box(0, 0, place.width_px, place.height_px)
     ids, outlines = np.array(list(truth)), np.array([*truth.values(), None], dtype=object)[:-1]
     inside = shapely.covered_by(outlines, frame)
-    rows, cols = max(1, ground.height_px // block_px), max(1, ground.width_px // block_px)
+    rows, cols = max(1, place.height_px // block_px), max(1, place.width_px // block_px)
     middles = shapely.get_coordinates(shapely.centroid(outlines)).reshape(-1, 2) // block_px
     places = np.clip(middles, 0, (cols - 1, rows - 1)).astype(int)
     labels: dict[str, Polygon] = {}
@@ -100,13 +102,13 @@ def damage_labels(
         far, angle = rng.uniform(0, MAX_SHIFT_M), rng.uniform(0, 2 * np.pi)
         square = box(
             col * block_px, row * block_px,
-            ground.width_px if col == cols - 1 else (col + 1) * block_px,
-            ground.height_px if row == rows - 1 else (row + 1) * block_px,
+            place.width_px if col == cols - 1 else (col + 1) * block_px,
+            place.height_px if row == rows - 1 else (row + 1) * block_px,
         )  # fmt: skip
-        left, bottom, right, top = affine_transform(square, ground.pixel_to_crs.to_shapely()).bounds
+        left, bottom, right, top = affine_transform(square, place.pixel_to_crs.to_shapely()).bounds
         block = DamagedBlock(
-            f"{ground.area}/{ground.scene}/r{row}_c{col}",
-            [round(value, 3) for value in (left, bottom, right, top)], ground.crs,
+            f"{place.area}/{place.scene}/r{row}_c{col}",
+            [round(value, 3) for value in (left, bottom, right, top)], place.crs,
             round(far * np.cos(angle), 3), round(far * np.sin(angle), 3),
         )  # fmt: skip
         kept = dict(zip(ids[here].tolist(), outlines[here], strict=True))
@@ -115,15 +117,15 @@ def damage_labels(
         block.missing = [name for name in sound if rng.random() < share]
         for name in block.missing:
             del kept[name]
-        _merge(rng, kept, [name for name in sound if name in kept], block, ground.gsd_m)
+        _merge(rng, kept, [name for name in sound if name in kept], block, place.gsd_m)
         for number in range(int(rng.integers(MAX_INVENTED + 1))):
             others = [*outlines, *(kept[name] for name in block.invented)]
-            invented = _invent(rng, square, others, ground.gsd_m)
+            invented = _invent(rng, square, others, place.gsd_m)
             if invented:
-                block.invented.append(f"{ground.scene}-r{row}c{col}x{number}")
+                block.invented.append(f"{place.scene}-r{row}c{col}x{number}")
                 kept[block.invented[-1]] = invented
         for name, outline in kept.items():
-            labels[name] = translate(outline, block.dx_m / ground.gsd_m, -block.dy_m / ground.gsd_m)
+            labels[name] = translate(outline, block.dx_m / place.gsd_m, -block.dy_m / place.gsd_m)
         blocks.append(block)
     return labels, blocks
 

@@ -21,7 +21,7 @@ import shapely
 from numpy.typing import NDArray
 
 from kit.console import meter
-from kit.data.audits import TILES, check_audit
+from kit.data.audits import TILES, check_audit, read_buildings
 from kit.data.burning import draw_layers, draw_mask, margin_px, read_width
 from kit.data.grids import metres_per_unit
 from kit.data.index import read_table
@@ -34,7 +34,6 @@ from kit.data.repairs import (
     Outline,
     Repairer,
     apply_findings,
-    read_findings,
     unsure_areas,
     write_layer,
     write_outlines,
@@ -49,6 +48,8 @@ from kit.paths import Paths
 from kit.system.cpu import cpu_count
 from kit.system.files import locked, read_json, read_limited, replacing, sha256_of, write_json
 from kit.system.workers import spread
+
+__all__ = ["RepairOptions", "Repaired", "repair"]
 
 CHANGES, FOOTPRINTS, REPAIR = "repairs.csv", "footprints.gpkg", "repair.json"
 VERSION = 1  # of repairs: another number, and all masks are drawn again
@@ -134,9 +135,9 @@ class RepairJob:
 
     def outlines(self) -> tuple[list[Outline], list[LabelChange], str]:
         """Returns the repaired outlines, the changes, and the CRS of the scene."""
-        outlines, findings, crs = read_findings(self.findings)
+        findings, outlines, crs = read_buildings(self.findings)
         repairer = Repairer(crs, self.findings.with_suffix(".tif"), self.options.missing, self.options.edge_m)
-        return *apply_findings(outlines, findings, repairer, self.undone), crs
+        return *apply_findings(findings, outlines, repairer, self.undone), crs
 
 
 def repair(paths: Paths, name: str, options: RepairOptions | None = None) -> Repaired:
