@@ -43,7 +43,7 @@ Added = Annotated[
 def recipes(as_json: Json = False, root: Root = HERE, debug: Debug = False) -> None:
     """List recipes: encoder, million parameters, GFLOP for one 512 x 512 px image, purpose.
 
-    Of a solution: parameters and GFLOP of the networks of its last round together.
+    For a solution, parameters and GFLOP are those of all networks of its last round.
 
     Example: kit recipes
     """
@@ -178,18 +178,18 @@ def run(
     compiled: Compiled = False,
     export: Annotated[bool, typer.Option(help="Export the trained networks as weights at the end.")] = True,
     test: Annotated[
-        Path | None, typer.Option(help="Of a solution: the chips to label and submit. Default: those of the sample.")
+        Path | None, typer.Option(help="Solutions only: chips to label and submit. Default: the sample's.")
     ] = None,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Of a solution: show stages, state and cost, and do nothing.")
+        bool, typer.Option("--plan", help="Solutions only: show stages, state and cost, without running them.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Of a solution: play all of it on a few tiny crops, with random weights.")
+        bool, typer.Option("--dry-run", help="Solutions only: run all stages on a few tiny crops, with random weights.")
     ] = False,
     keep_if_better: Annotated[
         bool,
         typer.Option(
-            "--keep-if-better", help="Of a solution: do not use a round that scores worse than the one before."
+            "--keep-if-better", help="Solutions only: discard a round that scores worse than the previous one."
         ),
     ] = False,
     resume: Annotated[
@@ -203,7 +203,7 @@ def run(
 ) -> None:
     """Train a recipe's folds, score them on their validation tiles, export the ensemble. Rerun to resume.
 
-    Of a solution, such as open_cities: play all rounds, from prepared tiles to a checked submission.
+    A solution, such as open_cities, runs all of its rounds, from prepared tiles to a checked submission.
 
     Example: kit run lite0 --data tier1 --fold 0,1 --minutes 12
     """
