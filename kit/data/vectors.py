@@ -170,11 +170,7 @@ def _field_names(file: str) -> str:
 
 
 def _layer(file: str) -> str | None:
-    """Returns the layer of polygons of a file that may hold several; None: its only one.
-
-    Raises:
-        FootprintError: several layers hold polygons.
-    """
+    """Returns the layer of polygons of a file that may hold several; None: its only one."""
     if suffix_of(file) != ".gpkg":
         return None
     kinds = {str(name): str(kind) for name, kind in pyogrio.list_layers(gdal_path(file))}
@@ -198,11 +194,7 @@ def _known(file: str, crs: str | None) -> str:
 
 
 def _geojson_crs(file: str, geometries: Geometries, file_crs: str | None) -> str:
-    """Returns EPSG:4326 where the numbers can be degrees, else the CRS that the file names.
-
-    Raises:
-        FootprintError: they cannot be degrees, and the file names no projection.
-    """
+    """Returns EPSG:4326 where the numbers can be degrees, else the CRS that the file names."""
     beyond = _beyond_degrees(geometries)
     if not beyond.any():
         return DEGREES

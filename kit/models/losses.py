@@ -43,11 +43,7 @@ class _PixelLoss(nn.Module):
     ignore: int
 
     def _fitting(self, logits: Tensor, target: Tensor, channels: tuple[int, ...]) -> Tensor:
-        """Checks shapes, and returns the logits in at least float32.
-
-        Raises:
-            RecipeError: logits have another number of channels, the target does not fit, or soft targets are refused.
-        """
+        """Checks shapes, and returns the logits in at least float32."""
         if target.is_floating_point() and not self.soft_targets:
             raise RecipeError(_refusal([type(self).__name__]), SOFT_REMEDY)
         return _fitting(logits, target, channels)

@@ -163,11 +163,7 @@ def _request(options: PseudoOptions, weights_sha256: str) -> str:
 
 
 def _files(folder: Path) -> str:
-    """Returns a digest of a data set's files.
-
-    Raises:
-        KitError: index, ledger or card is missing.
-    """
+    """Returns a digest of a data set's files."""
     tiles = (file for part in ("images", "masks", "soft") for file in (folder / part).glob("[!.]*.tif"))
     names = (INDEX, LEDGER, CARD)
     return digest({str(file.relative_to(folder)): file for file in (*tiles, *(folder / name for name in names))})
@@ -187,22 +183,14 @@ def _finished(folder: Path, chips: str, weights_path: Path, options: PseudoOptio
 
 
 def _check_folder(folder: Path) -> None:
-    """Checks that a data set's folder can be written, and is missing, empty or made by kit pseudo.
-
-    Raises:
-        OutputError: it is not.
-    """
+    """Checks that a data set's folder can be written, and is missing, empty or made by kit pseudo."""
     check_writable(folder)
     if not any(folder.glob(".progress*.csv")):
         check_unclaimed(folder, "kit pseudo", "--name")
 
 
 def _check_same_chips(folder: Path, chips: Sequence[Chip]) -> None:
-    """Checks that a data set's folder holds labels of no other chips.
-
-    Raises:
-        DataError: it does.
-    """
+    """Checks that a data set's folder holds labels of no other chips."""
     others = {path.stem for path in folder.glob("masks/[!.]*.tif")} - {chip.id for chip in chips}
     if others:
         raise DataError(
@@ -220,11 +208,7 @@ def _check_classes(card: Card, path: Path) -> None:
 
 
 def _check_resolution(chips: Sequence[Chip], card: Card, prediction: SubmitOptions) -> None:
-    """Checks the resolution of a few chips with a georeference; that of others is not known.
-
-    Raises:
-        DataError: it is far from that of training, and no option asks for chips to be resized.
-    """
+    """Checks the resolution of a few chips with a georeference; that of others is not known."""
     if prediction.scale or prediction.gsd_m is not None:
         return
     for chip in chips[:: -(-len(chips) // LOOKED_AT)]:
@@ -275,11 +259,7 @@ def _predict(labeller: Labeller, todo: Sequence[Chip]) -> None:
 def _finish(
     labeller: Labeller, chips: Sequence[Chip], mosaics: Sequence[Mosaic], name: str, versions: str
 ) -> PseudoLabels:
-    """Writes the ledger, the index, the card of the weights and the record.
-
-    Raises:
-        DataError: rows are missing, or no chip is kept.
-    """
+    """Writes the ledger, the index, the card of the weights and the record."""
     folder, options = labeller.folder, labeller.options
     rows = read_progress(folder, labeller.identity, LabelledChip)
     if lost := sorted({chip.id for chip in chips} - rows.keys()):

@@ -56,9 +56,6 @@ def run(name: str, paths: Paths, options: RunOptions) -> Exported | None:
 
     Several ranks train each fold together. Only rank 0 scores and exports; the others return None, as does rank 0
     without an export.
-
-    Raises:
-        KitError: see the stages.
     """
     with joined(options.device) as device:
         recipe = load_recipe(name, paths)

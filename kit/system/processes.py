@@ -107,11 +107,7 @@ def joined(device: str = "") -> Iterator[torch.device]:
 
 
 def _meet(own: Rank) -> Any:
-    """Returns the store that the ranks share, once all have connected to it. Ctrl-C ends the waiting.
-
-    Raises:
-        RankError: some ranks did not connect within `TIMEOUT`, or rank 0 cannot listen.
-    """
+    """Returns the store that the ranks share, once all have connected to it. Ctrl-C ends the waiting."""
     waiting = Waiting(own)
     listens = own.number == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     store: Any = None

@@ -224,11 +224,7 @@ def _stop_watching(learn: Any) -> None:
 
 
 def _clear(folder: Path, restart: bool) -> None:
-    """Creates the run's folder; removes temporary files of killed processes, or with `restart` everything.
-
-    Raises:
-        OutputError: the folder holds files but no settings of a run.
-    """
+    """Creates the run's folder; removes temporary files of killed processes, or with `restart` everything."""
     if not (folder / SETTINGS).is_file():
         check_unclaimed(folder, "kit run", "recipe name or --root")
     if restart and folder.is_dir():

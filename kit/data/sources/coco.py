@@ -170,11 +170,7 @@ def _choose(file: Path, coco: _Coco, where: str) -> list[_Annotation]:
 
 
 def _draw(image: _Image, parts: Sequence[_Annotation]) -> DrawnMask:
-    """Returns the drawing of an image.
-
-    Raises:
-        ValueError: an outline is broken.
-    """
+    """Returns the drawing of an image."""
     pixels = image.width * image.height
     if pixels > MOST_PIXELS:
         raise ValueError(f"image {image.file_name!a:.80} has {pixels:,} px, expected at most {MOST_PIXELS:,}")

@@ -128,11 +128,7 @@ def _annotation_files(folder: Path, paths: Iterable[PurePosixPath]) -> dict[Pure
 
 
 def _add_annotations(folder: Path, path: PurePosixPath, where: str, groups: dict[tuple[str, ...], list[_File]]) -> None:
-    """Adds the drawings of a COCO file to the groups of their images.
-
-    Raises:
-        DataError: it is broken, or an image is missing.
-    """
+    """Adds the drawings of a COCO file to the groups of their images."""
     homes: dict[str, dict[PurePosixPath, list[_File]]] = {}
     for group in groups.values():
         for file in group:
@@ -174,11 +170,7 @@ def files_below(folder: Path) -> list[PurePosixPath]:
 
 
 def _classify(folder: Path, path: PurePosixPath) -> _File | None:
-    """Returns what a file is by its suffix, its folders' names and its stem; None: neither image nor labels.
-
-    Raises:
-        DataError: its name is not text, or it is no regular file.
-    """
+    """Returns what a file is by its suffix, its folders' names and its stem; None: neither image nor labels."""
     suffix = path.suffix.lower()
     if suffix not in IMAGE_SUFFIXES + VECTOR_SUFFIXES:
         return None

@@ -57,11 +57,7 @@ def read_source(
 
 
 def _named(name: str, scenes: Sequence[Scene], pairs: Sequence[Pair]) -> Inputs:
-    """Returns inputs whose areas, scenes and names can be parts of file names.
-
-    Raises:
-        DataError: two of them would become equal.
-    """
+    """Returns inputs whose areas, scenes and names can be parts of file names."""
     places = [(scene.area, scene.scene) for scene in scenes]
     chips = [(pair.area, pair.scene, pair.name) for pair in pairs]
     folders = sorted({chip[:2] for chip in chips})

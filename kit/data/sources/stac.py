@@ -107,11 +107,7 @@ def read_catalog(path: str | Path) -> tuple[str, list[Item]]:
 
 
 def _href_of(path: str | Path) -> str:
-    """Returns the address or absolute path of a catalogue's file.
-
-    Raises:
-        CatalogError: there is no such file.
-    """
+    """Returns the address or absolute path of a catalogue's file."""
     href = str(path)
     if is_remote(href):
         return href if suffix_of(href) == ".json" else f"{href.rstrip('/')}/catalog.json"
@@ -125,12 +121,7 @@ def _href_of(path: str | Path) -> str:
 
 
 def _read(href: str, is_item: bool) -> _File:
-    """Returns the content of a catalogue's file.
-
-    Raises:
-        CatalogError: it is no STAC of this kind.
-        KitError: it cannot be read.
-    """
+    """Returns the content of a catalogue's file."""
     content = read_bytes(href).removeprefix(BOM)
     try:
         file = _File.model_validate_json(content)
@@ -195,11 +186,7 @@ Key = tuple[str, str]  # area, scene
 
 
 def _images(items: Iterable[Item]) -> dict[Key, Item]:
-    """Returns the image items by area and id.
-
-    Raises:
-        CatalogError: two items describe one scene.
-    """
+    """Returns the image items by area and id."""
     images: dict[Key, Item] = {}
     for item in items:
         key = item.area, item.id
@@ -213,11 +200,7 @@ def _images(items: Iterable[Item]) -> dict[Key, Item]:
 
 
 def _owners(label: Item, images: dict[Key, Item], places: dict[str, Key], by_id: dict[str, list[Key]]) -> list[Key]:
-    """Returns the scenes that a label item belongs to: by its `source` links, else by its name.
-
-    Raises:
-        CatalogError: there is no such scene.
-    """
+    """Returns the scenes that a label item belongs to: by its `source` links, else by its name."""
     owners = []
     for href in label.sources or [label.id.removesuffix(LABELS_SUFFIX)]:
         name = Path(href).stem if label.sources else href

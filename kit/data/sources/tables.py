@@ -46,11 +46,7 @@ def read_table(table: str, pattern: str, tier: int | None) -> tuple[list[Scene],
 
 
 def _rows(table: str) -> list[dict[str, str]]:
-    """Returns the rows of a CSV, each with an image and either labels or a mask.
-
-    Raises:
-        DataError: there are none, or some lack one of these.
-    """
+    """Returns the rows of a CSV, each with an image and either labels or a mask."""
     try:
         reader = csv.DictReader(io.StringIO(read_bytes(table).decode("utf-8-sig"), newline=""))
         columns = [(name or "").strip() for name in reader.fieldnames or ()]

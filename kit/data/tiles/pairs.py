@@ -99,11 +99,7 @@ def filled(bands: NDArray[np.uint8], side_px: int, value: int) -> NDArray[np.uin
 
 
 def _read_pair(pair: Pair, batch: Batch) -> tuple[NDArray[np.uint8], NDArray[np.uint8], Grid]:
-    """Returns a pair's image (3, H, W) and mask (H, W), both uint8, and the grid that its own pixels make.
-
-    Raises:
-        RasterError: one of them cannot be read, or their sizes differ.
-    """
+    """Returns a pair's image (3, H, W) and mask (H, W), both uint8, and the grid that its own pixels make."""
     picture = read_picture(pair.image)
     rgb, valid, grid = picture.bands[:3], picture.valid, own_grid(picture, batch.side_px, batch.style.overlap_px)
     if picture.crs is not None and not on_earth(picture.crs):
@@ -120,11 +116,7 @@ def _read_pair(pair: Pair, batch: Batch) -> tuple[NDArray[np.uint8], NDArray[np.
 
 
 def _read_truth(pair: Pair, picture: Picture, meaning: Meaning) -> NDArray[np.uint8]:
-    """Returns a pair's mask, (H, W) uint8, on the pixels of its image where both are georeferenced.
-
-    Raises:
-        RasterError: it cannot be read, or lies elsewhere.
-    """
+    """Returns a pair's mask, (H, W) uint8, on the pixels of its image where both are georeferenced."""
     ready = read_ready_mask(pair.mask)
     if ready.crs is not None and not on_earth(ready.crs):
         raise off_earth(pair.mask, ready.crs)

@@ -223,11 +223,7 @@ def _trace(reader: SceneReader, frame: Frame, files: MapFiles, options: MapOptio
 
 
 def _check_memory(rows: Axis, columns: Axis, scene: Frame) -> None:
-    """Checks that a row of windows, and a band of the rasters, fit into memory.
-
-    Raises:
-        RasterError: the scene is too wide.
-    """
+    """Checks that a row of windows, and a band of the rasters, fit into memory."""
     needed = max(8 * rows.side_px * columns.size_px, 24 * BLOCK_PX * scene.width)  # bytes: sums, or labels and masks
     if needed > MOST_BYTES:
         raise RasterError(
@@ -238,11 +234,7 @@ def _check_memory(rows: Axis, columns: Axis, scene: Frame) -> None:
 
 
 def _predicted(weights: Weights, rgba: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Returns a window's probability.
-
-    Raises:
-        KitError: the device has too little memory.
-    """
+    """Returns a window's probability."""
     try:
         return predict_image(weights, rgba)
     except torch.OutOfMemoryError as cause:

@@ -54,12 +54,7 @@ def write_mosaics(test: Path, folder: Path, processes: int | None = None) -> lis
 
 
 def _pictures(folder: Path) -> set[str]:
-    """Returns the names of the pictures that kit mosaic wrote into a folder: those of the mosaics in its table.
-
-    Raises:
-        OutputError: the folder holds files, and no table.
-        DataError: the table is not kit's.
-    """
+    """Returns the names of the pictures that kit mosaic wrote into a folder: those of the mosaics in its table."""
     if not (folder / TABLE).is_file():
         check_unclaimed(folder, "kit mosaic", "--out")
         return set()

@@ -170,9 +170,6 @@ def _is_255_building(pixels: Mapping[str, NDArray[np.int64]], kind: str, may_ign
         pixels: how many pixels of each mask hold each of VALUES.
         kind: `prediction` or `truth`, for the error.
         may_ignore: whether 255 may mean no data, as it does in a mask that holds 1 as well.
-
-    Raises:
-        ScoreError: it cannot be both: some masks hold 1, others 255.
     """
     groups: dict[tuple[bool, bool], list[str]] = defaultdict(list)
     for name, (_, ones, others) in pixels.items():

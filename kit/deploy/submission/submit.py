@@ -151,11 +151,7 @@ def submit(test: Path, weights_path: Path, out_dir: Path, options: SubmitOptions
 
 
 def _versions(chips: Sequence[Chip]) -> str:
-    """Returns a digest of the chips' images.
-
-    Raises:
-        RasterError: one is missing.
-    """
+    """Returns a digest of the chips' images."""
     try:
         return digest({chip.id: chip.path for chip in chips})
     except KitError as cause:
@@ -181,12 +177,7 @@ def _finished(
 
 
 def _check_folder(folder: Path, chips: Sequence[Chip]) -> None:
-    """Checks that a submission's folder and its archive can be written, and are kit's to write.
-
-    Raises:
-        OutputError: the folder cannot be written, or it or the archive beside it was not written by kit submit.
-        SubmissionError: the folder holds another test set's masks.
-    """
+    """Checks that a submission's folder and its archive can be written, and are kit's to write."""
     archive = archive_of(folder)
     check_writable(folder)
     if not any(folder.glob(".progress*.csv")):
@@ -267,11 +258,7 @@ def _wide_images(chips: Sequence[Chip], reader: WideReader) -> Iterator[NDArray[
 def _factors(
     weights: Weights, chips: Sequence[Chip], mosaics: Sequence[Mosaic], options: SubmitOptions, table: Path
 ) -> dict[str, float]:
-    """Returns the factors by which chips are enlarged to the resolution of training, by id.
-
-    Raises:
-        KitError: the given resolution is too far from that of training.
-    """
+    """Returns the factors by which chips are enlarged to the resolution of training, by id."""
     trained_m = weights.card.gsd_m
     if options.gsd_m is not None:
         factor = options.gsd_m / trained_m
@@ -366,9 +353,6 @@ def _finish(job: Job, chips: Sequence[Chip], versions: str, options: SubmitOptio
         chips: the test set.
         versions: digest of the chips' images before the first was read.
         options: what to write.
-
-    Raises:
-        SubmissionError: chips are missing, or the files do not pass their check.
     """
     folder, archive = job.folder, archive_of(job.folder)
     masks = _masks(chips, folder)

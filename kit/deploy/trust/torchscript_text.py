@@ -80,11 +80,7 @@ def names_in(sources: Mapping[str, bytes]) -> tuple[dict[str, str], set[str]]:
 
 
 def _tokens(record: str, text: str) -> Iterator[Token]:
-    """Yields the tokens of a code record, without blanks.
-
-    Raises:
-        WeightsError: torch would not print such text.
-    """
+    """Yields the tokens of a code record, without blanks."""
     place, line, depth, first, indent, before = 0, 1, 0, True, 0, ""
     while place < len(text):
         match = TOKEN.match(text, place)
