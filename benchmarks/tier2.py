@@ -2,6 +2,7 @@
 
     python benchmarks/tier2.py damage CATALOG OUT [--seed 0]       # damages the labels of real scenes
     python benchmarks/tier2.py figures SET --damaged FOLDER --root ROOT   # an audit, and a repair, against the truth
+    python benchmarks/tier2.py picture SET BLOCK --damaged FOLDER --root ROOT --out docs/tier2.jpg
     python benchmarks/tier2.py pays --root ROOT [--steps 80] [--seeds 3]  # five ways to train, in turn; rerun to resume
 
 `damage` writes `scenes.csv` for kit prepare, `damage.json` and `true_footprints/`, as `kit sample` does for its
@@ -270,6 +271,54 @@ def _label_files(damaged: Path) -> dict[str, Path]:
     return {f"{file.parent.parent.name}/{file.stem}": file for file in files}
 
 
+# a picture of a block before and after
+
+PICTURE_PX, LINE_PX = 560, 2  # side of each half
+COLOURS = {"damaged": (230, 40, 40), "kept": (60, 220, 60), "added": (60, 160, 255), "ignored": (255, 0, 200)}  # RGB
+
+
+def picture(name: str, block: str, damaged: Path, paths: Paths, out: Path) -> None:
+    """Writes a block of 100 m twice: with its damaged labels, and with the repaired ones.
+
+    Args:
+        name: of the audited and repaired data set.
+        block: id in `damage.json`.
+        damaged: the catalogue's folder.
+        paths: of the root.
+        out: picture to write.
+    """
+    import cv2
+    from rasterio.windows import from_bounds
+
+    known = json.loads((damaged / "damage.json").read_text())["blocks"]
+    (chosen,) = (each for each in known if each["block"] == block)
+    area, scene, _ = block.split("/")
+    with rasterio.open(damaged / area / scene / f"{scene}.tif") as raster:
+        window = from_bounds(*chosen["bounds"], raster.transform)
+        image = raster.read((1, 2, 3), window=window, out_shape=(3, PICTURE_PX, PICTURE_PX)).transpose(1, 2, 0)
+        crs = raster.crs.to_string()
+    left, _, right, top = chosen["bounds"]
+    scale = PICTURE_PX / (right - left)
+
+    def draw(outlines: Iterable[shapely.Geometry], colours: Iterable[str]) -> NDArray[np.uint8]:
+        canvas = np.ascontiguousarray(image)
+        for outline, colour in zip(outlines, colours, strict=True):
+            for part in shapely.get_parts(outline):
+                points = (shapely.get_coordinates(part.exterior) - (left, top)) * (scale, -scale) * 16
+                cv2.polylines(
+                    canvas, [points.round().astype(np.int32)], True, COLOURS[colour], LINE_PX, cv2.LINE_AA, shift=4
+                )
+        return canvas
+
+    labels = _by_id(_label_files(damaged)[f"{area}/{scene}"], crs).values()
+    table, outlines, _ = _findings(paths.data(f"{name}_repaired") / "footprints" / area / f"{scene}.gpkg")
+    kinds = np.where(table["sure"] == 0, "ignored", np.where(table["change"] == "added", "added", "kept"))
+    halves = draw(labels, ["damaged"] * len(labels)), draw(outlines, kinds)
+    gap = np.full((PICTURE_PX, 8, 3), 255, np.uint8)
+    both = np.concatenate([halves[0], gap, halves[1]], axis=1)
+    cv2.imwrite(str(out), both[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
+
+
 # whether it pays
 
 RECIPE = '''"""lite0 at 0.3 m, a third of the time at 0.15 m: {arm}, seed {seed}."""
@@ -437,6 +486,12 @@ def main() -> None:
     measuring.add_argument("set")
     measuring.add_argument("--damaged", type=Path, required=True)
     measuring.add_argument("--root", type=Path, default=Path())
+    drawing = commands.add_parser("picture")
+    drawing.add_argument("set")
+    drawing.add_argument("block")
+    drawing.add_argument("--damaged", type=Path, required=True)
+    drawing.add_argument("--root", type=Path, default=Path())
+    drawing.add_argument("--out", type=Path, required=True)
     paying = commands.add_parser("pays")
     paying.add_argument("--root", type=Path, default=Path(), help="with data/tier1, tier2, tier2_repaired and sample/")
     paying.add_argument("--real", type=Path, help="another root, with real scenes")
@@ -448,6 +503,8 @@ def main() -> None:
         damage(given.catalog, given.out, given.seed)
     elif given.command == "figures":
         show_figures(given.set, given.damaged, Paths(given.root))
+    elif given.command == "picture":
+        picture(given.set, given.block, given.damaged, Paths(given.root), given.out)
     else:
         table = given.root / "pays.csv"
         settings = [sample_setting(given.root, given.steps)] if (given.root / "sample").exists() else []
