@@ -431,7 +431,10 @@ class Setting:
 
 
 def pays(settings: Iterable[Setting], table: Path, seeds: int) -> None:
-    """Trains what is missing of all arms, one seed after the other, and adds a row to a table for each."""
+    """Trains what is missing of all arms, one seed after the other, and adds a row to a table for each.
+
+    Arms whose data set is not there yet are left to a rerun.
+    """
     done = {tuple(row[:3]) for row in csv.reader(table.open())} if table.is_file() else set()
     if not done:
         table.write_text(",".join(COLUMNS) + "\n")
@@ -439,7 +442,8 @@ def pays(settings: Iterable[Setting], table: Path, seeds: int) -> None:
     for seed in range(seeds):
         for setting in settings:
             for arm in ARMS:
-                if (setting.name, arm, str(seed)) in done:
+                added = ARMS[arm][1]
+                if (setting.name, arm, str(seed)) in done or (added and added not in setting.paths.data_names()):
                     continue
                 jaccard = setting.train(arm, seed)
                 with table.open("a", newline="") as file:
@@ -510,7 +514,8 @@ def main() -> None:
         settings = [sample_setting(given.root, given.steps)] if (given.root / "sample").exists() else []
         settings += [real_setting(given.real, given.held_out, given.steps)] if given.real else []
         for setting in settings:
-            relabel(setting.paths.data("tier2"), setting.paths.data("tier2_predicted"), 0.5)
+            if (setting.paths.data("tier2") / "audit" / "settings.json").is_file():
+                relabel(setting.paths.data("tier2"), setting.paths.data("tier2_predicted"), 0.5)
         pays(settings, table, given.seeds)
         show_arms(table)
 
