@@ -105,18 +105,21 @@ def read_tile(image: str, mask: str, layers: bool = False) -> tuple[NDArray[np.u
     Raises:
         DataError: one of them cannot be read, or the mask has no layers although they are requested.
     """
+    opened = image
     try:
-        with without_notice, rasterio.open(image) as source, rasterio.open(mask) as truth:
+        with without_notice, rasterio.open(image) as source:
+            pixels = _bands_last(source.read((1, 2, 3)))
+        opened = mask
+        with without_notice, rasterio.open(mask) as truth:
             if layers and truth.count != len(LAYERS):
                 raise DataError(
                     f"{mask} has {truth.count} band, expected {len(LAYERS)}: {', '.join(LAYERS)}",
                     "cut the data set again: kit prepare CATALOG --layers",
                 )
-            pixels = _bands_last(source.read((1, 2, 3)))
             return pixels, _bands_last(truth.read()) if layers else truth.read(1)
     except RasterioIOError as cause:
         raise DataError(
-            f"tile {image} cannot be read: {cause}",
+            f"tile {opened} cannot be read: {cause.__cause__ or cause}",
             "cut the data set again: kit prepare; windows into scenes need the scenes where they were",
         ) from cause
 

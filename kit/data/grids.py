@@ -165,7 +165,7 @@ def on_earth(crs: CRS) -> bool:
         pyproj.Transformer.from_crs(crs.to_wkt(), "EPSG:4326")
     except ProjError:
         return False
-    return True
+    return not pyproj.CRS(crs.to_wkt()).is_geocentric
 
 
 def ground_m(grid: Grid, row: int, column: int) -> float:

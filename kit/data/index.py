@@ -1,6 +1,7 @@
 """The index of a data set: one row per tile, see docs/data.md."""
 
 import csv
+import hashlib
 import io
 import re
 from pathlib import Path
@@ -22,8 +23,9 @@ from pydantic import (
 from kit.data.folds.assign import assign_folds
 from kit.errors import DataError, nearest
 from kit.paths import Paths
-from kit.system.files import read_limited, replacing
+from kit.system.files import read_limited, replacing, write_bytes
 
+CHECKSUM = ".sha256"  # suffix of the file beside an index
 LIMIT_BYTES = 1 << 30  # of an index: some five million tiles
 REMEDY = "restore the file, or rerun the same kit prepare: it writes the index again, without cutting tiles again"
 
@@ -89,10 +91,12 @@ def read_table(file: Path) -> pd.DataFrame:
     """Returns an index as it stands in its file, checked row by row; bounds are NaN where they are empty.
 
     Raises:
-        DataError: a column is missing, a value is impossible, a path leaves the data set, or a tile appears twice.
+        DataError: a column is missing, a value is impossible, a path leaves the data set, a tile appears twice, or the
+            file is not the one that `write_table` wrote.
     """
+    content = read_limited(file, LIMIT_BYTES, DataError, REMEDY)
     try:
-        text = read_limited(file, LIMIT_BYTES, DataError, REMEDY).decode()
+        text = content.decode()
         reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         columns = list(reader.fieldnames or ())
         raw = [(reader.line_num, row) for row in reader]
@@ -123,7 +127,32 @@ def read_table(file: Path) -> pd.DataFrame:
     for name in ("tile", "image"):
         if (twice := index[name].duplicated()).any():
             raise DataError(f"{file}: two rows have the {name} {index[name][twice].iloc[0]}", REMEDY)
+    checksum = file.with_suffix(CHECKSUM)
+    if checksum.exists() and read_limited(checksum, LIMIT_BYTES, DataError, REMEDY) != _checksum_line(file, content):
+        raise DataError(
+            f"{file} was changed since kit wrote it: it does not have the checksum in {checksum.name}",
+            f"{REMEDY}; to use it as it is, remove {checksum}",
+        )
     return index
+
+
+def write_table(file: Path, index: pd.DataFrame) -> None:
+    """Writes an index and, beside it, its SHA-256 in the format of sha256sum.
+
+    A process that is killed in between leaves an index without a checksum, which is read as it is.
+
+    Raises:
+        OutputError: the disk is full or the folder cannot be written.
+    """
+    content = index.to_csv(index=False).encode()
+    with replacing(file) as temporary:
+        temporary.write_bytes(content)
+        file.with_suffix(CHECKSUM).unlink(missing_ok=True)
+    write_bytes(file.with_suffix(CHECKSUM), _checksum_line(file, content))
+
+
+def _checksum_line(file: Path, content: bytes) -> bytes:
+    return f"{hashlib.sha256(content).hexdigest()}  {file.name}\n".encode()
 
 
 def read_index(paths: Paths, name: str = "") -> tuple[str, pd.DataFrame]:
@@ -184,6 +213,5 @@ def refold(
     index["fold"], notice = assign_folds(index, by, k, block_m, gap_m)
     written = pd.read_csv(file, dtype=str, keep_default_na=False)  # the other columns keep their bytes
     written["fold"] = index["fold"].astype(str)
-    with replacing(file) as temporary:
-        written.to_csv(temporary, index=False)
+    write_table(file, written)
     return index, notice

@@ -4,6 +4,8 @@
 upright. All expect 3 or 4 bands (RGB, alpha) of uint8.
 """
 
+import os
+import shlex
 import threading
 import warnings
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ import shapely
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
-from rasterio.enums import MaskFlags
+from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.env import env_ctx_if_needed, getenv, hasenv
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
@@ -31,7 +33,11 @@ from kit.data.orientation import TURNED, orientation_of, upright
 from kit.data.sources.remote import GDAL_WEB, gdal_path, is_remote, local_path, suffix_of
 from kit.errors import RasterError
 
+RGB = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
+NO_COLOUR = (ColorInterp.undefined, ColorInterp.gray)  # of bands that the file gives no meaning
 ALPHA = 4  # the band, also where the file does not call it so
+# GDAL's fast way to read a whole PNG returns one that was cut off without an error
+os.environ.setdefault("GDAL_PNG_WHOLE_IMAGE_OPTIM", "NO")
 PICTURE_DRIVERS = ("GTiff", "PNG", "JPEG", "WEBP", "JP2OpenJPEG")  # formats that name no other file to read
 MOST_PIXELS = 1 << 28  # of a picture: 16,384 x 16,384; the header of a small file can claim any size
 
@@ -87,11 +93,18 @@ def open_scene(href: str) -> DatasetReader:
     source = _open(href, PICTURE_DRIVERS if plain else None)
     _check_bands(source, href)
     if source.crs is None:
-        points, _ = source.gcps
+        (points, crs), model = source.gcps, source.rpcs
         source.close()
+        command = f"{shlex.quote(gdal_path(href))} warped.tif"
         if points:
             raise RasterError(
-                f"{href} has {len(points)} ground control points instead of a transform", "warp it: gdalwarp IN OUT"
+                f"{href} has {len(points)} ground control points instead of a transform",
+                f"warp it: gdalwarp -r bilinear {'' if crs else '-s_srs EPSG:... '}{command}",
+            )
+        if model:
+            raise RasterError(
+                f"{href} has a sensor model (RPC) instead of a transform",
+                f"warp it: gdalwarp -rpc -r bilinear {command}",
             )
         raise RasterError(f"{href} has no coordinate system", "assign one: gdal_edit.py -a_srs EPSG:...")
     block = max((height * width for height, width in source.block_shapes), default=0)
@@ -157,16 +170,23 @@ def unreadable(href: object, cause: BaseException) -> RasterError:
     """Returns the error for a file that GDAL cannot open or decode."""
     reason = cause.__cause__ or cause  # rasterio's own text of a failed read says "see previous exception"
     return RasterError(
-        f"cannot read {href}: {reason}", "expected a whole GeoTIFF, PNG, JPEG or WebP: fetch or copy it again"
+        f"cannot read {href}: {reason}",
+        "expected a whole GeoTIFF, PNG, JPEG, JPEG 2000 or WebP: fetch or copy it again",
     )
 
 
 def _check_bands(source: DatasetReader, href: object) -> None:
     """Checks that an image is uint8 RGB or RGBA; closes it where it is not."""
-    count, dtypes = source.count, sorted(set(source.dtypes))
-    if count in (3, 4) and dtypes == ["uint8"]:
+    count, dtypes, kinds = source.count, sorted(set(source.dtypes)), source.colorinterp[:3]
+    fits = count in (3, 4) and dtypes == ["uint8"]
+    if fits and all(kind in (colour, *NO_COLOUR) for kind, colour in zip(kinds, RGB, strict=True)):
         return
     source.close()
+    if fits:
+        raise RasterError(
+            f"the bands of {href} are {', '.join(kind.name for kind in kinds)}, expected red, green, blue",
+            "convert it to RGB; of another order, gdal_translate -b 3 -b 2 -b 1 -colorinterp red,green,blue IN OUT",
+        )
     if dtypes != ["uint8"]:
         remedy = "scale it to 8 bits: gdal_translate -ot Byte -scale"
     elif count > ALPHA:

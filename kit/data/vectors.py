@@ -180,7 +180,7 @@ def _layer(file: str) -> str | None:
     if len(layers) > 1:
         raise FootprintError(
             f"footprints {file} have {len(layers)} layers of polygons: {', '.join(layers)}",
-            "keep one: ogr2ogr one.gpkg FILE LAYER",
+            f"keep one: ogr2ogr one.gpkg {gdal_path(file)} {layers[0]}",
         )
     return layers[0] if layers else None
 

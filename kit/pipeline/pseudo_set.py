@@ -14,7 +14,7 @@ import pandas as pd
 from kit.console import say
 from kit.data.folds.leaks import NO_FOLD
 from kit.data.grids import ground_m, on_earth
-from kit.data.index import read_table
+from kit.data.index import read_table, write_table
 from kit.data.rasters import open_picture
 from kit.data.sources.chips import Chip, find_chips
 from kit.data.tiles.pairs import MULTIPLE_PX, own_grid
@@ -281,8 +281,7 @@ def _finish(
     scenes = dict(_scenes(mosaics))
     index = pd.DataFrame([labeller.tile(row, name, scenes[row.chip]) for row in kept])
     index.insert(4, "fold", _folds(folder / INDEX, index["tile"]))
-    with replacing(folder / INDEX) as temporary:
-        index.to_csv(temporary, index=False)
+    write_table(folder / INDEX, index)
     imagery_px, labelled_px = sum(row.imagery_px for row in kept), sum(row.labelled_px for row in kept)
     built = sum(row.building_px for row in kept) / labelled_px
     weights = labeller.weights

@@ -1,5 +1,6 @@
 """Files: atomic writes, locks, checksums, reading with a size limit."""
 
+import errno
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ if TYPE_CHECKING:  # pydantic takes 0.1 s to import
 T = TypeVar("T")
 
 LIMIT_BYTES = 64 * 2**20  # of a text file that kit wrote
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SHOWN = 60  # characters of a wrong value, in an error
 
 
@@ -72,9 +74,16 @@ def _concerns(cause: OSError, path: Path, temporary: Path) -> bool:
 
 
 def _unwritable(path: Path, cause: OSError) -> OutputError:
+    obstacle = _obstacle(path.parent)
     return OutputError(
-        f"cannot write {path}: {_obstacle(path.parent) or cause.strerror}", "free some space or choose another --root"
+        f"cannot write {path}: {obstacle or cause.strerror}",
+        f"{'move it away' if obstacle else write_remedy(cause)} or choose another --root",
     )
+
+
+def write_remedy(cause: OSError) -> str:
+    """Returns what to do about a file that cannot be written."""
+    return "free some space" if cause.errno in FULL else "make it writable"
 
 
 def _obstacle(folder: Path) -> str:

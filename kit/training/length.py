@@ -12,7 +12,7 @@ import torch
 from fastai.callback.core import Callback, CancelValidException
 
 from kit.console import say
-from kit.errors import RunError
+from kit.errors import RecipeError, RunError
 from kit.system.files import replacing
 from kit.system.ranks import agreed, gathered, rank, ranks
 
@@ -29,7 +29,11 @@ class LengthOptions:
 
 
 def count_epochs(recipe: Any, learn: Any) -> list[int]:
-    """Returns the epochs of each fit that a recipe's `fit` starts, without training."""
+    """Returns the epochs of each fit that a recipe's `fit` starts, without training.
+
+    Raises:
+        RecipeError: there are none.
+    """
     epochs: list[int] = []
 
     def fit(n_epoch: int, *_: Any, **__: Any) -> None:
@@ -40,6 +44,8 @@ def count_epochs(recipe: Any, learn: Any) -> list[int]:
         recipe.fit(learn)
     finally:
         del learn.fit
+    if not sum(epochs):
+        raise RecipeError(f"{recipe.name}: fit() trains no epoch", "expected for example learn.fit_one_cycle(12, 1e-3)")
     return epochs
 
 
@@ -184,10 +190,10 @@ class TimeBudget(Length):
 
     Every epoch gets an equal share of the time. Its number of steps is planned at its beginning and again every
     hundredth of the budget, from the time of a step as it was since the last plan: where the machine becomes slower or
-    faster, the epoch gets fewer or more steps. Schedules follow the plan, so that they reach their end with the budget.
-    Rank 0 plans for all ranks. Where validations would take more than half of the time that is left, some epochs are
-    not validated; the last one always is. Plans that change the number of steps are written to `plan.csv`, and kept in
-    the checkpoint.
+    faster, the epoch gets fewer or more steps. A validation is expected to slow down as steps do. Schedules follow the
+    plan, so that they reach their end with the budget. Rank 0 plans for all ranks. Where validations would take more
+    than half of the time that is left, some epochs are not validated; the last one always is. Plans that change the
+    number of steps are written to `plan.csv`, and kept in the checkpoint.
 
     Args:
         minutes: wall time of all fits.
@@ -207,8 +213,10 @@ class TimeBudget(Length):
         super().__init__(fits)
         self.budget_s, self.folder = minutes * 60 * self.TARGET, folder
         self.plans: list[StepPlan] = []
-        self.epoch_seconds = 0.0
+        self.epoch_seconds, self.pace = 0.0, 0.0  # that an epoch took beside its steps, and that its steps took
         self.trained_at: float | None = None  # seconds when the last epoch's steps ended
+        self.trained_pace = 0.0  # that those steps took
+        self.began: tuple[float, int] = (0.0, 0)  # seconds and step since which these are timed
         self.mark: tuple[float, int] | None = None  # seconds and step since which steps are timed
         self.session_steps = 0  # steps done by this process
         self.steps_done = 0  # of finished epochs
@@ -254,9 +262,9 @@ class TimeBudget(Length):
             seconds = self.run_log.seconds
             if self.trained_at is not None:
                 if not self.recorder.cancel_valid:
-                    self.epoch_seconds = seconds - self.trained_at
+                    self.epoch_seconds, self.pace = seconds - self.trained_at, self.trained_pace
                 self.trained_at = None
-            self.mark = seconds, int(self.iter)
+            self.mark = self.began = seconds, int(self.iter)
         self.learn.pct_train = (self.epoch + self.plans[-1].share_at(self.iter)) / self.n_epoch
 
     def after_batch(self) -> None:
@@ -264,7 +272,7 @@ class TimeBudget(Length):
         plan, done = self.plans[-1], int(self.iter) + 1
         self.session_steps += 1
         if self.session_steps == 1:
-            self.mark = self.run_log.seconds, done
+            self.mark = self.began = self.run_log.seconds, done
         if done == plan.next_step and done < plan.steps:
             self._plan(done, plan.share_at(done))
 
@@ -273,18 +281,27 @@ class TimeBudget(Length):
         if self.plans:
             self.steps_done += self.plans[-1].steps
         self.trained_at, self.mark = self.run_log.seconds, None
+        (since, step), done = self.began, int(self.iter) + 1
+        self.trained_pace = (self.trained_at - since) / (done - step) if done > step else self._step_seconds
+
+    @property
+    def _step_seconds(self) -> float:
+        """That a step took lately; 0 where unknown."""
+        return self.plans[-1].step_seconds if self.plans else 0.0
 
     def before_validate(self) -> None:
         """Leaves a validation out where all of them would not fit."""
         ahead = self.epochs - self.epochs_done
-        if agreed(ahead > self._validations(ahead, self.run_log.seconds)):
+        if agreed(ahead > self._validations(ahead, self.run_log.seconds, self._expected(self._step_seconds))):
             raise CancelValidException
 
-    def _validations(self, ahead: int, now: float) -> int:
+    def _expected(self, step_s: float) -> float:
+        """Returns the seconds that an epoch takes beside its steps, where a step takes `step_s` (0: unknown)."""
+        return self.epoch_seconds * (step_s / self.pace if step_s and self.pace else 1.0)
+
+    def _validations(self, ahead: int, now: float, epoch_s: float) -> int:
         """Returns how many of the next epochs can be validated in half of the time that is left, at least 1."""
-        if not self.epoch_seconds:
-            return ahead
-        return max(1, min(ahead, int((self.budget_s - now) / 2 / self.epoch_seconds)))
+        return max(1, min(ahead, int((self.budget_s - now) / 2 / epoch_s))) if epoch_s else ahead
 
     def _plan(self, done: int, share: float) -> None:
         """Plans the rest of the epoch."""
@@ -311,22 +328,24 @@ class TimeBudget(Length):
             now: seconds of the budget that were used.
         """
         epoch = self.epochs_done
-        step_s = self.plans[-1].step_seconds if self.plans else 0.0
+        step_s = self._step_seconds
         if self.mark is not None and done > self.mark[1]:
             step_s = (now - self.mark[0]) / (done - self.mark[1])
         if not step_s:
             steps = done + self.FIRST
             total = self.steps_done + steps * (self.epochs - epoch)
             return StepPlan(epoch, done, share, now, 0.0, self.epoch_seconds, steps + 1, steps, total)
+        self.pace = self.pace or step_s
+        epoch_s = self._expected(step_s)
         ahead = self.epochs - epoch  # epochs that are not finished
-        train_s = max(0.0, self.budget_s - now - self._validations(ahead, now) * self.epoch_seconds)
+        train_s = max(0.0, self.budget_s - now - self._validations(ahead, now, epoch_s) * epoch_s)
         rest = max(1, round(train_s * (1 - share) / (ahead - share) / step_s))
         every = max(1, round(self.budget_s / self.PLANS / step_s))
         steps = done + rest
         # soon after the first step, and towards the end of an epoch, plans come closer
         following = done + max(1, min(every, rest // 2, done or every))
         total = self.steps_done + steps + max(ahead - 1, round(train_s * (ahead - 1) / (ahead - share) / step_s))
-        return StepPlan(epoch, done, share, now, step_s, self.epoch_seconds, steps, following, total)
+        return StepPlan(epoch, done, share, now, step_s, epoch_s, steps, following, total)
 
     def _set_steps(self, steps: int) -> None:
         self.dls.train.n = steps * self.dls.train.bs
@@ -353,7 +372,9 @@ class TimeBudget(Length):
         return {
             "plans": [asdict(plan) for plan in self.plans],
             "epoch_seconds": self.epoch_seconds,
+            "pace": self.pace,
             "trained_at": self.trained_at,
+            "trained_pace": self.trained_pace,
             "steps_done": self.steps_done,
             "said": self.said,
             "ranks": ranks(),
@@ -363,6 +384,7 @@ class TimeBudget(Length):
         """Goes on with the last plan; with another number of ranks, its steps are counted in theirs."""
         self.plans = [StepPlan(**plan) for plan in state["plans"]]
         self.epoch_seconds, self.trained_at = state["epoch_seconds"], state["trained_at"]
+        self.pace, self.trained_pace = state.get("pace", 0.0), state.get("trained_pace", 0.0)
         self.steps_done, self.said, self.mark = state["steps_done"], state["said"], None
         if state["ranks"] != ranks():
             self.plans[-1] = _recounted(self.plans[-1], state["ranks"], ranks())

@@ -80,7 +80,7 @@ class Recipe:
             returned = function(argument)
         except (KitError, KeyboardInterrupt):
             raise
-        except Exception as cause:
+        except (Exception, SystemExit) as cause:
             full = type(cause).__name__ == "OutOfMemoryError"  # torch's, of a GPU
             raise RecipeError(
                 f"{self.path.name}: {name}() failed{_where(cause, self.path)}: {type(cause).__name__}: {cause}",
@@ -131,7 +131,7 @@ def _known(paths: Paths) -> dict[str, Path]:
         file.stem: file
         for folder in folders
         for file in sorted(folder.glob("*.py"))
-        if not file.stem.startswith("_")
+        if not file.stem.startswith("_") and file.is_file()
     }  # fmt: skip
 
 
@@ -151,8 +151,10 @@ def find_recipe(name: str, paths: Paths) -> Path:
     """
     known = _known(paths)
     path = Path(name) if name.endswith(".py") else known.get(name)
-    if path is None or not path.is_file():
+    if path is None or not path.exists():
         raise RecipeError(f"no recipe {name!r}", nearest(Path(name).stem, known))
+    if not path.is_file():
+        raise RecipeError(f"recipe {name!r} is not a regular file", "expected recipes/NAME.py")
     return path.resolve()
 
 

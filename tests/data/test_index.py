@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kit.data.index import read_index, read_table, refold
+from kit.data.index import read_index, read_table, refold, write_table
 from kit.data.tiles.cutting import Style
 from kit.data.tiles.options import PrepareOptions
 from kit.data.tiles.prepare import prepare
@@ -45,7 +45,7 @@ def test_a_data_set_reads_as_it_was_written(workplace: Path):
     assert list(index.columns) == list(written.columns)
     pd.testing.assert_frame_equal(index, written, check_dtype=False)
     old = index.drop(columns=["crs", "left", "bottom", "right", "top"])
-    old.to_csv(file, index=False)
+    write_table(file, old)
     assert list(read_table(file).columns) == list(old.columns)
 
 
@@ -136,3 +136,26 @@ def test_prepare_writes_a_damaged_index_again(tmp_path: Path, catalog: Path):
         refold(paths, "train_tier_1", "scene", 2)
     assert prepare(catalog, paths, options).kept == 3
     assert file.read_bytes() == whole
+    assert file.with_name("index.old.csv").read_bytes() == whole[:-40]
+
+
+def test_a_changed_index_is_noticed_although_its_values_are_possible(workplace: Path, cli: Callable[..., tuple]):
+    paths = Paths(workplace)
+    file = paths.data("train_tier_1") / "index.csv"
+    whole = file.read_bytes()
+    refold(paths, "train_tier_1", "scene", 2)  # has a checksum of its own
+    assert read_index(paths)[1]["fold"].nunique() == 2
+    digit = file.read_bytes().rindex(b".") + 1
+    changed = bytearray(file.read_bytes())
+    changed[digit] = ord("1") if changed[digit] != ord("1") else ord("2")
+    file.write_bytes(changed)
+    for command in (("folds", "train_tier_1", "-k", 2), ("run", "quickstart", "--fold", 0)):
+        code, _, err = cli(*command, "--root", workplace)
+        assert code == 1
+        assert "was changed since kit wrote it" in " ".join(err.split())
+        assert "index.sha256" in err
+    assert file.read_bytes() == changed
+    file.with_suffix(".sha256").unlink()  # the remedy for a change on purpose; older data sets have none
+    assert len(read_index(paths)[1])
+    file.write_bytes(whole)
+    assert len(read_index(paths)[1])

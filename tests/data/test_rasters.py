@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+from affine import Affine
 from factories import UTM, at_kampala, write_bands
 from PIL import Image
 from rasterio.control import GroundControlPoint
+from rasterio.rpc import RPC
 
 from kit.data.rasters import MOST_PIXELS, image_size, open_scene, read_image
 from kit.deploy.submission.mask_tiff import decode_mask
@@ -103,6 +105,18 @@ def test_imagery_of_more_than_8_bits(tmp_path: Path, kind: str, remedy: str):
         assert remedy in caught.value.hint
 
 
+@pytest.mark.parametrize("kinds", ["blue green red", "alpha red green blue"])
+def test_bands_of_other_colours_are_refused(tmp_path: Path, kinds: str):
+    bands = noise(8, 8)[..., [0, 1, 2, 0][: len(kinds.split())]].transpose(2, 0, 1)
+    path = write_bands(tmp_path / "x.tif", bands, photometric="minisblack")
+    assert read_image(path).shape == (8, 8, len(bands))  # bands without a meaning are red, green, blue
+    with rasterio.open(path, "r+") as target:
+        target.colorinterp = [rasterio.enums.ColorInterp[kind] for kind in kinds.split()]
+    for read in (read_image, lambda path: open_scene(str(path))):
+        with pytest.raises(RasterError, match=rf"the bands of .* are {', '.join(kinds.split()[:3])}, expected red"):
+            read(path)
+
+
 def test_ground_control_points_are_no_transform(tmp_path: Path):
     points = [GroundControlPoint(row, col, 5e5 + col, 9e6 - row) for row in (0, 8) for col in (0, 8)]
     shape = {"driver": "GTiff", "width": 8, "height": 8, "count": 3, "dtype": "uint8"}
@@ -110,7 +124,17 @@ def test_ground_control_points_are_no_transform(tmp_path: Path):
         target.write(noise(8, 8).transpose(2, 0, 1))
     with pytest.raises(RasterError, match="has 4 ground control points instead of a transform") as caught:
         open_scene(str(tmp_path / "x.tif"))
-    assert "gdalwarp" in caught.value.hint
+    assert caught.value.hint == f"warp it: gdalwarp -r bilinear {tmp_path}/x.tif warped.tif"
+
+
+def test_a_sensor_model_is_no_transform(tmp_path: Path):
+    write_bands(tmp_path / "x.tif", noise(8, 8).transpose(2, 0, 1), Affine.identity(), crs=None)
+    polynomial = [1.0] * 20
+    with rasterio.open(tmp_path / "x.tif", "r+") as target:
+        target.rpcs = RPC(0, 1, 0, 1, polynomial, polynomial, 0, 1, 0, 1, polynomial, polynomial, 0, 1)
+    with pytest.raises(RasterError, match=r"has a sensor model \(RPC\) instead of a transform") as caught:
+        open_scene(str(tmp_path / "x.tif"))
+    assert "gdalwarp -rpc" in caught.value.hint
 
 
 def test_nodata_values_and_collars_become_alpha(tmp_path: Path):

@@ -27,8 +27,8 @@ def root(tmp_path: Path, workplace: Path, cli: Cli) -> Path:
     return workplace
 
 
-def hurt(cli: Cli, file: Path, seed: int, *commands: tuple[object, ...], root: Path) -> None:
-    """Runs commands on a root in which one file is damaged, `COUNT` times."""
+def hurt(cli: Cli, file: Path, seed: int, *commands: tuple[object, ...], root: Path, refused: bool = False) -> None:
+    """Runs commands on a root in which one file is damaged, `COUNT` times; `refused`: none may use the file."""
     whole = file.read_bytes()
     faults = []
     for kind, damaged in mutations(whole, COUNT, seed):
@@ -37,13 +37,15 @@ def hurt(cli: Cli, file: Path, seed: int, *commands: tuple[object, ...], root: P
             code, _, err = cli(*command, "--root", root)
             if code not in (0, 1) or "a fault of kit" in err or "Traceback" in err or (code and "error:" not in err):
                 faults.append(f"{command[0]}, {file.name}, {kind}: exit {code}\n{err[-400:]}")
+            if refused and damaged != whole and code == 0:
+                faults.append(f"{command[0]}, {file.name}, {kind}: used")
     file.write_bytes(whole)
     assert not faults, f"{len(faults)} faults, first\n" + "\n".join(faults[:3])
 
 
 def test_the_index(root: Path, cli: Cli):
     folder = root / "data" / "train_tier_1"
-    hurt(cli, folder / "index.csv", 1, ("folds", "train_tier_1", "-k", 2), ("runs",), root=root)
+    hurt(cli, folder / "index.csv", 1, ("folds", "train_tier_1", "-k", 2), root=root, refused=True)
 
 
 def test_the_settings_of_a_data_set(root: Path, cli: Cli):

@@ -12,6 +12,7 @@ import rasterio
 import torch
 from factories import TINY_RECIPE, write_catalog
 
+from kit.data.index import write_table
 from kit.errors import KitError, RecipeError
 from kit.paths import Paths
 from kit.pipeline.check import check, in_words
@@ -102,7 +103,7 @@ def test_soft_labels_without_folds(own: Callable[[str], Paths], tmp_path: Path):
         with rasterio.open(soft, "w", **profile) as target:
             target.write(np.where(labels == 1, 254, labels), 1)
     index["soft"] = index["mask"].str.replace("masks/", "soft/")
-    index.to_csv(paths.data("pseudo1") / "index.csv", index=False)
+    write_table(paths.data("pseudo1") / "index.csv", index)
     checked = check(str(recipe.recipes / "mine.py"), paths, tiny=True)
     assert dict(checked.rows)["target"].endswith("float32")
     yellow = np.array([0, 220, 255])

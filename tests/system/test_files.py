@@ -165,12 +165,14 @@ def in_the_way(tmp_path: Path, obstacle: str) -> Path:
 @pytest.mark.parametrize("obstacle", ["a file", "a dangling link", "a read-only disk"])
 def test_a_folder_that_cannot_be_written_is_one_error(tmp_path: Path, obstacle: str):
     folder = in_the_way(tmp_path, obstacle)
-    with pytest.raises(OutputError, match=f"cannot write {folder}"):
+    with pytest.raises(OutputError, match=f"cannot write {folder}") as caught:
         check_writable(folder)
+    assert "free some space" not in caught.value.hint
     with pytest.raises(OutputError, match=f"cannot write {folder}"):
         check_writable(folder / "deeper")
-    with pytest.raises(OutputError, match=f"cannot write {folder}"), replacing(folder / "x.pt"):
+    with pytest.raises(OutputError, match=f"cannot write {folder}") as caught, replacing(folder / "x.pt"):
         pytest.fail("work was done")
+    assert "free some space" not in caught.value.hint
     with pytest.raises(OutputError, match=f"cannot write {folder}"), locked(folder / "x"):
         pytest.fail("work was done")
 
@@ -180,8 +182,9 @@ def test_a_full_disk_is_noticed_before_any_work(tmp_path: Path, monkeypatch: pyt
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("tempfile.TemporaryFile", full)
-    with pytest.raises(OutputError, match=r"cannot write .*: No space left"):
+    with pytest.raises(OutputError, match=r"cannot write .*: No space left") as caught:
         check_writable(tmp_path)
+    assert "free some space" in caught.value.hint
 
 
 def test_checking_a_folder_leaves_nothing(tmp_path: Path):

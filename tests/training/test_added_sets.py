@@ -11,6 +11,7 @@ import pytest
 import rasterio
 from factories import TINY_RECIPE, prepare, write_catalog
 
+from kit.data.index import write_table
 from kit.paths import Paths
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -40,7 +41,7 @@ def soften(folder: Path) -> None:
         with rasterio.open(folder / "soft" / Path(mask).name, "w", **profile) as target:
             target.write(soft)
     index["soft"] = ["soft/" + Path(mask).name for mask in index["mask"]]
-    index.to_csv(folder / "index.csv", index=False)
+    write_table(folder / "index.csv", index)
 
 
 def tiles_of(folder: Path) -> set[str]:

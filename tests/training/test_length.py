@@ -45,7 +45,7 @@ def stub_clock(monkeypatch: pytest.MonkeyPatch) -> StubClock:
 
 
 class Work(Callback):
-    """Lets the clock run: the first step of a session takes 5 s more, a validation 3 s, and so does its first batch."""
+    """Lets the clock run: the first step of a session takes 5 s more, a validation as long as three steps."""
 
     order = -50  # before the budget looks at the clock
 
@@ -55,7 +55,7 @@ class Work(Callback):
 
     def after_batch(self) -> None:
         if not self.training:
-            self.clock.seconds += 3 * (self.iter == 0)
+            self.clock.seconds += 3 * self.step_seconds(self.learn.run_log.seconds) * (self.iter == 0)
             return
         self.rates.append(float(self.opt.hypers[-1]["lr"]))
         self.clock.seconds += self.step_seconds(self.learn.run_log.seconds) + 5 * (self.steps == 0)
@@ -101,6 +101,7 @@ SPEEDS: dict[str, Callable[[float], float]] = {  # seconds of the run -> seconds
     "busy at the start": lambda s: 4.0 if s < 20 else 1.0,
     "busy in the middle": lambda s: 4.0 if 40 < s < 80 else 1.0,
     "busy in the end": lambda s: 3.0 if s > 90 else 1.0,
+    "busy at the very end": lambda s: 3.0 if s > 100 else 0.75,
     "slower and slower": lambda s: 0.5 + s / 60,
     "faster and faster": lambda s: 0.2 + 80 / (s + 20),
 }
@@ -111,14 +112,17 @@ SPEEDS: dict[str, Callable[[float], float]] = {  # seconds of the run -> seconds
 def test_a_time_budget_holds(train: Train, speed: str, fits: tuple[int, ...]):
     """On a machine whose speed changes the time is used, and the rate ends where it should."""
     learn, log, plans = train(SPEEDS[speed], *fits)
-    assert learn.run_log.seconds == pytest.approx(BUDGET_S, rel=0.02)
+    few_steps = len(fits) > 1 and speed != "even"  # an epoch of 10 s, and a last validation of up to 9 s
+    assert learn.run_log.seconds == pytest.approx(BUDGET_S, rel=0.1 if few_steps else 0.03)
     assert len(log) == sum(fits)
     assert plans.groupby("epoch")["steps"].last().tolist() == log["steps"].tolist()
-    assert learn.work.rates[-1] < 2e-5  # of 1e-3: the last step of the schedule
+    assert learn.work.rates[-1] < (
+        4e-5 if "end" in speed or few_steps else 2e-5
+    )  # of 1e-3: its last epoch has few steps
     assert max(learn.work.rates) > 0.8e-3
     # the schedules follow the time: the share of all epochs is the share of the budget
     done = (plans["epoch"] + plans["share"]) / sum(fits)
-    assert (done - plans["seconds"] / BUDGET_S).abs().max() < 0.12
+    assert (done - plans["seconds"] / BUDGET_S).abs().max() < 0.15
     assert done.is_monotonic_increasing
 
 
@@ -134,7 +138,7 @@ def test_what_the_user_is_told(train: Train, capsys: pytest.CaptureFixture[str])
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("planned")]
     assert len(said) == 2
     assert said[0] == "planned 106 steps in 4 epochs: 1 s a step, 2 s a validation"
-    assert said[1].endswith("steps in 4 epochs instead of 106: 3 s a step, 3 s a validation")
+    assert said[1].endswith("steps in 4 epochs instead of 106: 3 s a step, 9 s a validation")
 
 
 def test_the_table_says_what_is_left_of_the_budget(train: Train, capsys: pytest.CaptureFixture[str]):

@@ -1,3 +1,4 @@
+import os
 import sys
 from pathlib import Path
 
@@ -35,6 +36,17 @@ def test_unknown_recipe_offers_the_nearest(tmp_path: Path):
     with pytest.raises(RecipeError, match="no recipe 'quickstar'") as caught:
         load_recipe("quickstar", Paths(tmp_path))
     assert caught.value.hint == "did you mean 'quickstart'?"
+
+
+def test_a_recipe_is_a_regular_file(tmp_path: Path):
+    paths = write(tmp_path, TINY_RECIPE)
+    os.mkfifo(paths.recipes / "pipe.py")
+    (paths.recipes / "link.py").symlink_to("gone.py")
+    assert {"pipe", "link"}.isdisjoint(known_recipes(paths))
+    with pytest.raises(RecipeError, match=r"pipe\.py' is not a regular file"):
+        load_recipe(str(paths.recipes / "pipe.py"), paths)
+    with pytest.raises(RecipeError, match="no recipe 'pipe'"):
+        load_recipe("pipe", paths)
 
 
 @pytest.mark.parametrize("name", ["data", "learner", "fit"])

@@ -38,13 +38,15 @@ def find_chips(test: Path) -> list[Chip]:
             missing or not a regular file.
     """
     catalog = test / "catalog.json" if test.is_dir() else test
+    if catalog.is_file() and catalog.suffix.lower() in (*IMAGE_SUFFIXES, ".zip", ".tgz", ".gz", ".tar"):
+        raise CatalogError(f"{test} is no catalogue", "unpack an archive, and give its folder; of an image, its folder")
     if catalog.is_file():
         chips = [Chip(item.id, _local(item.id, image_of(item))) for item in read_catalog(catalog)[1]]
     elif test.is_dir():
         images = (file for file in files_below(test) if file.suffix.lower() in IMAGE_SUFFIXES)
         chips = [Chip(image.stem, test / image) for image in images]
     else:
-        raise CatalogError(f"no test set {test}", "give a catalog.json, its folder, or a folder of images")
+        raise CatalogError(f"no test set {test}", "give a catalog.json, its folder, or a folder of images, on a disk")
     if not chips:
         raise CatalogError(
             f"no chips in {test}, expected STAC items with an image, or files {', '.join(IMAGE_SUFFIXES)}",

@@ -9,7 +9,7 @@ from typing import NoReturn
 from unicodedata import normalize
 
 from kit.data.sources.coco import CONVERT, DrawnMask, annotation_tool, image_named, read_coco
-from kit.data.sources.inputs import IMAGE_SUFFIXES, VECTOR_SUFFIXES, Pair, Scene
+from kit.data.sources.inputs import IMAGE_SUFFIXES, OTHER_IMAGES, OTHER_VECTORS, VECTOR_SUFFIXES, Pair, Scene
 from kit.errors import DataError
 
 # a folder is of one kind when one of these is among the words of its name: `masks`, `train_labels`
@@ -114,6 +114,13 @@ def _matched(folder: Path, where: str) -> Iterator[tuple[_File, _File]]:
         path, tool = foreign
         raise DataError(f"{folder}: {path} is a file of {tool}, which is not read; {'; '.join(faults)}", CONVERT)
     if faults:
+        stems = {file.stem for file in alone}
+        other = next((p for p in paths if p.stem in stems and p.suffix.lower() in OTHER_IMAGES + OTHER_VECTORS), None)
+        if other:
+            command = "gdal_translate" if other.suffix.lower() in OTHER_IMAGES else "ogr2ogr -t_srs EPSG:4326"
+            out = other.with_suffix(".tif" if command == "gdal_translate" else ".geojson")
+            remedy = f"convert it, unpacked, with GDAL: {command} {out} {other}"
+            raise DataError(f"{folder}: {'; '.join(faults)}; the format of {other} is not read", remedy)
         raise DataError(f"{folder}: {'; '.join(faults)}", EXPECTED)
     for files in groups.values():
         image, labels = sorted(files, key=lambda file: file.kind != "image")

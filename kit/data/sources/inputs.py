@@ -5,8 +5,23 @@ from dataclasses import dataclass
 from kit.data.sources.coco import DrawnMask
 
 TIFF_SUFFIXES = (".tif", ".tiff")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", *TIFF_SUFFIXES, ".webp")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", *TIFF_SUFFIXES, ".webp", ".jp2")
 VECTOR_SUFFIXES = (".geojson", ".json", ".gpkg", ".shp", ".fgb")
+# formats that people have, and GDAL's commands convert
+OTHER_IMAGES = (".bmp", ".ecw", ".gif", ".heic", ".img", ".sid", ".vrt")
+OTHER_VECTORS = (
+    ".dxf",
+    ".geojsonl",
+    ".geojsons",
+    ".gml",
+    ".kml",
+    ".kmz",
+    ".ndjson",
+    ".osm",
+    ".parquet",
+    ".tab",
+    ".zip",
+)
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,8 @@ def check_inside(href: str, depth: int = 0) -> None:
                 raise DataError(f"{href} is a VRT that reads {source!a:.200}, outside its folder", HINT)
             if depth < DEEPEST and Path(source).is_file():
                 check_inside(source, depth + 1)
+    elif head[:14].lower().startswith((b"<!doctype html", b"<html")):
+        raise DataError(f"{href} is a web page, expected an image or polygons", "fetch the file again")
     elif head.startswith(b"<") or b"gdal_streamed_alg" in head:
         raise DataError(f"{href} is a text file that names other sources, expected an image or polygons", HINT)
 

@@ -48,10 +48,13 @@ def read_table(table: str, pattern: str, tier: int | None) -> tuple[list[Scene],
 def _rows(table: str) -> list[dict[str, str]]:
     """Returns the rows of a CSV, each with an image and either labels or a mask."""
     try:
-        reader = csv.DictReader(io.StringIO(read_bytes(table).decode("utf-8-sig"), newline=""))
+        text = read_bytes(table).decode("utf-8-sig")
+        delimiter = max(",;\t", key=text.partition("\n")[0].count)  # as spreadsheets of the user's language write
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
         columns = [(name or "").strip() for name in reader.fieldnames or ()]
         reader.fieldnames = columns
         rows = [(reader.line_num, {name: (row.get(name) or "").strip() for name in columns}) for row in reader]
+        rows = [(line, row) for line, row in rows if any(row.values())]
     except (UnicodeDecodeError, csv.Error) as cause:
         raise DataError(f"{table} is no CSV: {cause}", "save it as comma-separated text in UTF-8") from cause
     if "image" not in columns or not {"labels", "mask"} & set(columns):

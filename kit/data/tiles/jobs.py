@@ -94,9 +94,9 @@ class Scenes:
             if f"{area}/{scene}" not in self.parts:
                 self._change()
                 self.ledger.remove(area, scene)
-        for (name, _), cut in spread(_perform, self._jobs(progress), workers, "cutting tiles"):
+        for (name, job), cut in spread(_perform, self._jobs(progress), workers, "cutting tiles"):
             self.open[name].cut.add(cut)
-            progress.advance(len(cut))
+            progress.advance(len(job.pairs) if isinstance(job, Batch) else len(cut))
             self.left[name] -= 1
             if not self.left[name]:
                 self._end(self.open.pop(name))

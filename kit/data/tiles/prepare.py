@@ -10,7 +10,7 @@ import pandas as pd
 
 from kit.console import meter, say
 from kit.data.folds.assign import assign_folds
-from kit.data.index import read_table
+from kit.data.index import read_table, write_table
 from kit.data.sources.inputs import Scene
 from kit.data.sources.remote import is_remote, local_path
 from kit.data.sources.source import read_source
@@ -150,7 +150,8 @@ def _write_index(
         try:
             return read_table(file), ""
         except DataError as damaged:
-            say(f"{damaged.message}: it is written again, with folds as for kit prepare")
+            old = file.replace(file.with_name("index.old.csv"))
+            say(f"{damaged.message}: it is written again, with folds as for kit prepare; {old.name} is the old one")
     index = pd.DataFrame([asdict(tile) for record in records for tile in record.cut.tiles])
     if not index["tile"].is_unique:
         twice = index["tile"][index["tile"].duplicated()].iloc[0]
@@ -165,7 +166,7 @@ def _write_index(
     if failed:
         _write_table(folder / "failed.csv", pd.DataFrame(failed).map(spreadsheet_safe))
     write_bytes(folder / "settings.json", (json.dumps(asdict(settings), indent=2) + "\n").encode())
-    _write_table(file, index)
+    write_table(file, index)
     return index, notice
 
 

@@ -13,7 +13,7 @@ from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import RasterioError
 from rasterio.warp import reproject
 
-from kit.data.masks import BACKGROUND, BUILDING, IGNORE
+from kit.data.masks import BACKGROUND, BUILDING, IGNORE, white_on_black
 from kit.data.orientation import orientation_of, upright
 from kit.data.rasters import Picture, open_picture, unreadable
 from kit.errors import DataError, RasterError
@@ -70,6 +70,8 @@ def read_ready_mask(href: str) -> ReadyMask:
             raise RasterError(f"mask {href} holds {kinds}, expected uint8", "convert it: gdal_translate -ot Byte")
         try:
             bands: NDArray[np.uint8] = source.read()
+            if source.count == 1:
+                bands = white_on_black(bands, source)
         except RasterioError as cause:
             raise unreadable(href, cause) from cause
         if source.count > 1 and source.colorinterp[-1] == ColorInterp.alpha:

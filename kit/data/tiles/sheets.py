@@ -76,12 +76,14 @@ def _spread(tiles: Sequence[Tile], n: int) -> list[Tile]:
 
 def _view(folder: Path, tile: Tile) -> NDArray[np.uint8]:
     """Returns a part of a tile at full size with its outlines drawn, (h, w, 3) uint8 RGB."""
+    file = folder / tile.image
     try:
-        with without_notice, rasterio.open(folder / tile.image) as source:
+        with without_notice, rasterio.open(file) as source:
             image = cv2.merge(list(source.read((1, 2, 3))))  # (H, W, 3)
-        mask = read_mask(folder / tile.mask)
+        file = folder / tile.mask
+        mask = read_mask(file)
     except RasterioError as cause:  # of windows: their scene
-        raise RasterError(f"{folder / tile.image} cannot be read: {cause}", "cut it again with --scene") from cause
+        raise RasterError(f"{file} cannot be read: {cause.__cause__ or cause}", "cut it again with --scene") from cause
     building = (mask == BUILDING).astype(np.uint8)
     top, left = _busiest(cv2.morphologyEx(building, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)))
     at = np.s_[top : top + VIEW_PX, left : left + VIEW_PX]

@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit
 from kit.data.sources.remote import is_remote, local_path
 from kit.deploy.mapping.layers import FORMATS
 from kit.deploy.mapping.windows import Axis
-from kit.errors import OutputError
+from kit.errors import KitError, OutputError
 from kit.outputs import as_name, check_apart
 from kit.system.files import read_json, write_json
 
@@ -72,7 +72,12 @@ class MapFiles:
         """
         if not self.record.exists() and not self.record.is_symlink():
             return MapRecord(files=[])
-        record = read_json(self.record, MapRecord, error=OutputError, hint=OTHER_NAME)
+        try:
+            record = read_json(self.record, MapRecord)
+        except KitError as cause:
+            raise OutputError(
+                f"{self.record} exists, and is no record of kit map: {cause.message}", OTHER_NAME
+            ) from cause
         if record == MapRecord():
             raise OutputError(f"{self.record} exists, and kit map did not write it", OTHER_NAME)
         return record

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from kit.errors import SubmissionError
@@ -46,7 +46,7 @@ class PackedFile:
 
 
 def read_files(path: Path) -> dict[str, Callable[[], bytes]]:
-    """Returns a reader of each file, by its path in a folder or an archive; hidden files in a folder are left out.
+    """Returns a reader of each file, by its path in a folder or an archive; hidden files are left out.
 
     The files of an archive are held in memory; those of a folder and its subfolders are read on demand.
 
@@ -58,6 +58,8 @@ def read_files(path: Path) -> dict[str, Callable[[], bytes]]:
     files: dict[str, Callable[[], bytes]] = {}
     total = 0
     for file in packed_files(path):
+        if any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(file.name).parts):
+            continue
         data = file.read()
         if (total := total + len(data)) > HELD_BYTES:
             raise SubmissionError(f"{path} unpacks to more than {_gib(HELD_BYTES)}", "unpack it and give the folder")
@@ -80,7 +82,7 @@ def packed_files(path: Path) -> Iterator[PackedFile]:
                 yield PackedFile(child.name, partial(_bytes_of, child), child.is_dir(), child.is_symlink())
         return
     if not path.is_file():
-        raise SubmissionError(f"no folder or archive {path}", "give a folder of masks, a .tgz or a .zip")
+        raise SubmissionError(f"no folder or archive {path}", "give a folder of masks, a .tgz or a .zip, on a disk")
     with _reading(path):
         with path.open("rb") as stream:
             start = stream.read(6)
@@ -118,7 +120,8 @@ def _in_zip(path: Path) -> Iterator[tuple[int, PackedFile]]:
                 raise SubmissionError(f"{path} holds {info.filename!r}, a link", HINT)
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack without a bound
                 raise SubmissionError(f"{path} holds {info.filename!r}, packed in a rare way", "zip it with deflate")
-            yield info.file_size, PackedFile(info.filename, partial(read, info), info.is_dir())
+            name = info.filename.replace("\\", "/")  # Windows' older packers
+            yield info.file_size, PackedFile(name, partial(read, info), name.endswith("/"))
 
 
 class _Bounded(io.RawIOBase):
@@ -163,7 +166,7 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except BROKEN as cause:
-        raise SubmissionError(f"{path} is not a readable .tgz or .zip: {cause}", "write it again") from cause
+        raise SubmissionError(f"{path} is not a readable .tgz or .zip: {cause}", "pack the masks again") from cause
 
 
 def _gib(size: int) -> str:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 from rasterio.io import MemoryFile
 
+from kit.data.masks import white_on_black
 from kit.data.orientation import orientation_of, upright
 from kit.data.rasters import MOST_PIXELS, without_notice
 from kit.errors import RasterError
@@ -25,12 +26,13 @@ def encode_mask(mask: NDArray[np.uint8]) -> bytes:
 
 
 @contextmanager
-def opened_mask(data: bytes, name: str) -> Iterator[Any]:
+def opened_mask(data: bytes, name: str, png: bool = False) -> Iterator[Any]:
     """Yields a mask's TIFF as an open dataset; other formats of GDAL are refused: some make it read further files.
 
     Args:
         data: the file's bytes.
         name: of the file, for the error.
+        png: whether it may be a PNG.
 
     Raises:
         RasterError: it is broken, also where that shows only when it is read within the block.
@@ -38,14 +40,15 @@ def opened_mask(data: bytes, name: str) -> Iterator[Any]:
     if not data:  # rasterio would take it for a file to be written
         raise RasterError(f"{name} is empty, expected a TIFF", "write it again")
     try:
-        with without_notice, MemoryFile(data) as memory, memory.open(driver="GTiff") as dataset:
+        driver = "PNG" if png and data.startswith(b"\x89PNG") else "GTiff"
+        with without_notice, MemoryFile(data) as memory, memory.open(driver=driver) as dataset:
             yield dataset
     except RasterioError as cause:
-        raise RasterError(f"{name} is not a readable TIFF", "write it again") from cause
+        raise RasterError(f"{name} is not a readable TIFF{' or PNG' * png}", "write it again") from cause
 
 
 def decode_mask(data: bytes, name: str) -> NDArray[Any]:
-    """Returns the one band of a TIFF, (H, W), in the file's own dtype.
+    """Returns the one band of a TIFF or PNG, (H, W), in the file's own dtype.
 
     Args:
         data: the file's bytes.
@@ -54,10 +57,10 @@ def decode_mask(data: bytes, name: str) -> NDArray[Any]:
     Raises:
         RasterError: it is broken, too large, or has more bands.
     """
-    with opened_mask(data, name) as dataset:
+    with opened_mask(data, name, png=True) as dataset:
         if dataset.count != 1:
             raise RasterError(f"{name} has {dataset.count} bands, expected 1", "write masks of one band")
         if dataset.width * dataset.height > MOST_PIXELS:
             size = f"{dataset.width:,} x {dataset.height:,} px"
             raise RasterError(f"{name} has {size}, expected at most {MOST_PIXELS:,} px", "write it again")
-        return upright(dataset.read(1), orientation_of(dataset, data))
+        return upright(white_on_black(dataset.read(1), dataset), orientation_of(dataset, data))

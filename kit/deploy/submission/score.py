@@ -85,7 +85,7 @@ def score(predictions: Path, truth: Path, gsd_m: float = 0.0) -> Score:
     truth, and refused in predictions. An object is a connected component of a mask.
 
     Args:
-        predictions: a folder or archive of one-band TIFFs, matched with the truth by stem.
+        predictions: a folder or archive of one-band TIFFs or PNGs, matched with the truth by stem.
         truth: likewise; a `chips.csv` (chip, scene) among them gives the scenes.
         gsd_m: ground resolution of the masks, m per pixel; 0 where unknown: then boundaries are not measured.
 
@@ -96,13 +96,15 @@ def score(predictions: Path, truth: Path, gsd_m: float = 0.0) -> Score:
         predicted_files, true_files = read_files(predictions), read_files(truth)
     except SubmissionError as cause:
         raise ScoreError(cause.message, cause.hint) from cause
-    masks, labels = _tiffs(predicted_files, predictions), _tiffs(true_files, truth)
+    masks, labels = _masks(predicted_files, predictions), _masks(true_files, truth)
     if not labels:
-        raise ScoreError(f"no .tif in {truth}", "the truth is a folder or archive of masks, one per chip")
+        raise ScoreError(f"no .tif or .png in {truth}", "the truth is a folder or archive of masks, one per chip")
     if missing := sorted(labels.keys() - masks.keys()):
+        others = sorted(masks.keys() - labels.keys())
+        there = f"; {len(others)} masks there have other names, first {others[0]}" if others else ""
         raise ScoreError(
-            f"{len(missing)} of {len(labels)} chips have no prediction in {predictions}, first {missing[0]}",
-            "predict them: kit submit",
+            f"{len(missing)} of {len(labels)} chips have no prediction in {predictions}, first {missing[0]}{there}",
+            "predict them: kit submit; predictions are .tif or .png, named like the truth",
         )
     tables: dict[str, NDArray[np.int64]] = {}
     mismatched: list[str] = []
@@ -132,17 +134,21 @@ def score(predictions: Path, truth: Path, gsd_m: float = 0.0) -> Score:
     return Score(counts, _scenes(true_files), len(masks.keys() - labels.keys()), compared)
 
 
-def _tiffs(files: Mapping[str, Reader], folder: Path) -> dict[str, Reader]:
-    """Returns the readers of the TIFFs by stem."""
-    names: dict[str, str] = {}
-    for name in files:
-        path = PurePosixPath(name)
-        if path.suffix.lower() in TIFF_SUFFIXES:
+def _masks(files: Mapping[str, Reader], folder: Path) -> dict[str, Reader]:
+    """Returns the readers of the TIFFs, or of the PNGs where there are no TIFFs, by stem."""
+    for suffixes in (TIFF_SUFFIXES, (".png",)):
+        names: dict[str, str] = {}
+        for name in files:
+            path = PurePosixPath(name)
+            if path.suffix.lower() not in suffixes:
+                continue
             if path.stem in names:
                 raise ScoreError(
                     f"{folder} holds two masks of {path.stem}: {names[path.stem]} and {name}", "remove one of them"
                 )
             names[path.stem] = name
+        if names:
+            break
     return {stem: files[name] for stem, name in names.items()}
 
 

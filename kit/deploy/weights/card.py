@@ -55,9 +55,10 @@ class Card:
 
     kit_version: Text  # of the kit that exported it
     recipe: Text  # the recipe; of several, their names joined by `+`
-    members: tuple[Member, ...]  # the networks, in the order of the file's `members` output
+    # the networks, in the order of the file's `members` output
+    members: Annotated[tuple[Member, ...], Field(min_length=1)]
     score: Share | None  # pooled Jaccard of the out-of-fold predictions, 0..1; None when no fold was held out
-    classes: tuple[str, ...]  # names of the two logits
+    classes: Annotated[tuple[Text, ...], Field(min_length=1)]  # names of the two logits
     gsd_m: Positive  # ground sampling distance of the training tiles, metres per pixel
     # of each member's normalisation, (M, 3): R, G, B in units of 0..255. Already applied inside the file
     mean: tuple[Channels, ...]

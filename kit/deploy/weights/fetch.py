@@ -15,7 +15,7 @@ from kit.deploy.trust.allowlist import check_operators
 from kit.deploy.weights.load import named_weights, newest_weights, read_card
 from kit.deploy.weights.store import check_free, list_in_index, read_index, staged
 from kit.errors import WeightsError
-from kit.system.files import locked, sha256_of, write_bytes
+from kit.system.files import locked, sha256_of, write_bytes, write_remedy
 
 TIMEOUT_S = 30.0  # for an answer, and between two packets
 LIMIT_BYTES = 16 * 10**9  # of a file; five of the largest networks have 2.5 GB
@@ -190,7 +190,7 @@ def _check_size(url: str, size_bytes: int) -> None:
 
 def _unwritable(part: Path, cause: OSError) -> WeightsError:
     return WeightsError(
-        f"cannot write {part}: {cause.strerror}", f"free some space, or choose another --root; {RESUME}"
+        f"cannot write {part}: {cause.strerror}", f"{write_remedy(cause)}, or choose another --root; {RESUME}"
     )
 
 

@@ -81,7 +81,13 @@ def _check_beside(path: Path, sha256: str) -> None:
 
 
 def named_weights(named: str, weights_dir: Path) -> Path:
-    """Returns the weights file of a path, or of a name in the folder of weights; it need not exist."""
+    """Returns the weights file of a path, or of a name in the folder of weights; it need not exist.
+
+    Raises:
+        WeightsError: it is an address.
+    """
+    if "://" in named:
+        raise WeightsError(f"{named} is an address, expected a file", "download it first")
     path = Path(named)
     if path.suffix == ".pt" or path.is_file():
         return path

@@ -20,7 +20,16 @@ from kit.deploy.trust.zip_records import read_extra
 from kit.deploy.weights.card import Card
 from kit.errors import KitError, OutputError, WeightsError
 from kit.outputs import check_name
-from kit.system.files import check_writable, locked, parse_json, read_json, read_limited, replacing, write_json
+from kit.system.files import (
+    check_writable,
+    locked,
+    parse_json,
+    read_json,
+    read_limited,
+    replacing,
+    write_json,
+    write_remedy,
+)
 
 INDEX = "index.csv"
 INDEX_COLUMNS = ("name", "recipe", "members", "views", "score", "gsd_m", "created", "file_sha256")
@@ -209,7 +218,7 @@ def staged(weights_dir: Path, name: str) -> Iterator[Path]:
         except OSError as cause:
             if cause.errno is None or isinstance(cause, FileNotFoundError):
                 raise
-            raise OutputError(f"cannot write {weights_dir}: {cause.strerror}", "free some space") from cause
+            raise OutputError(f"cannot write {weights_dir}: {cause.strerror}", write_remedy(cause)) from cause
         finally:
             shutil.rmtree(part, ignore_errors=True)
         settle(weights_dir, name)

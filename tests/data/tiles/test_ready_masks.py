@@ -102,6 +102,16 @@ def test_a_building_value_of_the_command(tmp_path: Path, cli: Cli):
     assert (code, err.splitlines()[0]) == (1, "error: building value 'blue' is neither a class nor a colour")
 
 
+def test_progress_counts_images(tmp_path: Path, cli: Cli):
+    """Also where an image makes several tiles."""
+    for name in "ab":
+        save(tmp_path / "city", name, buildings())
+    code, _, err = cli("prepare", tmp_path / "city", "--side", 32, "--root", tmp_path)
+    assert code == 0, err
+    assert "cut tiles 2/2" in err
+    assert len(pd.read_csv(tmp_path / "data/city/index.csv")) == 8
+
+
 @pytest.mark.parametrize("text", ["", "256", "-1", "1,2", "1,2,3,4", "1,2,x", "0.5"])
 def test_what_is_no_building_value(text: str):
     with pytest.raises(DataError, match="neither a class nor a colour"):

@@ -360,3 +360,11 @@ def test_weights_of_the_votes_are_verified(tmp_path: Path):
         replace_extra(path, "card.json", text)
         signed(path)
         assert any("the mean of members differs from probability" in fault for fault in verify(path).faults())
+
+
+def test_an_address_is_to_be_downloaded_first(tmp_path: Path, cli: Callable[..., tuple[int, str, str]]):
+    code, _, err = cli("verify", "https://example.org/a.pt", "--root", tmp_path)
+    assert code == 1
+    assert err.splitlines() == [
+        "error: https://example.org/a.pt is an address, expected a file", "hint:  download it first"
+    ]  # fmt: skip

@@ -1,11 +1,14 @@
 import json
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
+import rasterio
 from deploy_fakes import write_tiff
 
 from kit.data.masks import Counts
@@ -59,6 +62,31 @@ def test_archives_are_matched_by_stem(folders: tuple[Path, Path], tmp_path: Path
     assert score(tmp_path / "predictions.tgz", folders[1]).pooled == 0.5
 
 
+def test_masks_may_be_png(folders: tuple[Path, Path], tmp_path: Path):
+    for folder in folders:
+        (tmp_path / f"png-{folder.name}").mkdir()
+        for file in folder.iterdir():
+            with rasterio.open(file) as source:
+                cv2.imwrite(str(tmp_path / f"png-{folder.name}" / f"{file.stem}.png"), source.read(1))
+    assert score(tmp_path / "png-predictions", tmp_path / "png-truth").pooled == 0.5
+    assert score(folders[0], tmp_path / "png-truth").pooled == 0.5
+    (folders[0] / "a.png").write_bytes(b"a picture for people, beside a.tif")
+    assert score(*folders).pooled == 0.5
+    (tmp_path / "png-truth/a.png").write_bytes(b"\x89PNG")
+    with pytest.raises(ScoreError, match="truth a is not a readable TIFF or PNG"):
+        score(folders[0], tmp_path / "png-truth")
+
+
+def test_what_macos_adds_to_archives_is_left_out(folders: tuple[Path, Path], tmp_path: Path):
+    for folder in folders:
+        with zipfile.ZipFile(folder.with_suffix(".zip"), "w") as archive:
+            for file in folder.iterdir():
+                archive.write(file, file.name)
+                archive.writestr(f"__MACOSX/._{file.name}", b"\0\5\x16\7")
+            archive.writestr(".DS_Store", b"")
+    assert score(tmp_path / "predictions.zip", tmp_path / "truth.zip").lines() == ["pooled 0.5000"]
+
+
 def test_predictions_without_truth_are_told(folders: tuple[Path, Path]):
     (folders[1] / "b.tif").unlink()
     scored = score(*folders)
@@ -80,7 +108,7 @@ def test_predictions_without_truth_are_told(folders: tuple[Path, Path]):
         ),
         (lambda p, t: write_tiff(p / "b.tif", np.zeros((4, 4, 3), np.uint8)), "prediction b has 3 bands"),
         (lambda p, t: (t / "b.tif").write_bytes(b"no"), "truth b is not a readable TIFF"),
-        (lambda p, t: [file.unlink() for file in t.iterdir()], r"no \.tif in .*truth"),
+        (lambda p, t: [file.unlink() for file in t.iterdir()], r"no \.tif or \.png in .*truth"),
     ],
 )
 def test_what_cannot_be_compared(folders: tuple[Path, Path], spoil, message: str):

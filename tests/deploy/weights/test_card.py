@@ -42,6 +42,8 @@ def test_card_has_the_contract_keys(tiny_weights: Exported):
         (lambda card: card.update(views="all"), "field views: .*, not 'all'"),
         (lambda card: card.update(members=["a"]), "field members.0: .*, not 'a'"),
         (lambda card: card.update(mean=[1.0]), "field mean.0: .*, not 1.0"),
+        (lambda card: card.update(members=[]), "field members: .* at least 1 item"),
+        (lambda card: card.update(classes=[]), "field classes: .* at least 1 item"),
     ],
 )
 def test_a_wrong_card_is_refused(tiny_weights: Exported, change, message: str):
