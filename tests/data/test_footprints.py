@@ -139,8 +139,9 @@ def test_the_layer_with_polygons_is_read(tmp_path: Path):
     files = write_layer(tmp_path / "a.gpkg", [IN_UTM], layer="houses", append=True)
     assert len(read_footprints(files, UTM).polygons) == 1
     write_layer(tmp_path / "a.gpkg", [IN_UTM], layer="sheds", append=True)
-    with pytest.raises(FootprintError, match="2 layers of polygons: houses, sheds"):
+    with pytest.raises(FootprintError, match="2 layers of polygons: houses, sheds") as caught:
         read_footprints(files, UTM)
+    assert caught.value.hint == f"keep one: ogr2ogr one.gpkg {tmp_path}/a.gpkg houses"
 
 
 def test_a_layer_of_any_kind_is_read_where_no_other_is_of_polygons(tmp_path: Path):

@@ -117,6 +117,19 @@ def test_bands_of_other_colours_are_refused(tmp_path: Path, kinds: str):
             read(path)
 
 
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif", ".jp2"])
+def test_a_picture_that_was_cut_off_is_refused(tmp_path: Path, suffix: str):
+    """An interrupted download; GDAL's fast way returns the missing part of a PNG as black."""
+    path = tmp_path / f"x{suffix}"
+    Image.fromarray(noise(64, 64)).save(path)
+    assert read_image(path).shape == (64, 64, 3)
+    whole = path.read_bytes()
+    for size in (len(whole) // 2, len(whole) - 60):
+        path.write_bytes(whole[:size])
+        with pytest.raises(RasterError, match=rf"cannot read .*x\{suffix}"):
+            read_image(path)
+
+
 def test_ground_control_points_are_no_transform(tmp_path: Path):
     points = [GroundControlPoint(row, col, 5e5 + col, 9e6 - row) for row in (0, 8) for col in (0, 8)]
     shape = {"driver": "GTiff", "width": 8, "height": 8, "count": 3, "dtype": "uint8"}

@@ -79,6 +79,7 @@ def test_added_sets_train_are_recorded_and_never_validated(root: Path, cli: Cli)
         assert "run with other settings: added second=0.5 (" in " ".join(err.split())
     index = root / "data/second/index.csv"
     index.write_text(index.read_text().replace(",1,", ",2,", 1))  # a row's tier
+    index.with_suffix(".sha256").unlink()  # changed on purpose
     code, _, err = cli(*options, "--add", "second=0.5", "--add", "same")
     assert code == 1
     assert "run with other settings: added second=0.5 (" in " ".join(err.split())

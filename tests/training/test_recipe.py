@@ -1,12 +1,14 @@
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from factories import TINY_RECIPE
 
 from kit.errors import RecipeError
 from kit.paths import Paths
+from kit.training.length import count_epochs
 from kit.training.recipe import installed_recipes, known_recipes, load_recipe
 
 VARIANT = '''"""A variant."""
@@ -135,6 +137,20 @@ def test_there_is_one_way_to_import_a_parent(tmp_path: Path, monkeypatch: pytest
     unknown = write(tmp_path, VARIANT.format(parent="nobody"))
     with pytest.raises(RecipeError, match="nobody") as caught:
         load_recipe("mine", unknown)
+
+
+@pytest.mark.parametrize(
+    ("fit", "message"),
+    [
+        ("raise SystemExit(0)", r"mine\.py: fit\(\) failed at line 26: SystemExit"),
+        ("pass", r"mine: fit\(\) trains no epoch"),
+        ("learn.fit(0)", r"mine: fit\(\) trains no epoch"),
+    ],
+)
+def test_a_fit_that_does_not_train_is_an_error(tmp_path: Path, fit: str, message: str):
+    recipe = load_recipe("mine", write(tmp_path, TINY_RECIPE.replace("learn.fit_one_cycle(2, slice(1e-4, 1e-3))", fit)))
+    with pytest.raises(RecipeError, match=message):
+        count_epochs(recipe, SimpleNamespace())
 
 
 def test_recipes_can_be_imported_outside_of_the_loader():

@@ -24,7 +24,7 @@ from kit.console import meter
 from kit.data.audits import TILES, check_audit, read_buildings
 from kit.data.burning import draw_layers, draw_mask, margin_px, read_width
 from kit.data.grids import metres_per_unit
-from kit.data.index import read_table
+from kit.data.index import read_table, write_table
 from kit.data.masks import BUILDING, IGNORE, LAYERS
 from kit.data.rasters import without_notice
 from kit.data.repairs import (
@@ -439,12 +439,11 @@ def _write_index(source: Path, target: Path, index: pd.DataFrame, left_out: Sequ
         [asdict(Skipped(c.id, c.area, c.scene, f"audit: {c.reason}", 0.0)) for c in left_out],
         columns=[field.name for field in fields(Skipped)],
     )
-    for file, content in (("skipped.csv", skipped.map(spreadsheet_safe)), ("index.csv", table)):
-        if file == "index.csv":
-            with replacing(target / "settings.json") as temporary:
-                shutil.copyfile(source / "settings.json", temporary)
-        with replacing(target / file) as temporary:
-            content.to_csv(temporary, index=False)
+    with replacing(target / "skipped.csv") as temporary:
+        skipped.map(spreadsheet_safe).to_csv(temporary, index=False)
+    with replacing(target / "settings.json") as temporary:
+        shutil.copyfile(source / "settings.json", temporary)
+    write_table(target / "index.csv", table)
     return len(table)
 
 

@@ -85,6 +85,13 @@ def test_chips_that_are_no_files(tmp_path: Path):
         find_chips(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["chips.zip", "test.tgz", "a.tif"])
+def test_an_archive_or_an_image_is_no_test_set(tmp_path: Path, name: str):
+    with pytest.raises(CatalogError, match=rf"{name} is no catalogue") as caught:
+        find_chips(write(tmp_path, name) / name)
+    assert "unpack" in caught.value.hint
+
+
 def test_chips_on_the_web_are_refused(tmp_path: Path):
     with pytest.raises(CatalogError, match=r"chip 'x' lies at https://far\.away/a\.tif") as caught:
         find_chips(write_items(tmp_path, "x", href="https://far.away/a.tif"))

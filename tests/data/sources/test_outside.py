@@ -48,6 +48,14 @@ def test_a_vrt_of_a_vrt_that_reads_elsewhere_is_refused(tmp_path: Path):
         check_inside(str(vrt(tmp_path / "a.vrt", "b.vrt")))
 
 
+@pytest.mark.parametrize("text", ["<!DOCTYPE html><html>", "\n<html lang='en'>"])
+def test_a_web_page_in_place_of_an_image_is_named(tmp_path: Path, text: str):
+    (tmp_path / "a.tif").write_text(text)
+    with pytest.raises(DataError, match=r"a\.tif is a web page") as caught:
+        check_inside(str(tmp_path / "a.tif"))
+    assert caught.value.hint == "fetch the file again"
+
+
 def test_vrts_in_a_circle_end(tmp_path: Path):
     check_inside(str(vrt(tmp_path / "a.vrt", "a.vrt")))
 

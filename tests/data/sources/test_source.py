@@ -257,6 +257,29 @@ def test_a_table_of_scenes(tmp_path: Path):
     assert [scene.tier for scene in read_source(file, tier=1).scenes] == [1, 1]
 
 
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_a_table_with_other_delimiters_and_empty_rows(tmp_path: Path, delimiter: str):
+    """As spreadsheets write them."""
+    touch(tmp_path, "a.tif", "a.gpkg")
+    lines = (("image", "labels", "tier"), ("a.tif", "a.gpkg", "2"), ("", "", ""))
+    (scene,) = read_source(table(tmp_path, *map(delimiter.join, lines))).scenes
+    assert (scene.image, scene.labels, scene.tier) == (f"{tmp_path}/a.tif", (f"{tmp_path}/a.gpkg",), 2)
+
+
+@pytest.mark.parametrize(
+    ("files", "remedy"),
+    [
+        (("images/a.tif", "labels/a.kml"), "ogr2ogr -t_srs EPSG:4326 labels/a.geojson labels/a.kml"),
+        (("images/a.tif", "labels/a.zip"), "ogr2ogr -t_srs EPSG:4326 labels/a.geojson labels/a.zip"),
+        (("images/a.ecw", "labels/a.geojson"), "gdal_translate images/a.tif images/a.ecw"),
+    ],
+)
+def test_formats_that_are_not_read_are_named(tmp_path: Path, files: tuple[str, ...], remedy: str):
+    with pytest.raises(DataError, match=r"the format of .*/a\.\w+ is not read") as caught:
+        read_source(touch(tmp_path, *files))
+    assert caught.value.hint.endswith(remedy)
+
+
 def test_a_table_of_pairs(tmp_path: Path):
     touch(tmp_path, "a.png", "m/a.png", "b.png", "m/b.png")
     file = table(tmp_path, "mask,image,scene,name", "m/b.png,b.png,,", "m/a.png,./a.png,s,n")

@@ -14,6 +14,7 @@ from rasterio.crs import CRS
 from rasterio.transform import Affine
 
 from kit.data.tiles.ready_masks import parse_values
+from kit.deploy.submission.mask_tiff import decode_mask
 from kit.errors import CutError, DataError
 from kit.paths import Paths
 
@@ -117,6 +118,26 @@ def test_what_is_no_building_value(text: str):
     with pytest.raises(DataError, match="neither a class nor a colour"):
         parse_values([text])
     assert parse_values(["2", "255, 0,0"]) == ((2,), (255, 0, 0))
+
+
+@pytest.mark.parametrize("kind", ["palette", "white is zero"])
+def test_masks_whose_file_shows_0_as_white(tmp_path: Path, kind: str):
+    """As programs that choose their own palette write them."""
+    for name, mask in (("a", buildings()), ("b", buildings() * np.uint8(0))):
+        save(tmp_path / "city", name, mask)
+        path = tmp_path / f"city/masks/{name}.png"
+        if kind == "palette":
+            picture = Image.fromarray(1 - mask, "P")
+            picture.putpalette([255, 255, 255, 0, 0, 0])
+            picture.save(path)
+        else:
+            path.unlink()
+            Image.fromarray(255 * mask).save(path.with_suffix(".tif"), tiffinfo={262: 0})
+    made = masks_of(tmp_path / "city")
+    np.testing.assert_array_equal(made["a"], buildings())
+    assert not made["b"].any()
+    (a, _) = sorted((tmp_path / "city/masks").iterdir())
+    np.testing.assert_array_equal(decode_mask(a.read_bytes(), "a") > 0, buildings())  # as kit score reads it
 
 
 def test_each_mask_counts_by_its_own_values(tmp_path: Path):

@@ -283,6 +283,7 @@ def test_layers_are_drawn_from_the_repaired_outlines(tmp_path):
 def test_another_version_of_the_data_set_is_refused(root):
     index = root / "data/tier2/index.csv"
     index.write_text(index.read_text().replace("0.", "0.1", 1))
+    index.with_suffix(".sha256").unlink()  # changed on purpose
     with pytest.raises(DataError, match="another version of tier2"):
         repair(Paths(root), "tier2")
     assert not (root / "data/tier2_repaired").exists()

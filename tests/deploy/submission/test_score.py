@@ -87,6 +87,21 @@ def test_what_macos_adds_to_archives_is_left_out(folders: tuple[Path, Path], tmp
     assert score(tmp_path / "predictions.zip", tmp_path / "truth.zip").lines() == ["pooled 0.5000"]
 
 
+def test_a_zip_with_windows_separators(folders: tuple[Path, Path], tmp_path: Path):
+    with zipfile.ZipFile(tmp_path / "p.zip", "w") as archive:
+        for file in folders[0].iterdir():
+            info = zipfile.ZipInfo("x")
+            info.filename = f"masks\\{file.name}"
+            archive.writestr(info, file.read_bytes())
+    assert score(tmp_path / "p.zip", folders[1]).pooled == 0.5
+
+
+def test_predictions_of_other_names_are_shown(folders: tuple[Path, Path]):
+    (folders[0] / "b.tif").rename(folders[0] / "b_mask.tif")
+    with pytest.raises(ScoreError, match="first b; 1 masks there have other names, first b_mask"):
+        score(*folders)
+
+
 def test_predictions_without_truth_are_told(folders: tuple[Path, Path]):
     (folders[1] / "b.tif").unlink()
     scored = score(*folders)
