@@ -252,6 +252,12 @@ class _Audit:
     def _predict(self, record: Record, version: str, raster: Path) -> None:
         options = gdal_options(CACHE_BYTES, is_remote(record.image))
         with rasterio.Env(**options), SceneReader(record.image) as reader:
+            if reader.scene.gsd_m > MOST_RATIO * self.weights.card.gsd_m:
+                raise DataError(
+                    f"{record.image} has {reader.scene.gsd_m:.3g} m per pixel, the weights were trained at "
+                    f"{self.weights.card.gsd_m:.3g} m: at most {MOST_RATIO:g} times as much is expected",
+                    "take weights of a similar resolution",
+                )
             reader.set_resolution(self.weights.card.gsd_m)
             windows = windows_of(reader.work, MapOptions(), self.weights.card.pad_multiple)
             size = reader.work.width, reader.work.height

@@ -9,8 +9,10 @@ import pandas as pd
 from kit.audit.predicted import Voter
 from kit.audit.tile_scores import agree, image_of, tile_jaccard
 from kit.console import track
+from kit.data.audits import data_checksum
 from kit.data.index import read_index
 from kit.data.masks import count
+from kit.deploy.engine.memo import recall, remember
 from kit.deploy.weights.load import Weights
 from kit.errors import KitError
 from kit.paths import Paths
@@ -54,7 +56,13 @@ def calibrate(weights: Weights, vote: Voter, threshold: float, paths: Paths, on:
     if on:
         on, index = read_index(paths, on)
         some = list(spread_rows(index, MOST_TILES))
-        values = [agree(row, vote(image_of(row))[0], threshold).jaccard for row in track(some, f"calibrate on {on}")]
+        key = f"{weights.sha256} {weights.plan} {threshold} {on} {data_checksum(paths.data(on) / 'index.csv')}"
+        values = recall("calibration", key, list[float])
+        if values is None:
+            values = [
+                agree(row, vote(image_of(row))[0], threshold).jaccard for row in track(some, f"calibrate on {on}")
+            ]
+            remember("calibration", key, values)
         if on in trained_on:
             notice = f"the weights were trained on {on}: its tiles agree better than tiles that they have not seen"
         return RightTiles(f"{len(some)} tiles of {on}", values, notice)

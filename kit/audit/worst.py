@@ -52,13 +52,14 @@ def draw_worst(
 
 
 def _sheet(findings: Sequence[TileFinding], views: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    rows = -(-len(views) // COLUMNS)
+    columns = min(COLUMNS, len(views))
+    rows = -(-len(views) // columns)
     cell = VIEW_PX + GAP_PX
-    canvas = np.full((LEGEND_PX + rows * (cell + TITLE_PX), COLUMNS * cell + GAP_PX, 3), PAPER, np.uint8)
+    canvas = np.full((LEGEND_PX + rows * (cell + TITLE_PX), columns * cell + GAP_PX, 3), PAPER, np.uint8)
     _write(canvas, "labels", GAP_PX, 18, LABEL)
     _write(canvas, "prediction", GAP_PX + 80, 18, PREDICTION)
     for number, (finding, view) in enumerate(zip(findings, views, strict=True)):
-        row, column = divmod(number, COLUMNS)
+        row, column = divmod(number, columns)
         left, top = GAP_PX + column * cell, LEGEND_PX + row * (cell + TITLE_PX)
         _write(canvas, finding.tile[-52:], left, top + 14, INK)
         repaired = "" if finding.repaired is None else f", repaired {finding.repaired:.2f}"
@@ -78,9 +79,11 @@ def _view(row: Any, predicted: NDArray[np.bool_]) -> NDArray[np.uint8]:
     label = mask == BUILDING
     top, left = _busiest((label != predicted) & (mask != IGNORE))
     at = np.s_[top : top + VIEW_PX, left : left + VIEW_PX]
-    view = np.ascontiguousarray(image[at])
+    larger = max(1, VIEW_PX // max(label[at].shape))  # of small tiles
+    view = np.ascontiguousarray(image[at].repeat(larger, axis=0).repeat(larger, axis=1))
     for part, colour in ((label, LABEL), (predicted, PREDICTION)):
-        lines, _ = cv2.findContours(part[at].astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        drawn = part[at].repeat(larger, axis=0).repeat(larger, axis=1).astype(np.uint8)
+        lines, _ = cv2.findContours(drawn, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(view, lines, -1, PAPER, 3)
         cv2.drawContours(view, lines, -1, colour, 1)
     return view
