@@ -1,4 +1,4 @@
-"""Writes buildings as a layer of polygons: GeoPackage in the scene's CRS, or GeoJSON in longitude and latitude."""
+"""Writes buildings as a layer of polygons: GeoPackage or FlatGeobuf in the scene's CRS, GeoJSON in degrees."""
 
 import json
 from collections.abc import Callable
@@ -101,7 +101,27 @@ class GeoJson:
         self.file.close()
 
 
-FORMATS: dict[str, type[Format]] = {"gpkg": GeoPackage, "geojson": GeoJson}
+class FlatGeobuf(GeoPackage):
+    """A FlatGeobuf file, which web maps read in parts; it cannot be appended to, so a GeoPackage comes first."""
+
+    suffix = ".fgb"
+
+    def begin(self, path: Path, crs: str) -> None:
+        """Creates an empty file."""
+        self.final = path
+        super().begin(path.with_name(f"{path.name}.gpkg"), crs)
+
+    def end(self) -> None:
+        """Completes the file."""
+        self.final.unlink(missing_ok=True)
+        with pyogrio.raw.open_arrow(self.path, layer=LAYER, use_pyarrow=False) as (meta, stream):
+            pyogrio.raw.write_arrow(
+                stream, self.final, layer=LAYER, driver="FlatGeobuf", geometry_name=meta["geometry_name"],
+                geometry_type="Polygon", crs=self.crs,
+            )  # fmt: skip
+
+
+FORMATS: dict[str, type[Format]] = {"gpkg": GeoPackage, "geojson": GeoJson, "fgb": FlatGeobuf}
 
 
 def check_format(name: str) -> type[Format]:
@@ -111,7 +131,7 @@ def check_format(name: str) -> type[Format]:
         KitError: there is none.
     """
     if name not in FORMATS:
-        raise KitError(f"no format {name!r}, expected {' or '.join(FORMATS)}", nearest(name, FORMATS))
+        raise KitError(f"no format {name!r}, expected {', '.join(FORMATS)}", nearest(name, FORMATS))
     return FORMATS[name]
 
 

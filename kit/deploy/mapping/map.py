@@ -19,6 +19,7 @@ from kit.deploy.adaptive.calibrate import LOOK_PX, end_early
 from kit.deploy.engine.backends import EngineOptions
 from kit.deploy.engine.predict import has_ground, predict_image
 from kit.deploy.engine.tuning import TILES, set_up
+from kit.deploy.mapping.apart import Apart
 from kit.deploy.mapping.banded_cleaning import BandedCleaning, Mask
 from kit.deploy.mapping.cogs import (
     BLOCK_PX,
@@ -200,7 +201,7 @@ def _trace(reader: SceneReader, frame: Frame, files: MapFiles, options: MapOptio
 
     cleaning = BandedCleaning(options.cleaning, frame.pixel_m2, masks)
     simplify_m = options.simplify_m or SIMPLIFIED_PX * max(frame.gsd_m, reader.work.gsd_m)
-    tracer, overlay, top = Tracer(), Overlay(reader.source, frame), 0
+    tracer, apart, overlay, top = Tracer(), Apart(frame.gsd_m), Overlay(reader.source, frame), 0
     layer = Layer(files.stem, FORMATS[options.format], frame)
     with (
         layer,
@@ -214,7 +215,8 @@ def _trace(reader: SceneReader, frame: Frame, files: MapFiles, options: MapOptio
             top += len(mask)
             if top == frame.height:
                 pieces += tracer.close()
-            buildings = outlined(pieces, frame, simplify_m, options.square)
+            traced = outlined(pieces, frame, simplify_m, options.square)
+            buildings = apart.add(traced, top, tracer.open) if top < frame.height else apart.last(traced)
             layer.add(buildings)
             overlay.draw(buildings.polygons)
             running.advance(len(mask))

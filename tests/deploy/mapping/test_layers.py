@@ -51,7 +51,7 @@ def test_buildings_are_read_as_by_other_programs(tmp_path: Path, kind: str, crs:
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_no_buildings_are_an_empty_layer(tmp_path: Path, kind: str):
-    info = pyogrio.read_info(written(tmp_path, kind, houses(0)))
+    info = pyogrio.read_info(written(tmp_path, kind, houses(0)), force_feature_count=True)
     assert info["features"] == 0
     if kind == "gpkg":
         assert list(info["fields"]) == ["area_m2", "confidence"]
@@ -94,5 +94,18 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, kind: str):
 
 
 def test_unknown_format():
-    with pytest.raises(KitError, match="no format 'shp', expected gpkg or geojson"):
+    with pytest.raises(KitError, match="no format 'shp', expected gpkg, geojson, fgb"):
         check_format("shp")
+
+
+def test_flatgeobuf_holds_what_a_geopackage_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its features are in the order of its spatial index."""
+    monkeypatch.setattr(layers, "BATCH", 4)
+    parts = houses(3), houses(3, 20), houses(2, 40)
+    (_, _, geometry, fields), (_, _, expected, cells) = (
+        pyogrio.raw.read(written(tmp_path, kind, *parts)) for kind in ("fgb", "gpkg")
+    )
+    info = pyogrio.read_info(tmp_path / "m.fgb")
+    assert (info["driver"], info["crs"], info["layer_name"]) == ("FlatGeobuf", UTM, "buildings")
+    assert sorted(zip(geometry, *fields, strict=True)) == sorted(zip(expected, *cells, strict=True))
+    assert {file.name for file in tmp_path.iterdir()} == {"m.fgb", "m.gpkg"}
