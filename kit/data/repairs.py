@@ -218,4 +218,5 @@ def unsure_areas(outlines: Outlines, sure: NDArray[np.bool_], edges: NDArray[np.
     wide = shapely.buffer(outlines, edges)
     bands = shapely.difference(wide, shapely.buffer(outlines, -edges))
     areas: Outlines = np.where(sure, bands, wide)[(edges > 0) | ~sure]
-    return areas[~shapely.is_empty(areas)]
+    kept: Outlines = areas[~shapely.is_empty(areas)]
+    return kept
