@@ -21,12 +21,19 @@ from kit.data.grids import metres_per_unit
 from kit.errors import DataError, OutputError
 
 __all__ = [
-    "MISSING", "SURE", "LabelChange", "Outline", "Repairer", "apply_findings", "unsure_areas", "write_layer",
+    "LABELS",
+    "MISSING",
+    "LabelChange",
+    "Outline",
+    "Repairer",
+    "apply_findings",
+    "unsure_areas",
+    "write_layer",
     "write_outlines",
 ]  # fmt: skip
 
 LAYER = "footprints"
-SURE = "sure = 1"  # SQL condition of the outlines that masks show as buildings
+LABELS = "sure = 1 OR origin = 'label'"  # SQL condition of what another audit takes as labels: unsure ones, too
 LEVEL = 128  # of the audit's prediction, 0..255: more is building
 BESIDE_M = 2.0  # a reshaped label may reach this far beyond the label
 GAP_M = 0.5  # between a reshaped label and its neighbours

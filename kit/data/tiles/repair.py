@@ -28,8 +28,8 @@ from kit.data.index import read_table, write_table
 from kit.data.masks import BUILDING, IGNORE, LAYERS
 from kit.data.rasters import without_notice
 from kit.data.repairs import (
+    LABELS,
     MISSING,
-    SURE,
     LabelChange,
     Outline,
     Repairer,
@@ -313,7 +313,7 @@ def repair_scene(job: RepairJob) -> Record:
     _write_changes(job.changes, changes)
     drawer: _Drawer | None = None
     record = replace(
-        job.record, key=job.key(), labels=[str(job.footprints.absolute())], where=SURE, done=True,
+        job.record, key=job.key(), labels=[str(job.footprints.absolute())], where=LABELS, done=True,
         counts={"used": sum(each.sure for each in outlines)}, notices=[],
     )  # fmt: skip
     record.cut = replace(job.record.cut, tiles=[], failed=[])
