@@ -23,7 +23,7 @@ NARROW_M = 0.75  # half the width of what is too narrow for a building
 OVERLAP = 0.2  # of a predicted object within a label: then the label covers it
 SAME = 0.5  # Jaccard index from which a label is right
 OTHER = 0.3  # below it, the label and the prediction are not the same building
-UNLIKELY, LIKELY = 0.35, 0.6  # mean probability below which there is no building, and from which there is one
+UNLIKELY, LIKELY = 0.2, 0.7  # mean probability below which there is no building, and from which there is one
 UNSURE = 0.25  # mean spread above which members and views disagree
 NEAR_M = 3.5  # a label whose shift is not known may belong to a building this near
 
