@@ -45,7 +45,7 @@ class Paths:
         return self.root / "runs" / check_name(recipe, "recipe") / check_name(f"fold{fold}", "fold")
 
     def run_folders(self) -> list[Path]:
-        """Folders of all runs here, by recipe, then fold: numbers first, `all` behind them."""
+        """Folders of all runs, sorted by recipe, then fold: numbers first, then `all`."""
 
         def place(folder: Path) -> tuple[str, float, str]:
             fold = folder.name.removeprefix("fold")

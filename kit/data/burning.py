@@ -115,7 +115,7 @@ def _seams(
     polygons: NDArray[np.object_], transform: Affine, shape: tuple[int, int], window_px: int
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Returns the footprints, and where a square window sees more than one of: them, the ground. (H, W) bool each."""
-    margin = window_px // 2  # drawn and cut off again: a tile's edge is no seam
+    margin = window_px // 2  # rasterised and cropped, since a tile's edge is not a seam
     canvas = (shape[0] + 2 * margin, shape[1] + 2 * margin)
     # a number each, so that neighbours that touch keep a seam; cv2 filters no int32, and float32 counts to 16 million
     numbered = np.uint16 if len(polygons) < 2**16 else np.float32

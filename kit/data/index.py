@@ -101,7 +101,7 @@ def read_table(file: Path) -> pd.DataFrame:
         columns = list(reader.fieldnames or ())
         raw = [(reader.line_num, row) for row in reader]
     except (UnicodeDecodeError, csv.Error) as cause:
-        raise DataError(f"{file} is no CSV: {cause}", REMEDY) from cause
+        raise DataError(f"{file} is not a CSV: {cause}", REMEDY) from cause
     if lost := [name for name in REQUIRED if name not in columns]:
         raise DataError(f"{file} lacks the columns {', '.join(lost)}", REMEDY)
     if len(set(columns)) < len(columns) or not raw:

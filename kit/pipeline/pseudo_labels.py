@@ -52,7 +52,7 @@ class PseudoOptions:
         """
         if self.ignore is not None and not 0 <= self.ignore[0] < self.ignore[1] <= 1:
             low, high = self.ignore
-            raise DataError(f"--ignore {low:g},{high:g} is no range of probabilities", EXPECTED_RANGE)
+            raise DataError(f"--ignore {low:g},{high:g} is not a range of probabilities", EXPECTED_RANGE)
         if not 0 <= self.min_confidence <= 1:
             raise DataError(f"--min-confidence {self.min_confidence:g} is out of range", "expected 0 to 1, such as 0.9")
         if self.round < 1:
@@ -75,7 +75,7 @@ def parse_ignore(text: str) -> tuple[float, float] | None:
     try:
         low, high = map(float, text.split(","))
     except ValueError as cause:
-        raise DataError(f"--ignore {text!r} is no range of probabilities", EXPECTED_RANGE) from cause
+        raise DataError(f"--ignore {text!r} is not a range of probabilities", EXPECTED_RANGE) from cause
     return low, high
 
 

@@ -113,7 +113,7 @@ def load_solution(name: str, paths: Paths) -> Solution:
     rounds = getattr(module, "ROUNDS", None)
     if not isinstance(rounds, Sequence) or not rounds or not all(isinstance(each, Round) for each in rounds):
         raise RecipeError(
-            f"{path.name}: ROUNDS is no list of rounds", 'expected: ROUNDS = [Round("first", [...]), ...]'
+            f"{path.name}: ROUNDS is not a list of rounds", 'expected: ROUNDS = [Round("first", [...]), ...]'
         )
     purpose = (module.__doc__ or "").strip().split("\n")[0].rstrip(".")
     solution = Solution(path.stem, path, tuple(rounds), bool(getattr(module, "SAMPLE", False)), purpose)
@@ -130,7 +130,7 @@ def _problems(solution: Solution, place: int, paths: Paths) -> Iterator[KitError
     if names.index(round_.name) != place:
         yield KitError("an earlier round has the same name", "give each round a name of its own")
     if not isinstance(round_.trainings, Sequence) or not all(isinstance(each, Training) for each in round_.trainings):
-        yield KitError("its trainings are no list of Training", 'expected: Round("first", [Training("lite0")])')
+        yield KitError("its trainings are not a list of Training", 'expected: Round("first", [Training("lite0")])')
         return
     if not round_.trainings:
         yield KitError("it trains nothing", "add a Training")

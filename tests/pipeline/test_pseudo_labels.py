@@ -304,8 +304,8 @@ def test_folders_of_others_are_refused(chips: Path, weights: Exported, tmp_path:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"ignore": (0.6, 0.4)}, r"--ignore 0\.6,0\.4 is no range"), ({"ignore": (0.5, 0.5)}, "is no range"),
-     ({"ignore": (-0.1, 0.5)}, "is no range"), ({"ignore": (float("nan"), 0.5)}, "is no range"),
+    [({"ignore": (0.6, 0.4)}, r"--ignore 0\.6,0\.4 is not a range"), ({"ignore": (0.5, 0.5)}, "is not a range"),
+     ({"ignore": (-0.1, 0.5)}, "is not a range"), ({"ignore": (float("nan"), 0.5)}, "is not a range"),
      ({"min_confidence": 1.5}, r"--min-confidence 1\.5 is out of range"), ({"round": 0}, "--round 0 is out of range"),
      ({"images": "jpg"}, "image format 'jpg' is unknown")],
 )  # fmt: skip
@@ -318,7 +318,7 @@ def test_options_out_of_range(options: dict[str, object], message: str, chips: P
 
 @pytest.mark.parametrize("text", ["", "0.5", "a,b", "0.1,0.2,0.3"])
 def test_ranges_that_cannot_be_read(text: str):
-    with pytest.raises(DataError, match="is no range of probabilities"):
+    with pytest.raises(DataError, match="is not a range of probabilities"):
         parse_ignore(text)
     assert (parse_ignore("none"), parse_ignore("0.2,0.8")) == (None, (0.2, 0.8))
 

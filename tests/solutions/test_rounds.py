@@ -48,10 +48,10 @@ def test_kits_own_solutions_fit_on_a_screen(name: str, tmp_path: Path):
 @pytest.mark.parametrize(
     ("rounds", "message"),
     [
-        ("ROUNDS = []", "plan.py: ROUNDS is no list of rounds"),
-        ("ROUNDS = [Training('tiny')]", "plan.py: ROUNDS is no list of rounds"),
+        ("ROUNDS = []", "plan.py: ROUNDS is not a list of rounds"),
+        ("ROUNDS = [Training('tiny')]", "plan.py: ROUNDS is not a list of rounds"),
         ("ROUNDS = [Round('a', [])]", "plan.py, round a: it trains nothing"),
-        ("ROUNDS = [Round('a', ['tiny'])]", "round a: its trainings are no list of Training"),
+        ("ROUNDS = [Round('a', ['tiny'])]", "round a: its trainings are not a list of Training"),
         ("ROUNDS = [Round('a', [Training('tony')])]", "round a: no recipe 'tony'"),
         ("ROUNDS = [Round('a', [Training('plan')])]", "round a: no recipe 'plan'"),
         ("ROUNDS = [Round('a', [Training('tiny')]), Round('a', [Training('tiny')])]", "round a: an earlier round has"),
@@ -73,7 +73,7 @@ def test_kits_own_solutions_fit_on_a_screen(name: str, tmp_path: Path):
         ("ROUNDS = [Round('a/b', [Training('tiny')])]", "round a/b: name 'a/b' cannot name a file"),
         (
             "ROUNDS = [Round('a', [Training('tiny')]), Round('b', [Training('tiny')], [Pseudo('a', ignore=(1, 0))])]",
-            "round b: --ignore 1,0 is no range",
+            "round b: --ignore 1,0 is not a range",
         ),
     ],
 )

@@ -2,7 +2,7 @@
 
 Tiles of all scenes are compared in one frame, EPSG:3857, whatever CRS they were cut in: a tile keeps straight sides
 there, and a metre of the frame times the cosine of the latitude is a metre on the ground, to within 0.7 %. Where tiles
-lie on both sides of 180 degrees, the western hemisphere's far half is moved behind the eastern one.
+lie on both sides of 180 degrees, the western half is shifted by 360 degrees.
 """
 
 from dataclasses import dataclass

@@ -55,7 +55,7 @@ def find_chips(test: Path) -> list[Chip]:
     _check_ids(test, chips)
     if lost := [chip for chip in chips if not chip.path.is_file()]:
         raise CatalogError(
-            f"{len(lost)} of {len(chips)} chips in {test} are no files, first {lost[0].path}",
+            f"{len(lost)} of {len(chips)} chips in {test} are not regular files, first {lost[0].path}",
             "expected images: no broken links, pipes or devices",
         )
     return sorted(chips, key=lambda chip: chip.id)
@@ -73,7 +73,7 @@ def _check_ids(test: Path, chips: list[Chip]) -> None:
     if twice:
         one, other = twice[0]
         raise CatalogError(
-            f"{len(twice)} chip ids in {test} stand twice, first {one.id}: {one.path} and {other.path}",
+            f"{len(twice)} chip ids in {test} occur twice, first {one.id}: {one.path} and {other.path}",
             "give each chip its own name, or the folder of images alone: both masks would be one file",
         )
 

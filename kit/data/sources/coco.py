@@ -122,7 +122,7 @@ def read_coco(file: Path, where: str = "") -> dict[str, DrawnMask]:
         field = ".".join(map(str, error["loc"]))
         raise DataError(f"{file}: {f'field {field}: ' if field else ''}{error['msg']}", remedy) from cause
     if twice := [name for name, count in Counter(image.file_name for image in coco.images).items() if count > 1]:
-        raise DataError(f"{file}: {len(twice)} images stand twice, first {twice[0]!a:.80}", "keep one of each")
+        raise DataError(f"{file}: {len(twice)} images are listed twice, first {twice[0]!a:.80}", "keep one of each")
     chosen = _choose(file, coco, where)
     known = {image.id for image in coco.images}
     if lost := [part for part in chosen if part.image_id not in known]:
@@ -131,7 +131,7 @@ def read_coco(file: Path, where: str = "") -> dict[str, DrawnMask]:
     if bare := [part for part in chosen if not part.segmentation]:
         raise DataError(
             f"{file}: {len(bare)} of {len(chosen)} annotations have no outline, first of image "
-            f"{bare[0].image_id!a:.80}: boxes alone are no footprints", remedy,
+            f"{bare[0].image_id!a:.80}: boxes are not footprints", remedy,
         )  # fmt: skip
     parts: dict[Identity, list[_Annotation]] = defaultdict(list)
     for part in chosen:
@@ -186,7 +186,7 @@ def _draw(image: _Image, parts: Sequence[_Annotation]) -> DrawnMask:
         else:
             for ring in outline or ():
                 if len(ring) < 6 or len(ring) % 2 or not np.isfinite(ring).all():
-                    raise ValueError(f"an outline of {image.file_name!a:.80} is no list of at least three x, y")
+                    raise ValueError(f"an outline of {image.file_name!a:.80} is not a list of at least three x, y")
                 rings.append(tuple(ring))
     return DrawnMask(image.width, image.height, tuple(rings), tuple(runs))
 
@@ -202,7 +202,7 @@ def decode_counts(text: str) -> list[int]:
     for character in text:
         bits = ord(character) - 48
         if not 0 <= bits < 64 or shift > 60:
-            raise ValueError(f"{text[:20]!a} is no compressed list of run lengths")
+            raise ValueError(f"{text[:20]!a} is not a compressed list of run lengths")
         value |= (bits & 31) << shift
         shift += 5
         if not bits & 32:
@@ -210,7 +210,7 @@ def decode_counts(text: str) -> list[int]:
             counts.append(value + (counts[-2] if len(counts) > 2 else 0))
             value = shift = 0
     if shift:
-        raise ValueError(f"{text[:20]!a} is a list of run lengths that was cut short")
+        raise ValueError(f"{text[:20]!a} is an incomplete list of run lengths")
     return counts
 
 

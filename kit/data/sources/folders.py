@@ -70,14 +70,16 @@ def search(pattern: str, text: str) -> dict[str, str]:
     """Returns the area and the scene that a pattern matches in a path without its suffix; nothing without a pattern.
 
     Raises:
-        DataError: it is no regular expression, names no group, or does not match.
+        DataError: it is not a regular expression, names no group, or does not match.
     """
     if not pattern:
         return {}
     try:
         compiled = re.compile(pattern)
     except re.error as cause:
-        raise DataError(f"pattern {pattern!r} is no regular expression: {cause}", "see Python's module re") from cause
+        raise DataError(
+            f"pattern {pattern!r} is not a regular expression: {cause}", "see Python's module re"
+        ) from cause
     if not {"area", "scene"} & set(compiled.groupindex):
         raise DataError(f"pattern {pattern!r} has no group `area` or `scene`", "write one: (?P<scene>[^/]+)")
     match = compiled.search(text)
@@ -186,7 +188,9 @@ def _classify(folder: Path, path: PurePosixPath) -> _File | None:
     except UnicodeEncodeError as cause:
         raise DataError(f"the name {os.fsencode(path)!r} is not UTF-8", "rename it: convmv, or by hand") from cause
     if not (folder / path).is_file():
-        raise DataError(f"{folder / path} is no file", "expected no broken links, pipes or devices among images")
+        raise DataError(
+            f"{folder / path} is not a regular file", "expected no broken links, pipes or devices among images"
+        )
     folders, kinds = [], []
     for name in path.parts[:-1]:
         words = re.split(r"([_-])", name)

@@ -25,7 +25,7 @@ BOM = b"\xef\xbb\xbf"
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(strict=True)  # a number is no id
+    model_config = ConfigDict(strict=True)  # an id must be a string
 
 
 class _Link(_Part):
@@ -85,7 +85,7 @@ def read_catalog(path: str | Path) -> tuple[str, list[Item]]:
         if isinstance(cause, CatalogError):
             fault = cause.message.removeprefix(f"{href}: ")
             raise CatalogError(
-                f"{href} is no STAC catalogue: {fault}", "expected a JSON file of type Catalog"
+                f"{href} is not a STAC catalogue: {fault}", "expected a JSON file of type Catalog"
             ) from cause
         raise CatalogError(f"no STAC catalogue at {path}: {cause.message}", cause.hint) from cause
     items: list[Item] = []

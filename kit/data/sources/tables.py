@@ -56,7 +56,7 @@ def _rows(table: str) -> list[dict[str, str]]:
         rows = [(reader.line_num, {name: (row.get(name) or "").strip() for name in columns}) for row in reader]
         rows = [(line, row) for line, row in rows if any(row.values())]
     except (UnicodeDecodeError, csv.Error) as cause:
-        raise DataError(f"{table} is no CSV: {cause}", "save it as comma-separated text in UTF-8") from cause
+        raise DataError(f"{table} is not a CSV: {cause}", "save it as comma-separated text in UTF-8") from cause
     if "image" not in columns or not {"labels", "mask"} & set(columns):
         raise DataError(
             f"{table} has the columns {', '.join(columns) or '(none)'}",

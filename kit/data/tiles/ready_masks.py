@@ -153,7 +153,7 @@ def decode(mask: ReadyMask, meaning: Meaning, href: str) -> NDArray[np.uint8]:
     building = np.zeros(level.shape, bool)
     for value in meaning.buildings:
         if len(value) == 1 and not grey:
-            raise RasterError(f"mask {href} is in colour, and {value[0]} is no colour", named)
+            raise RasterError(f"mask {href} is in colour, and {value[0]} is not a colour", named)
         if len(value) == 1:
             building |= level == value[0]
         else:

@@ -148,7 +148,7 @@ def _stray(file: PackedFile) -> str:
     if file.is_link:
         return f"{file.name} is a link"
     if name.name.startswith(".") or name.suffix != ".tif":
-        return f"{file.name} is no <chip>.tif"
+        return f"{file.name} is not <chip>.tif"
     return ""
 
 

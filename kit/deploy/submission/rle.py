@@ -55,7 +55,7 @@ def decode(runs: str, size: tuple[int, int]) -> NDArray[np.uint8]:
     if (numbers < 1).any():
         raise _wrong("a start or length of 0")
     if (ends > pixels).any():
-        raise _wrong(f"a run that ends behind the last of {pixels} pixels")
+        raise _wrong(f"a run that ends after the last of {pixels} pixels")
     if (starts[1:] < ends[:-1]).any():
         raise _wrong("runs that overlap or are out of order")
     steps = np.zeros(pixels + 1, np.int8)

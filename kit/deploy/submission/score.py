@@ -207,7 +207,7 @@ def _counts(table: NDArray[np.int64], building_row: int, built: int) -> Counts:
     predicted, true = (
         int(table[building_row, : built + 1].sum()),
         int(table[:, built].sum()),
-    )  # columns behind are no data
+    )  # further columns are no data
     return Counts(tp, predicted - tp, true - tp)
 
 

@@ -129,5 +129,5 @@ def _named_in_pickle(name: str, data: bytes) -> set[str]:
             if opcode.name == "GLOBAL":
                 named.add(str(argument).replace(" ", "."))
     except (ValueError, IndexError, OverflowError) as cause:
-        raise WeightsError(f"{name} is no pickle of torch: {cause}") from cause
+        raise WeightsError(f"{name} is not a pickle of torch: {cause}") from cause
     return {each for each in named if not GLOBALS.fullmatch(each)}

@@ -113,7 +113,7 @@ def chosen_cleaning(
         default: used without `clean`.
 
     Raises:
-        WeightsError: `clean`, and the card has none; or a size that is no number.
+        WeightsError: `clean`, and the card has none; or a size is not a number.
     """
     for option, value in (("--smallest", smallest_m2), ("--holes", holes_m2)):
         if value is not None and not 0 <= value < float("inf"):

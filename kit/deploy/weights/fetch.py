@@ -91,7 +91,7 @@ def _checked(sha256: str, name: str) -> str:
             "give --sha256 and the 64 digits that were published with it",
         )
     if not SHA256.fullmatch(checksum := sha256.strip().lower()):
-        raise WeightsError(f"{sha256!r} is no SHA-256, expected 64 hex digits", "copy it from where the weights are")
+        raise WeightsError(f"{sha256!r} is not a SHA-256, expected 64 hex digits", "copy it from where the weights are")
     return checksum
 
 
@@ -151,7 +151,7 @@ def _transfer(url: str, part: Path) -> None:
 
 
 def _append(answer: HTTPResponse, part: Path, start: int) -> None:
-    """Writes an answer behind the first `start` bytes of a part."""
+    """Writes an answer after the first `start` bytes of a part."""
     length = answer.headers.get("Content-Length")
     done, total = start, start + int(length) if length else None
     _check_size(answer.url, total or 0)

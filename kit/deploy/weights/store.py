@@ -174,7 +174,7 @@ def check_free(weights_dir: Path, name: str) -> None:
     """Checks that weights of this name may be written: there are none, or they are kit's.
 
     Raises:
-        OutputError: the name is no name, the folder cannot be written, or a file of that name is neither listed in
+        OutputError: the name is invalid, the folder cannot be written, or a file of that name is neither listed in
             `index.csv` nor carries a card.
     """
     path = weights_dir / f"{check_name(name)}.pt"

@@ -41,7 +41,7 @@ def test_chips_of_every_format_in_folders(tmp_path: Path):
 
 @pytest.mark.parametrize("names", [("north/a.png", "south/a.png"), ("a.png", "a.tif")])
 def test_chips_whose_masks_would_be_one_file(tmp_path: Path, names: tuple[str, str]):
-    with pytest.raises(CatalogError, match=r"1 chip ids in .* stand twice, first a: .* and .*a\.") as caught:
+    with pytest.raises(CatalogError, match=r"1 chip ids in .* occur twice, first a: .* and .*a\.") as caught:
         find_chips(write(tmp_path, *names))
     assert all(name in caught.value.message for name in names)
 
@@ -81,7 +81,7 @@ def test_chips_that_are_no_files(tmp_path: Path):
     write(tmp_path, "a.tif")
     os.mkfifo(tmp_path / "b.tif")
     (tmp_path / "c.tif").symlink_to("gone.tif")
-    with pytest.raises(CatalogError, match=r"2 of 3 chips in .* are no files, first .*b\.tif"):
+    with pytest.raises(CatalogError, match=r"2 of 3 chips in .* are not regular files, first .*b\.tif"):
         find_chips(tmp_path)
 
 

@@ -127,11 +127,11 @@ def test_names_that_are_no_text_are_one_error(tmp_path: Path, name: bytes):
 def test_pipes_and_broken_links_are_named(tmp_path: Path):
     root = touch(tmp_path, "a.tif")
     os.mkfifo(root / "a.geojson")
-    with pytest.raises(DataError, match=r"a\.geojson is no file"):
+    with pytest.raises(DataError, match=r"a\.geojson is not a regular file"):
         read_source(root)
     (root / "a.geojson").unlink()
     (root / "a.geojson").symlink_to("gone.geojson")
-    with pytest.raises(DataError, match=r"a\.geojson is no file"):
+    with pytest.raises(DataError, match=r"a\.geojson is not a regular file"):
         read_source(root)
 
 
@@ -174,7 +174,7 @@ def test_a_pattern_names_scenes_with_footprints_too(tmp_path: Path):
     ("pattern", "message"),
     [
         ("(?P<area>nia)", "does not match 'kam/a'"),
-        ("(?P<area>", "is no regular expression"),
+        ("(?P<area>", "is not a regular expression"),
         ("kam", "has no group `area` or `scene`"),
         ("(?P<town>kam)", "has no group `area` or `scene`"),
         (r"\.tif(?P<area>)", "does not match 'kam/a'"),
@@ -330,7 +330,7 @@ def test_tables_that_are_incomplete(tmp_path: Path, lines: list[str], message: s
 
 def test_a_table_that_is_none(tmp_path: Path):
     (tmp_path / "list.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match=r"list\.csv is no CSV"):
+    with pytest.raises(DataError, match=r"list\.csv is not a CSV"):
         read_source(tmp_path / "list.csv")
 
 

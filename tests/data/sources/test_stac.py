@@ -47,10 +47,10 @@ def test_missing_catalogue(tmp_path: Path):
 
 def test_a_file_that_is_no_catalogue(tmp_path: Path):
     (tmp_path / "catalog.json").write_text('{"type": "FeatureCollection"}')
-    with pytest.raises(CatalogError, match="is no STAC catalogue"):
+    with pytest.raises(CatalogError, match="is not a STAC catalogue"):
         read_scenes(tmp_path)
     (tmp_path / "catalog.json").write_text("not json")
-    with pytest.raises(CatalogError, match="is no STAC catalogue"):
+    with pytest.raises(CatalogError, match="is not a STAC catalogue"):
         read_scenes(tmp_path)
 
 
@@ -401,5 +401,5 @@ def test_large_catalogues_are_read_quickly(tmp_path: Path):
 @pytest.mark.parametrize("content", ["[1]", '{"type": "Feature", "id": "a"}', '{"links": [3]}', "\xff"])
 def test_json_that_is_no_catalogue(tmp_path: Path, content: str):
     (tmp_path / "catalog.json").write_text(content, encoding="latin-1")
-    with pytest.raises(CatalogError, match=r"catalog\.json is no STAC catalogue"):
+    with pytest.raises(CatalogError, match=r"catalog\.json is not a STAC catalogue"):
         read_scenes(tmp_path)

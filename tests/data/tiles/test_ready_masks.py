@@ -67,7 +67,7 @@ def test_a_mask_in_colour_is_refused_unless_its_colour_is_named(tmp_path: Path):
         masks_of(tmp_path / "city")
     assert "--building-value" in caught.value.hint
     np.testing.assert_array_equal(masks_of(tmp_path / "city", building_values=((0, 0, 255),))["a"], buildings())
-    with pytest.raises(CutError, match="is in colour, and 255 is no colour"):
+    with pytest.raises(CutError, match="is in colour, and 255 is not a colour"):
         masks_of(tmp_path / "city", building_values=((255,),))
 
 

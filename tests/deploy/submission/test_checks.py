@@ -94,9 +94,9 @@ def test_nothing_is_wrong(masks: Path, chips: list[Chip], kind: str):
         (lambda m: (m / "x.tif").write_bytes(b""), "readable", "x.tif is empty, expected a TIFF"),
         (lambda m: (m / "x.tif").write_bytes(b"GIF89a"), "readable", "x.tif is not a readable TIFF"),
         (lambda m: (m / "x.tif").write_bytes((m / "x.tif").read_bytes()[:90]), "readable", "x.tif is not a readable"),
-        (lambda m: (m / "._x.tif").write_bytes(b"x"), "flat", "._x.tif is no <chip>.tif"),
-        (lambda m: (m / ".DS_Store").write_bytes(b"x"), "flat", ".DS_Store is no <chip>.tif"),
-        (lambda m: (m / "x.png").write_bytes(b"x"), "flat", "x.png is no <chip>.tif"),
+        (lambda m: (m / "._x.tif").write_bytes(b"x"), "flat", "._x.tif is not <chip>.tif"),
+        (lambda m: (m / ".DS_Store").write_bytes(b"x"), "flat", ".DS_Store is not <chip>.tif"),
+        (lambda m: (m / "x.png").write_bytes(b"x"), "flat", "x.png is not <chip>.tif"),
         (lambda m: write_tiff(m / "deep/w.tif", mask()), "flat", "deep is a folder"),
     ],
 )
@@ -130,7 +130,7 @@ def test_a_folder_of_kit_s_own_is_clean(masks: Path, chips: list[Chip]):
     (masks / "link.tif").symlink_to(masks / "x.tif")
     (masks / "deep").mkdir()
     strays = next(row for row in check(masks, chips).checks if row.name == "flat").faults
-    assert strays == ("deep is a folder", "link.tif is a link", "notes.txt is no <chip>.tif")
+    assert strays == ("deep is a folder", "link.tif is a link", "notes.txt is not <chip>.tif")
 
 
 def test_folders_in_an_archive(masks: Path, chips: list[Chip]):

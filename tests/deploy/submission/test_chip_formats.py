@@ -28,4 +28,4 @@ def test_pictures_in_folders_are_submitted(tiny_weights: Exported, tmp_path: Pat
     (tmp_path / "chips/north/b.png").write_bytes((tmp_path / "chips/north/a.png").read_bytes())
     code, _, err = cli("submit", tmp_path / "chips", *options)
     assert code == 1
-    assert "stand twice, first b" in err
+    assert "occur twice, first b" in err

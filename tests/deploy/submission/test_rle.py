@@ -87,9 +87,9 @@ def test_runs_that_touch_are_one(tmp_path: Path):
         (f"1 {'9' * 19}", "not a list of numbers"),
         ("0 2", "a start or length of 0"),
         ("3 0", "a start or length of 0"),
-        ("12 2", "a run that ends behind the last of 12 pixels"),
-        ("13 1", "behind the last of 12"),
-        (f"{'9' * 18} {'9' * 18}", "behind the last of 12"),
+        ("12 2", "a run that ends after the last of 12 pixels"),
+        ("13 1", "after the last of 12"),
+        (f"{'9' * 18} {'9' * 18}", "after the last of 12"),
         ("5 2 1 2", "overlap or are out of order"),
         ("1 3 3 2", "overlap or are out of order"),
         ("1 3 1 3", "overlap or are out of order"),
@@ -166,7 +166,7 @@ def test_a_table_is_checked(table: Path):
         ("", "names", "y is missing"),
         ("y,1 1\ny,2 1\n", "names", "y occurs 2 times"),
         ("y,\nw,\n", "names", "w is not <chip> of the test set"),
-        ("y,12 2\n", "readable", "y has a run that ends behind the last of 12 pixels"),
+        ("y,12 2\n", "readable", "y has a run that ends after the last of 12 pixels"),
     ],
 )
 def test_faults_of_a_table(table: Path, row: str, name: str, fault: str):

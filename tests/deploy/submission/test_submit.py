@@ -81,7 +81,7 @@ def test_no_test_set(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("{", "is no STAC catalogue"), ('{"type": "Feature"}', "is no STAC catalogue")]
+    ("text", "message"), [("{", "is not a STAC catalogue"), ('{"type": "Feature"}', "is not a STAC catalogue")]
 )
 def test_a_broken_catalogue(tmp_path: Path, text: str, message: str):
     (tmp_path / "catalog.json").write_text(text)
@@ -109,7 +109,7 @@ def test_an_id_twice_and_an_id_that_leaves_the_folder(catalog: Callable[..., Pat
     root = catalog()
     text = (root / "b" / "b.json").read_text()
     (root / "b" / "b.json").write_text(text.replace('"id": "b"', '"id": "a"'))
-    with pytest.raises(CatalogError, match=r"1 chip ids .* stand twice, first a"):
+    with pytest.raises(CatalogError, match=r"1 chip ids .* occur twice, first a"):
         find_chips(root)
     (root / "b" / "b.json").write_text(text.replace('"id": "b"', '"id": "../b"'))
     with pytest.raises(CatalogError, match=r"cannot name a mask, first '\.\./b'"):
@@ -248,7 +248,7 @@ def test_a_broken_chip_is_named_and_the_others_kept(chips: Path, tiny_weights: E
 def test_a_chip_that_is_not_there(catalog: Callable[..., Path], chips: Path, tiny_weights: Exported, tmp_path: Path):
     root = catalog()
     (chips / "b.tif").unlink()
-    with pytest.raises(CatalogError, match=r"1 of 4 chips in .* are no files, first .*b\.tif"):
+    with pytest.raises(CatalogError, match=r"1 of 4 chips in .* are not regular files, first .*b\.tif"):
         submit(root, tiny_weights.path, tmp_path / "one")
 
 

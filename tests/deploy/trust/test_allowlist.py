@@ -376,8 +376,8 @@ def test_records_packed_otherwise(small_weights: Exported, tmp_path: Path):
         (b"\x80\x04\x8c\x02os\x8c\x06system\x93)R.", r"has SHORT_BINUNICODE at byte 2"),
         (b"\x80\x02(S'ls'\nios\nsystem\n.", "has STRING at byte 3"),
         (b"\x80\x02\x82\x01.", "has EXT1"),
-        (b"\x80\x02X\xff\0\0\0ls.", "is no pickle of torch"),
-        (b"", "is no pickle of torch"),
+        (b"\x80\x02X\xff\0\0\0ls.", "is not a pickle of torch"),
+        (b"", "is not a pickle of torch"),
     ],
 )
 @pytest.mark.usefixtures("torch_stays_away")

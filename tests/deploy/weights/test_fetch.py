@@ -347,7 +347,7 @@ def test_names_stay_in_the_folder(server: Server, tmp_path: Path):
 @pytest.mark.parametrize("sum_", ["0" * 63, "0" * 65, "g" * 64, "sha256:" + "0" * 64])
 def test_what_is_no_sum(tmp_path: Path, sum_: str):
     for given in ("https://host.org/best.pt", str(tmp_path / "best.pt"), ""):
-        with pytest.raises(WeightsError, match="is no SHA-256, expected 64 hex digits"):
+        with pytest.raises(WeightsError, match="is not a SHA-256, expected 64 hex digits"):
             find_weights(given, sum_, tmp_path)
 
 
