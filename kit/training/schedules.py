@@ -56,13 +56,7 @@ def fit_poly(
     After the warm-up, at the fraction t of the remaining steps, the rate is lr x (1 - t) ** `power`.
 
     Args:
-        learn: the Learner.
-        epochs: of the fit.
-        lr: the highest rate; a slice spreads it over the parameter groups, as in fastai's `fit_one_cycle`.
-        warmup: 0 to 1, fraction of all steps in which the rate rises from `lr` / 100.
-        power: exponent; 1 is linear, less keeps the rate high for longer.
-        wd: weight decay; by default the Learner's.
-        cbs: more callbacks for this fit.
+        power: exponent; 1 is linear, less keeps the rate high for longer. The others are those of `fit_cosine`.
 
     Raises:
         RecipeError: a value is out of range.

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from glob import escape
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Protocol
+from typing import IO
 
 import numpy as np
 import pyogrio
@@ -27,31 +27,10 @@ Polygons = NDArray[np.object_]
 Numbers = NDArray[np.float64]
 
 
-class Format(Protocol):
-    """A file of polygons that is written in batches.
-
-    Attributes:
-        suffix: of the file.
-        degrees: whether polygons are in EPSG:4326, not in the scene's CRS.
-    """
-
-    suffix: str
-    degrees: bool
-
-    def begin(self, path: Path, crs: str) -> None:
-        """Creates an empty file."""
-
-    def put(self, polygons: Polygons, areas_m2: Numbers, confidence: Numbers) -> None:
-        """Writes a batch."""
-
-    def end(self) -> None:
-        """Completes the file."""
-
-
 class GeoPackage:
-    """A GeoPackage with one layer."""
+    """A GeoPackage with one layer, in the scene's CRS, written in batches."""
 
-    suffix, degrees = ".gpkg", False
+    suffix, degrees = ".gpkg", False  # of the file; whether polygons are in EPSG:4326
 
     def begin(self, path: Path, crs: str) -> None:
         """Creates an empty file."""
@@ -77,7 +56,7 @@ class GeoPackage:
 
 
 class GeoJson:
-    """GeoJSON as in RFC 7946: longitude and latitude, one feature per line."""
+    """GeoJSON as in RFC 7946: longitude and latitude, one feature per line, written in batches."""
 
     suffix, degrees = ".geojson", True
 
@@ -121,6 +100,7 @@ class FlatGeobuf(GeoPackage):
             )  # fmt: skip
 
 
+Format = GeoPackage | GeoJson
 FORMATS: dict[str, type[Format]] = {"gpkg": GeoPackage, "geojson": GeoJson, "fgb": FlatGeobuf}
 
 
