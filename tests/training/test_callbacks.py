@@ -13,7 +13,7 @@ from torch import nn
 
 from kit.models.losses import CrossEntropy, Dice, Lovasz
 from kit.training.callbacks import EMA, BalancedSampler, LossSwitch
-from kit.training.precision import LossScale, Precision
+from kit.training.precision import DTYPES, LossScale, Precision
 
 
 def make_rows(sizes: dict[str, int]) -> pd.DataFrame:
@@ -135,29 +135,29 @@ def test_the_seed_switches_to_lovasz_at_epoch_25():
     assert (switch.since, type(switch.later)) == (25, Lovasz)
 
 
-def fitted_in(dtype: torch.dtype, model: nn.Module, loss: nn.Module) -> Learner:
+def fitted_in(precision: str, model: nn.Module, loss: nn.Module) -> Learner:
     torch.manual_seed(0)
     pairs = [(torch.rand(3, 8, 8), torch.ones(8, 8, dtype=torch.int64)) for _ in range(4)]
     loaders = DataLoaders(DataLoader(pairs, bs=2), DataLoader(pairs[:0], bs=2), device=torch.device("cpu"))
-    learn = Learner(loaders, model, loss, opt_func=SGD, cbs=[Precision(dtype), LossScale()], lr=0.1)
+    learn = Learner(loaders, model, loss, opt_func=SGD, cbs=[Precision(precision), LossScale()], lr=0.1)
     learn.remove_cbs([cb for cb in learn.cbs if cb.name == "progress"])
     learn.logger = lambda _: None
     learn.fit(1)
     return learn
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_step_is_the_same_in_any_precision(dtype: torch.dtype):
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_step_is_the_same_in_any_precision(precision: str):
     torch.manual_seed(1)
     model = nn.Conv2d(3, 2, 3, padding=1)
     seen = []
     model.register_forward_hook(
         lambda _, inputs, out: seen.append((out.dtype, inputs[0].is_contiguous(memory_format=torch.channels_last)))
     )
-    fitted_in(dtype, model, CrossEntropy())
-    assert set(seen) == {(dtype, True)}
+    fitted_in(precision, model, CrossEntropy())
+    assert set(seen) == {(DTYPES[precision], True)}
     torch.manual_seed(1)
-    expected = fitted_in(torch.float32, nn.Conv2d(3, 2, 3, padding=1), CrossEntropy()).model
+    expected = fitted_in("fp32", nn.Conv2d(3, 2, 3, padding=1), CrossEntropy()).model
     assert model.weight.dtype == torch.float32
     torch.testing.assert_close(model.weight, expected.weight, atol=2e-3, rtol=0)
 
@@ -170,7 +170,7 @@ def test_a_step_whose_gradients_overflow_is_left_out():
     torch.manual_seed(1)
     model = nn.Conv2d(3, 2, 3, padding=1)
     before = model.weight.detach().clone()
-    learn = fitted_in(torch.float16, model, Steep())
+    learn = fitted_in("fp16", model, Steep())
     torch.testing.assert_close(model.weight, before, atol=0, rtol=0)
     assert learn.loss_scale.scaler.get_scale() == 2.0**16 / 4  # halved for each of two steps
 

@@ -82,7 +82,7 @@ def test_what_was_finite_is_kept(tmp_path: Path, what: str, step: int, place: st
 def test_float16_steps_that_overflow_are_skipped_a_few_times(tmp_path: Path):
     stop = DivergenceStop()
     learn = tiny_learner(tmp_path, 1, Length([1]), stop)
-    learn.precision.dtype = torch.float16
+    learn.precision.chosen = "fp16"
     learn.training, learn.iter = True, 0
     for _ in range(3):
         learn.loss_grad = torch.tensor(float("inf"))

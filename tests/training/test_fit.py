@@ -119,9 +119,9 @@ def test_half_precision_where_the_machine_has_it(
     seen = set()
     context = precision.Precision.context
 
-    def watched(self):
+    def watched(self, name=""):
         self.model.blocks[0].register_forward_hook(lambda _, __, out: seen.add(out.dtype))
-        return context(self)
+        return context(self, name)
 
     monkeypatch.setattr(precision, "autocast_dtype", lambda device: dtype)
     monkeypatch.setattr(precision.Precision, "context", watched)

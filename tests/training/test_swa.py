@@ -145,7 +145,7 @@ def measured_by_hand(crops: Crops, keys: list[tuple[int, int]], weights: dict[st
 @pytest.mark.parametrize("batches", [3, 32])  # six crops of eight tiles; more than there are tiles
 @pytest.mark.parametrize("sampler", [False, True])
 def test_the_running_means_are_those_of_the_average(batches: int, sampler: bool):
-    learn = learner(SWA(1, batches), Precision(torch.float32), *([BalancedSampler()] if sampler else []))
+    learn = learner(SWA(1, batches), Precision("fp32"), *([BalancedSampler()] if sampler else []))
     learn.dls.train.dataset.epoch = 7
     learn.fit(3)
     crops, watch = learn.dls.train.dataset, learn.watch

@@ -52,15 +52,23 @@ class Net(nn.Module):
         return self.conv(pixels.float() / 255)
 
 
-def tiny_learner(folder: Path, epochs: int, *cbs: Callback, valid: int = 6, saved: dict[str, Any] | None = None) -> Any:
+def tiny_learner(
+    folder: Path,
+    epochs: int,
+    *cbs: Callback,
+    valid: int = 6,
+    saved: dict[str, Any] | None = None,
+    precision: str = "fp32",
+    model: nn.Module | None = None,
+) -> Any:
     """Returns a Learner that writes into `folder`; a callback named `length` must be among `cbs`."""
     loaders = DataLoaders(
         DataLoader(Tiles(6), bs=1, shuffle=True, drop_last=True), DataLoader(Tiles(valid), bs=4),
         device=torch.device("cpu"),
     )  # fmt: skip
     resume, log = Resume(saved, seed=0), RunLog(folder, "tiny fold 0", RunSettings(recipe="tiny"), epochs)
-    cbs = (Draw(), Deal(), Precision(torch.float32), resume, log, *cbs)
-    learn = Learner(loaders, Net(), CrossEntropy(), opt_func=SGD, lr=0.1, metrics=PooledJaccard(), cbs=cbs)
+    cbs = (Draw(), Deal(), Precision(precision), resume, log, *cbs)
+    learn = Learner(loaders, model or Net(), CrossEntropy(), opt_func=SGD, lr=0.1, metrics=PooledJaccard(), cbs=cbs)
     learn.remove_cbs([cb for cb in learn.cbs if cb.name == "progress"])
     learn.logger = lambda _: None
     learn.recorder.loss = PooledLoss()
