@@ -1,34 +1,41 @@
-"""A training step of a recipe in each precision, in turn, in one process; with --profile, where its time goes.
+"""A training step of a recipe in bfloat16 and float32, with torch's and with kit's backward pass of depthwise layers.
 
-    python benchmarks/train_speed.py [RECIPE...] [--batch 8] [--rounds 6]       prints a table
-    python benchmarks/train_speed.py lite0 --profile bf16-dw32                  prints torch's profile of two steps
+    OMP_WAIT_POLICY=passive python benchmarks/train_speed.py [RECIPE...] [--batch 8] [--rounds 6]      prints a table
+    python benchmarks/train_speed.py lite0 --profile bf16                                 prints torch's profile
 
 Steps are those of `kit run`: the recipe's loss, a fused AdamW, the moving average of the weights, channels_last, malloc
-that keeps freed blocks; random pixels from memory, random weights. A round takes one step of each side, every second
-round in the opposite order. The fastest side is what `kit run` chooses in its first steps.
+that keeps freed blocks; random pixels from memory, random weights. All sides share a process and a network; a round
+takes one step of each, every second round in the opposite order. Seconds are CPU seconds of all threads, and the table
+holds the least: on a busy machine, wall time says little.
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from kit.models.depthwise import fast_backward
 from kit.paths import Paths
 from kit.system.devices import keep_freed_memory, processor_name
 from kit.training.fit import rebuild
-from kit.training.precision import autocast
 from kit.training.recipe import load_recipe
 
 SIDE_PX = 512
-SIDES = ("bf16", "bf16-dw32", "fp32")
+SIDES = {
+    "bf16, torch's": ("bf16", False),
+    "fp32, torch's": ("fp32", False),
+    "bf16": ("bf16", True),
+    "fp32": ("fp32", True),
+}
 
 
 def step_of(recipe: str, batch: int) -> Callable[[str], float]:
-    """Returns a function that takes a step in a precision, and returns its seconds per crop."""
+    """Returns a function that takes a step on one of the sides, and returns its CPU seconds per crop."""
     learn = rebuild(load_recipe(recipe, Paths(Path())))
     model = learn.model.train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
@@ -38,25 +45,29 @@ def step_of(recipe: str, batch: int) -> Callable[[str], float]:
     images = images.contiguous(memory_format=torch.channels_last)
     masks = torch.randint(0, 2, (batch, SIDE_PX, SIDE_PX))
 
-    def step(precision: str) -> float:
-        start = time.perf_counter()
-        with autocast(model, precision, images.device):
+    def step(side: str) -> float:
+        precision, fast = SIDES[side]
+        start = time.process_time()
+        with (
+            torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
+            fast_backward(model) if fast else nullcontext(),
+        ):
             logits = model(images)
         learn.loss_func(logits.float(), masks).backward()
         optimizer.step()
         optimizer.zero_grad()
         move(average, list(model.parameters()), 1)
-        return (time.perf_counter() - start) / batch
+        return (time.process_time() - start) / batch
 
     return step
 
 
-def profile(step: Callable[[str], float], precision: str) -> None:
+def profile(step: Callable[[str], float], side: str) -> None:
     """Prints torch's profile of two steps."""
-    step(precision)
+    step(side)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         for _ in range(2):
-            step(precision)
+            step(side)
     print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=50))
 
 
@@ -71,23 +82,22 @@ def main() -> None:
     if options.profile:
         profile(step_of(options.recipe[0], options.batch), options.profile)
         return
-    print(
-        f"{processor_name(torch.device('cpu'))}, torch {torch.__version__}, {torch.get_num_threads()} threads, ", end=""
-    )
-    print(f"{options.batch} crops a step; seconds a crop, median of {options.rounds} rounds (least to most)\n")
-    print(f"| recipe | {' | '.join(SIDES)} | bf16 / fastest |")
-    print("|---" * (len(SIDES) + 2) + "|")
+    machine = f"{processor_name(torch.device('cpu'))}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+    print(f"{machine}; {options.batch} crops a step; CPU seconds per crop, least (median) of {options.rounds} rounds\n")
+    print(f"| recipe | {' | '.join(SIDES)} | bf16, torch's / best | fp32, torch's / fp32 |")
+    print("|---" * (len(SIDES) + 3) + "|")
     for name in options.recipe:
         step = step_of(name, options.batch)
         seconds: dict[str, list[float]] = {side: [] for side in SIDES}
         for side in SIDES:
             step(side)  # compiles kernels
         for number in range(options.rounds):
-            for side in SIDES if number % 2 == 0 else SIDES[::-1]:
+            for side in list(SIDES) if number % 2 == 0 else list(SIDES)[::-1]:
                 seconds[side].append(step(side))
-        middle = {side: statistics.median(values) for side, values in seconds.items()}
-        cells = [f"{middle[side]:.3g} ({min(seconds[side]):.3g} to {max(seconds[side]):.3g})" for side in SIDES]
-        print(f"| {name} | {' | '.join(cells)} | {middle['bf16'] / min(middle.values()):.2f} |", flush=True)
+        least = {side: min(values) for side, values in seconds.items()}
+        cells = [f"{least[side]:.3g} ({statistics.median(seconds[side]):.3g})" for side in SIDES]
+        gains = [least["bf16, torch's"] / min(least.values()), least["fp32, torch's"] / least["fp32"]]
+        print(f"| {name} | {' | '.join(cells)} | {' | '.join(f'{gain:.2f}' for gain in gains)} |", flush=True)
 
 
 if __name__ == "__main__":
