@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from factories import TINY_RECIPE
@@ -92,6 +93,33 @@ def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
+
+
+COUNTED = TINY_RECIPE.replace("EMA(0.9)]", "EMA(0.9), Count()]").replace(
+    "import albumentations as A\n", "import time\n\nimport albumentations as A\n\nfrom kit.system.ranks import rank\n"
+) + '''
+
+class Count(fv.Callback):
+    def after_batch(self):
+        if self.training:
+            time.sleep(0.3 * rank())
+
+    def after_train(self):
+        with fv.Path(f"steps{rank()}.txt").open("a") as stream:
+            print(self.iter + 1, self.n_iter, round(self.pct_train, 9), file=stream)
+'''  # fmt: skip
+
+
+def test_ranks_agree_on_the_steps_of_a_time_budget(workplace: Path):
+    """Although rank 1 is slower: with other numbers of steps, one of them would wait for ever."""
+    (workplace / "recipes/counted.py").write_text(COUNTED)
+    run = kit(workplace, "run", "counted", *TRAIN, "--nproc", 2, "--minutes", 0.2, "--epochs", 3)
+    assert run.returncode == 0, run.stderr
+    first, second = ((workplace / f"steps{rank}.txt").read_text().splitlines() for rank in (0, 1))
+    assert first == second
+    log = pd.read_csv(workplace / "runs/counted/fold0/log.csv")
+    assert [int(line.split()[0]) for line in first] == log["steps"].tolist()
+    assert len(log) == 3
 
 
 def test_every_launcher_gives_the_same_weights(workplace: Path):
