@@ -32,9 +32,9 @@ class GeoPackage:
 
     suffix, degrees = ".gpkg", False  # of the file; whether polygons are in EPSG:4326
 
-    def begin(self, path: Path, crs: str) -> None:
-        """Creates an empty file."""
-        self.path, self.crs, self.append = path, crs, False
+    def begin(self, path: Path, crs: str, about: dict[str, str]) -> None:
+        """Creates an empty file with metadata."""
+        self.path, self.crs, self.about, self.append = path, crs, about, False
         path.unlink(missing_ok=True)
         nothing = np.array([], np.float64)
         self.put(np.array([], dtype=object), nothing, nothing)
@@ -47,6 +47,7 @@ class GeoPackage:
             pyogrio.raw.write(
                 self.path, shapely.to_wkb(polygons), [areas_m2, confidence], list(FIELDS), layer=LAYER, driver="GPKG",
                 geometry_type="Polygon", crs=self.crs, append=self.append,
+                layer_metadata=None if self.append else self.about,
             )  # fmt: skip
         finally:
             pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": None})
@@ -60,10 +61,10 @@ class GeoJson:
 
     suffix, degrees = ".geojson", True
 
-    def begin(self, path: Path, crs: str) -> None:
-        """Creates an empty file."""
+    def begin(self, path: Path, crs: str, about: dict[str, str]) -> None:
+        """Creates an empty file with metadata."""
         self.file: IO[str] = path.open("w")
-        self.file.write('{"type": "FeatureCollection", "features": [')
+        self.file.write(f'{{"type": "FeatureCollection", "metadata": {json.dumps(about)}, "features": [')
         self.between = "\n"
 
     def put(self, polygons: Polygons, areas_m2: Numbers, confidence: Numbers) -> None:
@@ -85,10 +86,10 @@ class FlatGeobuf(GeoPackage):
 
     suffix = ".fgb"
 
-    def begin(self, path: Path, crs: str) -> None:
-        """Creates an empty file."""
+    def begin(self, path: Path, crs: str, about: dict[str, str]) -> None:
+        """Creates an empty file with metadata."""
         self.final = path
-        super().begin(path.with_name(f"{path.name}.gpkg"), crs)
+        super().begin(path.with_name(f"{path.name}.gpkg"), crs, about)
 
     def end(self) -> None:
         """Completes the file."""
@@ -96,7 +97,7 @@ class FlatGeobuf(GeoPackage):
         with pyogrio.raw.open_arrow(self.path, layer=LAYER, use_pyarrow=False) as (meta, stream):
             pyogrio.raw.write_arrow(
                 stream, self.final, layer=LAYER, driver="FlatGeobuf", geometry_name=meta["geometry_name"],
-                geometry_type="Polygon", crs=self.crs,
+                geometry_type="Polygon", crs=self.crs, layer_metadata=self.about,
             )  # fmt: skip
 
 
@@ -122,21 +123,22 @@ class Layer:
         stem: of its path; the format adds the suffix.
         format_: one of `FORMATS`.
         frame: of the map.
+        about: metadata of the file.
 
     Attributes:
         count: buildings written so far.
         area_m2: their ground area.
     """
 
-    def __init__(self, stem: Path, format_: type[Format], frame: Frame) -> None:
-        self.format, self.frame = format_(), frame
+    def __init__(self, stem: Path, format_: type[Format], frame: Frame, about: dict[str, str]) -> None:
+        self.format, self.frame, self.about = format_(), frame, about
         self.path = stem.with_name(stem.name + self.format.suffix)
         self.temporary = stem.with_name(f".{stem.name}.part{self.format.suffix}")
         self.waiting: list[Buildings] = []
         self.count, self.area_m2 = 0, 0.0
 
     def __enter__(self) -> "Layer":
-        self._try(lambda: self.format.begin(self.temporary, self.frame.crs))
+        self._try(lambda: self.format.begin(self.temporary, self.frame.crs, self.about))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

@@ -31,7 +31,7 @@ from kit.deploy.mapping.cogs import (
     writing,
 )
 from kit.deploy.mapping.layers import FORMATS, Layer, check_format
-from kit.deploy.mapping.map_files import MapFiles, PredictionKey
+from kit.deploy.mapping.map_files import MapFiles, PredictionKey, scene_file
 from kit.deploy.mapping.overlay import Overlay
 from kit.deploy.mapping.polygons import outlined
 from kit.deploy.mapping.scene import Frame, SceneReader, check_source
@@ -183,7 +183,8 @@ def draw_map(
     for kind in FORMATS:
         if files[kind].name in written - now:
             files[kind].unlink(missing_ok=True)
-    layer = _trace(reader, frame, files, options)
+    about = {"SOURCE": scene_file(key.scene), "WEIGHTS_SHA256": key.weights, "IMAGERY_DATE": reader.taken}
+    layer = _trace(reader, frame, files, options, {name: text for name, text in about.items() if text})
     summary = MapSummary(
         files["probability"], files["mask"], layer.path, files["overlay"],
         layer.count, layer.area_m2, reader.work.gsd_m, windows,
@@ -193,7 +194,7 @@ def draw_map(
     return summary
 
 
-def _trace(reader: SceneReader, frame: Frame, files: MapFiles, options: MapOptions) -> Layer:
+def _trace(reader: SceneReader, frame: Frame, files: MapFiles, options: MapOptions, about: dict[str, str]) -> Layer:
     """Writes mask, polygons and picture from a finished probability raster, and returns the layer of polygons."""
 
     def masks() -> Iterator[Mask]:
@@ -202,7 +203,7 @@ def _trace(reader: SceneReader, frame: Frame, files: MapFiles, options: MapOptio
     cleaning = BandedCleaning(options.cleaning, frame.pixel_m2, masks)
     simplify_m = options.simplify_m or SIMPLIFIED_PX * max(frame.gsd_m, reader.work.gsd_m)
     tracer, apart, overlay, top = Tracer(), Apart(frame.gsd_m), Overlay(reader.source, frame), 0
-    layer = Layer(files.stem, FORMATS[options.format], frame)
+    layer = Layer(files.stem, FORMATS[options.format], frame, about)
     with (
         layer,
         writing(files["mask"], frame, "mode", NO_DATA) as target,

@@ -116,5 +116,9 @@ class MapFiles:
 
 def name_of(href: str) -> str:
     """Returns the name of a scene: its file's name without the suffix, as a name for files."""
-    path = PurePosixPath(unquote(urlsplit(href).path)) if is_remote(href) else local_path(href)
-    return as_name(path.stem, "scene")
+    return as_name(PurePosixPath(scene_file(href)).stem, "scene")
+
+
+def scene_file(href: str) -> str:
+    """Returns the name of a scene's file, without folders."""
+    return (PurePosixPath(unquote(urlsplit(href).path)) if is_remote(href) else local_path(href)).name

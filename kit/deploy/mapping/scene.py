@@ -168,6 +168,12 @@ class SceneReader:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.source.close()
 
+    @property
+    def taken(self) -> str:
+        """Date of the imagery as the file has it; empty where it does not say."""
+        tags = {**self.source.tags(), **self.source.tags(ns="IMAGERY")}
+        return str(tags.get("ACQUISITIONDATETIME") or tags.get("TIFFTAG_DATETIME") or "")
+
     def set_resolution(self, gsd_m: float) -> Frame:
         """Sets the ground resolution to read at, and returns the frame that windows divide; see `Frame.at`."""
         self.work = self.scene.at(gsd_m)

@@ -14,6 +14,7 @@ from kit.deploy.mapping.polygons import Buildings
 from kit.deploy.mapping.scene import Frame
 from kit.errors import KitError
 
+ABOUT = {"SOURCE": "city.tif", "WEIGHTS_SHA256": "ab" * 32}
 FRAME = Frame(200, 150, at_kampala(UTM, 0.5), pyproj.CRS(UTM).to_wkt(), 0.5, 0.5)
 
 
@@ -23,7 +24,7 @@ def houses(count: int, top: int = 0) -> Buildings:
 
 
 def written(folder: Path, kind: str, *parts: Buildings) -> Path:
-    with Layer(folder / "m", FORMATS[kind], FRAME) as layer:
+    with Layer(folder / "m", FORMATS[kind], FRAME, ABOUT) as layer:
         for part in parts:
             layer.add(part)
     return layer.path
@@ -80,7 +81,7 @@ def test_geojson_is_as_its_standard_wants_it(tmp_path: Path):
 def test_an_unfinished_layer_is_no_layer(tmp_path: Path, kind: str):
     written(tmp_path, kind, houses(1))
     before = (tmp_path / f"m.{kind}").read_bytes()
-    with pytest.raises(KeyboardInterrupt), Layer(tmp_path / "m", FORMATS[kind], FRAME) as layer:
+    with pytest.raises(KeyboardInterrupt), Layer(tmp_path / "m", FORMATS[kind], FRAME, ABOUT) as layer:
         layer.add(houses(2))
         raise KeyboardInterrupt
     assert (tmp_path / f"m.{kind}").read_bytes() == before
@@ -109,3 +110,12 @@ def test_flatgeobuf_holds_what_a_geopackage_does(tmp_path: Path, monkeypatch: py
     assert (info["driver"], info["crs"], info["layer_name"]) == ("FlatGeobuf", UTM, "buildings")
     assert sorted(zip(geometry, *fields, strict=True)) == sorted(zip(expected, *cells, strict=True))
     assert {file.name for file in tmp_path.iterdir()} == {"m.fgb", "m.gpkg"}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_layer_says_what_it_was_made_from(tmp_path: Path, kind: str):
+    path = written(tmp_path, kind, houses(2))
+    if kind == "geojson":
+        assert json.loads(path.read_text())["metadata"] == ABOUT
+    else:
+        assert pyogrio.read_info(path)["layer_metadata"] == ABOUT

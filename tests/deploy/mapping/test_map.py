@@ -631,3 +631,25 @@ def test_the_clean_up_of_the_card(cli: Cli, tmp_path: Path, tiny_weights: Export
     assert "masks: threshold 0.45, smallest 3 m2, holes 0 m2" in err
     record = json.loads((tmp_path / "maps/tidy-town/tidy-town.json").read_text())
     assert record["options"]["cleaning"] == {"threshold": 0.45, "smallest_m2": 3, "holes_m2": 0}
+
+
+def test_the_layer_says_what_it_was_made_from(tmp_path: Path):
+    scene = write_bands(tmp_path / "s.tif", town(), at_kampala())
+    made = map_with(brightness, scene, tmp_path / "without")
+    about = pyogrio.read_info(made.polygons)["layer_metadata"]
+    assert about["SOURCE"] == "s.tif"
+    assert "IMAGERY_DATE" not in about
+    with rasterio.open(scene, "r+") as source:
+        source.update_tags(TIFFTAG_DATETIME="2019:05:01 10:00:00")
+    made = map_with(brightness, scene, tmp_path / "dated")
+    assert pyogrio.read_info(made.polygons)["layer_metadata"] == about | {"IMAGERY_DATE": "2019:05:01 10:00:00"}
+
+
+def test_no_two_buildings_overlap(tmp_path: Path):
+    scene = write_bands(tmp_path / "s.tif", noise(300, 300).transpose(2, 0, 1), at_kampala())
+    made = map_with(brightness, scene, tmp_path / "m", square=True, smallest_m2=0)
+    polygons = shapely.from_wkb(pyogrio.raw.read(made.polygons)[2])
+    first, second = shapely.STRtree(polygons).query(polygons, predicate="intersects")
+    apart = first < second
+    assert len(polygons) == made.buildings > 100
+    assert shapely.area(shapely.intersection(polygons[first[apart]], polygons[second[apart]])).max(initial=0) < 1e-6
