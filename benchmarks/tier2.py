@@ -2,7 +2,7 @@
 
     python benchmarks/tier2.py damage CATALOG OUT [--seed 0]       # damages the labels of real scenes
     python benchmarks/tier2.py figures SET --damaged FOLDER --root ROOT   # an audit, and a repair, against the truth
-    python benchmarks/tier2.py picture SET BLOCK --damaged FOLDER --root ROOT --out docs/tier2.jpg
+    python benchmarks/tier2.py picture SET BLOCK --damaged FOLDER --root ROOT --out docs/tier2.png
     python benchmarks/tier2.py pays --root ROOT [--steps 80] [--seeds 3]  # five ways to train, in turn; rerun to resume
 
 `damage` writes `scenes.csv` for kit prepare, `damage.json` and `true_footprints/`, as `kit sample` does for its
@@ -165,6 +165,8 @@ def figures(audit: Path, damaged: Path, labels: dict[str, Path]) -> Figures:
             result.errors_m.append(math.hypot(row.dx_m + truth["dx_m"], row.dy_m + truth["dy_m"]))
     for name, file in labels.items():
         area, scene = name.split("/")
+        if not (audit / "scenes" / area / f"{scene}.gpkg").is_file():
+            continue
         own = [block for block in known if block["block"].startswith(f"{name}/")]
         gone, invented, merged = (
             {each for block in own for each in block[key]} for key in ("missing", "invented", "merged")
@@ -273,7 +275,7 @@ def _label_files(damaged: Path) -> dict[str, Path]:
 
 # a picture of a block before and after
 
-PICTURE_PX, LINE_PX = 560, 2  # side of each half
+PICTURE_PX, LINE_PX = 440, 2  # side of each half
 COLOURS = {"damaged": (230, 40, 40), "kept": (60, 220, 60), "added": (60, 160, 255), "ignored": (255, 0, 200)}  # RGB
 
 
@@ -288,6 +290,7 @@ def picture(name: str, block: str, damaged: Path, paths: Paths, out: Path) -> No
         out: picture to write.
     """
     import cv2
+    from PIL import Image
     from rasterio.windows import from_bounds
 
     known = json.loads((damaged / "damage.json").read_text())["blocks"]
@@ -316,7 +319,7 @@ def picture(name: str, block: str, damaged: Path, paths: Paths, out: Path) -> No
     halves = draw(labels, ["damaged"] * len(labels)), draw(outlines, kinds)
     gap = np.full((PICTURE_PX, 8, 3), 255, np.uint8)
     both = np.concatenate([halves[0], gap, halves[1]], axis=1)
-    cv2.imwrite(str(out), both[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
+    Image.fromarray(both).quantize(128, dither=Image.Dither.NONE).save(out, optimize=True)
 
 
 # whether it pays
