@@ -248,18 +248,18 @@ def mask_jaccard(folder: Path, damaged: Path) -> tuple[float, float]:
     return pool(counts).jaccard, ignored / max(known, 1)
 
 
-def show_figures(name: str, damaged: Path, paths: Paths) -> None:
+def show_figures(name: str, repaired: str, damaged: Path, paths: Paths) -> None:
     """Prints the figures of an audit, of its repair, and of the audit of the repair, as far as they are there."""
     folder = paths.data(name)
     labels = _label_files(damaged)
     print(f"| {name} | |\n|---|---|")
     for line in figures(folder / "audit", damaged, labels).lines():
         print(line)
-    for each in (name, f"{name}_repaired"):
+    for each in (name, repaired):
         if (paths.data(each) / "index.csv").is_file():
             jaccard, ignored = mask_jaccard(paths.data(each), damaged)
             print(f"| masks of {each} against the truth, Jaccard / ignored | {jaccard:.3f} / {ignored:.1%} |")
-    for each in (name, f"{name}_repaired"):
+    for each in (name, repaired):
         if (paths.data(each) / "audit" / "buildings.csv").is_file():
             verdicts = pd.read_csv(paths.data(each) / "audit" / "buildings.csv")["verdict"].value_counts()
             print(f"| verdicts of {each} | {', '.join(f'{n} {verdict}' for verdict, n in verdicts.items())} |")
@@ -491,6 +491,7 @@ def main() -> None:
     damaging.add_argument("--seed", type=int, default=0)
     measuring = commands.add_parser("figures")
     measuring.add_argument("set")
+    measuring.add_argument("--repaired", help="name of the repaired data set. Default: SET_repaired")
     measuring.add_argument("--damaged", type=Path, required=True)
     measuring.add_argument("--root", type=Path, default=Path())
     drawing = commands.add_parser("picture")
@@ -509,7 +510,7 @@ def main() -> None:
     if given.command == "damage":
         damage(given.catalog, given.out, given.seed)
     elif given.command == "figures":
-        show_figures(given.set, given.damaged, Paths(given.root))
+        show_figures(given.set, given.repaired or f"{given.set}_repaired", given.damaged, Paths(given.root))
     elif given.command == "picture":
         picture(given.set, given.block, given.damaged, Paths(given.root), given.out)
     else:

@@ -33,9 +33,9 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, City]:
     (root / "recipes").mkdir()
     (root / "recipes/tiny.py").write_text(RECIPE)
     setup = Setup(LengthOptions(steps=60), Source(pretrained=False))
-    weights = run("tiny", Paths(root), RunOptions("clean", folds=("all",), setup=setup))
+    run("tiny", Paths(root), RunOptions("clean", folds=("all",), setup=setup))
     options = AuditOptions(BLOCK_M, "clean", workers=1, engine=EngineOptions(tuning=False))
-    audit("town", weights, Paths(root), options)
+    audit("town", root / "weights/tiny.pt", Paths(root), options)
     return root / "data/town/audit", city
 
 
