@@ -7,6 +7,7 @@ from typing import Any
 from kit.console import say
 from kit.data.dataset import read_tile
 from kit.data.index import read_index
+from kit.deploy.proof.images import Case
 from kit.deploy.weights.card import Member
 from kit.deploy.weights.load import read_card
 from kit.deploy.weights.store import check_free
@@ -31,6 +32,7 @@ def export_runs(
     formats: Sequence[str] = (),
     recipe: Recipe | None = None,
     weights: Sequence[float] = (),
+    cases: Sequence[Case] = (),
 ) -> Exported:
     """Freezes finished runs into `weights/NAME.pt` with its card, and reports the parity with the trained networks.
 
@@ -42,6 +44,7 @@ def export_runs(
         formats: to write beside TorchScript, see `kit.deploy.freeze.formats.chosen`.
         recipe: one that is loaded already, and may lie anywhere.
         weights: of the runs' votes, one each, of any sum; empty where all count the same.
+        cases: drawn images to compare on; all by default.
 
     Raises:
         RunError: a run is missing, unfinished or damaged, or its recipe has changed since.
@@ -72,7 +75,7 @@ def export_runs(
     choice = _choice(folders, paths, tile_weights(runs, weights))
     request = ExportRequest(
         name, "+".join(sorted({member.recipe for member in members})), views, pooled_score(results),
-        settings[0].gsd_m or 0.0, _parity_tiles(settings[0].data or "", paths), formats=tuple(formats),
+        settings[0].gsd_m or 0.0, _parity_tiles(settings[0].data or "", paths), cases, tuple(formats),
         postprocess=choice.best if choice else None, weights=weights,
     )  # fmt: skip
     exported = export_ensemble(paths.weights, models, members, request)

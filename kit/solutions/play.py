@@ -11,6 +11,7 @@ from kit.console import say, table
 from kit.data.added import AddedSet
 from kit.data.sources.chips import find_chips
 from kit.deploy.engine.backends import EngineOptions
+from kit.deploy.proof.images import SMALL_CASES
 from kit.deploy.submission.checks import check
 from kit.deploy.submission.submit import SubmitOptions, submit
 from kit.deploy.weights.load import named_weights, read_card
@@ -135,7 +136,8 @@ class Player:
             self._submit(stage)
         elif rank() == 0 and stage.kind == "export":
             runs = [f"{each.name}/{file.parent.name}" for each in stage.inputs for file in each.outputs]
-            export_runs(runs, stage.name, self.paths, round_.views)
+            cases = SMALL_CASES if self.options.setup.tiny else ()
+            export_runs(runs, stage.name, self.paths, round_.views, cases=cases)
         elif rank() == 0:
             folders = [file.parent for each in stage.inputs if each.kind == "train" for file in each.outputs]
             before = str(stage.settings["with"])

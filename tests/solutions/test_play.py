@@ -68,7 +68,7 @@ class Stubs:
     def lines(self) -> list[str]:
         return []
 
-    def export_runs(self, runs: list[str], name: str, paths: Paths, views: str) -> None:
+    def export_runs(self, runs: list[str], name: str, paths: Paths, views: str, cases: Any) -> None:
         self.note(f"{name} of {' '.join(runs)}")
         self.write(paths.weights / f"{name}.pt")
 
