@@ -154,6 +154,7 @@ def test_names_in_the_text_exist(code: str, tmp_path: Path):
     elif isinstance(value, ast.Name):
         words = {*names, *SIGNATURES, *parameters(names), *RECIPES, *known_recipes(Paths(tmp_path)), *COMMANDS}
         words |= {
+            "ROUNDS",
             "recipes",
             "to",
             "encoder",
