@@ -24,7 +24,7 @@ from kit.solutions.preflight import check_solution, find_inputs, recipes_of
 from kit.solutions.round_scores import COLUMNS, read_score, score_round
 from kit.solutions.rounds import Pseudo, Round, Solution, Training, titled
 from kit.solutions.stages import Planner, Stage, named, read_records, score_file, write_record
-from kit.system.files import locked
+from kit.system.files import locked, remove_leftovers
 from kit.system.processes import joined
 from kit.system.ranks import agreed, rank, wait_for_all
 from kit.training.fit import Setup
@@ -162,6 +162,7 @@ class Player:
             stage.outputs[0].unlink(missing_ok=True)
             folders = [self.paths.submission(stage.name)]
         for folder in folders:
+            remove_leftovers(folder.parent, folder.name)
             if folder.is_dir():  # renamed first: half of a folder would not be known as kit's
                 aside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
                 folder.rename(aside)

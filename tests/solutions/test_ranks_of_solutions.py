@@ -20,7 +20,7 @@ def test_two_processes_play_a_solution(workplace: Path, option: str):
     command = [sys.executable, "-m", "kit", "run", "plan", option, "2", "--test", str(workplace / "test"), "--root",
                str(workplace), "--device", "cpu", "--no-pretrained", "--workers", "0"]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    played = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
+    played = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert played.returncode == 0, played.stderr
     assert played.stdout.splitlines()[-1] == str(workplace / "submissions" / "plan.tgz")
     assert played.stderr.count("three: submit plan") == 1
@@ -29,6 +29,6 @@ def test_two_processes_play_a_solution(workplace: Path, option: str):
         "plan-one-tiny/fold0", "plan-two-tiny/fold0", "plan-two-tiny/fold1", "plan-three-tiny/foldall",
         "plan-three-tiny-seed1/fold0", "plan-three-tiny-seed1/fold1",
     }  # fmt: skip
-    again = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
+    again = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert again.returncode == 0, again.stderr
     assert "train" not in again.stderr
