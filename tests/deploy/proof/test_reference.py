@@ -101,10 +101,10 @@ def test_another_size_is_refused():
         expected(np.zeros((33, 33))).compared(np.zeros((32, 33), np.float32))
 
 
-def test_another_drawing_is_told(reference: Reference):
+def test_another_image_is_refused(reference: Reference):
     with pytest.raises(WeightsError, match="33 x 33 RGB differs from that of the export") as error:
         replace(reference.answers[0], image_sha256="0" * 64).image()
-    assert "the kit that exported" in error.value.hint
+    assert "the version of kit that exported" in error.value.hint
 
 
 def packed(data: bytes) -> str:
