@@ -8,7 +8,7 @@ RAPL = Path("/sys/class/powercap")  # of Linux, on Intel and AMD; readable by ro
 def cpu_energy_j() -> float | None:
     """Returns the counters of all CPU packages together, joules; None where none can be read.
 
-    The counters start anew after some minutes to hours: measure short times, and take differences.
+    The counters restart after some minutes to hours: measure short times, and take differences.
     """
     total = None
     for package in sorted(RAPL.glob("intel-rapl:?")):

@@ -163,7 +163,7 @@ class StepCount(Length):
 
 @dataclass(frozen=True)
 class StepPlan:
-    """The plan of an epoch, made at one of its steps.
+    """The plan of an epoch, computed at one of its steps.
 
     Between two plans, schedules advance by equal shares a step.
     """
@@ -175,7 +175,7 @@ class StepPlan:
     step_seconds: float  # that a step took lately; 0 where unknown
     epoch_seconds: float  # that an epoch takes beside its steps: validation, saving
     steps: int  # of the epoch, in all
-    next_step: int  # at which it is planned anew
+    next_step: int  # at which it is recomputed
     total: int  # steps of all epochs, if the machine stays as fast
 
     def share_at(self, step: int) -> float:
@@ -206,8 +206,8 @@ class TimeBudget(Length):
     TARGET = 0.99  # share of the minutes that is planned
     PLANS = 100  # in a budget, about
     FIRST = 2  # steps before the first plan: the first one compiles, and fills caches
-    KNOWN = 8  # steps before the user is told
-    NEWS = 0.25  # a total that differs by more is told, too
+    KNOWN = 8  # steps before the total is reported
+    NEWS = 0.25  # a total that differs by a larger share is reported again
 
     def __init__(self, minutes: float, fits: Sequence[int], folder: Path) -> None:
         super().__init__(fits)
@@ -220,7 +220,7 @@ class TimeBudget(Length):
         self.mark: tuple[float, int] | None = None  # seconds and step since which steps are timed
         self.session_steps = 0  # steps done by this process
         self.steps_done = 0  # of finished epochs
-        self.said = 0  # the total that was told
+        self.reported = 0  # the total last reported
 
     @property
     def total(self) -> int:
@@ -268,7 +268,7 @@ class TimeBudget(Length):
         self.learn.pct_train = (self.epoch + self.plans[-1].share_at(self.iter)) / self.n_epoch
 
     def after_batch(self) -> None:
-        """Plans anew where the last plan says so."""
+        """Recomputes the plan at the step that the last plan names."""
         plan, done = self.plans[-1], int(self.iter) + 1
         self.session_steps += 1
         if self.session_steps == 1:
@@ -315,7 +315,7 @@ class TimeBudget(Length):
             self.plans.append(plan)
         self.mark = (now, done) if done else None
         self._set_steps(plan.steps)
-        self._tell(plan)
+        self._report(plan)
         if rank() == 0:
             write_plans(self.plans, self.folder / PLAN)
 
@@ -351,17 +351,17 @@ class TimeBudget(Length):
         self.dls.train.n = steps * self.dls.train.bs
         self.learn.n_iter = steps
 
-    def _tell(self, plan: StepPlan) -> None:
-        """Says how many steps are planned: once they are known, and when an epoch begins with other numbers."""
-        if self.said:
-            if plan.step or abs(plan.total - self.said) <= self.NEWS * self.said:
+    def _report(self, plan: StepPlan) -> None:
+        """Prints how many steps are planned: once that is known, and when an epoch begins with another number."""
+        if self.reported:
+            if plan.step or abs(plan.total - self.reported) <= self.NEWS * self.reported:
                 return
-            changed = f" instead of {self.said}"
+            changed = f" instead of {self.reported}"
         elif not plan.step_seconds or (plan.epoch == 0 and plan.step < self.KNOWN):
             return
         else:
             changed = ""
-        self.said = plan.total
+        self.reported = plan.total
         say(
             f"planned {plan.total} steps in {self.epochs} epochs{changed}: {plan.step_seconds:.2g} s a step, "
             f"{plan.epoch_seconds:.2g} s a validation"
@@ -376,16 +376,16 @@ class TimeBudget(Length):
             "trained_at": self.trained_at,
             "trained_pace": self.trained_pace,
             "steps_done": self.steps_done,
-            "said": self.said,
+            "said": self.reported,
             "ranks": ranks(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on with the last plan; with another number of ranks, its steps are counted in theirs."""
+        """Resumes the last plan; with another number of ranks, its steps are counted in theirs."""
         self.plans = [StepPlan(**plan) for plan in state["plans"]]
         self.epoch_seconds, self.trained_at = state["epoch_seconds"], state["trained_at"]
         self.pace, self.trained_pace = state.get("pace", 0.0), state.get("trained_pace", 0.0)
-        self.steps_done, self.said, self.mark = state["steps_done"], state["said"], None
+        self.steps_done, self.reported, self.mark = state["steps_done"], state["said"], None
         if state["ranks"] != ranks():
             self.plans[-1] = _recounted(self.plans[-1], state["ranks"], ranks())
         self._set_steps(self.plans[-1].steps)

@@ -60,7 +60,7 @@ class RunLog(Callback):
             self.bar.skip(sum(int(row["steps"]) for row in self.rows) + self.learn.deal.skipped)
 
     def after_batch(self) -> None:
-        """Advances the bar; writes the settings anew once the precision is known."""
+        """Advances the bar; writes the settings again once the precision is known."""
         if self.training:
             if self.settings.precision != self.learn.precision.name_of_precision:
                 self._write_settings()

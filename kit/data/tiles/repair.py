@@ -1,6 +1,6 @@
 """`kit repair`: a data set with the labels that an audit corrects, and a ledger of every change.
 
-The imagery is not read again: images are linked, and masks drawn anew from the repaired outlines. The audited data set
+The imagery is not read again: images are linked, and masks redrawn from the repaired outlines. The audited data set
 stays as it is.
 """
 

@@ -53,7 +53,7 @@ class MaskDifference:
         return self.chip, self.jaccard, f"{self.equal:.2%}"
 
 
-COLUMNS = ("check", "mark", "found")
+COLUMNS = ("check", "mark", "result")
 DIFFERENCE_COLUMNS = ("chip", "jaccard", "equal")
 
 
@@ -83,7 +83,7 @@ class CheckedSubmission:
     def to_json(self) -> str:
         """Returns all results as JSON text."""
         checks = [
-            {"mark": check.mark, "name": check.name, "said": check.result, "faults": check.faults,
+            {"mark": check.mark, "name": check.name, "result": check.result, "faults": check.faults,
              "warning": check.warning}
             for check in self.checks
         ]  # fmt: skip

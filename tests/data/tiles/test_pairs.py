@@ -206,7 +206,7 @@ def test_pairs_with_little_imagery_are_listed(tmp_path: Path, pairs: list[Pair],
 
 
 @pytest.mark.parametrize("style", [{"images": "scene"}, {"layers": True}])
-def test_what_ready_made_masks_do_not_tell(
+def test_facts_missing_from_ready_made_masks(
     tmp_path: Path, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch, style: dict[str, object]
 ):
     put_pair(pairs, tmp_path, "x", rgb_of(64, 64), mask_of(64, 64))
