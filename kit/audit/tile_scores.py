@@ -33,8 +33,9 @@ __all__ = [
 ]
 
 TOLERATED_M2 = 20.0  # a disagreement of this area halves the index of a tile without buildings
-LEAST_SCORE = 0.05  # a tile that fewer of the calibration tiles are as bad as does not train as it is
+LEAST_SCORE = 0.05  # share of the calibration tiles that may be worse than a tile that trains as it is
 UNCALIBRATED = 0.7  # Jaccard index in its place where no tiles are known to be right
+DISAGREEMENT = 2.0  # of repaired labels may be so many times that limit: other imagery is harder to predict
 MOST_IGNORED = 0.5  # share of a tile's buildings that a repair may ignore
 
 
@@ -162,9 +163,9 @@ def score_tiles(tiles: Sequence[Agreement], calibration: Sequence[float]) -> Ite
             return jaccard
         return float(np.searchsorted(right, jaccard, side="right") / len(right))
 
-    least = LEAST_SCORE if len(right) else UNCALIBRATED
+    least = float(np.quantile(right, LEAST_SCORE)) if len(right) else UNCALIBRATED
     for tile in tiles:
-        verdict, reason = _judge(tile, score, least)
+        verdict, reason = _judge(tile, least)
         repaired = None if tile.repaired is None else round(tile.repaired, 4)
         yield TileFinding(
             tile.tile, tile.area, tile.scene, round(tile.jaccard, 4), repaired, round(score(tile.jaccard), 4),
@@ -172,13 +173,14 @@ def score_tiles(tiles: Sequence[Agreement], calibration: Sequence[float]) -> Ite
         )  # fmt: skip
 
 
-def _judge(tile: Agreement, score: Any, least: float) -> tuple[TileVerdict, str]:
-    if score(tile.jaccard) >= least:
+def _judge(tile: Agreement, least: float) -> tuple[TileVerdict, str]:
+    """Returns the verdict of a tile, and its reason; `least` is the Jaccard index from which it trains as it is."""
+    if tile.jaccard >= least:
         return "train", ""
     if tile.repaired is None:
         return "leave_out", "the labels differ from the prediction, and there are no outlines to repair"
     if tile.ignored > MOST_IGNORED:
         return "leave_out", f"{tile.ignored:.0%} of its buildings are not sure"
-    if score(tile.repaired) >= least:
+    if 1 - tile.repaired <= DISAGREEMENT * (1 - least):
         return "repair", "the labels differ from the prediction, the repaired ones do not"
     return "leave_out", "the repaired labels differ from the prediction, too"
