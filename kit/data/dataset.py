@@ -32,6 +32,8 @@ MEMORY_BYTES = 2 << 30  # tiles of a fold up to this size are read once and kept
 
 MIN_KNOWN, TRIES = 0.1, 6  # a crop with less imagery is drawn again: tiles at a scene's edge are mostly empty
 
+CUT_AGAIN = "cut its scene again: kit prepare SOURCE --scene AREA/SCENE; windows need the scenes where they were"
+
 Key = tuple[int, int]  # place in the epoch's draw, row of the index
 
 
@@ -103,7 +105,8 @@ def read_tile(image: str, mask: str, layers: bool = False) -> tuple[NDArray[np.u
     """Returns a tile's image (H, W, 3) and mask (H, W), both uint8; with layers, the mask is (H, W, 3).
 
     Raises:
-        DataError: one of them cannot be read, or the mask has no layers although they are requested.
+        DataError: one of them cannot be read, their sizes differ, or the mask has no layers although they are
+            requested.
     """
     opened = image
     try:
@@ -116,12 +119,13 @@ def read_tile(image: str, mask: str, layers: bool = False) -> tuple[NDArray[np.u
                     f"{mask} has {truth.count} band, expected {len(LAYERS)}: {', '.join(LAYERS)}",
                     "cut the data set again: kit prepare CATALOG --layers",
                 )
-            return pixels, _bands_last(truth.read()) if layers else truth.read(1)
-    except RasterioIOError as cause:
-        raise DataError(
-            f"tile {opened} cannot be read: {cause.__cause__ or cause}",
-            "cut the data set again: kit prepare; windows into scenes need the scenes where they were",
-        ) from cause
+            labels = _bands_last(truth.read()) if layers else truth.read(1)
+    except (RasterioIOError, IndexError) as cause:  # IndexError: of its bands
+        raise DataError(f"tile {opened} cannot be read: {cause.__cause__ or cause}", CUT_AGAIN) from cause
+    if pixels.shape[:2] != labels.shape[:2]:
+        (height, width), (h, w) = pixels.shape[:2], labels.shape[:2]
+        raise DataError(f"tile {image} has {width} x {height} px, its mask {mask} {w} x {h}", CUT_AGAIN)
+    return pixels, labels
 
 
 def _bands_last(bands: NDArray[np.uint8]) -> NDArray[np.uint8]:

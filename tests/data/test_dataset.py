@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import rasterio
 import torch
-from factories import prepare
+from factories import prepare, write_bands
 
 from kit.data.augment import D4, PadIfNeeded
 from kit.data.dataset import Fold, TileDataset, dataloaders, read_tile, split_fold
@@ -81,6 +81,15 @@ def test_lost_tile_is_named(fold: Fold):
         spoil()
         with pytest.raises(DataError, match=rf"tile {mask} cannot be read: (?!Read failed)"):
             TileDataset(fold.train)[0]
+
+
+@pytest.mark.parametrize(("size", "bands", "message"), [(8, 3, "has 8 x 8 px, its mask"), (64, 1, "cannot be read")])
+def test_a_tile_that_was_replaced_is_named(fold: Fold, size: int, bands: int, message: str):
+    image = Path(fold.train["image"].iloc[0])
+    write_bands(image, np.zeros((bands, size, size), np.uint8), photometric="minisblack")
+    with pytest.raises(DataError, match=rf"tile {image} {message}") as caught:
+        TileDataset(fold.train)[0]
+    assert "--scene" in caught.value.hint
 
 
 @pytest.fixture
