@@ -459,7 +459,7 @@ def show_arms(table: Path) -> None:
     print("| data | arm | Jaccard, mean (each seed) | gain over tier 1 alone, mean (each seed) |\n|---|---|---|---|")
     for (data, arm), own in rows.groupby(["data", "arm"], sort=False):
         base = rows[(rows["data"] == data) & (rows["arm"] == "tier1")].set_index("seed")["jaccard"]
-        scores = own.set_index("seed")["jaccard"]
+        scores = own.set_index("seed")["jaccard"].sort_index()
         gains = (scores - base).dropna()
         cells = (f"{values.mean():{sign}.3f} ({', '.join(f'{value:{sign}.3f}' for value in values)})"
                  for values, sign in ((scores, ""), (gains, "+")))  # fmt: skip
