@@ -279,7 +279,7 @@ def test_the_command(masks: Path, tmp_path: Path, cli: Cli):
     code, out, err = cli("check-submission", path, "--test", images, "--root", tmp_path)
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    assert lines[0].split() == ["check", "mark", "found"]
+    assert lines[0].split() == ["check", "mark", "result"]
     assert [line.split()[:2] for line in lines[1:-1]] == [[name, "ok"] for name in ALL]
     assert lines[-1] == f"checked {path}"
     write_tiff(masks / "x.tif", mask(5))
