@@ -151,7 +151,10 @@ def _forward(stage: Stage, figures: Mapping[str, RecipeFigures], size: DataSize)
     """Returns GFLOP of a teacher for a crop of 512 px."""
     if stage.kind != "export":
         return 0.0
-    networks = sum(figures[each.source.recipe].gflop_512 * _networks(each, size) for each in stage.inputs)  # type: ignore[union-attr]
+    networks = 0.0
+    for each in stage.inputs:
+        assert isinstance(each.source, Training)
+        networks += figures[each.source.recipe].gflop_512 * _networks(each, size)
     return networks * len(view_codes(stage.settings["views"]))
 
 

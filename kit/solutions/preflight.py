@@ -110,7 +110,8 @@ def check_solution(planner: Planner, recipes: Mapping[str, Recipe], data: str, t
         KitError: something is missing or does not fit; the message names round and stage.
     """
     check_rounds(planner, recipes)
-    paths, chips, added, index = planner.paths, 0, {}, pd.DataFrame()
+    paths, chips, index = planner.paths, 0, pd.DataFrame()
+    added: dict[str, int] = {}
     for stage in planner.stages:
         round_ = planner.solution.round(stage.round)
         with named(stage):

@@ -84,8 +84,7 @@ def score_round(
         earlier = pd.read_csv(before.with_suffix(".csv"), dtype=types, keep_default_na=False)
         if set(earlier["tile"]) & set(tiles["tile"]):
             pooled = compare_tiles(earlier, tiles, (before.stem, name))
-            gain = {"gain": pooled.difference, "low": pooled.low, "high": pooled.high}
-            score = replace(score, compared_with=before.stem, **gain)
+            score = replace(score, compared_with=before.stem, gain=pooled.difference, low=pooled.low, high=pooled.high)
     write_json(file, asdict(score))
     return score
 

@@ -89,7 +89,8 @@ class Planner:
     def _plan(self, round_: Round, lost: Collection[str]) -> None:
         solution, paths, name = self.solution, self.paths, round_.name
         labels = [self._label(round_, pseudo) for pseudo in round_.pseudo]
-        learns = [asdict(each) for each in round_.added] + [[str(label), label.source.weight] for label in labels]  # type: ignore[union-attr]
+        learns: list[Any] = [asdict(each) for each in round_.added]
+        learns += [[str(label), pseudo.weight] for label, pseudo in zip(labels, round_.pseudo, strict=True)]
         trained = []
         for training in round_.trainings:
             run = solution.run(round_, training)
