@@ -11,8 +11,8 @@ Times are CPU seconds, which other programs on the machine hardly change.
 """
 
 import argparse
-import gc
 import csv
+import gc
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
