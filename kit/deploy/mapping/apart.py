@@ -84,7 +84,5 @@ class Apart:
 
 
 def _joined(first: Buildings, second: Buildings) -> Buildings:
-    return Buildings(*(
-        np.concatenate(pair)
-        for pair in ((first.polygons, second.polygons), (first.confidence, second.confidence))
-    ))  # fmt: skip
+    polygons = np.concatenate([first.polygons, second.polygons])
+    return Buildings(polygons, np.concatenate([first.confidence, second.confidence]))
