@@ -195,7 +195,7 @@ def _standing(
     keys = IDENTITY if finished else IDENTITY + (EXACT if fold.device.type == "cpu" else EXACT[1:])
     before, now = compared(earlier, keys), compared(settings, keys)
     changed = [key for key in keys if before[key] is not None and before[key] != now[key]]
-    changes = ", ".join(f"{key} {_short(before[key])} is now {_short(now[key])}" for key in changed)
+    changes = ", ".join(f"{key} {_short(before[key], key)} is now {_short(now[key], key)}" for key in changed)
     if changed and (finished or not setup.resume):
         same = f"OMP_NUM_THREADS={earlier.threads} for the same threads; " if "threads" in changed else ""
         resume = "" if finished else "--resume continues with the changes, "
@@ -210,8 +210,10 @@ def _standing(
     return finished, None if finished else read_checkpoint(folder), (earlier.precision or "").partition(" ")[0]
 
 
-def _short(value: Any) -> str:
+def _short(value: Any, key: str = "") -> str:
     """Returns a setting as text; of a checksum, the first digits."""
+    if key in ("minutes", "epochs_option", "steps_option") and not value:
+        return "auto"
     if isinstance(value, tuple):
         return ", ".join(map(str, value)) or "none"
     return repr(value[:8] if isinstance(value, str) and len(value) == 64 else value)

@@ -170,7 +170,7 @@ def test_a_broken_block_costs_the_tiles_around_and_no_other(tmp_path: Path, cli:
     assert re.search(
         r"error: 1 of 2[01] tiles could not be cut, first kam_a_r1_c1: .*a\.tif is broken at tile row 1", err
     )
-    assert "data/train_tier_1/failed.csv lists what is not" in err
+    assert "data/train_tier_1/failed.csv lists the rest" in err
     assert out.splitlines()[0].split() == list(COLUMNS)
     assert out.splitlines()[1].split()[:1] == ["kam/a"]
     failed = pd.read_csv(tmp_path / "data/train_tier_1/failed.csv")
