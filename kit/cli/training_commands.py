@@ -224,7 +224,7 @@ def run(
     from kit.training.fit import Setup
     from kit.training.length import LengthOptions
     from kit.training.precision import DTYPES
-    from kit.training.recipe import find_recipe, is_solution
+    from kit.training.recipe import find_recipe, is_known_solution
 
     if resume and restart:
         raise typer.BadParameter("mutually exclusive with --restart", param_hint="--resume")
@@ -234,8 +234,9 @@ def run(
         raise typer.BadParameter("mutually exclusive with --steps", param_hint="--minutes")
     check_nproc(max(nproc, parallel_folds))
     paths, own = Paths(root), (test, plan, dry_run, keep_if_better)
-    a_solution = is_solution(find_recipe(recipe, paths))
+    a_solution = is_known_solution(recipe, paths)
     if own != (None, False, False, False) and not a_solution:
+        find_recipe(recipe, paths)  # one that is unknown has an error of its own
         raise typer.BadParameter(
             f"{recipe} is a recipe; --test, --plan, --dry-run and --keep-if-better are for solutions",
             param_hint="RECIPE",

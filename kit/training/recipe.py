@@ -143,6 +143,14 @@ def is_solution(file: Path) -> bool:
         return False
 
 
+def is_known_solution(name: str, paths: Paths) -> bool:
+    """Returns whether a name or path is that of a solution; False if there is no such file."""
+    try:
+        return is_solution(find_recipe(name, paths))
+    except RecipeError:
+        return False
+
+
 def find_recipe(name: str, paths: Paths) -> Path:
     """Returns the file of a recipe's or a solution's name or path.
 

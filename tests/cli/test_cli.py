@@ -90,7 +90,7 @@ def test_truncated_tiff(cli: Cli, tmp_path: Path, catalog: Path):
 
 
 def test_unknown_recipe_offers_the_nearest(cli: Cli, tmp_path: Path):
-    assert "did you mean 'lite0'?" in failed(cli, "run", "lite1", "--root", tmp_path)
+    assert "did you mean 'lite0'?" in failed(cli, "run", "lite00", "--root", tmp_path)
 
 
 def test_no_data_set(cli: Cli, tmp_path: Path):

@@ -120,6 +120,7 @@ def test_what_the_data_no_longer_say(root: Path, cli: Cli):
     """An index that changed, a recipe that changed, and folds that are not finished: said on the page."""
     index = next((root / "data").glob("*/index.csv"))
     index.write_text(index.read_text() + "\n")
+    index.with_name("index.sha256").unlink()
     (root / "recipes/tiny.py").write_text((root / "recipes/tiny.py").read_text() + "\n# changed")
     (root / "runs/tiny/fold2").mkdir()
     code, _, err = cli("report", "tiny", "--root", root)

@@ -250,7 +250,7 @@ def test_a_tile_that_is_lost_while_training_is_told(workplace: Path, cli: Cli):
     code, _, err = cli("run", "tiny", "--root", workplace, "--no-pretrained", "--fold", "0", "--minutes", "0.1")
     assert code == 1
     assert "cannot be read: " in err
-    assert "hint:  cut the data set again" in err
+    assert "hint:  cut its scene again" in err
 
 
 def test_export_of_runs_that_are_not_there(trained: Path, cli: Cli):
