@@ -133,7 +133,7 @@ def _problems(solution: Solution, place: int, paths: Paths) -> Iterator[KitError
         yield KitError("its trainings are not a list of Training", 'expected: Round("first", [Training("lite0")])')
         return
     if not round_.trainings:
-        yield KitError("it trains nothing", "add a Training")
+        yield KitError("it has no trainings", "add a Training")
     for source in round_.learns:
         if not isinstance(source, Pseudo | AddedSet):
             yield KitError(f"it learns from {source!r}", 'expected Pseudo("round") or AddedSet("data set")')

@@ -50,7 +50,7 @@ def test_kits_own_solutions_fit_on_a_screen(name: str, tmp_path: Path):
     [
         ("ROUNDS = []", "plan.py: ROUNDS is not a list of rounds"),
         ("ROUNDS = [Training('tiny')]", "plan.py: ROUNDS is not a list of rounds"),
-        ("ROUNDS = [Round('a', [])]", "plan.py, round a: it trains nothing"),
+        ("ROUNDS = [Round('a', [])]", "plan.py, round a: it has no trainings"),
         ("ROUNDS = [Round('a', ['tiny'])]", "round a: its trainings are not a list of Training"),
         ("ROUNDS = [Round('a', [Training('tony')])]", "round a: no recipe 'tony'"),
         ("ROUNDS = [Round('a', [Training('plan')])]", "round a: no recipe 'plan'"),

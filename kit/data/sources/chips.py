@@ -39,7 +39,9 @@ def find_chips(test: Path) -> list[Chip]:
     """
     catalog = test / "catalog.json" if test.is_dir() else test
     if catalog.is_file() and catalog.suffix.lower() in (*IMAGE_SUFFIXES, ".zip", ".tgz", ".gz", ".tar"):
-        raise CatalogError(f"{test} is no catalogue", "unpack an archive, and give its folder; of an image, its folder")
+        raise CatalogError(
+            f"{test} is not a catalogue or folder", "unpack an archive, and give its folder; of an image, its folder"
+        )
     if catalog.is_file():
         chips = [Chip(item.id, _local(item.id, image_of(item))) for item in read_catalog(catalog)[1]]
     elif test.is_dir():

@@ -103,7 +103,7 @@ def _matched(folder: Path, where: str) -> Iterator[tuple[_File, _File]]:
     for files in groups.values():
         if len(files) > 2 or len({file.kind == "image" for file in files}) < len(files):
             names = ", ".join(str(file.path) for file in files)
-            raise DataError(f"{folder}: of one image or its labels there are several: {names}", "keep one of each")
+            raise DataError(f"{folder}: several files for one image or its labels: {names}", "keep one of each")
     alone = [files[0] for files in groups.values() if len(files) == 1]
     bare = [str(file.path) for file in alone if file.kind == "image"]
     lost = [str(file.path) for file in alone if file.kind != "image"]

@@ -18,7 +18,7 @@ from kit.outputs import as_name
 def read_source(
     place: str | Path, pattern: str = "", tier: int | None = None, where: str = "", allow_outside: bool = False
 ) -> Inputs:
-    """Returns what `kit prepare` is to cut.
+    """Returns the inputs that `kit prepare` cuts.
 
     Args:
         place: a STAC catalogue (a file, the folder that holds `catalog.json`, or an address); a folder of images with
@@ -88,6 +88,6 @@ def _refuse_equal(keys: Sequence[tuple[str, ...]]) -> None:
         first.setdefault(plain, key)
     if equal:
         raise DataError(
-            f"{len(equal)} of {len(keys)} names stand for two, first {', '.join(equal[:3])}",
+            f"{len(equal)} of {len(keys)} names are used twice, first {', '.join(equal[:3])}",
             "give each another area, scene or name, of letters, digits, `.`, `_` and `-`: others become `-`",
         )

@@ -76,7 +76,7 @@ class MapFiles:
             record = read_json(self.record, MapRecord)
         except KitError as cause:
             raise OutputError(
-                f"{self.record} exists, and is no record of kit map: {cause.message}", OTHER_NAME
+                f"{self.record} exists, and is not a record of kit map: {cause.message}", OTHER_NAME
             ) from cause
         if record == MapRecord():
             raise OutputError(f"{self.record} exists, and kit map did not write it", OTHER_NAME)

@@ -87,7 +87,7 @@ def test_chips_that_are_no_files(tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["chips.zip", "test.tgz", "a.tif"])
 def test_an_archive_or_an_image_is_no_test_set(tmp_path: Path, name: str):
-    with pytest.raises(CatalogError, match=rf"{name} is no catalogue") as caught:
+    with pytest.raises(CatalogError, match=rf"{name} is not a catalogue or folder") as caught:
         find_chips(write(tmp_path, name) / name)
     assert "unpack" in caught.value.hint
 

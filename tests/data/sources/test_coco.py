@@ -180,7 +180,9 @@ def test_broken_files_are_one_error(tmp_path: Path, change: dict, message: str):
 def test_an_image_with_annotations_and_a_mask_is_an_error(tmp_path: Path):
     city = write(tmp_path / "city", ["a.png", "b.png"], [part(0, SQUARE)])
     Image.new("L", (WIDTH, HEIGHT)).save(city / "a_mask.png")
-    with pytest.raises(DataError, match=r"there are several: a\.png, a_mask\.png, annotations\.json"):
+    with pytest.raises(
+        DataError, match=r"several files for one image or its labels: a\.png, a_mask\.png, annotations\.json"
+    ):
         read_source(city)
 
 

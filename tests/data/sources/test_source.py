@@ -200,7 +200,7 @@ def test_what_lacks_its_other_half_is_named(tmp_path: Path):
     "files", [["a.tif", "a.tiff", "a.geojson"], ["a.tif", "a.shp", "a.gpkg"], ["a.png", "a.fgb", "masks/a.png"]]
 )
 def test_several_of_one_are_an_error(tmp_path: Path, files: list[str]):
-    with pytest.raises(DataError, match=f"there are several: {', '.join(sorted(files))}"):
+    with pytest.raises(DataError, match=f"several files for one image or its labels: {', '.join(sorted(files))}"):
         read_source(touch(tmp_path, *files))
 
 
@@ -221,14 +221,14 @@ def test_an_empty_folder_says_what_was_expected(tmp_path: Path):
     ],
 )
 def test_names_that_become_equal_are_an_error(tmp_path: Path, files: list[str], names: str):
-    with pytest.raises(DataError, match=f"1 of 2 names stand for two, first {names}$"):
+    with pytest.raises(DataError, match=f"1 of 2 names are used twice, first {names}$"):
         read_source(touch(tmp_path / "city", *files))
 
 
 def test_a_pattern_that_makes_names_equal_is_an_error(tmp_path: Path):
     root = touch(tmp_path / "k", "s/x/a.png", "s/x/a_mask.png", "s/y/a.png", "s/y/a_mask.png")
     assert len(read_source(root).pairs) == 2
-    with pytest.raises(DataError, match=r"1 of 2 names stand for two, first k/s/a$"):
+    with pytest.raises(DataError, match=r"1 of 2 names are used twice, first k/s/a$"):
         read_source(root, pattern="(?P<scene>s)")
 
 
@@ -318,8 +318,8 @@ def test_a_table_on_the_web(web: Web):
         (["image,mask,labels", "a.png,a.png,a.fgb"], "1 of 1 rows are incomplete, first line 2$"),
         (["image,mask,tier", "a.png,a.png,x", "a.png,a.png,2"], "1 of 2 rows have an unknown tier, first line 2: x$"),
         (["image,mask", *(f"{n}.png,a.png" for n in range(5))], r"5 of 10 files do not exist, first .*0.png.*2\.png$"),
-        (["image,mask", "a.png,a.png", "a.png,a.png"], "1 of 2 names stand for two, first list/list/a$"),
-        (["image,labels", "a.png,a.png", "x/a.png,a.png"], "1 of 2 names stand for two, first list/a$"),
+        (["image,mask", "a.png,a.png", "a.png,a.png"], "1 of 2 names are used twice, first list/list/a$"),
+        (["image,labels", "a.png,a.png", "x/a.png,a.png"], "1 of 2 names are used twice, first list/a$"),
     ],
 )  # fmt: skip
 def test_tables_that_are_incomplete(tmp_path: Path, lines: list[str], message: str):

@@ -63,7 +63,9 @@ def test_a_fuzzed_record_is_refused_or_predicts_the_same(tmp_path: Path, scene: 
 @pytest.mark.parametrize("text", ["", "[]", "null", "[" * 100_000, '{"mine": 1}', '{"files": 3}', '{"files": [1]}'])
 def test_somebody_elses_record(tmp_path: Path, text: str):
     (tmp_path / "m.json").write_text(text)
-    with pytest.raises(OutputError, match=r"m\.json exists, and (is no record of kit map: |kit map did not write it)"):
+    with pytest.raises(
+        OutputError, match=r"m\.json exists, and (is not a record of kit map: |kit map did not write it)"
+    ):
         MapFiles(tmp_path / "m").check("s.tif")
     assert (tmp_path / "m.json").read_text() == text
 
