@@ -85,6 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=3.0)
     parser.add_argument("--recipe", default="lite0")
+    parser.add_argument("--only", nargs="+", help="names of situations; all by default")
     parser.add_argument("--root", type=Path, help="with a data set; drawn by default")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -94,6 +95,8 @@ def main() -> None:
             kit(root, "prepare", root / "sample/train_tier_1", "--name", "sample", "--by", "scene", "-k", 2)
         rows = []
         for name, busy in situations(60 * options.minutes).items():
+            if options.only and name not in options.only:
+                continue
             rows.append({"second process": name, **train(root, options.recipe, options.minutes, busy)})
             print(pd.DataFrame(rows).to_string(index=False), flush=True)
 
