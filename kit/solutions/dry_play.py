@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from kit.console import say
 from kit.data.tiles.options import PrepareOptions, Style
@@ -56,7 +57,7 @@ def dry_play(solution: Solution, paths: Paths, device: str = "") -> None:
 def _short(round_: Round, recipes: Mapping[str, Recipe], names: Collection[str], paths: Paths) -> Round:
     """Returns a round of one step a training; recipes, and weights that no round makes, are named by their paths."""
 
-    def found(name: str) -> str:
+    def located(name: str) -> str:
         return name if name in names or not name else str(named_weights(name, paths.weights).resolve())
 
     trainings = []
@@ -64,5 +65,9 @@ def _short(round_: Round, recipes: Mapping[str, Recipe], names: Collection[str],
         recipe = recipes[each.recipe]
         fits, folds = figures_of(recipe).fits, tuple(each.folds[:1]) or (0,)
         trainings.append(replace(each, recipe=str(recipe.path), folds=folds, epochs=fits, steps=fits))
-    learns = [replace(each, of=found(each.of)) if isinstance(each, Pseudo) else each for each in round_.learns]
-    return replace(round_, trainings=trainings, learns=learns, teacher=found(round_.teacher))
+    # random weights are certain of nothing
+    every_chip: dict[str, Any] = {"ignore": None, "min_confidence": 0.0, "drop_empty": False}
+    learns = [
+        replace(each, of=located(each.of), **every_chip) if isinstance(each, Pseudo) else each for each in round_.learns
+    ]
+    return replace(round_, trainings=trainings, learns=learns, teacher=located(round_.teacher))

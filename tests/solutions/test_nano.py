@@ -67,8 +67,9 @@ def test_killed_twice_nano_gives_what_an_uninterrupted_run_gives(tmp_path: Path)
     assert play(roots[1]) == []
 
 
-def test_the_second_place_is_rehearsed(tmp_path: Path, cli: Cli):
-    code, _, err = cli("run", "open_cities", "--dry-run", "--device", "cpu", "--root", tmp_path)
+@pytest.mark.parametrize("name", ["open_cities", "open_cities_first_place"])
+def test_the_winners_systems_are_rehearsed(name: str, tmp_path: Path, cli: Cli):
+    code, _, err = cli("run", name, "--dry-run", "--device", "cpu", "--root", tmp_path)
     assert code == 0, err
     assert "all 3 rounds can be played" in err
     assert "submit" in err
