@@ -7,14 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyproj
 import rasterio
 import shapely
+import torch
 from rasterio.transform import Affine
+from safetensors.torch import save_file
 
+from kit.data.index import read_index
+from kit.data.masks import count
 from kit.data.tiles import prepare as preparing
 from kit.data.tiles.options import PrepareOptions, Style
 from kit.paths import Paths
+from kit.system.files import sha256_of
+from kit.training.fit import rebuild
+from kit.training.recipe import load_recipe
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
@@ -111,6 +119,39 @@ def write_run(folder: Path, counts: dict[str, tuple[int, int, int]] | None, **se
         score = hit / (hit + sum(missed)) if counts else None
         result = {"recipe": folder.parent.name, "fold": folder.name.removeprefix("fold"), "score": score}
         (folder / "result.json").write_text(json.dumps(result | {"scenes": scenes, "seconds": 90.0, "epoch": 7}))
+
+
+def write_scored_run(root: Path, run: str, noise: float, seed: int, **settings: object) -> Path:
+    """Writes a finished run, RECIPE/foldK, whose predictions of its validation tiles are the truth through noise."""
+    recipe, _, folder_name = run.partition("/")
+    fold = int(folder_name.removeprefix("fold").split("-")[0])
+    data, index = read_index(Paths(root))
+    folder, random, rows = root / "runs" / run, np.random.default_rng(seed), []
+    loaded = load_recipe(recipe, Paths(root))
+    known = {
+        "recipe": recipe, "recipe_path": "", "recipe_sha256": loaded.sha256, "data": data,
+        "data_sha256": sha256_of(root / "data" / data / "index.csv"), "fold": fold, "gsd_m": 1.0,
+    }  # fmt: skip
+    write_run(folder, {"kam/a": (8, 1, 1)}, **known | settings)
+    result = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps(result | {"fold": fold}))
+    (folder / "oof").mkdir()
+    for row in index[index["fold"] == fold].itertuples():
+        with rasterio.open(row.mask) as source:
+            truth = source.read(1)
+        probability = np.where(truth == 1, 0.62, 0.38) + random.normal(0, noise, truth.shape)
+        values = np.where(truth == 255, 0, np.rint(255 * np.clip(probability, 0, 1))).astype(np.uint8)
+        with rasterio.open(
+            folder / f"oof/{row.tile}.tif", "w", driver="GTiff", count=1, dtype="uint8",
+            height=truth.shape[0], width=truth.shape[1],
+        ) as target:  # fmt: skip
+            target.write(values, 1)
+        counts = count(values > 127, truth)
+        rows.append((row.tile, row.area, row.scene, counts.tp, counts.fp, counts.fn))
+    pd.DataFrame(rows, columns=["tile", "area", "scene", "tp", "fp", "fn"]).to_csv(folder / "oof.csv", index=False)
+    torch.manual_seed(seed)
+    save_file(rebuild(loaded).model.state_dict(), folder / "best.safetensors")
+    return folder
 
 
 def _item(identity: str, area: str, assets: dict[str, str], source: str = "") -> dict:

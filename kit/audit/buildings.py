@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from kit.data.audits import Verdict
 
-__all__ = ["NEAR_M", "OTHER", "Match", "Outlines", "Seen", "judge_label", "judge_prediction", "match"]
+__all__ = ["NEAR_M", "OTHER", "Match", "Outlines", "Support", "judge_label", "judge_prediction", "match"]
 
 Outlines = NDArray[np.object_]
 Numbers = NDArray[np.float64]
@@ -73,7 +73,7 @@ def _array(outlines: list[shapely.Polygon]) -> Outlines:
 
 
 @dataclass(frozen=True)
-class Seen:
+class Support:
     """What is predicted within outlines."""
 
     confidence: Numbers  # mean probability, (n,)
@@ -89,18 +89,18 @@ MOST_OUTSIDE = 0.5  # share of an outline without imagery, from which nothing is
 
 
 def judge_label(
-    jaccard: float, objects: int, seen: tuple[float, float, float], moved: bool, trusted: bool
+    jaccard: float, objects: int, support: tuple[float, float, float], moved: bool, trusted: bool
 ) -> tuple[Verdict, str]:
     """Returns the verdict of a label, and its reason.
 
     Args:
         jaccard: see `Match`.
         objects: likewise.
-        seen: confidence, spread and imagery, see `Seen`.
+        support: confidence, spread and imagery, see `Support`.
         moved: whether its block moves.
         trusted: whether the shift of its block is known.
     """
-    confidence, spread, imagery = seen
+    confidence, spread, imagery = support
     if imagery < 1 - MOST_OUTSIDE:
         return "ignore", "hardly any imagery"
     if jaccard >= SAME:
@@ -121,14 +121,14 @@ def judge_label(
     return "ignore", "the prediction is not sure"
 
 
-def judge_prediction(seen: tuple[float, float, float], near_unknown: bool) -> tuple[Verdict, str]:
+def judge_prediction(support: tuple[float, float, float], near_unknown: bool) -> tuple[Verdict, str]:
     """Returns the verdict of a predicted building without a label, and its reason.
 
     Args:
-        seen: confidence, spread and imagery, see `Seen`.
+        support: confidence, spread and imagery, see `Support`.
         near_unknown: whether a label without a match, whose shift is not known, lies within `NEAR_M`.
     """
-    confidence, spread, _ = seen
+    confidence, spread, _ = support
     if near_unknown:
         return "ignore", "it may belong to a label whose shift is not known"
     if spread > UNSURE:

@@ -51,8 +51,8 @@ def calibrate(weights: Weights, vote: Voter, threshold: float, paths: Paths, on:
     """
     runs = member_runs(weights.card, paths)
     trained_on = {read_settings(folder).data for folder in runs.values()}
-    seen = f"the weights were trained on {audited}, whose labels they may have learnt with their faults"
-    notice = seen if audited in trained_on else ""
+    warning = f"the weights were trained on {audited}, whose labels they may have learnt with their faults"
+    notice = warning if audited in trained_on else ""
     if on:
         on, index = read_index(paths, on)
         some = list(spread_rows(index, MOST_TILES))

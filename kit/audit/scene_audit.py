@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rasterio.features import rasterize
 from rasterio.windows import Window
 
-from kit.audit.buildings import NEAR_M, OTHER, Outlines, Seen, judge_label, judge_prediction, match
+from kit.audit.buildings import NEAR_M, OTHER, Outlines, Support, judge_label, judge_prediction, match
 from kit.audit.predicted import IMAGERY, PROBABILITY, SPREAD, SPREAD_MOST
 from kit.audit.shifts import REACH_M, RING_M, STEP_M, Shift, Surface, contrast_at, find_shift, surface
 from kit.data.audits import BlockShift, BuildingFinding, Verdict
@@ -183,7 +183,7 @@ class BlockView:
         )  # fmt: skip
         return drawn
 
-    def seen(self, outlines: Outlines) -> Seen:
+    def support(self, outlines: Outlines) -> Support:
         """Returns what is predicted within outlines, in metres of the frame; zeros of those that cover no pixel."""
         numbers = self.numbered(outlines).ravel()
         size = len(outlines) + 1
@@ -192,7 +192,7 @@ class BlockView:
             np.bincount(numbers, plane.ravel(), size) / count for plane in (self.probability, self.spread, self.imagery)
         )
         confidence, spread, imagery = (values[1:] for values in sums)
-        return Seen(confidence, spread, imagery)
+        return Support(confidence, spread, imagery)
 
     def surfaces(self, outlines: Outlines, own: NDArray[np.bool_]) -> Iterator[tuple[int, Surface]]:
         """Yields the place of each outline that a shift can be measured on, and its surface.
@@ -269,13 +269,13 @@ def audit_scene(source: AuditSource) -> SceneFindings:
 
 
 def _finding(
-    where: BuildingFinding, outline_m: shapely.Polygon, seen: tuple[float, float, float],
+    where: BuildingFinding, outline_m: shapely.Polygon, support: tuple[float, float, float],
     verdict: tuple[Verdict, str], jaccard: float = 0.0, shift: tuple[float, float] = (0.0, 0.0),
 ) -> BuildingFinding:  # fmt: skip
-    """Returns a finding with its numbers; `seen` as of `Seen.of`, the shift in metres east and north."""
+    """Returns a finding with its numbers; `support` as of `Support.of`, the shift in metres east and north."""
     return replace(
-        where, area_m2=round(outline_m.area, 2), jaccard=jaccard, confidence=round(seen[0], 4),
-        spread=round(seen[1], 4), dx_m=round(shift[0], 3), dy_m=round(shift[1], 3),
+        where, area_m2=round(outline_m.area, 2), jaccard=jaccard, confidence=round(support[0], 4),
+        spread=round(support[1], 4), dx_m=round(shift[0], 3), dy_m=round(shift[1], 3),
         verdict=verdict[0], reason=verdict[1],
     )  # fmt: skip
 
@@ -309,14 +309,14 @@ def _shifts(
             continue
         view = BlockView(raster, ground.frame, block)
         near = np.sort(tree.query(_box(ground.frame, block, AROUND_M)))
-        found = [(near[place], each) for place, each in view.surfaces(labels[near], places[near] == number)]
-        weights = np.sqrt(shapely.area(labels[[place for place, _ in found]]))
-        stack = np.stack([each for _, each in found]) if found else np.zeros((0, 1, 1), np.float32)
+        surfaces = [(near[place], each) for place, each in view.surfaces(labels[near], places[near] == number)]
+        weights = np.sqrt(shapely.area(labels[[place for place, _ in surfaces]]))
+        stack = np.stack([each for _, each in surfaces]) if surfaces else np.zeros((0, 1, 1), np.float32)
         shift = find_shift(stack, weights, view.step_m)
         shifts.append(shift)
         inner = _box(ground.frame, block, -BORDER_M)
         at_edge |= {
-            int(place): (each, view.step_m) for place, each in found if not inner.contains(labels[place].centroid)
+            int(place): (each, view.step_m) for place, each in surfaces if not inner.contains(labels[place].centroid)
         }
     known = [(shifts[place].x_m, shifts[place].y_m) if shifts[place].trusted else (0.0, 0.0) for place in places]
     of_labels = np.array(known, float).reshape(-1, 2)
@@ -362,14 +362,14 @@ def _seen(
     blocks: list[AuditBlock],
     outlines: Outlines,
     places: NDArray[np.int64],
-) -> Seen:
+) -> Support:
     """Returns what is predicted within outlines, block by block."""
     values = np.zeros((3, len(outlines)))
     for number in np.unique(places):
         own = np.flatnonzero(places == number)
-        seen = BlockView(raster, frame, blocks[number]).seen(outlines[own])
-        values[:, own] = seen.confidence, seen.spread, seen.imagery
-    return Seen(*values)
+        support = BlockView(raster, frame, blocks[number]).support(outlines[own])
+        values[:, own] = support.confidence, support.spread, support.imagery
+    return Support(*values)
 
 
 def _block_row(

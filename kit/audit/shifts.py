@@ -54,8 +54,8 @@ def surface(
     width = 2 * math.ceil(RING_M / step_m) + 1
     ring = cv2.dilate(inside.astype(np.uint8), np.ones((width, width), np.uint8)).astype(bool) & ~inside & ~others
     template = inside / max(1, inside.sum()) - ring / max(1, ring.sum())
-    found = cv2.matchTemplate(probability, template.astype(np.float32), cv2.TM_CCORR)
-    return np.asarray(found, np.float32)
+    correlation = cv2.matchTemplate(probability, template.astype(np.float32), cv2.TM_CCORR)
+    return np.asarray(correlation, np.float32)
 
 
 def find_shift(surfaces: NDArray[np.float32], weights: NDArray[np.float64], step_m: float) -> Shift:
@@ -92,10 +92,10 @@ def find_shift(surfaces: NDArray[np.float32], weights: NDArray[np.float64], step
     return Shift(x_m, y_m, sigma_m, not reason, reason)
 
 
-def contrast_at(found: Surface, x_m: float, y_m: float, step_m: float) -> float:
+def contrast_at(surface: Surface, x_m: float, y_m: float, step_m: float) -> float:
     """Returns a building's contrast at the displacement nearest to (x_m, y_m)."""
-    middle = len(found) // 2
-    return float(found[round(middle - y_m / step_m), round(middle + x_m / step_m)])
+    middle = len(surface) // 2
+    return float(surface[round(middle - y_m / step_m), round(middle + x_m / step_m)])
 
 
 def _distances(side: int, step_m: float) -> NDArray[np.float64]:

@@ -32,8 +32,8 @@ class _DepthwiseConv2d(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         own = [_input_gradient, _weight_gradient]
         needed = zip(ctx.needs_input_grad[:2], own, strict=True)
-        found = [function(ctx, gradient, x, weight) if need else None for need, function in needed]
-        return (*found, None, None, None)
+        gradients = [function(ctx, gradient, x, weight) if need else None for need, function in needed]
+        return (*gradients, None, None, None)
 
 
 def _input_gradient(ctx: Any, gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
@@ -58,10 +58,10 @@ def _weight_gradient(ctx: Any, gradient: Tensor, x: Tensor, weight: Tensor) -> T
 def _gradient(ctx: Any, gradient: Tensor, x: Tensor, weight: Tensor, padding: list[int], of: int) -> Tensor:
     """Returns the gradient of the input (0) or of the weights (1)."""
     asked = [of == 0, of == 1, False]
-    found: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
+    gradients: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
         gradient, x, weight, None, ctx.stride, padding, [1, 1], False, [0, 0], ctx.groups, asked
     )
-    return found[of]
+    return gradients[of]
 
 
 def depthwise_conv2d(x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:

@@ -1,5 +1,6 @@
 """U-Nets over timm encoders: a slim DynamicUnet, and fastai's own."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -94,7 +95,7 @@ class UpBlock(nn.Module):
         return out
 
 
-class PixelNet(nn.Module):
+class PixelNet(nn.Module, ABC):
     """Base class of kit's networks: from pixels of 0 to 255 to logits of the same size.
 
     Padding, reduction and normalisation are part of the network. Subclasses implement `logits`.
@@ -138,9 +139,9 @@ class PixelNet(nn.Module):
             return tuple(part[..., :height, :width] for part in logits)
         return logits[..., :height, :width]
 
+    @abstractmethod
     def logits(self, x: Tensor) -> Any:
         """Returns logits at full size for (N, 3, H, W) float that are padded, reduced and normalised."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -167,12 +167,12 @@ class Labeller:
             return False
         return not row.imagery_px or all((self.folder / file).is_file() for file in self.files(chip.id).values())
 
-    def write(self, chip: Chip, seen: WideChip, probability: NDArray[np.float32], progress: TextIO) -> None:
+    def write(self, chip: Chip, wide_chip: WideChip, probability: NDArray[np.float32], progress: TextIO) -> None:
         """Writes a chip's files and its row. If its mask exists, so does its row, even if the process is killed."""
-        shown = imagery(seen.image)
+        shown = imagery(wide_chip.image)
         labels = hard_labels(probability, shown, self.options.ignore)
         grid = self._grid(chip)
-        row = self._row(chip, seen, probability[shown], labels, grid)
+        row = self._row(chip, wide_chip, probability[shown], labels, grid)
         files = {kind: self.folder / file for kind, file in self.files(chip.id).items()}
         if not row.imagery_px:
             for file in files.values():  # of an earlier image
@@ -180,7 +180,7 @@ class Labeller:
             _append(row, progress)
             return
         spot = Spot("", "", TIER, chip.id, grid, 0, 0)
-        rgb = np.where(shown, seen.image[..., :3].transpose(2, 0, 1), np.uint8(0))
+        rgb = np.where(shown, wide_chip.image[..., :3].transpose(2, 0, 1), np.uint8(0))
         write_bytes(files["image"], encode_image(filled(rgb, self.side_px, 0), spot, self.options.images))
         if self.options.soft:
             soft = soft_labels(probability, labels)
@@ -196,12 +196,12 @@ class Labeller:
             return grid if grid.crs and on_earth(source.crs) else Grid("", 1.0, 1.0, 0.0, 0.0, self.side_px)
 
     def _row(
-        self, chip: Chip, seen: WideChip, shown: NDArray[np.float32], labels: NDArray[np.uint8], grid: Grid
+        self, chip: Chip, wide_chip: WideChip, shown: NDArray[np.float32], labels: NDArray[np.uint8], grid: Grid
     ) -> LabelledChip:
         confidence = float(np.maximum(shown, 1 - shown).mean(dtype=np.float64)) if shown.size else 0.0
-        gsd_m = ground_m(grid, 0, 0) if grid.crs else self.weights.card.gsd_m * seen.factor
+        gsd_m = ground_m(grid, 0, 0) if grid.crs else self.weights.card.gsd_m * wide_chip.factor
         return LabelledChip(
-            chip.id, self.identity, seen.version, shown.size, int((labels != IGNORE).sum()),
+            chip.id, self.identity, wide_chip.version, shown.size, int((labels != IGNORE).sum()),
             int((labels == BUILDING).sum()), confidence, round(gsd_m, 6), grid.crs, *grid.bounds(0, 0),
         )  # fmt: skip
 

@@ -92,21 +92,21 @@ def _evidence(candidate: VoteCandidate, paths: Paths, notices: tuple[str, ...]) 
     tiles = tiles.assign(file=candidate.tiles["file"], run=candidate.tiles["run"])
     parts = []
     for run, held_out in tiles.groupby("run", sort=False):
-        seen = index[~index["tile"].isin(held_out["tile"]) & (index["fold"] != NO_FOLD)]
+        trained = index[~index["tile"].isin(held_out["tile"]) & (index["fold"] != NO_FOLD)]
         for added in settings[str(run)].added:
             try:
-                seen = pd.concat([seen, read_index(paths, added.name)[1]])
+                trained = pd.concat([trained, read_index(paths, added.name)[1]])
             except DataError:
                 notices += (f"the added set {added.name} is not here: its places are not known",)
-        parts.append(held_out.assign(kind=_kinds(held_out, seen)))
+        parts.append(held_out.assign(kind=_kinds(held_out, trained)))
     tiles = pd.concat(parts)
     blocks, side_m = blocks_of(tiles)
     return Evidence(candidate, tiles.assign(block=blocks), _counts(tiles, candidate), side_m, notices)
 
 
-def _kinds(held_out: pd.DataFrame, seen: pd.DataFrame) -> list[str]:
+def _kinds(held_out: pd.DataFrame, trained: pd.DataFrame) -> list[str]:
     """Returns what training saw of each validation tile's place, see KINDS."""
-    areas, scenes = set(seen["area"]), set(seen["area"] + "/" + seen["scene"])
+    areas, scenes = set(trained["area"]), set(trained["area"] + "/" + trained["scene"])
     places = zip(held_out["area"], held_out["scene"], strict=True)
     return [KINDS[(area in areas) + (f"{area}/{scene}" in scenes)] for area, scene in places]
 

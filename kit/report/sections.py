@@ -108,19 +108,19 @@ def calibration(levels: NDArray[np.int64]) -> tuple[list[float], list[float], fl
     """
     place = np.minimum(np.arange(256) * BINS // 255, BINS - 1)
     pixels = np.bincount(place, weights=levels.sum(axis=0), minlength=BINS)
-    said = np.bincount(place, weights=levels.sum(axis=0) * THRESHOLDS, minlength=BINS)
+    predicted = np.bincount(place, weights=levels.sum(axis=0) * THRESHOLDS, minlength=BINS)
     built = np.bincount(place, weights=levels[1], minlength=BINS)
     filled = pixels > 0
-    error = float(np.abs(said - built).sum() / max(1.0, pixels.sum()))
-    return list(said[filled] / pixels[filled]), list(built[filled] / pixels[filled]), error
+    error = float(np.abs(predicted - built).sum() / max(1.0, pixels.sum()))
+    return list(predicted[filled] / pixels[filled]), list(built[filled] / pixels[filled]), error
 
 
 def calibration_section(evidence: Sequence[Evidence]) -> Section:
     """Returns how far the probabilities can be believed."""
     series, rows = {}, []
     for each in evidence:
-        said, built, error = calibration(each.levels)
-        series[each.name] = (said, built)
+        predicted, built, error = calibration(each.levels)
+        series[each.name] = (predicted, built)
         between = each.levels * ((THRESHOLDS > 0.05) & (THRESHOLDS < 0.95))
         share = f"{between.sum() / max(1, each.levels.sum()):.1%}"
         rows.append([each.name, error, calibration(between)[2], share])
@@ -261,7 +261,7 @@ def views_section(evidence: Sequence[Evidence], paths: Paths, number: int) -> Se
 
 def worst_section(evidence: Sequence[Evidence]) -> Section:
     """Returns pictures of the worst tiles."""
-    body = [paragraph("Image, truth, prediction, errors: green is found, red is invented, blue is missed.")]
+    body = [paragraph("Image, truth, prediction, errors: green is correct, red is a false positive, blue is missed.")]
     for each in evidence:
         hit, fp, fn = each.pixels.T
         scores = ratio(np.stack([hit, hit + fp + fn], axis=1))

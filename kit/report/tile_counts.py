@@ -40,13 +40,13 @@ def count_tile(tile: ValidationTile) -> TileCounts:
         RunError: a file cannot be read, or the tile was cut again after the run.
     """
     (values,), truth = read_votes(tile)
-    found = (values > 127) & (truth != IGNORE)
+    predicted = (values > 127) & (truth != IGNORE)
     levels = np.stack([np.bincount(values[truth == kind], minlength=256) for kind in (BACKGROUND, BUILDING)])
     return TileCounts(
         compare_masks(values > 127, truth, boundary_width(tile.gsd_m)),
         levels,
-        _by_class(found, truth, _size_classes(truth, tile.gsd_m), len(SIZES_M2) + 1),
-        _by_class(found, truth, _edge_classes(*truth.shape), len(EDGES_PX) + 1),
+        _by_class(predicted, truth, _size_classes(truth, tile.gsd_m), len(SIZES_M2) + 1),
+        _by_class(predicted, truth, _edge_classes(*truth.shape), len(EDGES_PX) + 1),
     )
 
 
@@ -70,7 +70,9 @@ def _edge_classes(height: int, width: int) -> NDArray[np.int64]:
     return np.searchsorted(EDGES_PX, distance, side="right")
 
 
-def _by_class(found: NDArray[np.bool_], truth: NDArray[np.uint8], classes: NDArray[np.int64], number: int) -> Pixels:
+def _by_class(
+    predicted: NDArray[np.bool_], truth: NDArray[np.uint8], classes: NDArray[np.int64], number: int
+) -> Pixels:
     building = truth == BUILDING
-    parts = (found & building, found & ~building, ~found & building)
+    parts = (predicted & building, predicted & ~building, ~predicted & building)
     return np.stack([np.bincount(classes[part & (classes >= 0)], minlength=number) for part in parts], axis=1)

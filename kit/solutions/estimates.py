@@ -163,8 +163,8 @@ def describe_solutions(paths: Paths) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for name in sorted(known_solutions(paths)):
         solution = load_solution(name, paths)
-        found = [(load_recipe(each.recipe, paths), each) for each in solution.rounds[-1].trainings]
-        numbers = [(figures_of(recipe), len(each.folds) or CHALLENGE.folds) for recipe, each in found]
+        loaded = [(load_recipe(each.recipe, paths), each) for each in solution.rounds[-1].trainings]
+        numbers = [(figures_of(recipe), len(each.folds) or CHALLENGE.folds) for recipe, each in loaded]
         params_m = sum(each.params_m * count for each, count in numbers)
         gflop = sum(each.gflop_512 * count for each, count in numbers)
         networks = f"{sum(n for _, n in numbers)} networks, {len(solution.rounds)} rounds"

@@ -122,8 +122,8 @@ class Precision(Callback):
         own = {name: min(seconds[1:] or seconds) for name, seconds in self.seconds.items()}  # others may interrupt it
         slowest = {name: max(of_rank[name] for of_rank in gathered(own)) for name in self.trials}
         self.chosen = min(slowest, key=lambda name: slowest[name])
-        told = ", ".join(f"{seconds:.2g} s in {name}" for name, seconds in slowest.items())
-        say(f"a step takes {told}: the training goes on in {self.chosen}")
+        times = ", ".join(f"{seconds:.2g} s in {name}" for name, seconds in slowest.items())
+        say(f"a step takes {times}: training continues in {self.chosen}")
 
     def after_fit(self) -> None:
         """Leaves autocast also when a batch was cut short."""

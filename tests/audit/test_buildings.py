@@ -61,7 +61,7 @@ def test_nothing_at_all():
 
 
 @pytest.mark.parametrize(
-    ("jaccard", "objects", "seen", "moved", "trusted", "verdict"),
+    ("jaccard", "objects", "support", "moved", "trusted", "verdict"),
     [(0.9, 1, SURE, False, True, "keep"),
      (0.9, 1, SURE, True, True, "shift"),
      (0.7, 2, SURE, True, True, "reshape"),
@@ -73,14 +73,14 @@ def test_nothing_at_all():
      (0.0, 0, (0.1, 0.4, 1.0), False, True, "ignore"),
      (0.0, 0, (0.0, 0.0, 0.2), False, True, "ignore")],
 )  # fmt: skip
-def test_verdicts_of_labels(jaccard: float, objects: int, seen: tuple, moved: bool, trusted: bool, verdict: str):
-    found, reason = judge_label(jaccard, objects, seen, moved, trusted)
+def test_verdicts_of_labels(jaccard: float, objects: int, support: tuple, moved: bool, trusted: bool, verdict: str):
+    found, reason = judge_label(jaccard, objects, support, moved, trusted)
     assert found == verdict
     assert bool(reason) == (verdict != "keep")
 
 
 @pytest.mark.parametrize(
-    ("seen", "near", "verdict"),
+    ("support", "near", "verdict"),
     [
         (SURE, False, "add"),
         (SURE, True, "ignore"),
@@ -88,7 +88,7 @@ def test_verdicts_of_labels(jaccard: float, objects: int, seen: tuple, moved: bo
         ((0.9, 0.4, 1.0), False, "ignore"),
     ],
 )
-def test_verdicts_of_predictions(seen: tuple, near: bool, verdict: str):
-    found, reason = judge_prediction(seen, near)
+def test_verdicts_of_predictions(support: tuple, near: bool, verdict: str):
+    found, reason = judge_prediction(support, near)
     assert found == verdict
     assert reason

@@ -6,15 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
-import rasterio
 import torch
-from factories import TINY_RECIPE, write_run
-from safetensors.torch import load_file, save_file
+from factories import TINY_RECIPE, write_run, write_scored_run
+from safetensors.torch import load_file
 
 from kit.data.index import read_index
-from kit.data.masks import count
 from kit.deploy.proof.verify import verify
 from kit.deploy.weights.load import load_weights, read_card
 from kit.paths import Paths
@@ -22,8 +19,6 @@ from kit.pipeline import best_ensemble
 from kit.pipeline.pseudo_labels import PseudoOptions
 from kit.pipeline.pseudo_quality import expected_quality
 from kit.pipeline.run import RunOptions, _setup
-from kit.system.files import sha256_of
-from kit.training.fit import rebuild
 from kit.training.recipe import load_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -41,41 +36,9 @@ def root(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return workplace
 
 
-def write_fold(root: Path, run: str, noise: float, seed: int, **settings: object) -> Path:
-    """Writes a finished run whose predictions of its held-out tiles are the truth through noise."""
-    recipe, _, folder_name = run.partition("/")
-    fold = int(folder_name.removeprefix("fold").split("-")[0])
-    data, index = read_index(Paths(root))
-    folder, random, rows = root / "runs" / run, np.random.default_rng(seed), []
-    known = {
-        "recipe": recipe, "recipe_path": "", "recipe_sha256": load_recipe(recipe, Paths(root)).sha256, "data": data,
-        "data_sha256": sha256_of(root / "data" / data / "index.csv"), "fold": fold, "gsd_m": 1.0,
-    }  # fmt: skip
-    write_run(folder, {"kam/a": (8, 1, 1)}, **known | settings)
-    result = json.loads((folder / "result.json").read_text())
-    (folder / "result.json").write_text(json.dumps(result | {"fold": fold}))
-    (folder / "oof").mkdir()
-    for row in index[index["fold"] == fold].itertuples():
-        with rasterio.open(row.mask) as source:
-            truth = source.read(1)
-        seen = np.where(truth == 1, 0.62, 0.38) + random.normal(0, noise, truth.shape)
-        values = np.where(truth == 255, 0, np.rint(255 * np.clip(seen, 0, 1))).astype(np.uint8)
-        with rasterio.open(
-            folder / f"oof/{row.tile}.tif", "w", driver="GTiff", count=1, dtype="uint8",
-            height=truth.shape[0], width=truth.shape[1],
-        ) as target:  # fmt: skip
-            target.write(values, 1)
-        counts = count(values > 127, truth)
-        rows.append((row.tile, row.area, row.scene, counts.tp, counts.fp, counts.fn))
-    pd.DataFrame(rows, columns=["tile", "area", "scene", "tp", "fp", "fn"]).to_csv(folder / "oof.csv", index=False)
-    torch.manual_seed(seed)
-    save_file(rebuild(load_recipe(recipe, Paths(root))).model.state_dict(), folder / "best.safetensors")
-    return folder
-
-
 def write_recipe_folds(root: Path, recipe: str, noise: float, seed: int) -> None:
     for fold in (0, 1):
-        write_fold(root, f"{recipe}/fold{fold}", noise, seed + fold)
+        write_scored_run(root, f"{recipe}/fold{fold}", noise, seed + fold)
 
 
 def best(cli: Cli, root: Path, *arguments: object) -> tuple[int, str, str]:
@@ -152,12 +115,12 @@ def test_one_candidate_is_exported_as_it_is(root: Path, cli: Cli):
 
 
 def test_runs_that_held_out_different_tiles(root: Path, cli: Cli):
-    write_fold(root, "tiny/fold0", 0.2, 1)
-    write_fold(root, "other/fold1", 0.2, 2)
+    write_scored_run(root, "tiny/fold0", 0.2, 1)
+    write_scored_run(root, "other/fold1", 0.2, 2)
     err = refused(cli, root, "tiny/fold0", "other/fold1")
     assert "tiny (tiny/fold0) and other (other/fold1) have no validation tile in common" in err
     assert "kit export RUN... --name NAME" in err.splitlines()[-1]
-    write_fold(root, "other/fold0", 0.2, 3)
+    write_scored_run(root, "other/fold0", 0.2, 3)
     code, _, err = best(cli, root, "tiny", "other")  # on the tiles of fold 0
     assert code == 0, err
     index = read_index(Paths(root))[1]
@@ -166,15 +129,15 @@ def test_runs_that_held_out_different_tiles(root: Path, cli: Cli):
 
 def test_other_data_is_refused(root: Path, cli: Cli):
     write_recipe_folds(root, "tiny", 0.2, 1)
-    write_fold(root, "other/fold0", 0.2, 2, data_sha256="ab" * 32)
+    write_scored_run(root, "other/fold0", 0.2, 2, data_sha256="ab" * 32)
     assert "changed between tiny/fold0 and other/fold0: their folds may differ" in refused(cli, root, "tiny", "other")
     shutil.rmtree(root / "runs/other")
-    write_fold(root, "other/fold0", 0.2, 2, data="elsewhere")
+    write_scored_run(root, "other/fold0", 0.2, 2, data="elsewhere")
     assert "other/fold0 on elsewhere: no validation tile in common" in refused(cli, root, "tiny", "other")
 
 
 def test_unfinished_unknown_and_damaged_runs(root: Path, cli: Cli):
-    folder = write_fold(root, "tiny/fold0", 0.2, 1)
+    folder = write_scored_run(root, "tiny/fold0", 0.2, 1)
     write_run(root / "runs/tiny/fold1", None, data="train_tier_1")
     write_run(root / "runs/tiny/foldall", {}, data="train_tier_1")
     assert "tiny/fold1 is not finished" in refused(cli, root, "tiny/fold1")
@@ -188,7 +151,7 @@ def test_unfinished_unknown_and_damaged_runs(root: Path, cli: Cli):
 
 
 def test_runs_of_one_recipe_and_fold_are_also_tried_as_a_soup(root: Path, cli: Cli):
-    folders = [write_fold(root, run, 0.2, seed) for seed, run in enumerate(("tiny/fold0", "tiny/fold0-seed1"))]
+    folders = [write_scored_run(root, run, 0.2, seed) for seed, run in enumerate(("tiny/fold0", "tiny/fold0-seed1"))]
     code, out, err = best(cli, root, "tiny/fold0", "tiny/fold0-seed1")
     assert code == 0, err
     soup = root / "runs/tiny/fold0-soup"
@@ -245,7 +208,7 @@ def test_weights_of_an_export(root: Path, cli: Cli):
 def test_the_time_of_a_network_is_measured_once(root: Path, monkeypatch: pytest.MonkeyPatch):
     from kit.pipeline import prediction_time
 
-    folder = write_fold(root, "tiny/fold0", 0.2, 1)
+    folder = write_scored_run(root, "tiny/fold0", 0.2, 1)
     monkeypatch.setattr(prediction_time, "CHIP_PX", 128)
     recipe, image = load_recipe("tiny", Paths(root)), np.zeros((64, 64, 3), np.uint8)
     image[:, 32:] = 200

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from stub_runs import write_folds
+from factories import TINY_RECIPE, write_scored_run
 
 from kit.paths import Paths
 from kit.report.evidence import collect
@@ -57,6 +57,15 @@ def read(file: Path) -> Reader:
     reader.feed(file.read_text(encoding="utf-8"))
     assert not reader.open
     return reader
+
+
+def write_folds(root: Path, recipe: str, noise: float, seed: int) -> None:
+    """Writes two finished folds of a recipe, which is written too where it is missing."""
+    file = root / f"recipes/{recipe}.py"
+    if not file.is_file():
+        file.write_text(TINY_RECIPE.replace("A tiny recipe", f"The {recipe} recipe"))
+    for fold in (0, 1):
+        write_scored_run(root, f"{recipe}/fold{fold}", noise, seed + fold)
 
 
 @pytest.fixture

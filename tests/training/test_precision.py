@@ -150,14 +150,14 @@ def test_a_resumed_run_keeps_the_choice(workplace: Path, cli: Cli, machine: Mach
     assert code == 0, err
     folder = workplace / "runs/tiny/fold0"
     chosen = json.loads((folder / "settings.json").read_text())["precision"]
-    assert f"the training goes on in {chosen.split()[0]}" in err
+    assert f"training continues in {chosen.split()[0]}" in err
     whole = load_file(folder / "best.safetensors")
     file.write_text(str(cut))
     assert cli(*command, "--restart")[0] == 1
     machine.seconds[chosen.split()[0]] = 5.0  # the machine is busy now: it would choose another
     code, _, err = cli(*command)
     assert code == 0, err
-    assert "the training goes on in" not in err
+    assert "training continues in" not in err
     assert json.loads((folder / "settings.json").read_text())["precision"] == chosen
     again = load_file(folder / "best.safetensors")
     assert all(torch.equal(again[name], whole[name]) for name in whole)

@@ -24,6 +24,7 @@ from kit.deploy.adaptive.cover import BlockWindow, cover
 from kit.deploy.engine.backends import Network
 from kit.deploy.engine.tuned import mean_over_views
 from kit.deploy.freeze.ensemble import TURN, Ensemble
+from kit.errors import WeightsError
 
 BLOCK_PX = 128
 MARGIN_PX = 192  # context of a window; with 128 masks changed at its edges
@@ -182,8 +183,8 @@ class AdaptiveEnsemble(Ensemble):
         return self.probability(x)
 
     def members(self, x: Tensor) -> Tensor:
-        """Raises NotImplementedError: not every network sees every pixel."""
-        raise NotImplementedError("an adaptive vote has no probabilities per member")
+        """Raises WeightsError: passes are skipped, so not every member predicts every pixel."""
+        raise WeightsError("an adaptive vote has no probabilities per member", "use the full vote, without --adaptive")
 
     def _vote(self, image: Tensor) -> Tensor:
         def summed(stage: int, window: BlockWindow) -> Tensor:

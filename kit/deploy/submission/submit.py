@@ -314,11 +314,11 @@ def predictions(
         RasterError: a chip cannot be read.
     """
     with meter("predict chips", len(todo)) as shown:
-        for chip, seen in read_ahead(reader.read, todo):
-            probability = np.zeros(seen.image.shape[:2], np.float32)
-            if has_ground(seen.image):
-                probability = seen.middle(predict_image(weights, seen.wide))
-            yield chip, seen, probability
+        for chip, wide_chip in read_ahead(reader.read, todo):
+            probability = np.zeros(wide_chip.image.shape[:2], np.float32)
+            if has_ground(wide_chip.image):
+                probability = wide_chip.middle(predict_image(weights, wide_chip.wide))
+            yield chip, wide_chip, probability
             shown.advance()
 
 
@@ -328,16 +328,16 @@ def _predict(job: Job, todo: Sequence[Chip]) -> None:
         own_progress(job.folder).open("a", newline="", encoding="utf-8") as progress,
         BackgroundWriter() as write,
     ):
-        for chip, seen, probability in predictions(job.weights, job.reader, todo):
-            write(partial(_write, job, chip, seen, probability, progress))
+        for chip, wide_chip, probability in predictions(job.weights, job.reader, todo):
+            write(partial(_write, job, chip, wide_chip, probability, progress))
 
 
-def _write(job: Job, chip: Chip, seen: WideChip, probability: NDArray[np.float32], progress: TextIO) -> None:
+def _write(job: Job, chip: Chip, wide_chip: WideChip, probability: NDArray[np.float32], progress: TextIO) -> None:
     """Writes a chip's mask and its row. If the mask exists, so does its row, even if the process is killed."""
-    mask = clean_image(probability, seen.image, job.cleaning, job.weights.card.gsd_m * seen.factor)
+    mask = clean_image(probability, wide_chip.image, job.cleaning, job.weights.card.gsd_m * wide_chip.factor)
     confidence = float(np.maximum(probability, 1 - probability).mean(dtype=np.float64))
     height, width = mask.shape
-    row = Done(chip.id, job.identity, seen.version, height, width, int(mask.sum()), confidence)
+    row = Done(chip.id, job.identity, wide_chip.version, height, width, int(mask.sum()), confidence)
     with replacing(path := job.folder / f"{chip.id}.tif") as temporary:
         temporary.write_bytes(encode_mask(mask))
         path.unlink(missing_ok=True)  # of other weights, or of another image
