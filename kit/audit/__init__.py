@@ -1,1 +1,1 @@
-"""Comparing the labels of a data set with what trained weights see: `kit audit`."""
+"""Comparing the labels of a data set with what trained weights predict: `kit audit`."""

@@ -1,4 +1,4 @@
-"""`kit audit`: compares the labels of a data set with what trained weights see, and writes `data/NAME/audit/`."""
+"""`kit audit`: compares the labels of a data set with what trained weights predict, and writes `data/NAME/audit/`."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -82,7 +82,7 @@ class AuditSummary:
 
 
 def audit(name: str, weights_path: Path, paths: Paths, options: AuditOptions = AuditOptions()) -> AuditSummary:
-    """Compares the labels of a data set with what weights see; see `kit.data.audits` for the files that it writes.
+    """Compares the labels of a data set with what weights predict; see `kit.data.audits` for the files that it writes.
 
     A rerun resumes; a finished audit of the same labels, weights and options is not computed again. Nothing else of
     the data set is changed.

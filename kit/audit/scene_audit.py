@@ -240,8 +240,8 @@ def audit_scene(source: AuditSource) -> SceneFindings:
         compared = match(moved, predicted)
         unlabelled = compared.unlabelled
         unlabelled_places = _places(ground.pixels(unlabelled), blocks)
-        of_label = _seen(raster, frame, blocks, moved, places)
-        of_unlabelled = _seen(raster, frame, blocks, unlabelled, unlabelled_places)
+        of_label = _support_of(raster, frame, blocks, moved, places)
+        of_unlabelled = _support_of(raster, frame, blocks, unlabelled, unlabelled_places)
     trusted = np.array([shifts[place].trusted for place in places], bool)
     names = [f"{source.name}_b{block.row}_{block.column}" for block in blocks]
     findings = []
@@ -356,7 +356,7 @@ def _predicted(raster: rasterio.DatasetReader, frame: Frame, threshold: float) -
     return kept
 
 
-def _seen(
+def _support_of(
     raster: rasterio.DatasetReader,
     frame: Frame,
     blocks: list[AuditBlock],
