@@ -91,6 +91,7 @@ def export_ensemble(
     with staged(weights_dir, name) as folder:
         weights = folder / f"{name}.pt"
         torchscript.save(module, weights)
+        del module  # it holds the weights once a method
         check_operators(weights)  # `load_weights` would refuse the file later
         saved = torchscript.load(weights, "cpu")
         if not torchscript.has_finite_weights(saved):

@@ -24,6 +24,7 @@ from kit.solutions.preflight import check_solution, find_inputs, recipes_of
 from kit.solutions.round_scores import COLUMNS, read_score, score_round
 from kit.solutions.rounds import Pseudo, Round, Solution, Training, titled
 from kit.solutions.stages import Planner, Stage, named, read_records, score_file, write_record
+from kit.system.devices import release_freed_memory
 from kit.system.files import locked, remove_leftovers
 from kit.system.processes import joined
 from kit.system.ranks import agreed, rank, wait_for_all
@@ -67,6 +68,7 @@ def play(solution: Solution, paths: Paths, options: SolutionOptions) -> Path:
         while (stage := agreed(player.next_stage() if rank() == 0 else None)) is not None:
             with named(stage):
                 player.play(stage)
+            release_freed_memory()
         if rank() == 0:
             player.show_scores()
     return player.planner.stages[-1].outputs[0]

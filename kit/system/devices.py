@@ -1,9 +1,11 @@
 """Devices: choice, precision, memory."""
 
 import ctypes
+import gc
 import os
 import platform
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -86,3 +88,14 @@ def keep_freed_memory() -> bool:
         return False
     limit = 2**30
     return bool(mallopt(M_MMAP_THRESHOLD, limit)) and bool(mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def release_freed_memory() -> None:
+    """Gives freed memory back to the system, which malloc otherwise keeps; call it between two networks' work.
+
+    Does nothing where malloc is not glibc's.
+    """
+    gc.collect()  # fastai's learners and their callbacks refer to each other
+    if sys.platform.startswith("linux"):
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)

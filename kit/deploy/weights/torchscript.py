@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Literal
 
 import torch
@@ -49,7 +50,11 @@ def frozen(module: nn.Module, methods: Sequence[str], cores: int) -> Any:
         scripted = torch.jit.script(module.eval())
         for number, name in enumerate(names):
             scripted.define(f"def {name}(self, x):\n    return getattr(self.cores, '{number}')(x)\n")
-        return torch.jit.freeze(scripted, preserved_attrs=[*methods, *names])
+        with TemporaryFile() as file:  # the graphs of a loaded module are freed with it, of a scripted one never
+            torch.jit.save(scripted, file)
+            file.seek(0)
+            loaded = torch.jit.load(file)
+        return torch.jit.freeze(loaded, preserved_attrs=[*methods, *names])
 
 
 def core_name(number: int) -> str:
