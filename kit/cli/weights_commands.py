@@ -28,6 +28,9 @@ def export(
     weights: Annotated[
         str, typer.Option("--weights", help="Weight of each run in the vote: 0.5,0.3,0.2. Default: equal.")
     ] = "",
+    float16: Annotated[
+        bool, typer.Option("--float16", help="Store the weights as float16: half the file. They compute in float32.")
+    ] = False,
     adaptive: Annotated[
         bool, typer.Option("--adaptive", hidden=True, help="Not needed: kit submit --adaptive calibrates itself.")
     ] = False,
@@ -39,10 +42,11 @@ def export(
     Example: kit export lite0/fold0 lite0/fold1 --name duo --views d4 --format onnx
     """
     from kit.deploy.freeze.formats import chosen
-    from kit.pipeline.export_runs import export_runs
+    from kit.pipeline.export_runs import FileOptions, export_runs
 
     others = chosen(formats)
-    result(str(export_runs(runs, name, Paths(root), views, others, weights=_numbers(weights)).path))
+    files = FileOptions(others, "float16" if float16 else "float32")
+    result(str(export_runs(runs, name, Paths(root), views, files, weights=_numbers(weights)).path))
 
 
 def _numbers(text: str) -> list[float]:

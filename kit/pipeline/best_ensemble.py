@@ -22,7 +22,7 @@ from kit.errors import KitError, RunError
 from kit.paths import Paths
 from kit.pipeline.compare_runs import finished_runs, held_out_counts
 from kit.pipeline.export import Exported
-from kit.pipeline.export_runs import export_runs, recipe_of
+from kit.pipeline.export_runs import FileOptions, export_runs, recipe_of
 from kit.pipeline.postprocess import ValidationTile, read_votes
 from kit.pipeline.prediction_time import seconds_per_view
 from kit.pipeline.runs import Run, read_run, run_folder, vote_name
@@ -113,7 +113,7 @@ def best(runs: Sequence[str], name: str, paths: Paths, options: BestOptions) -> 
     chosen = [(candidate, count) for candidate, count in zip(candidates, choice.votes, strict=True) if count]
     members = [run for candidate, _ in chosen for run in candidate.runs]
     weights = [count / len(candidate.runs) for candidate, count in chosen for _ in candidate.runs]
-    return export_runs(members, name, paths, options.views, options.formats, weights=weights)
+    return export_runs(members, name, paths, options.views, FileOptions(options.formats), weights=weights)
 
 
 def find_candidates(runs: Sequence[str], paths: Paths) -> list[VoteCandidate]:

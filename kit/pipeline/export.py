@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from kit.deploy.freeze.ensemble import freeze, portable
 from kit.deploy.freeze.runners import checked_difference
 from kit.deploy.proof import images
 from kit.deploy.proof.comparing import candidate_of, compare, report, report_of
-from kit.deploy.proof.parity import measure_parity
+from kit.deploy.proof.parity import measure_parity, parity_limit
 from kit.deploy.proof.reference import REFERENCE, make_reference
 from kit.deploy.trust.allowlist import check_operators
 from kit.deploy.weights import torchscript
@@ -44,6 +45,7 @@ class ExportRequest:
     formats: Sequence[str] = ()  # to write beside TorchScript, see `kit.deploy.freeze.formats.chosen`
     postprocess: Postprocess | None = None  # for the card; the file itself does not apply it
     weights: Sequence[float] = ()  # of the networks' votes, above 0, of any sum; empty where all count the same
+    storage: Literal["float32", "float16"] = "float32"  # of the weights in the file
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,9 @@ def export_ensemble(
             f"{name}: a network makes tensors on {devices[0]!r} by name, which would tie the file to that device",
             "make them from the input: x.new_zeros(...), torch.zeros_like(x)",
         )
+    limit = parity_limit(request.storage)
+    if request.storage == "float16":
+        torchscript.store_half(module)
     with staged(weights_dir, name) as folder:
         weights = folder / f"{name}.pt"
         torchscript.save(module, weights)
@@ -97,10 +102,10 @@ def export_ensemble(
         if not torchscript.has_finite_weights(saved):
             raise WeightsError(f"{name}: a network holds weights that are NaN or infinite", DIVERGED)
         on_tiles = measure_parity(saved, eager, views, pad_multiple, request.tiles, votes)
-        if not on_tiles.holds:
-            raise WeightsError(f"{name}: the exported file differs from its networks by {on_tiles}", HINT)
+        if difference := on_tiles.fault(limit):
+            raise WeightsError(f"{name}: the exported file differs from its networks by {difference}", HINT)
         reference = make_reference(eager, views, pad_multiple, request.cases or images.CASES, votes)
-        rows = compare(candidate_of(saved, weights.name, pad_multiple), reference.answers)
+        rows = compare(candidate_of(saved, weights.name, pad_multiple, limit=limit), reference.answers)
         if faults := [row.fault for row in rows if row.fault]:
             raise WeightsError(faults[0], HINT)
         parity = sum((row.parity for row in rows if row.parity), on_tiles)
@@ -110,7 +115,7 @@ def export_ensemble(
         torchscript.add_extra(weights, REFERENCE, reference.to_json())
         file_sha256 = sha256_of(weights)
         weights.with_suffix(".json").write_text(card.to_json(file_sha256=file_sha256))
-        report_of(weights).write_text(report(weights.name, file_sha256, reference, on_tiles, rows))
+        report_of(weights).write_text(report(weights.name, file_sha256, reference, on_tiles, rows, limit))
         differences = {}
         for kind in request.formats:
             other = weights.with_suffix(formats.SUFFIXES[kind])
@@ -157,6 +162,7 @@ def draft_card(
         parity_max_abs=0.0,
         parity_equal_masks=1.0,
         postprocess=request.postprocess,
+        storage=request.storage,
     )
 
 

@@ -1,8 +1,9 @@
 """Finished runs to one weights file (`kit export`, and the end of `kit run`)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from kit.console import say
 from kit.data.dataset import read_tile
@@ -24,15 +25,23 @@ from kit.training.run_files import RunSettings, check_best, read_result, read_se
 PARITY_TILES = 2  # each is predicted twice by every member and view
 
 
+@dataclass(frozen=True)
+class FileOptions:
+    """How weights are written and compared with their networks."""
+
+    formats: Sequence[str] = ()  # to write beside TorchScript, see `kit.deploy.freeze.formats.chosen`
+    storage: Literal["float32", "float16"] = "float32"  # of the weights in the file; `float16` halves it
+    cases: Sequence[Case] = ()  # drawn images to compare on; all by default
+
+
 def export_runs(
     runs: Sequence[str],
     name: str,
     paths: Paths,
     views: str = "flips",
-    formats: Sequence[str] = (),
+    files: FileOptions = FileOptions(),
     recipe: Recipe | None = None,
     weights: Sequence[float] = (),
-    cases: Sequence[Case] = (),
 ) -> Exported:
     """Freezes finished runs into `weights/NAME.pt` with its card, and reports the parity with the trained networks.
 
@@ -41,10 +50,9 @@ def export_runs(
         name: of the weights.
         paths: of the working root.
         views: `none`, `flips` or `d4`.
-        formats: to write beside TorchScript, see `kit.deploy.freeze.formats.chosen`.
+        files: how they are written and compared.
         recipe: one that is loaded already, and may lie anywhere.
         weights: of the runs' votes, one each, of any sum; empty where all count the same.
-        cases: drawn images to compare on; all by default.
 
     Raises:
         RunError: a run is missing, unfinished or damaged, or its recipe has changed since.
@@ -75,8 +83,8 @@ def export_runs(
     choice = _choice(folders, paths, tile_weights(runs, weights))
     request = ExportRequest(
         name, "+".join(sorted({member.recipe for member in members})), views, pooled_score(results),
-        settings[0].gsd_m or 0.0, _parity_tiles(settings[0].data or "", paths), cases, tuple(formats),
-        postprocess=choice.best if choice else None, weights=weights,
+        settings[0].gsd_m or 0.0, _parity_tiles(settings[0].data or "", paths), files.cases, tuple(files.formats),
+        postprocess=choice.best if choice else None, weights=weights, storage=files.storage,
     )  # fmt: skip
     exported = export_ensemble(paths.weights, models, members, request)
     _report(exported, before, choice)

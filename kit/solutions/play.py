@@ -16,7 +16,7 @@ from kit.deploy.submission.checks import check
 from kit.deploy.submission.submit import SubmitOptions, submit
 from kit.deploy.weights.load import named_weights, read_card
 from kit.paths import Paths
-from kit.pipeline.export_runs import export_runs
+from kit.pipeline.export_runs import FileOptions, export_runs
 from kit.pipeline.pseudo_quality import quality_line
 from kit.pipeline.pseudo_set import label_chips
 from kit.pipeline.run import RunOptions, find_data, run, run_side_by_side
@@ -139,7 +139,7 @@ class Player:
         elif rank() == 0 and stage.kind == "export":
             runs = [f"{each.name}/{file.parent.name}" for each in stage.inputs for file in each.outputs]
             cases = SMALL_CASES if self.options.setup.tiny else ()
-            export_runs(runs, stage.name, self.paths, round_.views, cases=cases)
+            export_runs(runs, stage.name, self.paths, round_.views, FileOptions(cases=cases))
         elif rank() == 0:
             folders = [file.parent for each in stage.inputs if each.kind == "train" for file in each.outputs]
             before = str(stage.settings["with"])

@@ -33,6 +33,7 @@ class Candidate:
     file: str  # its name
     ensemble: Batch  # the probability of all networks and views
     core: Batch | None = None  # that of the first network in one view; None where the file does not offer it
+    limit: float = PARITY_LIMIT  # of its difference from the networks, see `parity_limit`
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,9 @@ class ImageResult:
         }  # fmt: skip
 
 
-def candidate_of(module: Any, file: str, pad_multiple: int, device: str = "cpu") -> Candidate:
+def candidate_of(
+    module: Any, file: str, pad_multiple: int, device: str = "cpu", limit: float = PARITY_LIMIT
+) -> Candidate:
     """Returns a loaded TorchScript ensemble as a candidate.
 
     Args:
@@ -70,6 +73,7 @@ def candidate_of(module: Any, file: str, pad_multiple: int, device: str = "cpu")
         file: its name.
         pad_multiple: of its card, px.
         device: as torch names it.
+        limit: of its difference from the networks, see `parity_limit`.
 
     Raises:
         WeightsError: it lacks a method.
@@ -89,7 +93,7 @@ def candidate_of(module: Any, file: str, pad_multiple: int, device: str = "cpu")
         logits: Tensor = module.core_0(F.pad(x[:, :3].float(), pad, mode="replicate").to(device))
         return logits.sigmoid()[:, :, :height, :width].cpu()
 
-    return Candidate(file, ensemble, core if hasattr(module, "core_0") else None)
+    return Candidate(file, ensemble, core if hasattr(module, "core_0") else None, limit)
 
 
 def compare(candidate: Candidate, answers: Sequence[Answer]) -> list[ImageResult]:
@@ -117,7 +121,9 @@ def report_of(path: Path) -> Path:
     return path.with_suffix(".parity.json")
 
 
-def report(file: str, file_sha256: str, reference: Reference, tiles: Parity, rows: Iterable[ImageResult]) -> str:
+def report(
+    file: str, file_sha256: str, reference: Reference, tiles: Parity, rows: Iterable[ImageResult], limit: float
+) -> str:
     """Returns the measurements of an export as JSON text, for people; `kit verify` reads the reference in the weights.
 
     Args:
@@ -126,9 +132,10 @@ def report(file: str, file_sha256: str, reference: Reference, tiles: Parity, row
         reference: of the networks.
         tiles: the difference on tiles of the training set and on noise, over all pixels.
         rows: the differences on the drawn images.
+        limit: of the difference in probability.
     """
     machine = {key: getattr(reference, key) for key in HEAD}
-    limits = {"max_abs": PARITY_LIMIT, "equal_masks": EQUAL_LIMIT}
+    limits = {"max_abs": limit, "equal_masks": EQUAL_LIMIT}
     on_tiles = {"max_abs": tiles.max_abs, "equal_masks": tiles.equal_masks, "pixels": tiles.pixels}
     measured = {"limits": limits, "tiles": on_tiles, "images": [row.to_dict() for row in rows]}
     return json.dumps({"file": file, "file_sha256": file_sha256} | machine | measured, indent=2, allow_nan=False) + "\n"
@@ -155,7 +162,8 @@ def _compared(candidate: Candidate, answer: Answer) -> ImageResult:
     start = time.perf_counter()
     try:
         parity = answer.compared(_run(candidate, answer.case, image))
-        fault = "" if parity.holds else f"{candidate.file} differs from its networks on {label} by {parity}"
+        difference = parity.fault(candidate.limit)
+        fault = f"{candidate.file} differs from its networks on {label} by {difference}" if difference else ""
     except WeightsError as cause:
         parity, fault = None, cause.message
     return ImageResult(candidate.file, label, answer.building, parity, time.perf_counter() - start, fault)

@@ -14,6 +14,7 @@ from kit.deploy.freeze.ensemble import view_codes
 # Folded batch norms, other kernels and another order of sums move a probability by about 1e-6; a wrong trace, weight,
 # view or padding by far more.
 PARITY_LIMIT = 1e-3
+HALF_PARITY_LIMIT = 1e-2  # weights that are rounded to float16 move it by about 1e-3
 EQUAL_LIMIT = 0.999  # of mask pixels: such moves flip only pixels near one half, a few in a million
 
 
@@ -30,20 +31,27 @@ class Parity:
         """The share of pixels with the same mask, 0..1; 1 without pixels."""
         return self.equal_px / self.pixels if self.pixels else 1.0
 
-    @property
-    def holds(self) -> bool:
-        """Whether the two agree within the limits."""
-        return self.max_abs <= PARITY_LIMIT and self.equal_masks >= EQUAL_LIMIT  # in this form, NaN fails too
+    def fault(self, limit: float = PARITY_LIMIT) -> str:
+        """Returns how far the two are beyond the limits; an empty text where they agree.
 
-    def __str__(self) -> str:
+        Args:
+            limit: of the difference in probability, see `parity_limit`.
+        """
+        if self.max_abs <= limit and self.equal_masks >= EQUAL_LIMIT:  # in this form, NaN fails too
+            return ""
         return (
             f"{self.max_abs:.2g} in probability, {self.equal_masks:.2%} of mask pixels are equal; expected at most "
-            f"{PARITY_LIMIT} and at least {EQUAL_LIMIT:.1%}"
+            f"{limit} and at least {EQUAL_LIMIT:.1%}"
         )
 
     def __add__(self, other: "Parity") -> "Parity":
         largest = float(np.maximum(self.max_abs, other.max_abs))  # np.maximum keeps a NaN
         return Parity(largest, self.equal_px + other.equal_px, self.pixels + other.pixels)
+
+
+def parity_limit(storage: str) -> float:
+    """Returns the largest difference in probability of a file whose weights are stored as `float32` or `float16`."""
+    return HALF_PARITY_LIMIT if storage == "float16" else PARITY_LIMIT
 
 
 def measure_parity(

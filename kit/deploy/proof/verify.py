@@ -22,7 +22,7 @@ from kit.deploy.proof.comparing import (
     report_of,
     run_alone,
 )
-from kit.deploy.proof.parity import PARITY_LIMIT, mean_vote
+from kit.deploy.proof.parity import mean_vote, parity_limit
 from kit.deploy.proof.reference import Answer, Reference, read_reference
 from kit.deploy.trust.allowlist import operators
 from kit.deploy.weights.card import Card
@@ -98,7 +98,8 @@ def verify(path: Path, device: str = "cpu") -> Verified:
     """
     weights = load_weights(path, device)
     reference = read_reference(path)
-    candidate = candidate_of(weights.module, weights.path.name, weights.card.pad_multiple, device)
+    limit = parity_limit(weights.card.storage)
+    candidate = candidate_of(weights.module, weights.path.name, weights.card.pad_multiple, device, limit)
     checks = [_check_card(weights), _check_sum(weights), _check_operators(weights)]
     checks += [_check_reference(reference, candidate), _check_members(weights, reference)]
     if reference:
@@ -187,7 +188,7 @@ def _check_members(weights: Weights, reference: Reference | None) -> Finding:
     if reference is None:
         return Finding("members", result)
     differences = np.abs(votes - reference.votes).max(axis=(1, 2))
-    if differences.max() <= PARITY_LIMIT:
+    if differences.max() <= parity_limit(weights.card.storage):
         return Finding("members", f"{result}, each at most {differences.max():.1e} from the one that was trained")
     worst = int(differences.argmax())
     fault = f"network {worst} of {file} differs by {differences[worst]:.2g} in probability from the one trained"

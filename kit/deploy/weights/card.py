@@ -75,6 +75,8 @@ class Card:
     postprocess: Postprocess | None = None
     # of the members' votes, adding to 1; empty where all count the same, and in older files
     weights: tuple[Share, ...] = ()
+    # of the weights in the file; the networks compute in float32
+    storage: Literal["float32", "float16"] = "float32"
 
     def to_json(self, **added: str) -> str:
         """Returns the card as JSON text, with the `added` keys at the end."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 Layout = Literal["plain", "channels_last", "packed"]
+FLOAT32 = 6  # in TorchScript, which numbers dtypes
 CONVOLUTIONS = ("aten::_convolution", "aten::conv2d", "aten::conv_transpose2d")
 
 exported = torch.jit.export  # marks a method, beside forward, that scripting keeps
@@ -100,22 +101,61 @@ def _convert(weight: Any, layout: Layout, dtype: torch.dtype) -> None:
         weight.t_("value", weight.t("value").to(dtype).contiguous(memory_format=memory))
 
 
+def store_half(module: Any) -> None:
+    """Makes a frozen module store its float32 tensors as float16, in place: half the file. It computes in float32.
+
+    Each constant is followed by a cast, which `load` and the executors of other programs fold.
+    """
+    halves: dict[int, Tensor] = {}  # by address: methods share tensors
+    for method in _methods(module):
+        graph = method.graph
+        for node in _tensors(graph):
+            value = node.t("value")
+            if value.dtype != torch.float32 or value.dim() == 0:
+                continue
+            node.t_("value", halves.setdefault(value.data_ptr(), value.half()))
+            graph.setInsertPoint(node)
+            dtype, no = graph.insertConstant(FLOAT32), graph.insertConstant(False)
+            cast = graph.create("aten::to", [node.output(), dtype, no, no], 1)
+            cast.insertAfter(node)
+            cast.output().setType(node.output().type())
+            node.output().replaceAllUsesAfterNodeWith(cast, cast.output())
+
+
+def _restore_float32(module: Any) -> None:
+    """Undoes `store_half`, in place, up to the rounding. Methods share tensors as before."""
+    restored: dict[int, Tensor] = {}
+    for method in _methods(module):
+        for node in _tensors(method.graph):
+            value = node.t("value")
+            if value.dtype == torch.float16:
+                (use,) = node.output().uses()
+                node.t_("value", restored.setdefault(value.data_ptr(), value.float()))
+                use.user.output().replaceAllUsesWith(node.output())
+                use.user.destroy()
+
+
 def named_devices(module: Any) -> list[str]:
     """Returns the devices that stand by name in a frozen module's graphs: there `map_location` cannot move them."""
-    return [node.s("value") for node in _constants(module) if node.output().type().kind() == "DeviceObjType"]
+    nodes = (node for method in _methods(module) for node in method.graph.findAllNodes("prim::Constant"))
+    return [node.s("value") for node in nodes if node.output().type().kind() == "DeviceObjType"]
 
 
 def has_finite_weights(module: Any) -> bool:
     """Returns whether no constant tensor of a frozen module holds NaN or infinity."""
-    tensors = [node.t("value") for node in _constants(module) if node.output().type().kind() == "TensorType"]
+    tensors = [node.t("value") for method in _methods(module) for node in _tensors(method.graph)]
     distinct = {tensor.data_ptr(): tensor for tensor in tensors if tensor.is_floating_point()}  # methods share them
     return all(bool(tensor.isfinite().all()) for tensor in distinct.values())
 
 
-def _constants(module: Any) -> list[Any]:
-    """Returns the constants in the graphs of a frozen module's methods."""
-    methods = [module._c._get_method(name) for name in module._c._method_names()]
-    return [node for method in methods for node in method.graph.findAllNodes("prim::Constant")]
+def _methods(module: Any) -> list[Any]:
+    """Returns the methods of a frozen module."""
+    return [module._c._get_method(name) for name in module._c._method_names()]
+
+
+def _tensors(graph: Any) -> list[Any]:
+    """Returns the constants of a graph that are tensors."""
+    return [node for node in graph.findAllNodes("prim::Constant") if node.output().type().kind() == "TensorType"]
 
 
 def save(module: Any, path: Path) -> None:
@@ -143,4 +183,6 @@ def load(path: Path, device: str) -> Any:
         RuntimeError: the file is not TorchScript, or is damaged.
     """
     with _quiet():
-        return torch.jit.load(str(path), map_location=device)
+        module = torch.jit.load(str(path), map_location=device)
+    _restore_float32(module)
+    return module

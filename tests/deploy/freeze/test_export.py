@@ -9,9 +9,11 @@ import torch
 from deploy_fakes import TinyNet, export_tiny, left_in, noise, record
 from torch import Tensor, nn
 
+from kit.deploy.proof.verify import verify
 from kit.deploy.trust.zip_records import read_extra
 from kit.deploy.weights import torchscript
 from kit.deploy.weights.card import Card
+from kit.deploy.weights.load import load_weights
 from kit.errors import WeightsError
 from kit.pipeline.export import Exported, ExportRequest, export_ensemble
 from kit.system.files import sha256_of
@@ -187,3 +189,41 @@ def test_the_index_lists_each_name_once_newest_last(tmp_path: Path):
         "created": again.card.created, "file_sha256": sha256_of(again.path),
     }  # fmt: skip
     assert not [path for path in left_in(tmp_path) if path.name.startswith(".")]
+
+
+def test_weights_stored_as_float16_compute_in_float32(tmp_path: Path):
+    nets, members = [TinyNet(1), TinyNet(2)], [record(0), record(1)]
+    made = {
+        storage: export_ensemble(
+            tmp_path,
+            nets,
+            members,
+            ExportRequest(storage, "tiny", "flips", None, 0.15, [noise(40, 48)], storage=storage),
+        )
+        for storage in ("float32", "float16")
+    }
+    half = made["float16"]
+    assert half.card.storage == Card.from_json(read_extra(half.path, "card.json") or "").storage == "float16"
+    assert 1e-5 < half.card.parity_max_abs < 1e-2
+    image = torch.from_numpy(noise(32, 48)).permute(2, 0, 1)[None]
+    loaded = torchscript.load(half.path, "cpu")
+    with torch.inference_mode():
+        alone, own = torch.jit.load(half.path)(image), loaded(image)
+        full = torchscript.load(made["float32"].path, "cpu")(image)
+    assert alone.dtype == own.dtype == torch.float32
+    torch.testing.assert_close(alone, own, atol=1e-6, rtol=0)
+    assert 0 < float((own - full).abs().max()) < 1e-2
+    assert torchscript.has_finite_weights(loaded)
+    assert not verify(half.path, "cpu").faults()
+    assert load_weights(half.path).card == half.card
+
+
+def test_half_of_the_weights_is_half_of_the_file(tmp_path: Path):
+    net = TinyNet(1)
+    net.deep.extend([nn.Conv2d(8, 256, 3, padding=1), nn.Conv2d(256, 8, 3, padding=1)])
+    sizes = []
+    for storage in ("float32", "float16"):
+        request = ExportRequest(storage, "tiny", "none", None, 0.15, storage=storage)
+        sizes.append(export_ensemble(tmp_path, [net], [record(0)], request).path.stat().st_size)
+    saved = 2 * 2 * 256 * 8 * 9  # bytes
+    assert saved <= sizes[0] - sizes[1] < 1.1 * saved

@@ -39,8 +39,8 @@ def test_alpha_is_no_building():
     ],
 )
 def test_limits(parity: Parity, holds: bool):
-    assert parity.holds == holds
-    assert (parity + Parity(1e-6, 5, 5)).holds == holds
+    assert (not parity.fault()) == holds
+    assert (not (parity + Parity(1e-6, 5, 5)).fault()) == holds
 
 
 def test_the_sum_keeps_the_worst():

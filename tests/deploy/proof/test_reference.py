@@ -93,7 +93,7 @@ def test_nan_anywhere_fails(side: int):
     probability = np.full((side, side), 0.25, np.float32)
     other = probability.copy()
     other[-1, 0] = np.nan
-    assert not expected(probability).compared(other).holds
+    assert expected(probability).compared(other).fault()
 
 
 def test_another_size_is_refused():

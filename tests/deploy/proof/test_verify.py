@@ -187,8 +187,8 @@ def test_one_network_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_a_file_without_single_networks_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def older(module: Any, file: str, pad_multiple: int, device: str) -> Candidate:
-        return Candidate(file, candidate_of(module, file, pad_multiple, device).ensemble)
+    def older(module: Any, file: str, pad_multiple: int, device: str, limit: float) -> Candidate:
+        return Candidate(file, candidate_of(module, file, pad_multiple, device).ensemble, limit=limit)
 
     monkeypatch.setattr("kit.deploy.proof.verify.candidate_of", older)
     verified = verify(export_tiny(tmp_path, cases=(*ODD, Case(64, 64, core=True))).path)
