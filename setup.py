@@ -1,8 +1,8 @@
-"""Packages, which setup.cfg cannot say: the top-level folder `recipes` is installed as `kit.recipes`."""
+"""Packages, which setup.cfg cannot say: the top-level folders `recipes` and `weights` are installed inside `kit`."""
 
 from setuptools import find_packages, setup
 
 setup(
-    packages=[*find_packages(include=["kit", "kit.*"]), "kit.recipes"],
-    package_dir={"kit.recipes": "recipes"},
+    packages=[*find_packages(include=["kit", "kit.*"]), "kit.recipes", "kit.weights"],
+    package_dir={"kit.recipes": "recipes", "kit.weights": "weights"},
 )

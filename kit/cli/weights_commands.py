@@ -1,5 +1,6 @@
 """Commands about weights: freeze runs into one file, list and verify files. Heavy imports wait inside."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -31,6 +32,10 @@ def export(
     float16: Annotated[
         bool, typer.Option("--float16", help="Store the weights as float16: half the file. They compute in float32.")
     ] = False,
+    about: Annotated[
+        Path | None,
+        typer.Option(help="JSON object of texts for the card: imagery, labels, licence."),
+    ] = None,
     adaptive: Annotated[
         bool, typer.Option("--adaptive", hidden=True, help="Not needed: kit submit --adaptive calibrates itself.")
     ] = False,
@@ -42,10 +47,12 @@ def export(
     Example: kit export lite0/fold0 lite0/fold1 --name duo --views d4 --format onnx
     """
     from kit.deploy.freeze.formats import chosen
+    from kit.deploy.weights.card import read_about
     from kit.pipeline.export_runs import FileOptions, export_runs
 
     others = chosen(formats)
-    files = FileOptions(others, "float16" if float16 else "float32")
+    texts = read_about(about) if about else {}
+    files = FileOptions(others, "float16" if float16 else "float32", about=texts)
     result(str(export_runs(runs, name, Paths(root), views, files, weights=_numbers(weights)).path))
 
 

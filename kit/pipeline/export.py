@@ -46,6 +46,7 @@ class ExportRequest:
     postprocess: Postprocess | None = None  # for the card; the file itself does not apply it
     weights: Sequence[float] = ()  # of the networks' votes, above 0, of any sum; empty where all count the same
     storage: Literal["float32", "float16"] = "float32"  # of the weights in the file
+    about: Mapping[str, str] = field(default_factory=dict)  # for the card
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,7 @@ def draft_card(
         parity_equal_masks=1.0,
         postprocess=request.postprocess,
         storage=request.storage,
+        about=dict(request.about),
     )
 
 

@@ -1,7 +1,7 @@
 """Finished runs to one weights file (`kit export`, and the end of `kit run`)."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +32,7 @@ class FileOptions:
     formats: Sequence[str] = ()  # to write beside TorchScript, see `kit.deploy.freeze.formats.chosen`
     storage: Literal["float32", "float16"] = "float32"  # of the weights in the file; `float16` halves it
     cases: Sequence[Case] = ()  # drawn images to compare on; all by default
+    about: Mapping[str, str] = field(default_factory=dict)  # for the card: sources, licences, limits
 
 
 def export_runs(
@@ -84,7 +85,7 @@ def export_runs(
     request = ExportRequest(
         name, "+".join(sorted({member.recipe for member in members})), views, pooled_score(results),
         settings[0].gsd_m or 0.0, _parity_tiles(settings[0].data or "", paths), files.cases, tuple(files.formats),
-        postprocess=choice.best if choice else None, weights=weights, storage=files.storage,
+        postprocess=choice.best if choice else None, weights=weights, storage=files.storage, about=files.about,
     )  # fmt: skip
     exported = export_ensemble(paths.weights, models, members, request)
     _report(exported, before, choice)

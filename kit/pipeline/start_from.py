@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from kit.deploy.weights.load import load_weights
+from kit.deploy.weights.starter import STARTER, starter_network
 from kit.errors import RunError
 from kit.paths import Paths
 from kit.pipeline.runs import run_folder
@@ -16,7 +17,7 @@ def start_file(name: str, fold: int | str, paths: Paths) -> Path | None:
     A recipe or exported weights stand for the run of the same fold: it has not trained on this fold's validation tiles.
 
     Args:
-        name: a safetensors file, a run `<recipe>/fold<k>`, a recipe, or exported weights (`.pt`).
+        name: a safetensors file, a run `<recipe>/fold<k>`, a recipe, exported weights (`.pt`), or `starter`.
         fold: the fold to be trained.
         paths: of the working root.
 
@@ -26,6 +27,8 @@ def start_file(name: str, fold: int | str, paths: Paths) -> Path | None:
     """
     if not name:
         return None
+    if name == STARTER and (file := starter_network()) and not paths.run(name, fold).is_dir():
+        return file
     if name.endswith(".safetensors"):
         if not Path(name).is_file():
             raise RunError(f"no file {name}", "give best.safetensors of a run, a run, or exported weights")

@@ -7,9 +7,10 @@ import torch
 from fastai.callback.core import Callback
 from torch import Tensor
 
+from kit.errors import RecipeError
 from kit.system.ranks import rank
 
-__all__ = ["CutMix", "MixUp"]
+__all__ = ["CutMix", "MixStyle", "MixUp"]
 
 
 class _Mixing(Callback):
@@ -28,6 +29,42 @@ class _Mixing(Callback):
     def partners(self, random: np.random.Generator) -> Tensor:
         """Returns which image each one is mixed with: a permutation of the batch, int64 (N,)."""
         return torch.from_numpy(random.permutation(len(self.x))).to(self.x.device)
+
+
+class MixStyle(_Mixing):
+    """Gives images the colours of another one, in part: the mean and the standard deviation of each channel.
+
+    So the network learns that roofs of one place look different under the light, camera and soil of another.
+
+    Args:
+        share: of the images that are changed, 0..1; each takes between none and all of the other's colours.
+
+    Raises:
+        RecipeError: the share is out of range.
+
+    Source:
+        Zhou 2021, arXiv 2104.02008, who mix features of the first stages; here pixels are mixed.
+    """
+
+    order = -17  # before images are pasted and averaged
+    stream = 3
+
+    def __init__(self, share: float = 0.5) -> None:
+        if not 0 <= share <= 1:
+            raise RecipeError(f"MixStyle: a share of {share:g} of the images, expected 0 to 1", "0.5 is the default")
+        self.share = share
+
+    def before_batch(self) -> None:
+        """Changes the images, which keep their dtype."""
+        random = self.random()
+        partners = self.partners(random)
+        amounts = random.uniform(size=len(partners)) * (random.uniform(size=len(partners)) < self.share)
+        amount = torch.from_numpy(amounts.astype(np.float32)).view(-1, 1, 1, 1).to(self.x.device)
+        pixels = self.x.float()
+        mean, spread = pixels.mean((2, 3), keepdim=True), pixels.std((2, 3), keepdim=True) + 1  # an even image has none
+        styled = (pixels - mean) / spread * torch.lerp(spread, spread[partners], amount)
+        styled = (styled + torch.lerp(mean, mean[partners], amount)).round().clamp(0, 255)
+        self.learn.xb = (styled.to(self.x.dtype),)
 
 
 class MixUp(_Mixing):

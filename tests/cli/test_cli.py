@@ -114,7 +114,8 @@ def test_weights_that_are_not_ours(cli: Cli, tmp_path: Path):
     assert not (tmp_path / "submissions").exists()
 
 
-def test_no_weights_yet(cli: Cli, tmp_path: Path):
+def test_no_weights_yet(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("kit.deploy.weights.load.choose_starter", lambda: None)
     failed(cli, "submit", tmp_path, "--root", tmp_path)
 
 

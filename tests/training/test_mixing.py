@@ -10,9 +10,10 @@ from fastai.learner import Learner
 from fastai.optimizer import SGD
 from torch import Tensor, nn
 
+from kit.errors import RecipeError
 from kit.models.losses import BCE, Auxiliary, CrossEntropy
 from kit.training.callbacks import LossSwitch
-from kit.training.mixing import CutMix, MixUp
+from kit.training.mixing import CutMix, MixStyle, MixUp
 from kit.training.precision import Precision
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -75,7 +76,7 @@ def batches(learn: Any, epochs: int = 1, training: bool = True) -> list[tuple[Te
 
 
 @pytest.mark.parametrize("layers", [False, True])
-@pytest.mark.parametrize("mixing", [MixUp, CutMix])
+@pytest.mark.parametrize("mixing", [MixUp, CutMix, MixStyle])
 def test_draws_depend_on_seed_epoch_and_iteration_alone(mixing: type, layers: bool):
     torch.manual_seed(1)
     np.random.seed(1)
@@ -91,7 +92,7 @@ def test_draws_depend_on_seed_epoch_and_iteration_alone(mixing: type, layers: bo
     assert not all(torch.equal(epochs[0], epoch) for epoch in epochs[1:])
 
 
-@pytest.mark.parametrize("mixing", [[MixUp()], [CutMix()]])
+@pytest.mark.parametrize("mixing", [[MixUp()], [CutMix()], [MixStyle()]])
 def test_nothing_is_drawn_from_the_global_state(mixing: list[Callback]):
     states = []
     for cbs in (mixing, []):
@@ -103,7 +104,7 @@ def test_nothing_is_drawn_from_the_global_state(mixing: list[Callback]):
     assert states[0] == states[1]
 
 
-@pytest.mark.parametrize("mixing", [MixUp(), CutMix(probability=1)])
+@pytest.mark.parametrize("mixing", [MixUp(), CutMix(probability=1), MixStyle(1)])
 def test_validation_is_not_mixed(mixing: Callback):
     learn = learner(mixing)
     for number, (x, y) in enumerate(batches(learn, training=False)):
@@ -128,6 +129,25 @@ def test_mixup_weighs_pixels_and_losses_alike(layers: bool):
         pred = learn.model(x)
         expected = share * loss(pred, y) + (1 - share) * loss(pred, y[partners])
         torch.testing.assert_close(learn.watch.losses[number], expected.detach())
+
+
+def test_mixstyle_moves_colours_towards_those_of_another_image():
+    plain, styled = batches(learner()), batches(learner(MixStyle(1)))
+    for number, ((before, y), (after, other_y)) in enumerate(zip(plain, styled, strict=True)):
+        assert torch.equal(y, other_y)
+        assert after.dtype == torch.uint8
+        random = np.random.default_rng([0, 0, number, MixStyle.stream, 0])
+        partners, amount = random.permutation(BATCH), torch.from_numpy(random.uniform(size=BATCH)).float()
+        expected = torch.lerp(before[:, 0, 0, 0].float(), before[partners][:, 0, 0, 0].float(), amount)
+        assert torch.equal(after, expected.round().to(torch.uint8)[:, None, None, None].expand_as(after))
+    assert not torch.equal(plain[0][0], styled[0][0])
+    for (before, _), (after, _) in zip(batches(learner()), batches(learner(MixStyle(0))), strict=True):
+        assert torch.equal(before, after)
+
+
+def test_mixstyle_refuses_a_share_above_one():
+    with pytest.raises(RecipeError, match=r"a share of 1\.5 of the images, expected 0 to 1"):
+        MixStyle(1.5)
 
 
 class Thousandfold(CrossEntropy):

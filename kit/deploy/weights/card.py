@@ -1,7 +1,8 @@
 """The card of a weights file: what it is, where it came from and how it scored. Kept inside the file and beside it."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -19,6 +20,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Size = Annotated[float, Field(ge=0)]
 Channels = tuple[float, float, float]
+Texts = Annotated[dict[Text, Text], Field(max_length=50)]
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ class Card:
     weights: tuple[Share, ...] = ()
     # of the weights in the file; the networks compute in float32
     storage: Literal["float32", "float16"] = "float32"
+    # what people should know: sources of imagery and labels, licences, areas, limits (`kit export --about`)
+    about: Texts = field(default_factory=dict)
 
     def to_json(self, **added: str) -> str:
         """Returns the card as JSON text, with the `added` keys at the end."""
@@ -105,3 +109,18 @@ class Card:
                 "export the weights again",
             )
         return card
+
+
+def read_about(file: Path) -> dict[str, str]:
+    """Returns the texts in a JSON file, for `Card.about`.
+
+    Raises:
+        WeightsError: it is not a JSON object of texts.
+    """
+    try:
+        content = file.read_bytes()
+    except OSError as cause:
+        raise WeightsError(f"{file} cannot be read: {cause.strerror}", "give a JSON file of texts") from cause
+    hint = 'expected an object of texts: {"imagery": "...", "labels": "..."}'
+    texts: dict[str, str] = parse_json(content, Texts, str(file), WeightsError, hint)  # type: ignore[arg-type]
+    return texts

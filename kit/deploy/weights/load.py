@@ -10,6 +10,7 @@ from kit.deploy.trust.allowlist import check_operators
 from kit.deploy.trust.zip_records import read_extra
 from kit.deploy.weights import torchscript
 from kit.deploy.weights.card import Card
+from kit.deploy.weights.starter import STARTER, choose_starter, starter_weights
 from kit.deploy.weights.store import INDEX, read_checksum, read_index, settle
 from kit.errors import KitError, WeightsError, nearest
 from kit.system.files import sha256_of
@@ -83,6 +84,8 @@ def _check_beside(path: Path, sha256: str) -> None:
 def named_weights(named: str, weights_dir: Path) -> Path:
     """Returns the weights file of a path, or of a name in the folder of weights; it need not exist.
 
+    The name `starter` stands for the weights that come with kit, unless the folder has others of that name.
+
     Raises:
         WeightsError: it is an address.
     """
@@ -91,16 +94,19 @@ def named_weights(named: str, weights_dir: Path) -> Path:
     path = Path(named)
     if path.suffix == ".pt" or path.is_file():
         return path
-    return (path if len(path.parts) > 1 else weights_dir / path).with_name(f"{path.name}.pt")
+    file = (path if len(path.parts) > 1 else weights_dir / path).with_name(f"{path.name}.pt")
+    return starter_weights() or file if named == STARTER and not file.is_file() else file
 
 
 def newest_weights(weights_dir: Path) -> Path:
-    """Returns the weights exported last: the last row of `index.csv`.
+    """Returns the weights exported last: the last row of `index.csv`. Without any, those that come with kit.
 
     Raises:
-        WeightsError: nothing was exported yet.
+        WeightsError: nothing was exported yet, and none came with kit.
     """
     rows = read_index(weights_dir)
+    if not rows and (starter := choose_starter()):
+        return starter
     if not rows:
         raise WeightsError(
             f"no weights are listed in {weights_dir / INDEX}", "train and export some: kit run quickstart"

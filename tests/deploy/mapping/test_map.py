@@ -429,7 +429,6 @@ def test_mistakes_are_one_clear_error(cli: Cli, tmp_path: Path, tiny_weights: Ex
         ((grey, *weights), "has 1 band of uint8, expected 3 or 4"),
         ((nowhere, *weights), "has no coordinate system"),
         ((scene, "--weights", "other"), "no weights"),
-        ((scene,), "no weights are listed"),
         ((scene, *weights, "--format", "shp"), "no format 'shp'"),
         ((scene, *weights, "--overlap", "512"), "an overlap of 512 px"),
     ):

@@ -1,9 +1,10 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from kit.deploy.weights.card import Card
+from kit.deploy.weights.card import Card, read_about
 from kit.errors import WeightsError
 from kit.pipeline.export import Exported
 
@@ -76,3 +77,16 @@ def test_weights_of_votes(tiny_weights: Exported):
     for weights in ((1.0,), (0.5, 0.6)):
         with pytest.raises(WeightsError, match=r"weights that add to .* for 2 members, expected one each, adding to 1"):
             Card.from_json(replace(card, weights=weights).to_json())
+
+
+def test_texts_for_the_card(tmp_path: Path):
+    file = tmp_path / "about.json"
+    file.write_text('{"imagery": "(c) somebody", "not for": "counting people"}')
+    assert read_about(file) == {"imagery": "(c) somebody", "not for": "counting people"}
+    for text in ('{"imagery": 3}', "[]", "{", '{"imagery": "a\\u001b[31m"}'):
+        file.write_text(text)
+        with pytest.raises(WeightsError, match=r"about\.json") as error:
+            read_about(file)
+        assert "expected an object of texts" in error.value.hint
+    with pytest.raises(WeightsError, match="cannot be read"):
+        read_about(tmp_path / "none.json")

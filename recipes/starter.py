@@ -1,0 +1,38 @@
+"""lite0 for places that it was not trained on: the weights that come with kit.
+
+kit run starter --data NAME --all --minutes 60
+
+Against lite0, crops also take the colours of other crops, and some lose detail, as in coarser or compressed imagery.
+"""
+
+import albumentations as A
+import cv2
+from fastai.vision import all as fv
+from kit.recipes import lite0 as parent
+
+from kit.data.dataset import Fold, dataloaders
+from kit.training.mixing import MixStyle
+
+COARSER = {"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_LINEAR}
+AUGMENT = A.Compose(
+    [
+        *parent.AUGMENT.transforms,
+        A.OneOf(
+            [
+                A.Downscale(scale_range=(0.25, 0.6), interpolation_pair=COARSER),  # z19 tiles as if of 12 to 30 cm
+                A.ImageCompression(quality_range=(30, 80)),
+            ],
+            p=0.25,
+        ),
+    ]
+)
+
+fit = parent.fit
+
+
+def data(fold: Fold) -> fv.DataLoaders:
+    return dataloaders(fold, AUGMENT, parent.BATCH)
+
+
+def learner(dls: fv.DataLoaders) -> fv.Learner:
+    return parent.learner(dls).add_cbs([MixStyle()])
