@@ -26,7 +26,7 @@ class Apart:
 
     def __init__(self, gsd_m: float) -> None:
         self.gap_px = max(LEAST_GAP_PX, GAP_M / gsd_m)
-        self.held = Buildings(np.array([], dtype=object), np.array([]))
+        self.held = Buildings.joined([])
 
     def add(self, buildings: Buildings, row: int, open_: Sequence[Piece]) -> Buildings:
         """Takes buildings, and returns those that are settled by now.
@@ -37,12 +37,12 @@ class Apart:
             open_: pieces of the mask that go on there.
         """
         first = len(self.held)
-        self.held = _joined(self.held, buildings)
+        self.held = Buildings.joined([self.held, buildings])
         self._cut(first)
         bounds = shapely.bounds(self.held.polygons)  # NaN for what vanished
         waits = bounds[:, 3] > row - MARGIN_PX
         if open_:
-            boxes = [shapely.total_bounds(piece.polygons) for piece in open_]
+            boxes = [shapely.total_bounds(piece.polygons) for piece in open_ if piece.polygons]
             around = shapely.buffer(shapely.box(*np.transpose(boxes)), MARGIN_PX, join_style="mitre")
             waits[shapely.STRtree(self.held.polygons).query(around)[1]] = True
         settled = int(waits.argmax()) if waits.any() else len(waits)
@@ -51,15 +51,13 @@ class Apart:
     def last(self, buildings: Buildings) -> Buildings:
         """Takes the last buildings, and returns all that are held back."""
         first = len(self.held)
-        self.held = _joined(self.held, buildings)
+        self.held = Buildings.joined([self.held, buildings])
         self._cut(first)
         return self._released(len(self.held))
 
     def _released(self, number: int) -> Buildings:
-        polygons, confidence = self.held.polygons, self.held.confidence
-        self.held = Buildings(polygons[number:], confidence[number:])
-        kept = ~shapely.is_missing(polygons[:number])
-        return Buildings(polygons[:number][kept], confidence[:number][kept])
+        settled, self.held = self.held[:number], self.held[number:]
+        return settled[~shapely.is_missing(settled.polygons)]
 
     def _cut(self, first: int) -> None:
         """Cuts what overlaps among the buildings held back, of which those from `first` on are new."""
@@ -81,8 +79,3 @@ class Apart:
         left = shapely.difference(large, shapely.buffer(small, self.gap_px, join_style="mitre"))
         parts = [part for part in shapely.get_parts(left) if shapely.get_type_id(part) == POLYGON and not part.is_empty]
         return max(parts, key=shapely.area, default=None)
-
-
-def _joined(first: Buildings, second: Buildings) -> Buildings:
-    polygons = np.concatenate([first.polygons, second.polygons])
-    return Buildings(polygons, np.concatenate([first.confidence, second.confidence]))

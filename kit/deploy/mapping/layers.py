@@ -1,5 +1,6 @@
 """Writes buildings as a layer of polygons: GeoPackage or FlatGeobuf in the scene's CRS, GeoJSON in degrees."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from glob import escape
@@ -12,12 +13,13 @@ import pyogrio
 import shapely
 from numpy.typing import NDArray
 from pyogrio.errors import DataLayerError, DataSourceError, GeometryError
+from rasterio.crs import CRS
 
 from kit.deploy.mapping.polygons import Buildings, areas_m2, in_crs, in_degrees
 from kit.deploy.mapping.scene import Frame
 from kit.errors import KitError, nearest
 
-FIELDS = ("area_m2", "confidence")
+FIELDS = ("id", "area_m2", "confidence")
 LAYER = "buildings"  # name of a GeoPackage's layer
 BATCH = 5000  # polygons in memory before they are written
 EPOCH = "1970-01-01T00:00:00.000Z"  # date of every GeoPackage, so that equal maps are equal files
@@ -25,6 +27,7 @@ REMEDY = "free some space and rerun to resume"
 
 Polygons = NDArray[np.object_]
 Numbers = NDArray[np.float64]
+Texts = NDArray[np.object_]
 
 
 class GeoPackage:
@@ -36,17 +39,17 @@ class GeoPackage:
         """Creates an empty file with metadata."""
         self.path, self.crs, self.about, self.append = path, crs, about, False
         path.unlink(missing_ok=True)
-        nothing = np.array([], np.float64)
-        self.put(np.array([], dtype=object), nothing, nothing)
+        nothing, numbers = np.array([], dtype=object), np.array([], np.float64)
+        self.put(nothing, nothing, numbers, numbers)
         self.append = True
 
-    def put(self, polygons: Polygons, areas_m2: Numbers, confidence: Numbers) -> None:
+    def put(self, polygons: Polygons, ids: Texts, areas_m2: Numbers, confidence: Numbers) -> None:
         """Writes a batch."""
         pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": EPOCH})
         try:
             pyogrio.raw.write(
-                self.path, shapely.to_wkb(polygons), [areas_m2, confidence], list(FIELDS), layer=LAYER, driver="GPKG",
-                geometry_type="Polygon", crs=self.crs, append=self.append,
+                self.path, shapely.to_wkb(polygons), [ids, areas_m2, confidence], list(FIELDS), layer=LAYER,
+                driver="GPKG", geometry_type="Polygon", crs=self.crs, append=self.append,
                 layer_metadata=None if self.append else self.about,
             )  # fmt: skip
         finally:
@@ -67,9 +70,9 @@ class GeoJson:
         self.file.write(f'{{"type": "FeatureCollection", "metadata": {json.dumps(about)}, "features": [')
         self.between = "\n"
 
-    def put(self, polygons: Polygons, areas_m2: Numbers, confidence: Numbers) -> None:
+    def put(self, polygons: Polygons, ids: Texts, areas_m2: Numbers, confidence: Numbers) -> None:
         """Writes a batch."""
-        for polygon, *values in zip(polygons, areas_m2.tolist(), confidence.tolist(), strict=True):
+        for polygon, *values in zip(polygons, ids, areas_m2.tolist(), confidence.tolist(), strict=True):
             fields = json.dumps(dict(zip(FIELDS, values, strict=True)))
             geometry = shapely.to_geojson(polygon)
             self.file.write(f'{self.between}{{"type": "Feature", "properties": {fields}, "geometry": {geometry}}}')
@@ -116,6 +119,13 @@ def check_format(name: str) -> type[Format]:
     return FORMATS[name]
 
 
+def scene_code(frame: Frame) -> str:
+    """Returns eight characters that stand for a grid: equal for equal CRS, transform and size."""
+    crs = CRS.from_wkt(frame.crs).to_string()
+    grid = [crs, *(float(number) for number in frame.transform[:6]), frame.width, frame.height]
+    return hashlib.sha256(json.dumps(grid).encode()).hexdigest()[:8]
+
+
 class Layer:
     """A file of buildings that gets its final name when it is complete; a context manager.
 
@@ -136,6 +146,7 @@ class Layer:
         self.temporary = stem.with_name(f".{stem.name}.part{self.format.suffix}")
         self.waiting: list[Buildings] = []
         self.count, self.area_m2 = 0, 0.0
+        self.scene = scene_code(frame)
 
     def __enter__(self) -> "Layer":
         self._try(lambda: self.format.begin(self.temporary, self.frame.crs, self.about))
@@ -158,14 +169,21 @@ class Layer:
             self._write()
 
     def _write(self) -> None:
-        polygons = np.concatenate([np.array([], dtype=object), *(part.polygons for part in self.waiting)])
-        confidence = np.concatenate([np.array([]), *(part.confidence for part in self.waiting)])
+        buildings = Buildings.joined(self.waiting)
         self.waiting = []
-        degrees = in_degrees(polygons, self.frame)
-        written = degrees if self.format.degrees else in_crs(polygons, self.frame)
+        degrees = in_degrees(buildings.polygons, self.frame)
+        written = degrees if self.format.degrees else in_crs(buildings.polygons, self.frame)
         kept = ~shapely.is_missing(degrees) & ~shapely.is_missing(written)
         areas = np.round(areas_m2(degrees[kept]), 2)
-        self._try(lambda: self.format.put(written[kept], areas, np.round(confidence[kept], 4)))
+        ids = np.array(
+            [
+                f"{self.scene}-{row}-{column}" + (f"-{part + 1}" if part else "")
+                for row, column, part in buildings.anchors[kept].tolist()
+            ],
+            dtype=object,
+        )
+        confidence = np.round(buildings.confidence[kept], 4)
+        self._try(lambda: self.format.put(written[kept], ids, areas, confidence))
         self.count, self.area_m2 = self.count + len(areas), self.area_m2 + float(areas.sum())
 
     def _try(self, write: Callable[[], object]) -> None:

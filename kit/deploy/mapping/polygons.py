@@ -8,10 +8,11 @@ import pyproj
 import shapely
 from numpy.typing import NDArray
 
-from kit.deploy.mapping.longitudes import POLYGON, cut_at_180, needs_cut
+from kit.deploy.mapping.longitudes import cut_at_180, needs_cut
 from kit.deploy.mapping.scene import DEGREES, Frame
 from kit.deploy.mapping.squares import square
-from kit.deploy.mapping.tracing import Piece
+from kit.deploy.mapping.terraces import shared_outlines, simple_polygons, without_pits
+from kit.deploy.mapping.tracing import Footprint, Piece
 from kit.deploy.mapping.windows import LEVELS
 
 DECIMALS = 8  # of degrees: a millimetre
@@ -24,30 +25,78 @@ class Buildings:
 
     polygons: NDArray[np.object_]  # valid, in pixels of the map, (n,)
     confidence: NDArray[np.float64]  # mean probability over the building's pixels in the mask, 0..1, (n,)
+    # row and column of the pixel that stands for the building, and which of the building's polygons it is: 0 is the
+    # largest, (n, 3)
+    anchors: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.polygons)
 
+    def __getitem__(self, places: slice | NDArray[np.bool_] | NDArray[np.int64]) -> "Buildings":
+        return Buildings(self.polygons[places], self.confidence[places], self.anchors[places])
+
+    @classmethod
+    def joined(cls, parts: Sequence["Buildings"]) -> "Buildings":
+        """Returns the buildings of all parts."""
+        nothing = cls(np.array([], dtype=object), np.zeros(0), np.zeros((0, 3), np.int64))
+        parts = [nothing, *parts]
+        return cls(
+            np.concatenate([part.polygons for part in parts]),
+            np.concatenate([part.confidence for part in parts]),
+            np.concatenate([part.anchors for part in parts]),
+        )
+
 
 def outlined(pieces: Sequence[Piece], frame: Frame, simplify_m: float, squared: bool = False) -> Buildings:
-    """Returns the buildings that pieces of a mask make.
+    """Returns the buildings of pieces of a mask.
 
     Args:
-        pieces: of the mask.
+        pieces: of the mask. Buildings of one piece keep the walls that they share.
         frame: of the map.
         simplify_m: how far an outline may move, metres.
         squared: turns walls to right angles.
     """
-    whole = np.array([shapely.unary_union(piece.polygons) for piece in pieces], dtype=object)
-    confidence = np.array([piece.levels / max(1, piece.pixels) / LEVELS for piece in pieces], np.float64)
-    whole = shapely.simplify(shapely.normalize(whole), 0)  # drops corners where bands met, also a ring's first
-    outlines, owners = _simple(_scaled(whole, frame.x_m, frame.y_m))  # in metres
-    outlines = shapely.simplify(outlines, simplify_m, preserve_topology=True)
+    alone = [building for piece in pieces if len(piece.buildings) == 1 for building in piece.buildings.values()]
+    parts = [_as_buildings(alone, *_outlines(_merged(alone), frame, simplify_m, squared))]
+    for piece in pieces:
+        if len(piece.buildings) > 1:
+            touching = [piece.buildings[number] for number in sorted(piece.buildings)]
+            touching.sort(key=lambda building: building.anchor)
+            outlines, owners = shared_outlines(_merged(touching), (frame.x_m, frame.y_m), simplify_m, squared)
+            parts.append(_as_buildings(touching, _scaled(outlines, 1 / frame.x_m, 1 / frame.y_m), owners))
+    return Buildings.joined(parts)
+
+
+def _merged(buildings: Sequence[Footprint]) -> NDArray[np.object_]:
+    """Returns the outline of each building, in pixels, without the corners where bands met."""
+    whole = np.array([shapely.unary_union(building.polygons) for building in buildings], dtype=object)
+    merged: NDArray[np.object_] = shapely.simplify(shapely.normalize(whole), 0)  # also drops a ring's first corner
+    return merged
+
+
+def _outlines(
+    whole: NDArray[np.object_], frame: Frame, simplify_m: float, squared: bool
+) -> tuple[NDArray[np.object_], NDArray[np.int64]]:
+    """Returns the polygons of buildings that touch no other, in pixels, and each one's place in `whole`."""
+    outlines, owners = simple_polygons(_scaled(whole, frame.x_m, frame.y_m))  # in metres
+    outlines = without_pits(shapely.simplify(outlines, simplify_m, preserve_topology=True))
     if squared:
         outlines = np.array([*(square(outline, simplify_m) for outline in outlines), None], dtype=object)[:-1]
-    outlines, sources = _simple(_scaled(outlines, 1 / frame.x_m, 1 / frame.y_m))
+    outlines, sources = simple_polygons(_scaled(outlines, 1 / frame.x_m, 1 / frame.y_m))
     kept = _no_splinters(shapely.area(outlines), sources)
-    return Buildings(outlines[kept], confidence[owners[sources[kept]]])
+    return outlines[kept], owners[sources[kept]]
+
+
+def _as_buildings(
+    footprints: Sequence[Footprint], polygons: NDArray[np.object_], owners: NDArray[np.int64]
+) -> Buildings:
+    """Returns the polygons of footprints as buildings; `owners` are their places in `footprints`, ascending."""
+    confidence = np.array([each.levels / max(1, each.pixels) / LEVELS for each in footprints], np.float64)
+    anchors = np.array([(-each.anchor[1], -each.anchor[2]) for each in footprints], np.int64).reshape(-1, 2)
+    order = np.lexsort((*shapely.bounds(polygons).T, -shapely.area(polygons), owners))
+    polygons, owners = polygons[order], owners[order]
+    rank = np.arange(len(owners)) - np.searchsorted(owners, owners)
+    return Buildings(polygons, confidence[owners], np.column_stack([anchors[owners], rank]))
 
 
 def _no_splinters(areas_px: NDArray[np.float64], sources: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -61,16 +110,6 @@ def _no_splinters(areas_px: NDArray[np.float64], sources: NDArray[np.int64]) -> 
 def _scaled(polygons: NDArray[np.object_], x: float, y: float) -> NDArray[np.object_]:
     scaled: NDArray[np.object_] = shapely.transform(polygons, lambda points: points * (x, y))
     return scaled
-
-
-def _simple(shapes: NDArray[np.object_]) -> tuple[NDArray[np.object_], NDArray[np.int64]]:
-    """Returns shapes as valid polygons, and each one's place in `shapes`; parts that touch at corners are split."""
-    broken = ~shapely.is_valid(shapes)
-    valid = shapes.copy()
-    valid[broken] = shapely.make_valid(shapes[broken], method="structure", keep_collapsed=False)
-    parts, owners = shapely.get_parts(valid, return_index=True)
-    kept = (shapely.get_type_id(parts) == POLYGON) & ~shapely.is_empty(parts)
-    return parts[kept], owners[kept]
 
 
 def in_crs(polygons: NDArray[np.object_], frame: Frame) -> NDArray[np.object_]:
@@ -110,7 +149,7 @@ def _tidy(polygons: NDArray[np.object_]) -> NDArray[np.object_]:
     """Returns polygons oriented and valid: rounding may have merged two corners of a ring."""
     tidy: NDArray[np.object_] = shapely.orient_polygons(polygons, exterior_cw=False)
     for place in np.flatnonzero(~shapely.is_valid(tidy)):
-        parts, _ = _simple(tidy[place : place + 1])
+        parts, _ = simple_polygons(tidy[place : place + 1])
         cut = tidy[place].geom_type == "MultiPolygon"
         tidy[place] = shapely.MultiPolygon(list(parts)) if cut else max(parts, key=shapely.area, default=None)
     return tidy

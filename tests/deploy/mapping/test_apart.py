@@ -48,8 +48,7 @@ def mapped(mask: np.ndarray, band: int) -> Buildings:
         pieces += tracer.close() if end == len(mask) else []
         traced = outlined(pieces, frame(), 3 * GSD_M, squared=True)
         parts.append(keeper.add(traced, end, tracer.open) if end < len(mask) else keeper.last(traced))
-    polygons = np.concatenate([part.polygons for part in parts])
-    return Buildings(polygons, np.concatenate([part.confidence for part in parts]))
+    return Buildings.joined(parts)
 
 
 def shared_area(polygons: np.ndarray) -> float:
@@ -85,7 +84,9 @@ def test_settlements_would_overlap():
 
 
 def of(*polygons: shapely.Polygon) -> Buildings:
-    return Buildings(np.array(polygons, dtype=object), np.linspace(0.6, 0.9, len(polygons)))
+    count = len(polygons)
+    anchors = np.column_stack([np.arange(count), np.zeros((count, 2), int)])
+    return Buildings(np.array(polygons, dtype=object), np.linspace(0.6, 0.9, count), anchors)
 
 
 def test_the_larger_one_is_cut():

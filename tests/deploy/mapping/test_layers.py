@@ -1,15 +1,18 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyogrio
 import pyproj
 import pytest
+import rasterio
 import shapely
+from affine import Affine
 from factories import UTM, at_kampala
 
 from kit.deploy.mapping import layers
-from kit.deploy.mapping.layers import FORMATS, Layer, check_format
+from kit.deploy.mapping.layers import FORMATS, Layer, check_format, scene_code
 from kit.deploy.mapping.polygons import Buildings
 from kit.deploy.mapping.scene import Frame
 from kit.errors import KitError
@@ -20,7 +23,8 @@ FRAME = Frame(200, 150, at_kampala(UTM, 0.5), pyproj.CRS(UTM).to_wkt(), 0.5, 0.5
 
 def houses(count: int, top: int = 0) -> Buildings:
     boxes = [shapely.box(10 * i, top, 10 * i + 8, top + 6) for i in range(count)]
-    return Buildings(np.array([*boxes, None], dtype=object)[:-1], np.linspace(0.5, 1, count))
+    anchors = np.array([(top, 10 * i, 0) for i in range(count)], np.int64).reshape(-1, 3)
+    return Buildings(np.array([*boxes, None], dtype=object)[:-1], np.linspace(0.5, 1, count), anchors)
 
 
 def written(folder: Path, kind: str, *parts: Buildings) -> Path:
@@ -37,8 +41,10 @@ def test_buildings_are_read_as_by_other_programs(tmp_path: Path, kind: str, crs:
     assert path == tmp_path / f"m.{kind}"
     info = pyogrio.read_info(path)
     assert (info["features"], info["crs"], info["geometry_type"]) == (8, crs, "Polygon")
-    assert list(info["fields"]) == ["area_m2", "confidence"]
-    meta, _, geometry, (areas, confidence) = pyogrio.raw.read(path)
+    assert list(info["fields"]) == ["id", "area_m2", "confidence"]
+    meta, _, geometry, (ids, areas, confidence) = pyogrio.raw.read(path)
+    code = scene_code(FRAME)
+    assert ids.tolist() == [f"{code}-{top}-{10 * i}" for top, count in ((0, 3), (20, 3), (40, 2)) for i in range(count)]
     assert areas.tolist() == pytest.approx([48 * 0.25] * 8, rel=2e-3)
     assert confidence.tolist() == [0.5, 0.75, 1, 0.5, 0.75, 1, 0.5, 1]
     polygons = shapely.from_wkb(geometry)
@@ -55,7 +61,7 @@ def test_no_buildings_are_an_empty_layer(tmp_path: Path, kind: str):
     info = pyogrio.read_info(written(tmp_path, kind, houses(0)), force_feature_count=True)
     assert info["features"] == 0
     if kind == "gpkg":
-        assert list(info["fields"]) == ["area_m2", "confidence"]
+        assert list(info["fields"]) == ["id", "area_m2", "confidence"]
         assert info["geometry_type"] == "Polygon"
 
 
@@ -119,3 +125,13 @@ def test_a_layer_says_what_it_was_made_from(tmp_path: Path, kind: str):
         assert json.loads(path.read_text())["metadata"] == ABOUT
     else:
         assert pyogrio.read_info(path)["layer_metadata"] == ABOUT
+
+
+def test_ids_name_the_scene_and_a_pixel(tmp_path: Path):
+    moved = replace(FRAME, transform=FRAME.transform @ Affine.translation(1, 0))
+    codes = {scene_code(FRAME), scene_code(moved), scene_code(replace(FRAME, width=201))}
+    assert len(codes) == 3
+    assert scene_code(FRAME) == scene_code(replace(FRAME, crs=rasterio.crs.CRS.from_string(UTM).to_wkt()))
+    parts = Buildings(houses(2).polygons, np.ones(2), np.array([(7, 9, 0), (7, 9, 1)]))
+    found = json.loads(written(tmp_path, "geojson", parts).read_text())["features"]
+    assert [each["properties"]["id"] for each in found] == [f"{scene_code(FRAME)}-7-9", f"{scene_code(FRAME)}-7-9-2"]
