@@ -83,12 +83,12 @@ class Tracer:
         labels = np.asarray(labels, np.int32)
         fresh = [Piece() for _ in range(count)]
         if buildings.dtype == np.bool_:
-            for label, building in _footprints(level, labels, top):
+            for label, building in footprints(level, labels, top):
                 fresh[label].buildings[WHOLE] = building
         else:
             piece_of = np.zeros(int(buildings.max(initial=0)) + 1, np.int32)
             piece_of[buildings] = labels
-            for number, building in _footprints(level, np.asarray(buildings, np.int32), top):
+            for number, building in footprints(level, np.asarray(buildings, np.int32), top):
                 fresh[piece_of[number]].buildings[number] = building
         if self.last is not None:
             touching = np.flatnonzero((self.last >= 0) & (labels[0] > 0))
@@ -110,34 +110,44 @@ class Tracer:
         return last
 
 
-def _footprints(level: NDArray[np.uint8], labels: NDArray[np.int32], top: int) -> Iterator[tuple[int, Footprint]]:
-    """Yields the label and the pixels of each building in a band."""
+def footprints(
+    level: NDArray[np.uint8], labels: NDArray[np.int32], top: int, left: int = 0
+) -> Iterator[tuple[int, Footprint]]:
+    """Yields the label and the pixels of each building in a part of a map.
+
+    Args:
+        level: probability, 0 to 255, (h, w).
+        labels: the building of each pixel, (h, w), 0 outside.
+        top: row of the map at which the part begins.
+        left: its column.
+    """
     mask = labels > 0
     inside = labels[mask]
     pixels = np.bincount(inside, minlength=1)
     levels = np.bincount(inside, weights=level[mask], minlength=1)
-    anchors = _anchors(labels, top, pixels)
+    anchors = _anchors(labels, (top, left), pixels)
     found = {int(label): Footprint([], int(levels[label]), int(pixels[label])) for label in np.flatnonzero(pixels)}
-    for outline, label in shapes(labels, mask=mask, connectivity=4, transform=Affine.translation(0, top)):
+    for outline, label in shapes(labels, mask=mask, connectivity=4, transform=Affine.translation(left, top)):
         found[int(label)].polygons.append(shape(outline))
     for label, building in found.items():
         building.anchor = anchors[label]
         yield label, building
 
 
-def _anchors(labels: NDArray[np.int32], top: int, pixels: NDArray[np.int64]) -> dict[int, Anchor]:
-    """Returns the anchor of each label in a band, given the number of pixels of each."""
+def _anchors(labels: NDArray[np.int32], corner: tuple[int, int], pixels: NDArray[np.int64]) -> dict[int, Anchor]:
+    """Returns the anchor of each label in a part of a map, given the number of pixels of each."""
     anchors: dict[int, Anchor] = {}
     missing = pixels > 0
     for power in range(COARSEST, -1, -1):
         step = 1 << power
-        grid = labels[-top % step :: step, ::step].ravel()
-        places = np.flatnonzero(missing[grid]) if grid.size else np.array([], np.int64)
+        first_row, first_column = (-start % step for start in corner)
+        grid = labels[first_row::step, first_column::step]
+        width, grid = grid.shape[1], grid.ravel()
+        places = np.flatnonzero(missing[grid])
         found, first = np.unique(grid[places], return_index=True)
-        width = -(-labels.shape[1] // step)
         for label, place in zip(found.tolist(), places[first].tolist(), strict=True):
             row, column = divmod(place, width)
-            anchors[label] = power, -(row * step + top + -top % step), -column * step
+            anchors[label] = power, -(corner[0] + first_row + row * step), -(corner[1] + first_column + column * step)
         missing[found] = False
         if not missing.any():
             break
