@@ -30,7 +30,19 @@ ROOMS = {
 # the rooms within a room, in order; a file imports from its own and from those before it. "": the files beside them
 SUBROOMS = {
     "data": ["sources", "folds", "", "tiles"],
-    "deploy": ["", "trust", "weights", "freeze", "proof", "engine", "adaptive", "mosaics", "submission", "mapping"],
+    "deploy": [
+        "",
+        "trust",
+        "weights",
+        "freeze",
+        "proof",
+        "engine",
+        "adaptive",
+        "mosaics",
+        "submission",
+        "mapping",
+        "country",
+    ],
 }
 BASE = {"errors", "outputs", "paths", "console"}
 FILES = sorted(file for file in ROOT.rglob("*.py") if file.parent != ROOT / "recipes")

@@ -36,6 +36,10 @@ RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A name (see k
 EncoderWeights = Annotated[Path | None, typer.Option(help="File with the encoder's state dict.")]
 Pretrained = Annotated[bool, typer.Option(help="Start from ImageNet weights.")]
 Views = Annotated[str, typer.Option(help="Flips and turns that are averaged in prediction: none, flips or d4.")]
+Part = Annotated[str, typer.Option(metavar="I/N", help="Do one of N parts, for array jobs; then --merge.")]
+ClusterAddress = Annotated[
+    str, typer.Option("--cluster", help="A dask scheduler, tcp://HOST:PORT, or local:N. Default: processes.")
+]
 HERE = Path()
 INTERRUPTED = 130  # typer's exit code after Ctrl-C
 
@@ -70,6 +74,14 @@ def number_or_auto(
         return number
 
     return typer.Option(*names, parser=parse, metavar="auto|N", show_default="auto", help=description)
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """Returns the part and the number of parts in `--part 3/40`; the first is 1."""
+    part, _, count = text.partition("/")
+    if not (part.isdecimal() and count.isdecimal() and 1 <= int(part) <= int(count)):
+        raise typer.BadParameter(f"{text!r}: expected I/N, for example 3/40; the first part is 1", param_hint="--part")
+    return int(part), int(count)
 
 
 def show_listing(lines: Sequence[Any], columns: Sequence[str], as_json: bool, nothing: str) -> None:

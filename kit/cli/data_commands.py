@@ -5,7 +5,17 @@ from typing import Annotated
 
 import typer
 
-from kit.cli.application import HERE, Debug, Device, Json, Root, app, number_or_auto
+from kit.cli.application import (
+    HERE,
+    ClusterAddress,
+    Debug,
+    Device,
+    Json,
+    Root,
+    app,
+    number_or_auto,
+    parse_part,
+)  # fmt: skip
 from kit.console import result, say, table
 from kit.errors import CutError
 from kit.paths import Paths
@@ -92,6 +102,10 @@ def prepare(
         list[str] | None, typer.Option(help="Cut only the scene AREA/SCENE, even if it is cut already. Repeatable.")
     ] = None,
     workers: Annotated[int | None, number_or_auto(int, 1, "Processes. auto: one per CPU core.", former=0)] = None,
+    cluster: ClusterAddress = "",
+    part: Annotated[
+        str, typer.Option(metavar="I/N", help="Cut the scenes of one of N parts; then the same without --part.")
+    ] = "",
     as_json: Json = False,
     root: Root = HERE,
     debug: Debug = False,
@@ -103,7 +117,10 @@ def prepare(
     from kit.cli.printing import show_prepared
     from kit.data.tiles.options import PrepareOptions, Style
     from kit.data.tiles.prepare import prepare as prepare_tiles
+    from kit.data.tiles.prepare import prepare_part
     from kit.data.tiles.ready_masks import parse_values
+    from kit.system.cluster import chosen_cluster
+    from kit.system.workers import on_cluster
 
     paths = Paths(root)
     style = Style(grid, side, overlap, min_valid, layers, boundary, contact, images)
@@ -112,7 +129,13 @@ def prepare(
         tuple(scene or ()), workers, style,
     )  # fmt: skip
     try:
-        prepared = prepare_tiles(source, paths, options)
+        with on_cluster(chosen_cluster(cluster, workers)):
+            if part:
+                folder, scenes = prepare_part(source, paths, options, parse_part(part))
+                say(f"part {part}: {scenes} scenes are cut")
+                result(str(folder))
+                return
+            prepared = prepare_tiles(source, paths, options)
     except CutError as error:
         if error.prepared:
             show_prepared(error.prepared, as_json)
@@ -172,6 +195,7 @@ def audit(
     workers: Annotated[
         int | None, number_or_auto(int, 1, "Processes that compare labels. auto: one per CPU core.")
     ] = None,
+    cluster: ClusterAddress = "",
     allow_outside: Annotated[
         bool, typer.Option("--allow-outside", help="Let scenes that are VRTs read files outside their folder.")
     ] = False,
@@ -194,14 +218,17 @@ def audit(
     from kit.audit.audit import audit as audit_labels
     from kit.deploy.engine.backends import EngineOptions, check_engine
     from kit.deploy.weights.fetch import find_weights
+    from kit.system.cluster import chosen_cluster
     from kit.system.devices import pick_device
+    from kit.system.workers import on_cluster
 
     paths = Paths(root)
     chosen = find_weights(weights, sha256, paths.weights)
     say(f"weights {chosen}")
     engine_options = EngineOptions(str(pick_device(device)), check_engine(engine), tune)
     options = AuditOptions(block_m, calibrate_on, workers or 0, allow_outside, engine_options)
-    summary = audit_labels(name, chosen, paths, options)
+    with on_cluster(chosen_cluster(cluster, workers)):
+        summary = audit_labels(name, chosen, paths, options)
     for notice in summary.notices:
         say(notice)
     table(("of", "verdict", "number"), summary.rows())

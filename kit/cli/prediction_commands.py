@@ -6,7 +6,19 @@ from typing import Annotated
 
 import typer
 
-from kit.cli.application import HERE, Debug, Device, Json, Root, app, check_nproc, number_or_auto
+from kit.cli.application import (
+    HERE,
+    ClusterAddress,
+    Debug,
+    Device,
+    Json,
+    Part,
+    Root,
+    app,
+    check_nproc,
+    number_or_auto,
+    parse_part,
+)  # fmt: skip
 from kit.console import result, say, table
 from kit.outputs import as_name, check_name
 from kit.paths import Paths
@@ -75,6 +87,8 @@ def submit(
     tune: Tune = True,
     engine: EngineName = "torch",
     nproc: NumberOfProcesses = 1,
+    part: Part = "",
+    merge: Annotated[bool, typer.Option("--merge", help="Pack what the parts have predicted.")] = False,
     adaptive: Adaptive = False,
     mosaic: WithNeighbours = False,
     scale: ToTrainingResolution = False,
@@ -95,13 +109,15 @@ def submit(
     """
     from kit.deploy.engine.backends import EngineOptions, check_engine
     from kit.deploy.mosaics.mosaic import table_of
-    from kit.deploy.submission.submit import SubmitOptions
+    from kit.deploy.submission.submit import SubmitOptions, merge_parts, submit_part
     from kit.deploy.submission.submit import submit as submit_chips
     from kit.deploy.weights.cleaning import AS_SHIPPED, chosen_cleaning
     from kit.deploy.weights.load import read_card
     from kit.system.processes import joined
 
-    if _start_ranks(nproc, gsd, scale):
+    if part and (merge or nproc > 1):
+        raise typer.BadParameter("excludes --merge and --nproc", param_hint="--part")
+    if not merge and _start_ranks(nproc, gsd, scale):
         return
     paths = Paths(root)
     chips = test or paths.sample / "test"
@@ -114,9 +130,16 @@ def submit(
             say(f"masks: {cleaning}")
         where = chips.parent if chips.suffix == ".json" else chips
         folder = paths.submission(name or as_name(f"{chosen.stem}-{where.resolve().name}"))
-        engine_options = EngineOptions(str(picked), check_engine(engine), tune, adaptive)
+        tuning = tune and not part and not merge  # else all machines compute alike
+        engine_options = EngineOptions(str(picked), check_engine(engine), tuning, adaptive)
         options = SubmitOptions(engine_options, rle, cleaning, mosaic, scale, gsd, table_of(chips, paths))
-        summary = submit_chips(chips, chosen, folder, options)
+        if part:
+            count = submit_part(chips, chosen, folder, options, parse_part(part))
+            say(f"part {part}: {count} chips are predicted")
+            result(str(folder))
+            return
+        finish = merge_parts if merge else submit_chips
+        summary = finish(chips, chosen, folder, options)
     say(f"{summary.chips} chips checked: {summary.building_fraction:.1%} building, {summary.empty} without any")
     if rle:
         result(str(folder / "rle.csv"))
@@ -268,6 +291,7 @@ def mosaic(
     workers: Annotated[
         int | None, number_or_auto(int, 1, "Processes that read chips. auto: one per CPU core.", former=0)
     ] = None,
+    cluster: ClusterAddress = "",
     as_json: Json = False,
     root: Root = HERE,
     debug: Debug = False,
@@ -278,10 +302,13 @@ def mosaic(
     """
     from kit.deploy.mosaics.mosaic import table_of
     from kit.deploy.mosaics.write import COLUMNS, as_rows, to_json, write_mosaics
+    from kit.system.cluster import chosen_cluster
+    from kit.system.workers import on_cluster
 
     folder = out or table_of(test, Paths(root)).parent
     check_writable(folder)
-    mosaics = write_mosaics(test, folder, workers)
+    with on_cluster(chosen_cluster(cluster, workers)):
+        mosaics = write_mosaics(test, folder, workers)
     if as_json:
         result(to_json(mosaics))
     else:
@@ -291,7 +318,14 @@ def mosaic(
 
 @app.command("map", rich_help_panel=PANEL)
 def map_(
-    scene: Annotated[str, typer.Argument(help="A GeoTIFF or COG, RGB or RGBA of 8 bits: a path or an address.")],
+    scenes: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SCENE|COLLECTION",
+            help="A GeoTIFF or COG, RGB or RGBA of 8 bits: a path or an address. Many scenes: a folder, a STAC "
+            "catalogue or search, a .txt with an address per line, or several.",
+        ),
+    ],
     weights: WeightsName = "",
     sha256: Sha256 = "",
     out: Annotated[Path | None, typer.Option(help="Folder to write. Default: ROOT/maps/NAME.")] = None,
@@ -322,6 +356,24 @@ def map_(
     allow_outside: Annotated[
         bool, typer.Option("--allow-outside", help="Let a scene that is a VRT read files outside its folder.")
     ] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Many scenes: write the plan, say what it takes, stop.")] = False,
+    part: Part = "",
+    merge: Annotated[bool, typer.Option("--merge", help="Many scenes: merge the parts of a plan.")] = False,
+    cluster: ClusterAddress = "",
+    workers: Annotated[
+        int | None, number_or_auto(int, 1, "Many scenes: processes of this machine. auto: one per CPU core.")
+    ] = None,
+    prefer: Annotated[
+        str,
+        typer.Option(
+            metavar="newest|finest|FIELD",
+            help="Many scenes: where they overlap, use the newest, the finest, or the largest FIELD of its STAC item. "
+            "Default: the mean of all.",
+        ),
+    ] = "",
+    cell: Annotated[float, typer.Option(help="Many scenes: side of a cell, m.", min=1)] = 1000,
+    bbox: Annotated[str, typer.Option(help="Of a STAC API search: west,south,east,north.")] = "",
+    time: Annotated[str, typer.Option("--datetime", help="Of a STAC API search: a date, or from/to.")] = "",
     device: Device = "",
     tune: Tune = True,
     engine: EngineName = "torch",
@@ -329,14 +381,18 @@ def map_(
     root: Root = HERE,
     debug: Debug = False,
 ) -> None:
-    """Map a scene of any size: probability and mask as GeoTIFFs, buildings as polygons, an overview picture.
+    """Map a scene of any size, or a collection of overlapping scenes as one layer.
+
+    Of a scene: probability and mask as GeoTIFFs, buildings as polygons, an overview picture. Of a collection:
+    GeoParquet, PMTiles, a STAC catalogue and a coverage report.
 
     Objects and holes below 2 m² are removed by default.
 
-    Rerun to resume. With other options for clean-up or polygons, a finished map is not predicted again.
+    Rerun to resume. With other options for clean-up or polygons, a finished map of a scene is not predicted again.
 
     Example: kit map city.tif --weights lite0 --square
     """
+    from kit.deploy.country.collection import default_name, is_collection, require_pyarrow
     from kit.deploy.engine.backends import EngineOptions, check_engine
     from kit.deploy.mapping.map import CLEANING, MapOptions, map_scene
     from kit.deploy.mapping.map_files import name_of
@@ -346,9 +402,10 @@ def map_(
     from kit.system.devices import pick_device
 
     paths = Paths(root)
+    many, scene = is_collection(scenes), scenes[0]
     chosen = find_weights(weights, sha256, paths.weights)
-    files = check_name(name) if name else as_name(f"{chosen.stem}-{name_of(scene)}")
-    say(f"weights {chosen}, scene {scene}")
+    files = check_name(name) if name else as_name(f"{chosen.stem}-{default_name(scenes) if many else name_of(scene)}")
+    say(f"weights {chosen}, {'scenes' if many else 'scene'} {' '.join(scenes[:3])}{' ...' if len(scenes) > 3 else ''}")
     smallest, holes = (min_area if smallest is None else smallest), (min_hole if holes is None else holes)
     cleaning = CLEANING
     if clean or (threshold, smallest, holes) != (None, None, None):
@@ -359,6 +416,18 @@ def map_(
         square=square, simplify_m=simplify, allow_outside=allow_outside,
     )  # fmt: skip
     engine_options = EngineOptions(str(pick_device(device)), check_engine(engine), tune, adaptive)
+    if many:
+        require_pyarrow()
+        from kit.cli.map_collection import Steps, map_collection
+        from kit.deploy.country.country import CountryRequest
+
+        request = CountryRequest(
+            tuple(scenes), chosen, out or paths.map(files), files, options, engine_options, prefer, cell, bbox, time
+        )
+        map_collection(request, Steps(plan, part, merge, cluster, workers))
+        return
+    if plan or part or merge or cluster or prefer or bbox or time:
+        raise typer.BadParameter("they need a collection of scenes", param_hint="--plan, --part, --merge, --prefer ...")
     summary = map_scene(scene, chosen, out or paths.map(files), files, options, engine_options)
     say(f"{summary.buildings} buildings, {summary.area_m2:,.0f} m², predicted at {summary.gsd_m:.3g} m per pixel")
     for path in (summary.probability, summary.mask, summary.overlay, summary.polygons):

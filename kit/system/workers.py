@@ -1,4 +1,4 @@
-"""A pool of worker processes that end with their parent."""
+"""Spreads work over processes of this machine that end with their parent, or over the workers of a cluster."""
 
 import multiprocessing
 import os
@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import TypeVar
 
 import cv2
@@ -18,22 +19,58 @@ from kit.errors import KitError
 J = TypeVar("J")
 R = TypeVar("R")
 
+_cluster = ""  # address in use; see `on_cluster`
+
 AHEAD = 2  # jobs queued per process: keeps it busy; more would need memory
 
 
-def spread(work: Callable[[J], R], jobs: Iterable[J], processes: int, doing: str) -> Iterator[tuple[J, R]]:
+@contextmanager
+def on_cluster(address: str) -> Iterator[None]:
+    """Makes `spread` use a cluster while the block runs.
+
+    Args:
+        address: see `kit.system.cluster.chosen_cluster`; empty: processes of this machine.
+    """
+    global _cluster
+    before, _cluster = _cluster, address
+    try:
+        yield
+    finally:
+        _cluster = before
+
+
+def uses_cluster() -> bool:
+    """Returns whether `spread` uses a cluster."""
+    return bool(_cluster)
+
+
+def spread(
+    work: Callable[[J], R],
+    jobs: Iterable[J],
+    processes: int,
+    doing: str,
+    check: Callable[[], str] | None = None,
+    lost: Callable[[J], R] | None = None,
+) -> Iterator[tuple[J, R]]:
     """Yields each job with its result, in the order of completion.
 
     Args:
         work: called with a job; a module-level function.
         jobs: consumed as processes become free.
-        processes: 1 runs the jobs in this process.
+        processes: 1 runs the jobs in this process; of a cluster it does not count.
         doing: for the error, for example `cutting tiles`.
+        check: called on every worker of a cluster before any job; returns what is wrong there, or nothing.
+        lost: returns the result of a job that lost several workers of a cluster; by default that is an error.
 
     Raises:
-        KitError: a process was killed, most often because memory ran out.
+        KitError: a process was killed, most often because memory ran out; or the cluster cannot be used.
         Exception: what `work` raised.
     """
+    if _cluster:
+        from kit.system.cluster import spread_on
+
+        yield from spread_on(_cluster, work, jobs, doing, check, lost)
+        return
     if processes == 1:
         for job in jobs:
             yield job, work(job)

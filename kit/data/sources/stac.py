@@ -67,6 +67,7 @@ class Item:
     has_labels: bool  # whether an asset is called `labels`
     is_label: bool  # whether it describes the labels of another item: by link, by name, or by the label extension
     sources: tuple[str, ...]  # the items whose labels it describes, as far as links say so
+    properties: dict[str, Any]  # as they are
 
 
 def read_catalog(path: str | Path) -> tuple[str, list[Item]]:
@@ -163,6 +164,7 @@ def _item(href: str, file: _File, parent: str) -> Item:
         "labels" in assets,
         described or bool(sources) or ("labels" in assets and "image" not in assets),
         sources,
+        file.properties or {},
     )
 
 

@@ -53,13 +53,17 @@ class Scenes:
         folder: of the data set.
         parts: scenes, or pairs of one scene.
         options: of `kit prepare`.
+        share: cut only the scenes of one part: which of how many, the first is 1; other processes may cut the others.
     """
 
-    def __init__(self, folder: Path, parts: list[Part], options: PrepareOptions) -> None:
+    def __init__(
+        self, folder: Path, parts: list[Part], options: PrepareOptions, share: tuple[int, int] = (1, 1)
+    ) -> None:
         self.folder, self.options, self.style = folder, options, options.style
         only = set(options.only)
         self.ledger = Ledger(folder)
         self.parts = {"/".join(_names(part)): part for part in parts}
+        self.own, self.whole = list(self.parts)[share[0] - 1 :: share[1]], share[1] == 1
         for unknown in sorted(only - set(self.parts)):
             raise DataError(f"no scene {unknown!r} to cut again", nearest(unknown, self.parts))
         self._check_names()
@@ -90,7 +94,7 @@ class Scenes:
         """Cuts the scenes that are not done yet, and removes those that the source no longer has."""
         if not self.ledger.known():
             self._change()
-        for area, scene in self.ledger.known():
+        for area, scene in self.ledger.known() if self.whole else ():
             if f"{area}/{scene}" not in self.parts:
                 self._change()
                 self.ledger.remove(area, scene)
@@ -126,9 +130,10 @@ class Scenes:
 
     def _jobs(self, progress: Meter) -> Iterator[tuple[str, Job]]:
         """Yields the jobs of all scenes that are not done, scene by scene."""
-        for name, part in self.parts.items():
+        for name in self.own:
             if self.only and name not in self.only:
                 continue
+            part = self.parts[name]
             area, scene = _names(part)
             try:
                 key = self._key(part)

@@ -101,9 +101,10 @@ class Ledger:
         if record is None or record.key != key:
             self.remove(area, scene)
         self._sheet(area, scene).unlink(missing_ok=True)  # it may show a part of the tiles
-        places = (self.folder, self._file(area, scene).parent, self._sheet(area, scene).parent)
-        for folder in (*self._folders(area, scene), *places):
+        for folder in (*self._folders(area, scene), self.folder):
             remove_leftovers(folder)
+        for file in (self._file(area, scene), self._sheet(area, scene)):  # other parts write beside them
+            remove_leftovers(file.parent, file.stem)
         self.write(Record(area, scene, key))
 
     def write(self, record: Record) -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 from kit.console import meter, say
 from kit.data.folds.assign import assign_folds
 from kit.data.index import read_table, write_table
-from kit.data.sources.inputs import Scene
+from kit.data.sources.inputs import Inputs, Scene
 from kit.data.sources.remote import is_remote, local_path
 from kit.data.sources.source import read_source
 from kit.data.tiles.cutting import Failed
@@ -83,8 +83,7 @@ def prepare(place: str | Path, paths: Paths, options: PrepareOptions | None = No
     source = read_source(place, options.pattern, options.tier, options.where, options.allow_outside)
     name = options.name or source.name
     folder = paths.data(name)
-    parts: list[Part] = [*source.scenes]
-    parts += [tuple(pairs) for _, pairs in groupby(source.pairs, key=lambda pair: (pair.area, pair.scene))]
+    parts = _parts(source)
     check_apart(folder, _inputs(str(place), parts), "--name or --root")
     settings = Settings(options.style, options.by, options.k)
     with locked(folder):
@@ -104,6 +103,49 @@ def prepare(place: str | Path, paths: Paths, options: PrepareOptions | None = No
     if failed:
         raise _failure(prepared, failed)
     return prepared
+
+
+def prepare_part(place: str | Path, paths: Paths, options: PrepareOptions, part: tuple[int, int]) -> tuple[Path, int]:
+    """Cuts the scenes of one part into `data/NAME`, without an index; returns the folder and their number.
+
+    Parts may run at once, on machines that share the folder. `prepare` afterwards cuts what is missing, and writes the
+    index.
+
+    Args:
+        place: see `prepare`.
+        paths: of the working root.
+        options: the same for all parts.
+        part: which of how many; the first is 1.
+
+    Raises:
+        CutError: some scenes or tiles could not be cut; the others are.
+        CatalogError, DataError, KitError: see `prepare`.
+    """
+    options.check()
+    source = read_source(place, options.pattern, options.tier, options.where, options.allow_outside)
+    folder, (index, count) = paths.data(options.name or source.name), part
+    parts = _parts(source)
+    check_apart(folder, _inputs(str(place), parts), "--name or --root")
+    with locked(folder / f"part{index}of{count}"):
+        Ledger(folder).check_owned()
+        work = Scenes(folder, parts, options, part)
+        with meter("cut tiles", 0) as progress:
+            work.cut_all(progress, options.workers or cpu_count())
+    records = [record for record in work.records() if record.name in work.own]
+    failed = [failure for record in records for failure in record.cut.failed]
+    if failed:
+        raise CutError(
+            f"{len(failed)} scenes or tiles of part {index}/{count} could not be cut, first {failed[0].tile}: "
+            f"{failed[0].reason}",
+            f"{failed[0].hint or 'correct it'}; then rerun the part. All others are cut",
+        )
+    return folder, len(work.own)
+
+
+def _parts(source: Inputs) -> list[Part]:
+    """Returns the scenes, and the pairs of each scene."""
+    pairs = groupby(source.pairs, key=lambda pair: (pair.area, pair.scene))
+    return [*source.scenes, *(tuple(group) for _, group in pairs)]
 
 
 def _inputs(place: str, parts: Sequence[Part]) -> Iterator[Path]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import shapely
+from numpy.typing import NDArray
 
 from kit.deploy.mapping.longitudes import POLYGON
 from kit.deploy.mapping.polygons import Buildings
@@ -54,6 +55,12 @@ class Apart:
         self.held = Buildings.joined([self.held, buildings])
         self._cut(first)
         return self._released(len(self.held))
+
+    def separated(self, buildings: Buildings) -> NDArray[np.object_]:
+        """Returns the polygons of all buildings, (n,), none overlapping; None for one of which nothing is left."""
+        self.held = Buildings(buildings.polygons.copy(), buildings.confidence)
+        self._cut(0)
+        return self.held.polygons
 
     def _released(self, number: int) -> Buildings:
         settled, self.held = self.held[:number], self.held[number:]

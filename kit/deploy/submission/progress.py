@@ -105,10 +105,12 @@ def read_progress(folder: Path, made_by: str, kind: type[Row]) -> dict[str, Row]
     return rows
 
 
-def write_progress(folder: Path, rows: Iterable[ProgressRow] = (), kind: type[ProgressRow] = Done) -> None:
-    """Rewrites the progress file, with rows of one kind."""
+def write_progress(
+    folder: Path, rows: Iterable[ProgressRow] = (), kind: type[ProgressRow] = Done, name: str = PROGRESS
+) -> None:
+    """Rewrites a progress file, with rows of one kind."""
     text = "".join([_line(kind.header()), *(row.to_line() for row in rows)])
-    write_bytes(folder / PROGRESS, text.encode())
+    write_bytes(folder / name, text.encode())
 
 
 def write_table(rows: Iterable[Done], path: Path) -> None:

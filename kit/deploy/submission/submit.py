@@ -145,9 +145,77 @@ def submit(test: Path, weights_path: Path, out_dir: Path, options: SubmitOptions
     with locked(out_dir) if rank() == 0 else nullcontext():
         job = _prepare(chips, shipped, out_dir, options)
         todo = set(agreed(_begin(job, chips) if rank() == 0 else []))
-        _predict(job, own_share(job.reader.in_order([chip for chip in chips if chip.id in todo])))
+        share = own_share(job.reader.in_order([chip for chip in chips if chip.id in todo]))
+        _predict(job, share, own_progress(out_dir))
         wait_for_all()
         return agreed(_finish(job, chips, versions, options) if rank() == 0 else None)  # type: ignore[return-value]
+
+
+def submit_part(test: Path, weights_path: Path, out_dir: Path, options: SubmitOptions, part: tuple[int, int]) -> int:
+    """Predicts the chips of one part into a submission's folder, and returns their number; see `merge_parts`.
+
+    Parts may run at once, on machines that share the folder. They compute as the weights were exported, so that all
+    machines compute alike.
+
+    Args:
+        test: see `submit`.
+        weights_path: likewise.
+        out_dir: likewise.
+        options: the same for all parts, without tuning.
+        part: which of how many; the first is 1.
+
+    Raises:
+        KitError: see `submit`.
+    """
+    chips, (index, count) = find_chips(test), part
+    check_apart(out_dir, [test, *(chip.path for chip in chips)], "--name or --root")
+    _check_folder(out_dir, chips)
+    own = chips[index - 1 :: count]
+    with locked(out_dir.with_name(f"{out_dir.name}.part{index}of{count}")):
+        out_dir.mkdir(parents=True, exist_ok=True)
+        job = _job(chips, load_weights(weights_path, options.engine.device), out_dir, options)
+        done = _done(job, own)
+        name = f".progress.{index}of{count}.csv"
+        if not (out_dir / name).is_file():
+            write_progress(out_dir, name=name)
+        (out_dir / FINISHED).unlink(missing_ok=True)
+        todo = [chip for chip in job.reader.in_order(own) if chip.id not in done]
+        _predict(job, todo, out_dir / name)
+    return len(own)
+
+
+def merge_parts(test: Path, weights_path: Path, out_dir: Path, options: SubmitOptions) -> Summary:
+    """Packs the submission that parts have predicted; the files are those of `submit` without tuning.
+
+    Raises:
+        SubmissionError: chips are missing; it says of which parts.
+        KitError: see `submit`.
+    """
+    chips = find_chips(test)
+    versions = _versions(chips)
+    _check_folder(out_dir, chips)
+    with locked(out_dir):
+        job = _job(chips, load_weights(weights_path, options.engine.device), out_dir, options)
+        done = _done(job, chips)
+        missing = [place for place, chip in enumerate(chips) if chip.id not in done]
+        if missing:
+            named, hint = f"first {chips[missing[0]].id}", "rerun its part: kit submit ... --part I/N"
+            if begun := sorted(out_dir.glob(".progress.*of*.csv"), key=lambda path: path.stat().st_mtime_ns):
+                count = int(begun[-1].name.split(".")[2].partition("of")[2])
+                lacking = sorted({place % count + 1 for place in missing})
+                named = f"of {'parts' if len(lacking) > 1 else 'part'} " + ", ".join(f"{i}/{count}" for i in lacking)
+                hint = f"run what is missing: kit submit ... --part {lacking[0]}/{count}"
+            raise SubmissionError(f"{len(missing)} of {len(chips)} chips are not predicted yet, {named}", hint)
+        _begin(job, chips)
+        return _finish(job, chips, versions, options)
+
+
+def _job(chips: Sequence[Chip], shipped: Weights, folder: Path, options: SubmitOptions) -> Job:
+    """Returns the job of a part: as `_prepare`, without touching what other parts write."""
+    weights = tune_on(chips, shipped, options)
+    mosaics = known_mosaics(chips, options.mosaics) if options.needs_mosaics else []
+    weights, reader = ready_to_predict(weights, chips, mosaics, options, folder)
+    return Job(weights, options.cleaning, folder, reader)
 
 
 def _versions(chips: Sequence[Chip]) -> str:
@@ -277,20 +345,27 @@ def _factors(
 
 def _begin(job: Job, chips: Sequence[Chip]) -> list[str]:
     """Returns the ids of the chips to predict; rewrites the progress file with the rows of the others."""
-    rows, masks = read_progress(job.folder, job.identity, Done), _masks(chips, job.folder)
+    rows = read_progress(job.folder, job.identity, Done)
     write_progress(job.folder, rows.values())
     for path in job.folder.glob(RANK_PROGRESS):
         path.unlink()
+    done = _done(job, chips)
+    todo = [chip.id for chip in chips if chip.id not in done]
+    if todo:
+        for name in (FINISHED, RLE):  # of other masks
+            (job.folder / name).unlink(missing_ok=True)
+    return todo
+
+
+def _done(job: Job, chips: Sequence[Chip]) -> set[str]:
+    """Returns the ids of the chips whose masks stand."""
+    rows, masks = read_progress(job.folder, job.identity, Done), _masks(chips, job.folder)
 
     def is_done(chip: Chip) -> bool:
         row = rows.get(chip.id)
         return row is not None and row.image == job.reader.version(chip) and masks[chip.id].is_file()
 
-    todo = [chip.id for chip in chips if not is_done(chip)]
-    if todo:
-        for name in (FINISHED, RLE):  # of other masks
-            (job.folder / name).unlink(missing_ok=True)
-    return todo
+    return {chip.id for chip in chips if is_done(chip)}
 
 
 def own_share(todo: Sequence[Chip]) -> Sequence[Chip]:
@@ -322,10 +397,10 @@ def predictions(
             shown.advance()
 
 
-def _predict(job: Job, todo: Sequence[Chip]) -> None:
-    """Predicts this rank's share; masks are written in the background."""
+def _predict(job: Job, todo: Sequence[Chip], file: Path) -> None:
+    """Predicts chips, and appends their rows to a progress file; masks are written in the background."""
     with (
-        own_progress(job.folder).open("a", newline="", encoding="utf-8") as progress,
+        file.open("a", newline="", encoding="utf-8") as progress,
         BackgroundWriter() as write,
     ):
         for chip, wide_chip, probability in predictions(job.weights, job.reader, todo):
