@@ -6,12 +6,13 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pystac
 import pytest
@@ -28,7 +29,6 @@ from kit.deploy.mapping.map import MapOptions
 from kit.errors import CatalogError, KitError, OutputError
 from kit.system.workers import on_cluster
 
-Cli = Callable[..., tuple[int, str, str]]
 HERE = 1  # process
 OPTIONS = MapOptions(window_px=128, overlap_px=32)
 ENGINE = EngineOptions("cpu", tuning=False)
@@ -237,23 +237,19 @@ def test_a_folder_of_other_files_is_refused(country: Country, weights: Path, tmp
         make_plan(request_of(country.folder, weights, tmp_path))
 
 
-@pytest.mark.slow
-def test_lost_workers_change_nothing(country: Country, weights: Path, whole: CountrySummary, tmp_path: Path):
-    """Random workers of a local cluster are killed while it works."""
-    import psutil
-
-    request = request_of(country.folder, weights, tmp_path / "map")
-    states = make_plan(request)
+@contextmanager
+def losing_workers(cells: Path, most: int) -> Iterator[list[int]]:
+    """Kills random workers of a local cluster, one after every few cells; yields the ids of the killed."""
     chance, killed, ended = random.Random(0), [], threading.Event()
 
     def kill() -> None:
-        while not ended.is_set() and len(killed) < 2:
+        while not ended.is_set() and len(killed) < most:
             time.sleep(0.2)
-            begun = list((tmp_path / "map" / "cells").rglob("*.json"))
+            done = len(list(cells.rglob("*.json")))
             with suppress(psutil.Error, ProcessLookupError):
                 children = psutil.Process().children(recursive=True)
                 workers = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
-                if len(begun) > 2 * len(killed) and workers:
+                if done > 2 * len(killed) and workers:
                     victim = chance.choice(workers)
                     os.kill(victim.pid, signal.SIGKILL)
                     killed.append(victim.pid)
@@ -261,12 +257,34 @@ def test_lost_workers_change_nothing(country: Country, weights: Path, whole: Cou
     killer = threading.Thread(target=kill)
     killer.start()
     try:
-        with on_cluster("local:2"):
-            summary = map_cells(states, states.cells, request)
+        yield killed
     finally:
         ended.set()
         killer.join()
-    assert killed
+
+
+@pytest.mark.slow
+def test_a_country_in_parts_and_with_lost_workers(weights: Path, tmp_path: Path):
+    """200 scenes in three UTM zones: 1, 3 and 7 parts, and a cluster whose workers are killed, give the same bytes."""
+    drawn = draw_country(tmp_path / "scenes", per_side=10)
+    assert len(drawn.scenes) == 200
+    whole = map_whole(request_of(drawn.folder, weights, tmp_path / "1"))
+    check_houses(whole.buildings, drawn.houses)
+    assert not whole.failed
+    assert not whole.cut
+    for count in (3, 7):
+        request = request_of(drawn.folder, weights, tmp_path / f"{count}")
+        make_plan(request)
+        for index in range(1, count + 1):
+            states = read_plan(request)
+            map_cells(states, states.part(index, count), request, HERE)
+        merge_map(read_plan(request))
+        assert contents(tmp_path / f"{count}") == contents(tmp_path / "1")
+    request = request_of(drawn.folder, weights, tmp_path / "killed")
+    states = make_plan(request)
+    with losing_workers(tmp_path / "killed" / "cells", 3) as killed, on_cluster("local:2"):
+        summary = map_cells(states, states.cells, request)
+    assert len(killed) == 3
     assert not summary.failed
     merge_map(states)
-    assert contents(tmp_path / "map") == contents(whole.buildings.parent)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "1")
