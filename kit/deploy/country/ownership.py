@@ -6,7 +6,7 @@ keep it, and the merge chooses one.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import shapely
@@ -15,7 +15,7 @@ from kit.deploy.country.cell_rows import INSIDE, SEAM_OTHER, SEAM_OWN, CellRows
 from kit.deploy.country.cells import Cell, Lattice, Pixels, at_seam, zone_of_point
 from kit.deploy.mapping.apart import Apart
 from kit.deploy.mapping.polygons import Buildings, areas_m2, in_degrees, outlined
-from kit.deploy.mapping.tracing import Piece
+from kit.deploy.mapping.tracing import Footprint, Piece
 from kit.deploy.weights.cleaning import Cleaning
 
 SIMPLIFIED_PX = 2.0  # default tolerance of outlines, px
@@ -85,10 +85,8 @@ def rows_of(
     inside.sort(key=lambda one: (one.y, one.x))  # the same order in every cell that sees them
     simplify_m = options.simplify_m or SIMPLIFIED_PX * lattice.gsd_m
     parts = [outlined([one.piece], frame, simplify_m, options.square) for one in inside]
-    nothing = np.array([], dtype=object)
-    outlines = np.concatenate([nothing, *(part.polygons for part in parts)])
-    confidence = np.concatenate([np.array([]), *(part.confidence for part in parts)])
-    polygons = Apart(frame.gsd_m).separated(Buildings(outlines, confidence))
+    buildings = Buildings.joined(parts)
+    polygons = Apart(frame.gsd_m).separated(buildings)
     names, seams, chosen, row = [], [], [], 0
     for one, part in zip(inside, parts, strict=True):
         seam = _belongs(one, lattice, cell, grown)
@@ -102,15 +100,20 @@ def rows_of(
     kept = ~shapely.is_missing(degrees)
     rows = CellRows(
         [name for name, whole in zip(names, kept, strict=True) if whole], degrees[kept],
-        np.round(areas_m2(degrees[kept]), 2), np.round(confidence[chosen][kept], 4), np.array(seams, np.int8)[kept],
+        np.round(areas_m2(degrees[kept]), 2), np.round(buildings.confidence[chosen][kept], 4),
+        np.array(seams, np.int8)[kept],
     )  # fmt: skip
     return rows, cut
 
 
 def _within(piece: Piece, core: Pixels) -> Piece:
     """Returns the part of a piece that lies in the cell."""
-    parts = shapely.get_parts(shapely.intersection(piece.polygons, shapely.box(*core)))
-    return Piece([part for part in parts if part.area > 0], piece.levels, piece.pixels)
+    buildings: dict[int, Footprint] = {}
+    for number, building in piece.buildings.items():
+        parts = shapely.get_parts(shapely.intersection(building.polygons, shapely.box(*core)))
+        if inside := [part for part in parts if part.area > 0]:
+            buildings[number] = replace(building, polygons=inside)
+    return Piece(buildings)
 
 
 def _belongs(one: Anchored, lattice: Lattice, cell: Cell, grown: int) -> int | None:

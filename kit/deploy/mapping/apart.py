@@ -58,7 +58,7 @@ class Apart:
 
     def separated(self, buildings: Buildings) -> NDArray[np.object_]:
         """Returns the polygons of all buildings, (n,), none overlapping; None for one of which nothing is left."""
-        self.held = Buildings(buildings.polygons.copy(), buildings.confidence)
+        self.held = Buildings.joined([buildings])
         self._cut(0)
         return self.held.polygons
 
