@@ -330,7 +330,9 @@ def map_(
     sha256: Sha256 = "",
     out: Annotated[Path | None, typer.Option(help="Folder to write. Default: ROOT/maps/NAME.")] = None,
     name: Annotated[str, typer.Option(help="Name of the files. Default: <weights>-<scene>.")] = "",
-    format_: Annotated[str, typer.Option("--format", help="Format of the polygons: gpkg, geojson or fgb.")] = "gpkg",
+    format_: Annotated[
+        str, typer.Option("--format", help="Format of the polygons: gpkg, geojson, fgb or parquet.")
+    ] = "gpkg",
     square: Annotated[bool, typer.Option("--square", help="Turn walls to right angles.")] = False,
     simplify: Annotated[
         float | None,

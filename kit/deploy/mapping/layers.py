@@ -1,15 +1,17 @@
-"""Writes buildings as a layer of polygons: GeoPackage or FlatGeobuf in the scene's CRS, GeoJSON in degrees."""
+"""Writes buildings as a layer: GeoPackage, FlatGeobuf or GeoParquet in the scene's CRS, GeoJSON in degrees."""
 
 import hashlib
 import json
 from collections.abc import Callable
 from glob import escape
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
 import numpy as np
 import pyogrio
+import pyproj
 import shapely
 from numpy.typing import NDArray
 from pyogrio.errors import DataLayerError, DataSourceError, GeometryError
@@ -22,6 +24,7 @@ from kit.errors import KitError, nearest
 FIELDS = ("id", "area_m2", "confidence")
 LAYER = "buildings"  # name of a GeoPackage's layer
 BATCH = 5000  # polygons in memory before they are written
+SIDES = ("xmin", "ymin", "xmax", "ymax")
 EPOCH = "1970-01-01T00:00:00.000Z"  # date of every GeoPackage, so that equal maps are equal files
 REMEDY = "free some space and rerun to resume"
 
@@ -104,18 +107,65 @@ class FlatGeobuf(GeoPackage):
             )  # fmt: skip
 
 
-Format = GeoPackage | GeoJson
-FORMATS: dict[str, type[Format]] = {"gpkg": GeoPackage, "geojson": GeoJson, "fgb": FlatGeobuf}
+class GeoParquet:
+    """GeoParquet 1.1 with the bounds of each polygon, written in batches by pyarrow."""
+
+    suffix, degrees = ".parquet", False
+
+    def begin(self, path: Path, crs: str, about: dict[str, str]) -> None:
+        """Creates an empty file with metadata."""
+        import pyarrow
+        from pyarrow.parquet import ParquetWriter
+
+        number = pyarrow.float64()
+        columns = {"id": pyarrow.string(), "area_m2": number, "confidence": number, "geometry": pyarrow.binary()}
+        self.bounds = pyarrow.struct([(side, number) for side in SIDES])
+        self.schema = pyarrow.schema({**columns, "bbox": self.bounds})
+        self.crs, self.about, self.box = pyproj.CRS(crs).to_json_dict(), about, np.full(4, np.nan)
+        self.writer = ParquetWriter(path, self.schema, compression="zstd")
+
+    def put(self, polygons: Polygons, ids: Texts, areas_m2: Numbers, confidence: Numbers) -> None:
+        """Writes a batch."""
+        import pyarrow
+
+        if not len(polygons):
+            return
+        sides = shapely.bounds(polygons)
+        boxes = pyarrow.StructArray.from_arrays([pyarrow.array(side) for side in sides.T], fields=list(self.bounds))
+        cells = [pyarrow.array(ids, pyarrow.string()), areas_m2, confidence, shapely.to_wkb(polygons), boxes]
+        self.writer.write_table(pyarrow.table(cells, schema=self.schema))
+        box = np.vstack([self.box, sides])
+        self.box = np.concatenate([np.nanmin(box[:, :2], axis=0), np.nanmax(box[:, 2:], axis=0)])
+
+    def end(self) -> None:
+        """Completes the file with the metadata that its standard asks for."""
+        column = {
+            "encoding": "WKB", "geometry_types": ["Polygon"], "crs": self.crs, "orientation": "counterclockwise",
+            "covering": {"bbox": {side: ["bbox", side] for side in SIDES}},
+        }  # fmt: skip
+        if np.isfinite(self.box).all():
+            column["bbox"] = [float(side) for side in self.box]
+        geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
+        self.writer.add_key_value_metadata({**self.about, "geo": json.dumps(geo)})
+        self.writer.close()
+
+
+Format = GeoPackage | GeoJson | GeoParquet
+FORMATS: dict[str, type[Format]] = {
+    "gpkg": GeoPackage, "geojson": GeoJson, "fgb": FlatGeobuf, "parquet": GeoParquet,
+}  # fmt: skip
 
 
 def check_format(name: str) -> type[Format]:
     """Returns the format of that name.
 
     Raises:
-        KitError: there is none.
+        KitError: there is none, or it needs a package that is not installed.
     """
     if name not in FORMATS:
         raise KitError(f"no format {name!r}, expected {', '.join(FORMATS)}", nearest(name, FORMATS))
+    if FORMATS[name] is GeoParquet and find_spec("pyarrow") is None:
+        raise KitError("GeoParquet needs pyarrow, which is not installed", "pip install pyarrow, or --format gpkg")
     return FORMATS[name]
 
 
