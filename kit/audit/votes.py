@@ -61,7 +61,7 @@ class Votes:
         square = torch.zeros_like(mean)
         for network, share in zip(self.networks, self.shares, strict=True):
             for code in self.frame.codes:
-                vote = unview(torch.sigmoid(network(view(padded, code))), code).float()
+                vote = unview(torch.sigmoid(network(view(padded, code))[:, :1]), code).float()
                 mean += share / len(self.frame.codes) * vote
                 square += share / len(self.frame.codes) * vote**2
         spread = (square - mean**2).clamp(min=0).sqrt()

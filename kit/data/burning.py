@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import count, repeat
 from typing import Any
 
 import cv2
@@ -15,11 +15,12 @@ from rasterio.enums import MergeAlg
 from rasterio.features import rasterize
 from rasterio.transform import Affine
 
-from kit.data.masks import BUILDING, IGNORE, LAYERS
+from kit.data.masks import IGNORE, LAYERS
 from kit.errors import DataError
 
 BOUNDARY, CONTACT = "5px", "5m"  # the widths of the challenge's second place
 BOUNDARY_PX, CONTACT_M = 5, 5.0
+MOST_IDS = 2**16 - 1  # of a tile
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,28 @@ def draw_mask(
     Returns:
         (H, W) uint8: 0 background, 1 building (the pixel's centre lies in a polygon), 255 no data.
     """
-    mask = _burn(polygons, repeat(BUILDING), transform, shape, np.uint8)
+    return as_mask(_burn(polygons, repeat(1), transform, shape, np.uint8), valid)
+
+
+def as_mask(building: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Returns the mask of a tile, see `draw_mask`.
+
+    Args:
+        building: (H, W), 0 outside of buildings.
+        valid: (H, W), False where the image holds no data.
+    """
+    mask = (building > 0).astype(np.uint8)
     mask[~valid] = IGNORE
     return mask
+
+
+def draw_ids(polygons: NDArray[np.object_], transform: Affine, shape: tuple[int, int]) -> NDArray[np.uint16]:
+    """Returns the number of the polygon that each pixel's centre lies in, from 1, (H, W); 0 elsewhere.
+
+    Of polygons that overlap the last one counts. Args: see `draw_mask`.
+    """
+    numbers: NDArray[np.uint16] = _burn(polygons, (1 + i % MOST_IDS for i in count()), transform, shape, np.uint16)
+    return numbers
 
 
 def draw_layers(

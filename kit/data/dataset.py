@@ -20,6 +20,7 @@ from torch import Tensor
 from kit.console import say
 from kit.data.folds.assign import fold_numbers
 from kit.data.folds.leaks import ADDED
+from kit.data.instances import Walls, pack_ids, read_ids
 from kit.data.joined_sets import on_ground_of
 from kit.data.masks import BUILDING, IGNORE, LAYERS, SOFT_STEPS
 from kit.data.rasters import without_notice
@@ -101,8 +102,10 @@ def split_fold(index: pd.DataFrame, number: int | str, **options: Any) -> Fold:
     return Fold(number, index[trained], valid, **options)
 
 
-def read_tile(image: str, mask: str, layers: bool = False) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def read_tile(image: str, mask: str, layers: bool | Walls = False) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Returns a tile's image (H, W, 3) and mask (H, W), both uint8; with layers, the mask is (H, W, 3).
+
+    With `Walls`, the mask's bands are those of `pack_ids`.
 
     Raises:
         DataError: one of them cannot be read, their sizes differ, or the mask has no layers although they are
@@ -114,18 +117,18 @@ def read_tile(image: str, mask: str, layers: bool = False) -> tuple[NDArray[np.u
             pixels = _bands_last(source.read((1, 2, 3)))
         opened = mask
         with without_notice, rasterio.open(mask) as truth:
-            if layers and truth.count != len(LAYERS):
+            if layers is True and truth.count != len(LAYERS):
                 raise DataError(
                     f"{mask} has {truth.count} band, expected {len(LAYERS)}: {', '.join(LAYERS)}",
                     "cut the data set again: kit prepare CATALOG --layers",
                 )
-            labels = _bands_last(truth.read()) if layers else truth.read(1)
+            labels = _bands_last(truth.read()) if layers is True else truth.read(1)
     except (RasterioIOError, IndexError) as cause:  # IndexError: of its bands
         raise DataError(f"tile {opened} cannot be read: {cause.__cause__ or cause}", CUT_AGAIN) from cause
     if pixels.shape[:2] != labels.shape[:2]:
         (height, width), (h, w) = pixels.shape[:2], labels.shape[:2]
         raise DataError(f"tile {image} has {width} x {height} px, its mask {mask} {w} x {h}", CUT_AGAIN)
-    return pixels, labels
+    return pixels, pack_ids(labels, read_ids(mask, labels)) if isinstance(layers, Walls) else labels
 
 
 def _bands_last(bands: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -148,7 +151,7 @@ class TileDataset:
         rows: of the index.
         transform: augmentation of image and mask together; none gives whole tiles.
         seed: see above.
-        layers: masks of `LAYERS`, from a data set prepared with them.
+        layers: masks of `LAYERS`, from a data set prepared with them; or `Walls`, which draws them from any.
         soft: soft labels, where a row has a file of them; in the other rows, building has the probability 1.
 
     Raises:
@@ -165,7 +168,7 @@ class TileDataset:
         rows: pd.DataFrame,
         transform: A.Compose | None = None,
         seed: int = 0,
-        layers: bool = False,
+        layers: bool | Walls = False,
         soft: bool = False,
     ) -> None:
         self.rows = rows.reset_index(drop=True)
@@ -217,8 +220,11 @@ class TileDataset:
             image, mask = self._augmented(image, mask, place)
         pixels = torch.from_numpy(np.stack(cv2.split(image)))  # as fast as _bands_last
         if self.layers:
-            mask[(mask == IGNORE).any(axis=2)] = IGNORE  # some augmentations fill the first layer alone
-            mask = mask.transpose(2, 0, 1)
+            if isinstance(self.layers, Walls):
+                mask = self.layers.draw(mask)
+            else:
+                mask[(mask == IGNORE).any(axis=2)] = IGNORE  # some augmentations fill the first layer alone
+                mask = mask.transpose(2, 0, 1)
         return pixels, torch.from_numpy(np.ascontiguousarray(mask))
 
     def _augmented(
@@ -248,7 +254,7 @@ def _halves(transform: A.Compose) -> tuple[A.Compose, A.Compose]:
 
 
 def dataloaders(
-    fold: Fold, transform: A.Compose, batch_size: int, valid_batch_size: int = 4, layers: bool = False
+    fold: Fold, transform: A.Compose, batch_size: int, valid_batch_size: int = 4, layers: bool | Walls = False
 ) -> DataLoaders:
     """Returns fastai DataLoaders of a fold: augmented crops for training, whole tiles for validation.
 
@@ -260,7 +266,8 @@ def dataloaders(
         transform: of training tiles; must end at one crop size.
         batch_size: crops per step.
         valid_batch_size: tiles per validation step.
-        layers: masks of footprint, boundary and contact, (3, H, W), as `kit prepare --layers` draws them.
+        layers: masks of footprint, boundary and contact, (3, H, W), as `kit prepare --layers` draws them; or `Walls`,
+            which draws them in each crop from the ids of buildings that every data set keeps.
 
     Raises:
         DataError: a data set has no layers although they are requested.

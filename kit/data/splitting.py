@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 
 __all__ = ["inside_of", "split_instances"]
 
+INSIDE, SMALLEST_M2 = 0.5, 1.0  # threshold and smallest marker, where none were chosen on validation tiles
 GROUND = 1  # marker of everything outside the buildings to split
 
 
@@ -16,7 +17,8 @@ def inside_of(channels: NDArray[np.floating]) -> NDArray[np.float32]:
         channels: probabilities of `kit.data.masks.LAYERS`, (3, H, W), 0..1.
     """
     footprint, boundary, contact = channels
-    return np.clip(footprint - boundary - contact, 0, 1).astype(np.float32)
+    inside: NDArray[np.float32] = np.clip(footprint - boundary - contact, 0, 1).astype(np.float32)
+    return inside
 
 
 def split_instances(mask: NDArray[np.bool_], markers: NDArray[np.bool_], smallest_px: float = 0) -> NDArray[np.int32]:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from kit import __version__
+from kit.data.masks import LAYERS
 from kit.deploy.freeze import formats
-from kit.deploy.freeze.ensemble import freeze, portable
+from kit.deploy.freeze.ensemble import CHANNELS, freeze, portable
 from kit.deploy.freeze.runners import checked_difference
 from kit.deploy.proof import images
 from kit.deploy.proof.comparing import candidate_of, compare, report, report_of
@@ -22,7 +23,7 @@ from kit.deploy.proof.parity import measure_parity, parity_limit
 from kit.deploy.proof.reference import REFERENCE, make_reference
 from kit.deploy.trust.allowlist import check_operators
 from kit.deploy.weights import torchscript
-from kit.deploy.weights.card import CLASSES, INPUT, OUTPUT, Card, Channels, Member, Postprocess
+from kit.deploy.weights.card import CLASSES, INPUT, OUTPUT, Card, Channels, Member, Postprocess, Splitting
 from kit.deploy.weights.store import check_free, staged
 from kit.errors import WeightsError
 from kit.system.files import sha256_of
@@ -44,6 +45,7 @@ class ExportRequest:
     cases: Sequence[images.Case] = ()  # drawn images to compare on; by default `kit.deploy.proof.images.CASES`
     formats: Sequence[str] = ()  # to write beside TorchScript, see `kit.deploy.freeze.formats.chosen`
     postprocess: Postprocess | None = None  # for the card; the file itself does not apply it
+    splitting: Splitting | None = None  # likewise, of weights with channels
     weights: Sequence[float] = ()  # of the networks' votes, above 0, of any sum; empty where all count the same
     storage: Literal["float32", "float16"] = "float32"  # of the weights in the file
     about: Mapping[str, str] = field(default_factory=dict)  # for the card
@@ -111,6 +113,8 @@ def export_ensemble(
             raise WeightsError(faults[0], HINT)
         parity = sum((row.parity for row in rows if row.parity), on_tiles)
         card = draft_card(eager, members, request, pad_multiple)
+        if hasattr(saved, CHANNELS):
+            card = replace(card, channels=LAYERS, splitting=request.splitting)
         card = replace(card, parity_max_abs=parity.max_abs, parity_equal_masks=parity.equal_masks, weights=votes)
         torchscript.add_extra(weights, "card.json", card.to_json())
         torchscript.add_extra(weights, REFERENCE, reference.to_json())

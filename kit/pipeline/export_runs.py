@@ -85,7 +85,8 @@ def export_runs(
     request = ExportRequest(
         name, "+".join(sorted({member.recipe for member in members})), views, pooled_score(results),
         settings[0].gsd_m or 0.0, _parity_tiles(settings[0].data or "", paths), files.cases, tuple(files.formats),
-        postprocess=choice.best if choice else None, weights=weights, storage=files.storage, about=files.about,
+        postprocess=choice.best if choice else None, splitting=choice.splitting if choice else None, weights=weights,
+        storage=files.storage, about=files.about,
     )  # fmt: skip
     exported = export_ensemble(paths.weights, models, members, request)
     _report(exported, before, choice)

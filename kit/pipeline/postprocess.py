@@ -1,4 +1,4 @@
-"""Chooses threshold, smallest object and smallest hole on validation tiles."""
+"""Chooses threshold, smallest object, smallest hole and the splitting of buildings on validation tiles."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,17 +12,23 @@ from rasterio.errors import RasterioError
 
 from kit.console import track
 from kit.data.index import read_index
-from kit.data.masks import BACKGROUND, BUILDING
-from kit.deploy.weights.card import Postprocess
+from kit.data.instances import read_ids
+from kit.data.masks import BACKGROUND, BUILDING, IGNORE
+from kit.data.splitting import split_instances
+from kit.deploy.weights.card import Postprocess, Splitting
 from kit.deploy.weights.cleaning import HOLES, OBJECTS, Cleaning, clean, inner_parts
 from kit.errors import RunError
+from kit.measures.object_counts import ObjectCounts, pool_objects
+from kit.measures.object_masks import compare_ids, components
 from kit.paths import Paths
-from kit.training.oof import best_threshold, read_levels
+from kit.training.oof import INSIDE_FOLDER, best_threshold, read_levels
 from kit.training.run_files import read_settings
 
 SMALLEST_M2 = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)  # a shed has 4; no building is smaller than 1
 HOLE_M2 = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 AROUND = (-0.1, -0.05, 0.0, 0.05)  # offsets from the best threshold: without specks, a lower one may be better
+SPLITS = [(inside, smallest_m2) for inside in (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8) for smallest_m2 in (0.0, 1.0, 3.0)]
+LARGEST_SPLIT_PX = 40 * 1024**2  # two seconds a tile of 1024 px
 LARGEST_PX = 400 * 1024**2  # read from evenly spread tiles: about a minute on one core
 
 
@@ -33,8 +39,17 @@ class Choice:
     best: Postprocess  # with its scores
     tiles: int  # number of tiles it was chosen on
     held_out: int  # number of validation tiles
+    splitting: Splitting | None = None  # of networks that predict layers
 
     def __str__(self) -> str:
+        return "; ".join([self._cleaning(), *([self._split()] if self.splitting else [])])
+
+    def _split(self) -> str:
+        best = self.splitting
+        assert best is not None
+        return f"F1 of buildings by splitting them: {best.f1_before:.4f} -> {best.f1_after:.4f} (kit map)"
+
+    def _cleaning(self) -> str:
         best = self.best
         some = "" if self.tiles == self.held_out else f", on {self.tiles} of {self.held_out} tiles"
         if best.score_after <= best.score_before:
@@ -54,6 +69,11 @@ class ValidationTile:
     building_px: int  # of its mask, as counted by the run
     predictions: tuple[Path, ...]  # files of probability x 255, one per run that validated on it
     weights: tuple[float, ...] = ()  # of these predictions in their mean; empty where all count the same
+
+    @property
+    def insides(self) -> tuple[Path, ...]:
+        """Files of `inside_of` x 255, of networks that predict layers."""
+        return tuple(file.parents[1] / INSIDE_FOLDER / file.name for file in self.predictions)
 
 
 def choose(folders: Sequence[Path], paths: Paths, weights: Sequence[float] = ()) -> Choice | None:
@@ -88,7 +108,31 @@ def choose(folders: Sequence[Path], paths: Paths, weights: Sequence[float] = ())
     h = int(_jaccards(by_hole).argmax())
     score_before, score_after = float(_jaccards(before)), float(_jaccards(by_hole[h]))
     best = Postprocess(thresholds[t], SMALLEST_M2[s], HOLE_M2[h], round(score_before, 6), round(score_after, 6))
-    return Choice(best, len(some), len(tiles))
+    return Choice(best, len(some), len(tiles), _choose_splitting(tiles, Cleaning.of(best)))
+
+
+def _choose_splitting(tiles: Sequence[ValidationTile], cleaning: Cleaning) -> Splitting | None:
+    """Returns how to split the clean mask for the best F1 of buildings; None where a network predicts no layers.
+
+    The mask stays as it is, and so does its Jaccard index.
+    """
+    if not all(file.is_file() for tile in tiles for file in tile.insides):
+        return None
+    some = tiles[:: -(-sum(tile.pixels for tile in tiles) // LARGEST_SPLIT_PX)]
+    whole: list[ObjectCounts] = []
+    divided: list[list[ObjectCounts]] = [[] for _ in SPLITS]
+    for tile, probability, truth in read_tiles(some, "choose splitting"):
+        inside = _mean_of(tile.insides, tile)
+        pixel_m2 = tile.gsd_m**2 or 1.0
+        mask = clean(probability, cleaning.threshold, cleaning.smallest_m2 / pixel_m2, cleaning.holes_m2 / pixel_m2) > 0
+        true, known = read_ids(tile.mask, truth), truth != IGNORE
+        whole.append(compare_ids(components(mask), true, known))
+        for counts, (threshold, smallest_m2) in zip(divided, SPLITS, strict=True):
+            ids = split_instances(mask, inside > threshold, smallest_m2 / pixel_m2)
+            counts.append(compare_ids(ids, true, known))
+    scores = [pool_objects(counts).f1 for counts in divided]
+    best = int(np.argmax(scores))
+    return Splitting(*SPLITS[best], round(pool_objects(whole).f1, 6), round(scores[best], 6))
 
 
 def held_out_tiles(folders: Sequence[Path], paths: Paths, weights: Sequence[float] = ()) -> list[ValidationTile]:
@@ -129,7 +173,16 @@ def read_tiles(
     """Yields each tile, its probability, float32 (H, W), and its mask, uint8 (H, W)."""
     for tile in track(some, what):
         votes, truth = read_votes(tile)
-        yield tile, np.asarray(np.average(votes, axis=0, weights=tile.weights or None) / 255, np.float32), truth
+        yield tile, _mean(votes, tile), truth
+
+
+def _mean(votes: Sequence[NDArray[np.uint8]], tile: ValidationTile) -> NDArray[np.float32]:
+    return np.asarray(np.average(votes, axis=0, weights=tile.weights or None) / 255, np.float32)
+
+
+def _mean_of(files: Sequence[Path], tile: ValidationTile) -> NDArray[np.float32]:
+    """Returns the mean of a tile's rasters, (H, W), 0..1."""
+    return _mean([_read_band(file, tile) for file in files], tile)
 
 
 def read_votes(tile: ValidationTile) -> tuple[list[NDArray[np.uint8]], NDArray[np.uint8]]:
@@ -138,20 +191,21 @@ def read_votes(tile: ValidationTile) -> tuple[list[NDArray[np.uint8]], NDArray[n
     Raises:
         RunError: a file cannot be read, or the tile was cut again after the run.
     """
+    truth, votes = _read_band(tile.mask, tile), [_read_band(file, tile) for file in tile.predictions]
+    if any(vote.shape != truth.shape for vote in votes) or (truth == BUILDING).sum() != tile.building_px:
+        raise _cut_again(f"tile {tile.name} has another mask now")
+    return votes, truth
+
+
+def _read_band(file: str | Path, tile: ValidationTile) -> NDArray[np.uint8]:
     try:
-        with rasterio.open(tile.mask) as source:
-            truth = source.read(1)
-        votes: list[NDArray[np.uint8]] = []
-        for file in tile.predictions:
-            with rasterio.open(file) as source:
-                votes.append(source.read(1))
+        with rasterio.open(file) as source:
+            band: NDArray[np.uint8] = source.read(1)
     except RasterioError as cause:
         raise RunError(
             f"tile {tile.name} cannot be read: {cause}", "train its fold again: kit run RECIPE --restart"
         ) from cause
-    if any(vote.shape != truth.shape for vote in votes) or (truth == BUILDING).sum() != tile.building_px:
-        raise _cut_again(f"tile {tile.name} has another mask now")
-    return votes, truth
+    return band
 
 
 def _cut_again(what: str) -> RunError:

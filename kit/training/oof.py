@@ -13,10 +13,12 @@ from torch import nn
 
 from kit.console import track
 from kit.data.dataset import Fold, read_tile
-from kit.data.masks import BACKGROUND, BUILDING, IGNORE, Counts, count
+from kit.data.instances import read_ids
+from kit.data.masks import BACKGROUND, BUILDING, IGNORE, LAYERS, Counts, count
 from kit.data.rasters import without_notice
+from kit.data.splitting import INSIDE, SMALLEST_M2, inside_of, split_instances
 from kit.measures.object_counts import ObjectCounts
-from kit.measures.object_masks import boundary_width, compare_masks
+from kit.measures.object_masks import boundary_width, compare_ids, components
 from kit.models.targets import building_logits
 from kit.system.files import replacing
 from kit.system.ranks import gathered, rank
@@ -26,16 +28,17 @@ from kit.training.run_files import OBJECTS
 T = TypeVar("T")
 
 LEVELS = "levels.csv"
+INSIDE_FOLDER = "inside"
 MOSTLY = 0.5  # smallest share of imagery in a tile that is drawn
 
 
 def predict_fold(model: nn.Module, precision: Any, fold: Fold, folder: Path) -> dict[str, Counts]:
     """Predicts the validation tiles of a fold in one view, and returns the counts per `area/scene`.
 
-    Writes `oof/<tile>.tif` (uint8, probability x 255), `oof.csv` with the counts of each tile, `objects.csv` with those
-    of its buildings, `levels.csv` with how many pixels of background and of building got each of the 256 values, and
-    overlays of the best, median and worst tile. All ranks call it, each with its share of the tiles; all get the counts
-    of all.
+    Writes `oof/<tile>.tif` (uint8, probability x 255), with layers also `inside/<tile>.tif` (`inside_of` x 255),
+    `oof.csv` with the counts of each tile, `objects.csv` with those of its buildings, `levels.csv` with how many pixels
+    of background and of building got each of the 256 values, and overlays of the best, median and worst tile. All ranks
+    call it, each with its share of the tiles; all get the counts of all.
 
     Args:
         model: pixels to logits.
@@ -48,12 +51,14 @@ def predict_fold(model: nn.Module, precision: Any, fold: Fold, folder: Path) -> 
     model.eval()
     for row in track(list(fold.valid.itertuples()), f"out-of-fold {fold.number}"):
         image, mask = read_tile(row.image, row.mask)
-        probability = _probability(model, precision, image, fold.device)
-        probability[mask == IGNORE] = 0  # as the exported file does where alpha is 0
+        layers = _layers(model, precision, image, fold.device)
+        layers[:, mask == IGNORE] = 0  # as the exported file does where alpha is 0
+        probability = layers[0]
         values = np.rint(probability * 255).astype(np.uint8)
         levels += [np.bincount(values[mask == truth], minlength=256) for truth in (BACKGROUND, BUILDING)]
         counts = asdict(count(probability > 0.5, mask))
-        objects = compare_masks(probability > 0.5, mask, boundary_width(row.gsd_m)).row()
+        buildings = _buildings(layers, row, folder)
+        objects = compare_ids(buildings, read_ids(row.mask, mask), mask != IGNORE, boundary_width(row.gsd_m)).row()
         shown = float((mask != IGNORE).mean())
         own.append({"tile": row.tile, "area": row.area, "scene": row.scene, **counts, **objects, "imagery": shown})
         _write(values, row.image, folder / "oof" / f"{row.tile}.tif")
@@ -123,14 +128,30 @@ def _draw(tiles: pd.DataFrame, fold: Fold, folder: Path) -> None:
         save_png(picture, folder / "overlays" / f"{title}.png")
 
 
-def _probability(
-    model: nn.Module, precision: Any, image: NDArray[np.uint8], device: torch.device
-) -> NDArray[np.float32]:
+def _buildings(layers: NDArray[np.float32], row: Any, folder: Path) -> NDArray[np.int32]:
+    """Returns the predicted building of each pixel, (H, W), and writes `inside/<tile>.tif` where there are layers.
+
+    Args:
+        layers: probabilities, (1 or 3, H, W).
+        row: the tile's row of the index.
+        folder: of the run.
+    """
+    mask = layers[0] > 0.5
+    if len(layers) == 1:
+        return components(mask)
+    inside = inside_of(layers)
+    _write(np.rint(inside * 255).astype(np.uint8), row.image, folder / INSIDE_FOLDER / f"{row.tile}.tif")
+    return split_instances(mask, inside > INSIDE, SMALLEST_M2 / row.gsd_m**2 if row.gsd_m else 0)
+
+
+def _layers(model: nn.Module, precision: Any, image: NDArray[np.uint8], device: torch.device) -> NDArray[np.float32]:
+    """Returns the probability of building, (1, H, W); of a network that predicts layers those of all, (3, H, W)."""
     batch = torch.from_numpy(image.transpose(2, 0, 1).copy())[None].to(device)
     with torch.inference_mode(), precision.context():
-        logits = building_logits(model(batch).float())
-        probability: NDArray[np.float32] = logits.sigmoid()[0, 0].cpu().numpy()
-    return probability
+        logits = model(batch).float()
+        logits = logits if logits.shape[1] == len(LAYERS) else building_logits(logits)
+        layers: NDArray[np.float32] = logits.sigmoid()[0].cpu().numpy()
+    return layers
 
 
 def _write(values: NDArray[np.uint8], like: str, path: Path) -> None:

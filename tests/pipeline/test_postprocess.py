@@ -11,6 +11,7 @@ import pytest
 import rasterio
 from factories import write_run
 
+from kit.data.instances import ids_file
 from kit.data.masks import Counts, count, pool
 from kit.deploy.weights.cleaning import Cleaning, clean
 from kit.deploy.weights.load import read_card
@@ -218,3 +219,39 @@ def test_predictions_of_a_tile_count_by_weight(tmp_path: Path):
     assert choice is not None
     mean = one.astype(np.float64) * 0.25 + other * 0.75
     assert choice.best.score_before == pytest.approx(scored([(truth, mean, 1.0)], Cleaning()), abs=1e-6)
+
+
+def terrace() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """A row of four houses: mask, ids, prediction, and its inside of 0.6, of 0.3 along the walls."""
+    ids = np.zeros((40, 70), np.uint16)
+    for house in range(4):
+        ids[10:30, 10 + 12 * house : 22 + 12 * house] = house + 1
+    found = np.where(ids > 0, 250, 0).astype(np.uint8)
+    inside = np.where(ids > 0, 153, 0).astype(np.uint8)
+    inside[:, [10 + 12 * house + offset for house in range(5) for offset in (-1, 0)]] = 76
+    return (ids > 0).astype(np.uint8), ids, found, inside
+
+
+@pytest.mark.parametrize("layers", [True, False])
+def test_splitting_is_chosen_by_the_buildings(tmp_path: Path, layers: bool):
+    truth, ids, found, inside = terrace()
+    folder = write_tiles(tmp_path, "lite0/fold0", {"t": (truth, found)})
+    write_ids(tmp_path / "data/coarse/masks/t.tif", ids)
+    if layers:
+        write_band(folder / "inside" / "t.tif", inside)
+    choice = choose([folder], Paths(tmp_path))
+    assert choice is not None
+    if not layers:
+        assert choice.splitting is None
+        return
+    assert choice.splitting is not None
+    assert choice.splitting.inside in (0.3, 0.4, 0.5)
+    assert (choice.splitting.f1_before, choice.splitting.f1_after) == (0, 1)
+    assert str(choice).endswith("F1 of buildings by splitting them: 0.0000 -> 1.0000 (kit map)")
+
+
+def write_ids(mask_file: Path, ids: np.ndarray) -> None:
+    file = ids_file(mask_file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with rasterio.open(file, "w", driver="GTiff", count=1, dtype="uint16", height=40, width=70) as target:
+        target.write(ids, 1)

@@ -213,3 +213,25 @@ def test_the_tiles_drawn_are_mostly_imagery(fold: Fold, tmp_path: Path, monkeypa
     predict_fold(Stripes(), PRECISION, replace(fold, valid=valid.iloc[::2]), tmp_path)
     assert len(drawn) == 3  # nothing better is there
     assert max(drawn) < 0.2
+
+
+class Layered(Stripes):
+    """Predicts layers: walls in every eighth column."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        footprint = super().forward(pixels)
+        wall = torch.where(torch.arange(pixels.shape[3]) % 8 == 0, 9.0, -9.0).expand_as(footprint)
+        return torch.cat([footprint, wall, torch.full_like(footprint, -9)], dim=1)
+
+
+def test_layers_split_the_buildings_of_a_fold(fold: Fold, tmp_path: Path):
+    scenes = predict_fold(Layered(), PRECISION, fold, tmp_path / "layers")
+    assert scenes == predict_fold(Stripes(), PRECISION, fold, tmp_path / "one")  # pixels are those of the footprint
+    counts, whole = read_objects(tmp_path / "layers"), read_objects(tmp_path / "one")
+    assert counts is not None
+    assert whole is not None
+    assert sum(each.predicted for each in counts.values()) > sum(each.predicted for each in whole.values())
+    assert not (tmp_path / "one/inside").exists()
+    for row in fold.valid.itertuples():
+        with rasterio.open(tmp_path / f"layers/inside/{row.tile}.tif") as source:
+            assert not source.read(1)[:, ::8].any()

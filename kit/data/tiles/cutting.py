@@ -9,15 +9,16 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 
-from kit.data.burning import draw_layers, draw_mask, margin_px, read_width
+from kit.data.burning import as_mask, draw_ids, draw_layers, margin_px, read_width
 from kit.data.collars import Collar
 from kit.data.footprints import Footprints
 from kit.data.grids import Grid
+from kit.data.instances import ids_file
 from kit.data.rasters import gdal_options
 from kit.data.sources.inputs import Scene
 from kit.data.sources.remote import is_remote
 from kit.data.tiles.options import Style
-from kit.data.tiles.tile import SCENE, Skipped, Spot, Tile, encode_image, encode_mask, read_mask, row_of
+from kit.data.tiles.tile import SCENE, Skipped, Spot, Tile, encode_ids, encode_image, encode_mask, read_mask, row_of
 from kit.data.tiles.warping import Imagery
 from kit.errors import RasterError
 from kit.system.files import write_bytes
@@ -107,11 +108,13 @@ def _cut_tile(spot: Spot, imagery: Imagery, footprints: Footprints, block: Block
             return
         if too_little(spot, valid, block.style, cut):
             return
-        mask = _draw(footprints, spot, valid, block.style)
+        ids = draw_ids(footprints.touching(spot.grid.bounds(spot.row, spot.column)), spot.transform, valid.shape)
+        mask = _draw(footprints, spot, valid, block.style) if block.style.layers else as_mask(ids, valid)[None]
         if block.style.images == SCENE:
             write_bytes(block.folder / spot.image, imagery.window(spot.row, spot.column))
         else:
             write_bytes(block.folder / spot.image, encode_image(rgb, spot, block.style.images))
+        write_bytes(ids_file(block.folder / spot.mask), encode_ids(ids, spot))
         write_bytes(block.folder / spot.mask, encode_mask(mask, spot))
         truth = mask[0]
     cut.tiles.append(row_of(spot, truth, n_footprints, spot.gsd_m))
@@ -144,10 +147,8 @@ def too_little(spot: Spot, valid: NDArray[np.bool_], style: Style, cut: Cut) -> 
 
 
 def _draw(footprints: Footprints, spot: Spot, valid: NDArray[np.bool_], style: Style) -> NDArray[np.uint8]:
-    """Returns a tile's mask, (1 or 3, side, side) uint8."""
+    """Returns the layers of a tile's mask, (3, side, side) uint8."""
     grid, gsd_m = spot.grid, spot.gsd_m
     around = footprints.touching(grid.bounds(spot.row, spot.column, margin_of(style, gsd_m)))
-    if not style.layers:
-        return draw_mask(around, spot.transform, valid.shape, valid)[None]
     boundary_px, contact_m = read_width(style.boundary).odd_px(gsd_m), read_width(style.contact).m(gsd_m)
     return draw_layers(around, spot.transform, valid.shape, valid, gsd_m, boundary_px, contact_m)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from kit.console import say
+from kit.data.instances import IDS, MASKS
 from kit.data.tiles.cutting import Cut
 from kit.errors import DataError
 from kit.outputs import check_unclaimed
@@ -123,8 +124,8 @@ class Ledger:
         self._file(area, scene).unlink()
 
     def _folders(self, area: str, scene: str) -> list[Path]:
-        """Returns where a scene's images and masks lie."""
-        return [self.folder / part / area / scene for part in ("images", "masks")]
+        """Returns where a scene's images, masks and ids lie."""
+        return [self.folder / part / area / scene for part in ("images", MASKS, IDS)]
 
     def _sheet(self, area: str, scene: str) -> Path:
         return self.folder / "sheets" / area / f"{scene}.png"

@@ -120,11 +120,13 @@ def row_of(spot: Spot, mask: NDArray[np.uint8], n_footprints: int, gsd_m: float)
     )  # fmt: skip
 
 
-def encode(bands: NDArray[np.uint8], spot: Spot, nodata: int | None = None, **profile: Any) -> bytes:
-    """Returns the bytes of a GeoTIFF of (C, H, W) uint8; equal tiles give equal bytes."""
+def encode(
+    bands: NDArray[np.uint8] | NDArray[np.uint16], spot: Spot, nodata: int | None = None, **profile: Any
+) -> bytes:
+    """Returns the bytes of a GeoTIFF of (C, H, W); equal tiles give equal bytes."""
     count, height, width = bands.shape
     placed = {"crs": spot.grid.crs, "transform": spot.transform} if spot.grid.crs else {}
-    shared = {"driver": "GTiff", "count": count, "height": height, "width": width, "dtype": "uint8"}
+    shared = {"driver": "GTiff", "count": count, "height": height, "width": width, "dtype": bands.dtype.name}
     with without_notice, MemoryFile() as memory:
         with memory.open(**shared, **placed, nodata=nodata, **profile) as target:
             target.write(bands)
@@ -141,6 +143,11 @@ def encode_image(rgb: NDArray[np.uint8], spot: Spot, style: str) -> bytes:
 def encode_mask(layers: NDArray[np.uint8], spot: Spot) -> bytes:
     """Returns the bytes of a mask, (1 or 3, H, W) uint8."""
     return encode(layers, spot, IGNORE, **MASK_FORMAT)
+
+
+def encode_ids(ids: NDArray[np.uint16], spot: Spot) -> bytes:
+    """Returns the bytes of a raster of ids, (H, W) uint16."""
+    return encode(ids[None], spot, **MASK_FORMAT)
 
 
 def read_mask(file: Path) -> NDArray[np.uint8]:

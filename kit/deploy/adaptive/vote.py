@@ -210,5 +210,5 @@ def run(networks: Sequence[Network], stage: Sequence[Pass], image: Tensor, weigh
     for member, network in enumerate(networks):
         codes = [code for number, code in stage if number == member]
         if codes:
-            total += weights[member] * len(codes) * mean_over_views(network, image, codes, at_once)
+            total += weights[member] * len(codes) * mean_over_views(network, image, codes, at_once)[:, :1]
     return total

@@ -18,7 +18,7 @@ from kit.system.files import cache_folder
 
 Engine = Literal["torch", "openvino", "openvino-int8"]
 ENGINES = ("torch", "openvino", "openvino-int8")
-Network = Callable[[Tensor], Tensor]  # float32 (N, 3, H, W), 0..255, padded -> logits (N, 1, H, W)
+Network = Callable[[Tensor], Tensor]  # float32 (N, 3, H, W), 0..255, padded -> logits (N, 1 or 3, H, W): building first
 
 
 @dataclass(frozen=True)

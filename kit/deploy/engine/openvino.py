@@ -77,7 +77,7 @@ def read(path: Path) -> Any:
 
 
 def compiled(model: Any, dtype: str) -> Callable[[Tensor], Tensor]:
-    """Returns a model as a function: float32 (N, 3, H, W), 0..255, padded -> logits (N, 1, H, W)."""
+    """Returns a model as a function: float32 (N, 3, H, W), 0..255, padded -> logits (N, 1 or 3, H, W)."""
     options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     if dtype in PRECISIONS:
         options["INFERENCE_PRECISION_HINT"] = PRECISIONS[dtype]

@@ -125,6 +125,21 @@ def predict_image(weights: Weights, image: NDArray[np.uint8]) -> NDArray[np.floa
     return probability
 
 
+def predict_channels(weights: Weights, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Returns the probabilities of footprint, boundary and contact, float32 (3, H, W), 0..1; see `predict_image`.
+
+    Args:
+        weights: as loaded, with `channels` in their card.
+        image: uint8 (H, W, 3 or 4), RGB or RGBA.
+    """
+    if not has_ground(image):
+        return np.zeros((len(weights.card.channels), *image.shape[:2]), np.float32)
+    batch = torch.from_numpy(image).permute(2, 0, 1)[None].to(weights.device)  # (1, C, H, W)
+    with torch.inference_mode():
+        channels: NDArray[np.float32] = weights.module.channels(batch)[0].cpu().numpy()
+    return channels
+
+
 def has_ground(image: NDArray[np.uint8]) -> bool:
     """Returns whether an image, uint8 (H, W, 3 or 4), has opaque pixels of two colours or more."""
     shown = image[image[..., 3] > 0, :3] if image.shape[2] == 4 else image.reshape(-1, 3)

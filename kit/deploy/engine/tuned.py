@@ -34,19 +34,21 @@ class TunedEnsemble(Ensemble):
         super().__init__([], views, pad_multiple, weights)
         self.networks, self.views_at_once = list(networks), list(views_at_once)
 
-    def members(self, x: Tensor) -> Tensor:
-        """Returns each network's probability of building: float32 (N, M, H, W), 0..1."""
+    def votes(self, x: Tensor) -> list[Tensor]:
+        """Returns each network's mean over views of its layers' probabilities, padded: (N, 1 or 3, H, W) each."""
         self.check(x)
         padded = self.padded(x[:, :3].float())
-        votes = [
+        return [
             mean_over_views(network, padded, self.codes, count)
             for network, count in zip(self.networks, self.views_at_once, strict=True)
         ]
-        return self.cropped(torch.cat(votes, dim=1), x)
 
 
 def mean_over_views(network: Network, padded: Tensor, codes: Sequence[int], at_once: int) -> Tensor:
-    """Returns a network's mean probability over views, (N, 1, H, W); up to `at_once` of one orientation are a batch."""
+    """Returns a network's mean probabilities over views, (N, 1 or 3, H, W), as of `Network`.
+
+    Up to `at_once` views of one orientation are a batch.
+    """
     vote = torch.zeros_like(padded[:, :1])
     for group in _groups(codes, at_once):
         views = [view(padded, code) for code in group]

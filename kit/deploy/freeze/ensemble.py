@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kit.data.masks import LAYERS
 from kit.deploy.weights import torchscript
 from kit.deploy.weights.torchscript import exported
 from kit.errors import WeightsError, nearest
@@ -16,6 +17,7 @@ from kit.models.targets import building_logits
 # A view's code: bit 0 flips left-right, bit 1 flips top-bottom, bit 2 transposes before the flips.
 VIEWS = {"none": [0], "flips": [0, 1, 2, 3], "d4": [0, 1, 2, 3, 4, 5, 6, 7]}
 METHODS = ("probability", "mask", "members")  # of an exported file, beside `forward`
+CHANNELS = "channels"  # one more, where every network predicts layers
 TURN = 3  # XOR of two codes whose views differ by half a turn
 
 
@@ -65,15 +67,17 @@ class Core(nn.Module):
 
     Args:
         network: normalises inside; float32 (N, 3, H, W) in 0..255 -> logits (N, 1 to 3, H, W), see `building_logits`.
+        layers: return all three logits of a network that predicts layers.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, layers: bool = False) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.layers = network, layers
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns (N, 1, H, W) float32."""
-        return building_logits(self.network(x).float())
+        """Returns (N, 1, H, W) float32; with layers (N, 3, H, W), of which the first is building."""
+        logits = self.network(x).float()
+        return logits if self.layers else building_logits(logits)
 
 
 class Ensemble(nn.Module):
@@ -129,6 +133,22 @@ class Ensemble(nn.Module):
     @exported
     def members(self, x: Tensor) -> Tensor:
         """Returns each network's probability of building: float32 (N, M, H, W), 0..1."""
+        return self.cropped(torch.cat([vote[:, :1] for vote in self.votes(x)], dim=1), x)
+
+    @exported
+    def channels(self, x: Tensor) -> Tensor:
+        """Returns the probabilities of the layers footprint, boundary and contact: float32 (N, 3, H, W), 0..1.
+
+        The first is `probability`. Of networks that predict no layers it is the only one.
+        """
+        votes = self.votes(x)
+        layers: list[Tensor] = []
+        for layer in range(votes[0].size(1)):
+            layers.append(self.vote(torch.cat([vote[:, layer : layer + 1] for vote in votes], dim=1)))
+        return self.cropped(torch.cat(layers, dim=1), x)
+
+    def votes(self, x: Tensor) -> list[Tensor]:
+        """Returns each network's mean over views of its layers' probabilities, padded: (N, 1 or 3, H, W) each."""
         self.check(x)
         padded = self.padded(x[:, :3].float())
         # freezing would unroll a loop of known length: a copy of each network per view, in every method
@@ -140,7 +160,7 @@ class Ensemble(nn.Module):
                 code = self.codes[place]
                 vote = vote + unview(torch.sigmoid(core(view(padded, code))), code)
             votes.append(vote / len(self.codes))
-        return self.cropped(torch.cat(votes, dim=1), x)
+        return votes
 
     def cropped(self, probs: Tensor, x: Tensor) -> Tensor:
         """Returns padded probabilities at the size of x, 0 where alpha is."""
@@ -235,6 +255,15 @@ def portable(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network).eval().cpu().float().to(memory_format=torch.contiguous_format).requires_grad_(False)
 
 
+def predict_layers(networks: Sequence[nn.Module]) -> bool:
+    """Returns whether every network predicts layers: logits (N, 3, H, W)."""
+    with torch.inference_mode():
+        return all(
+            network(torch.zeros(1, 3, *[2 * int(network.pad_multiple)] * 2)).shape[1] == len(LAYERS)  # type: ignore[call-overload]
+            for network in networks
+        )
+
+
 def freeze(networks: Sequence[nn.Module], views: str, pad_multiple: int, weights: Sequence[float] = ()) -> Any:
     """Returns the ensemble of networks as one frozen ScriptModule with the methods of `Ensemble`.
 
@@ -246,5 +275,7 @@ def freeze(networks: Sequence[nn.Module], views: str, pad_multiple: int, weights
     """
     side_px = 2 * pad_multiple  # at 1 x pad_multiple the deepest map is 1 px: a size that hides broadcasting
     example = torch.full((2, 3, side_px, side_px), 127.0)
-    cores = [torchscript.trace(Core(network), example) for network in networks]
-    return torchscript.frozen(Ensemble(cores, views, pad_multiple, weights), METHODS, len(cores))
+    layers = predict_layers(networks)
+    cores = [torchscript.trace(Core(network, layers), example) for network in networks]
+    methods = (*METHODS, CHANNELS) if layers else METHODS
+    return torchscript.frozen(Ensemble(cores, views, pad_multiple, weights), methods, len(cores))

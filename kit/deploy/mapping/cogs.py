@@ -73,7 +73,7 @@ def _check(path: Path) -> None:
             source.read(1, window=Window(source.width - 1, source.height - 1, 1, 1))
 
 
-def write_probability(path: Path, frame: Frame, work: Frame, strips: Strips) -> None:
+def write_probability(path: Path, frame: Frame, work: Frame, strips: Strips, plane: int = 0) -> None:
     """Writes the probability of a map, 0 to 255, with a mask that is 0 where the scene has no imagery.
 
     Args:
@@ -81,6 +81,7 @@ def write_probability(path: Path, frame: Frame, work: Frame, strips: Strips) -> 
         frame: of the map.
         work: frame that the strips were predicted on.
         strips: all of them finished.
+        plane: of theirs, where they have several.
 
     Raises:
         KitError: the disk is full.
@@ -90,6 +91,7 @@ def write_probability(path: Path, frame: Frame, work: Frame, strips: Strips) -> 
         for top, bottom in bands(frame.height):
             first, last = (top, bottom) if frame == work else reach(top, bottom, down, work.height)
             level = strips.level(first, last)
+            level = level[plane] if strips.planes else level
             if frame != work:
                 given, target_ = ((first, last), (0, work.width)), ((top, bottom), (0, frame.width))
                 mean = resample(level[..., None], given, target_, (down, across), (work.height, work.width))

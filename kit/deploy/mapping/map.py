@@ -1,7 +1,8 @@
 """`kit map`: a scene's probability and mask as rasters on the scene's own grid, and its buildings as polygons."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
@@ -12,12 +13,14 @@ import rasterio
 import torch
 from numpy.typing import NDArray
 
-from kit.console import meter
+from kit.console import meter, say
 from kit.data.rasters import gdal_options
 from kit.data.sources.remote import fingerprint, is_remote
+from kit.data.splitting import INSIDE as INSIDE_ABOVE
+from kit.data.splitting import SMALLEST_M2, inside_of
 from kit.deploy.adaptive.calibrate import LOOK_PX, end_early
 from kit.deploy.engine.backends import EngineOptions
-from kit.deploy.engine.predict import has_ground, predict_image
+from kit.deploy.engine.predict import has_ground, predict_channels, predict_image
 from kit.deploy.engine.tuning import TILES, set_up
 from kit.deploy.mapping.apart import Apart
 from kit.deploy.mapping.banded_cleaning import BandedCleaning, Mask
@@ -30,14 +33,16 @@ from kit.deploy.mapping.cogs import (
     write_probability,
     writing,
 )
+from kit.deploy.mapping.dividing import Divider
 from kit.deploy.mapping.layers import FORMATS, Layer, check_format
-from kit.deploy.mapping.map_files import MapFiles, PredictionKey, scene_file
+from kit.deploy.mapping.map_files import INSIDE, MapFiles, PredictionKey, scene_file
 from kit.deploy.mapping.overlay import Overlay
 from kit.deploy.mapping.polygons import outlined
 from kit.deploy.mapping.scene import Frame, SceneReader, check_source
-from kit.deploy.mapping.strips import Predictor, Strips, predict_strips
+from kit.deploy.mapping.strips import SPLITTING, Predictor, Strips, predict_strips
 from kit.deploy.mapping.tracing import Tracer
 from kit.deploy.mapping.windows import Axis, along, check_window
+from kit.deploy.weights.card import Splitting
 from kit.deploy.weights.cleaning import Cleaning
 from kit.deploy.weights.load import Weights, load_weights
 from kit.errors import KitError, RasterError
@@ -50,6 +55,7 @@ GRIDS = ("scene", "training")
 SAMPLE_PX, SAMPLES = 512, 4  # pieces of the scene to tune on: their side, and candidate positions along each direction
 LOOKS = 8  # pieces that the adaptive vote is calibrated on
 SIMPLIFIED_PX = 2.0  # default tolerance, in pixels of the coarser of map and weights: smooths the steps of pixels
+Prediction = Callable[[Weights, NDArray[np.uint8]], NDArray[np.float32]]
 CLEANING = Cleaning(smallest_m2=2.0, holes_m2=2.0)
 
 
@@ -59,6 +65,8 @@ class MapOptions:
 
     # threshold, smallest object and smallest hole of the mask; the polygons are traced from it
     cleaning: Cleaning = CLEANING
+    # how weights with channels divide the mask into buildings; None: each connected component is one building
+    splitting: Splitting | None = None
     # ground resolution to predict at, metres per pixel; None: that of the weights' training
     gsd_m: float | None = None
     grid: str = "scene"  # of the rasters: `scene`, or `training` for the resolution predicted at
@@ -141,12 +149,31 @@ def map_scene(
         reader.set_resolution(options.gsd_m or shipped.card.gsd_m)
         rows, columns = windows_of(reader.work, options, shipped.card.pad_multiple)
         _check_memory(rows, columns, reader.scene)
+        options, predict = _with_splitting(shipped, options)
         ready, version = set_up(shipped, partial(_samples, reader, TILES, SAMPLE_PX), engine), fingerprint(href)
-        if engine.adaptive:
+        if engine.adaptive and options.splitting:
+            say("--adaptive is left out: it computes no channels, which tell neighbours apart")
+        elif engine.adaptive:
             ready = end_early(ready, partial(_samples, reader, LOOKS, LOOK_PX), f"{href} {version} {reader.work}")
         key = PredictionKey(href, version, ready.sha256, ready.plan, (rows, columns))
         with locked(files.stem):
-            return draw_map(reader, partial(_predicted, ready), key, files, options)
+            return draw_map(reader, partial(_predicted, ready, predict), key, files, options)
+
+
+def _with_splitting(weights: Weights, options: MapOptions) -> tuple[MapOptions, Prediction]:
+    """Returns the options with the splitting of the weights' card, and how to predict a window."""
+    if not weights.card.channels:
+        say(f"{weights.path.stem} does not tell neighbours apart: buildings that touch are one polygon")
+        return replace(options, splitting=None), predict_image
+    splitting = options.splitting or weights.card.splitting or Splitting(INSIDE_ABOVE, SMALLEST_M2, 0, 0)
+    say(f"buildings that touch are split: markers above {splitting.inside:g}, from {splitting.smallest_m2:g} m2")
+    return replace(options, splitting=splitting), _predict_inside
+
+
+def _predict_inside(weights: Weights, rgba: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Returns the probability of building and of its inside, (2, h, w)."""
+    channels = predict_channels(weights, rgba)
+    return np.stack([channels[0], inside_of(channels)])
 
 
 def windows_of(work: Frame, options: MapOptions, stride_px: int = 1) -> tuple[Axis, Axis]:
@@ -171,16 +198,19 @@ def draw_map(
     rows, columns = key.windows
     key, windows = replace(key, size=(frame.width, frame.height)), 0
     old, written = files.read(), files.written()
-    now = {files[kind].name for kind in files if kind not in FORMATS or kind == options.format}
-    if old.prediction != key or not files["probability"].is_file():
+    predicted = ["probability", INSIDE] if options.splitting else ["probability"]
+    now = {files[kind].name for kind in ("mask", "overlay", options.format, *predicted)}
+    if old.prediction != key or not all(files[kind].is_file() for kind in predicted):
         files.write(written | now, None)
-        strips = Strips(files.strips, asdict(key), rows.edges, rows.edges_on(frame.height))
+        planes = SPLITTING if options.splitting else ()
+        strips = Strips(files.strips, asdict(key), rows.edges, rows.edges_on(frame.height), planes)
         windows = predict_strips(reader, rows, columns, frame, predict, strips)
-        write_probability(files["probability"], frame, reader.work, strips)
+        for plane, kind in enumerate(predicted):
+            write_probability(files[kind], frame, reader.work, strips, plane)
         files.write(written | now, key)
         shutil.rmtree(strips.folder)
     files.write(written | now, key)  # without the counts of an earlier mask
-    for kind in FORMATS:
+    for kind in (*FORMATS, INSIDE):
         if files[kind].name in written - now:
             files[kind].unlink(missing_ok=True)
     about = {"SOURCE": scene_file(key.scene), "WEIGHTS_SHA256": key.weights, "IMAGERY_DATE": reader.taken}
@@ -202,10 +232,12 @@ def _trace(reader: SceneReader, frame: Frame, files: MapFiles, options: MapOptio
 
     cleaning = BandedCleaning(options.cleaning, frame.pixel_m2, masks)
     simplify_m = options.simplify_m or SIMPLIFIED_PX * max(frame.gsd_m, reader.work.gsd_m)
+    divider = _divider(files, options, frame)
     tracer, apart, overlay, top = Tracer(), Apart(frame.gsd_m), Overlay(reader.source, frame), 0
     layer = Layer(files.stem, FORMATS[options.format], frame, about)
     with (
         layer,
+        divider or nullcontext(),
         writing(files["mask"], frame, "mode", NO_DATA) as target,
         meter("trace rows", frame.height) as running,
     ):
@@ -216,13 +248,20 @@ def _trace(reader: SceneReader, frame: Frame, files: MapFiles, options: MapOptio
             top += len(mask)
             if top == frame.height:
                 pieces += tracer.close()
-            traced = outlined(pieces, frame, simplify_m, options.square)
+            traced = outlined(divider.divided(pieces) if divider else pieces, frame, simplify_m, options.square)
             buildings = apart.add(traced, top, tracer.open) if top < frame.height else apart.last(traced)
             layer.add(buildings)
             overlay.draw(buildings.polygons)
             running.advance(len(mask))
     overlay.write(files["overlay"])
     return layer
+
+
+def _divider(files: MapFiles, options: MapOptions, frame: Frame) -> Divider | None:
+    split = options.splitting
+    if split is None:
+        return None
+    return Divider(files["probability"], files[INSIDE], split.inside, split.smallest_m2 / frame.pixel_m2)
 
 
 def _check_memory(rows: Axis, columns: Axis, scene: Frame) -> None:
@@ -236,10 +275,10 @@ def _check_memory(rows: Axis, columns: Axis, scene: Frame) -> None:
         )
 
 
-def _predicted(weights: Weights, rgba: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Returns a window's probability."""
+def _predicted(weights: Weights, predict: Prediction, rgba: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Returns a window's prediction."""
     try:
-        return predict_image(weights, rgba)
+        return predict(weights, rgba)
     except torch.OutOfMemoryError as cause:
         raise KitError(
             f"{weights.device} has too little memory for windows of {rgba.shape[1]} x {rgba.shape[0]} px",

@@ -13,7 +13,10 @@ from kit.outputs import as_name, check_apart
 from kit.system.files import read_json, write_json
 
 VERSION = 2  # of predictions: raised when the same scene and weights give another probability
-RASTERS = {"probability": "_probability.tif", "mask": "_mask.tif", "overlay": "_overlay.png"}
+INSIDE = "inside"  # a raster of maps whose weights tell neighbours apart
+RASTERS = {
+    "probability": "_probability.tif", INSIDE: "_inside.tif", "mask": "_mask.tif", "overlay": "_overlay.png",
+}  # fmt: skip
 OTHER_NAME = "choose another --name or --out, or move it away"
 
 
@@ -56,7 +59,7 @@ class MapFiles:
         return self.stem.with_name(f".{self.stem.name}.strips")
 
     def __getitem__(self, kind: str) -> Path:
-        """Returns the file of a kind: `probability`, `mask`, `overlay`, or a polygon format of `FORMATS`."""
+        """Returns the file of a kind: a key of `RASTERS`, or a polygon format of `FORMATS`."""
         suffix = RASTERS[kind] if kind in RASTERS else FORMATS[kind].suffix
         return self.stem.with_name(self.stem.name + suffix)
 

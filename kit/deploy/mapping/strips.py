@@ -18,7 +18,10 @@ from kit.deploy.mapping.scene import Frame, SceneReader, SceneWindow
 from kit.deploy.mapping.windows import Axis, Band
 from kit.system.files import replacing
 
-Predictor = Callable[[NDArray[np.uint8]], NDArray[np.float32]]  # RGBA (h, w, 4) -> probability (h, w), 0..1
+SPLITTING = (2,)  # planes of a prediction: building, and its inside
+Predictor = Callable[
+    [NDArray[np.uint8]], NDArray[np.float32]
+]  # RGBA (h, w, 4) -> probability (h, w), 0..1; with splitting (2, h, w): of building, of its inside
 
 KEY = "key.json"
 IN_MEMORY = 2  # strips that stay loaded, to read across their border
@@ -32,10 +35,19 @@ class Strips:
         key: what the map is made from, for JSON.
         level_rows: first row of each strip of probability, then the end of the last.
         valid_rows: the same for imagery, which may lie on a finer grid.
+        planes: see `Band`.
     """
 
-    def __init__(self, folder: Path, key: dict[str, Any], level_rows: Sequence[int], valid_rows: Sequence[int]) -> None:
-        self.folder, self.level_rows, self.valid_rows = folder, level_rows, valid_rows
+    def __init__(
+        self,
+        folder: Path,
+        key: dict[str, Any],
+        level_rows: Sequence[int],
+        valid_rows: Sequence[int],
+        planes: tuple[int, ...] = (),
+    ) -> None:
+        self.folder, self.level_rows, self.valid_rows, self.planes = folder, level_rows, valid_rows, planes
+        key = key | ({"planes": planes} if planes else {})
         content = (json.dumps(key, indent=1) + "\n").encode()
         if not (folder / KEY).is_file() or (folder / KEY).read_bytes() != content:
             shutil.rmtree(folder, ignore_errors=True)
@@ -81,8 +93,9 @@ class Strips:
         self.done += 1
 
     def level(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """Returns rows of probability, (stop - start, w)."""
-        return np.concatenate([self._load(i)[0][first:last] for i, first, last in _parts(self.level_rows, start, stop)])
+        """Returns rows of probability, (stop - start, w), with `planes` in front."""
+        parts = _parts(self.level_rows, start, stop)
+        return np.concatenate([self._load(i)[0][..., first:last, :] for i, first, last in parts], axis=-2)
 
     def valid(self, start: int, stop: int) -> NDArray[np.bool_]:
         """Returns rows of imagery, (stop - start, W)."""
@@ -152,7 +165,7 @@ def predict_strips(
         running.skip(strips.done * len(columns))
         while strips.done < len(rows):
             index = strips.done
-            band = Band(rows, columns, index, strips.carried())
+            band = Band(rows, columns, index, strips.carried(), strips.planes)
             top, bottom = strips.valid_rows[index : index + 2]
             valid = np.zeros((bottom - top, frame.width), bool)
             for column in range(len(columns)):

@@ -126,21 +126,24 @@ class Band:
         columns: windows along its rows.
         index: of the row of windows.
         carried: sums of the row of windows above where it overlaps this one, uint32 (overlap, W).
+        planes: how many probabilities a pixel has, in front of the shapes here: (2,); (), for one.
     """
 
-    def __init__(self, rows: Axis, columns: Axis, index: int, carried: NDArray[np.uint32] | None) -> None:
+    def __init__(
+        self, rows: Axis, columns: Axis, index: int, carried: NDArray[np.uint32] | None, planes: tuple[int, ...] = ()
+    ) -> None:
         self.rows, self.columns, self.index = rows, columns, index
-        self.sums = np.zeros((rows.side_px, columns.size_px), np.uint32)
+        self.sums = np.zeros((*planes, rows.side_px, columns.size_px), np.uint32)
         if carried is not None:
-            self.sums[: len(carried)] = carried
+            self.sums[..., : carried.shape[-2], :] = carried
 
     def add(self, column: int, probability: NDArray[np.float32]) -> None:
         """Adds a window's probability, (side, side) float32, 0..1."""
         start, stop = self.columns.span(column)
         weights = self.rows.weights(self.index)[:, None] * self.columns.weights(column)
-        self.sums[:, start:stop] += fixed(probability) * weights
+        self.sums[..., start:stop] += fixed(probability) * weights
 
     def finished(self) -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:
         """Returns the rows that no window below adds to, as bytes (h, W), and the sums to carry to the next band."""
         done = self.rows.edges[self.index + 1] - self.rows.edges[self.index]
-        return (self.sums[:done] >> 24).astype(np.uint8), self.sums[done:]
+        return (self.sums[..., :done, :] >> 24).astype(np.uint8), self.sums[..., done:, :]

@@ -91,7 +91,7 @@ def candidate_of(
         height, width = x.shape[2:]
         pad = (0, -width % pad_multiple, 0, -height % pad_multiple)
         logits: Tensor = module.core_0(F.pad(x[:, :3].float(), pad, mode="replicate").to(device))
-        return logits.sigmoid()[:, :, :height, :width].cpu()
+        return logits[:, :1, :height, :width].sigmoid().cpu()
 
     return Candidate(file, ensemble, core if hasattr(module, "core_0") else None, limit)
 

@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from kit.deploy.freeze.ensemble import view_codes
+from kit.data.masks import LAYERS
+from kit.deploy.freeze.ensemble import CHANNELS, view_codes
 
 # Folded batch norms, other kernels and another order of sums move a probability by about 1e-6; a wrong trace, weight,
 # view or padding by far more.
@@ -73,6 +74,7 @@ def measure_parity(
         weights: of the members' votes, adding to 1; empty where all count the same.
     """
     noise = np.random.default_rng(0).integers(0, 256, (3 * pad_multiple + 1, pad_multiple - 1, 3), dtype=np.uint8)
+    layers = range(len(LAYERS)) if hasattr(module, CHANNELS) else ()
     parity = Parity()
     for image in [*tiles, noise]:
         expected = eager_probability(members, image, views, pad_multiple, weights)
@@ -80,8 +82,12 @@ def measure_parity(
             batch = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
             probability = module.probability(batch)[0, 0].numpy()
             mask = module.mask(batch)[0, 0].numpy()
+            channels = module.channels(batch)[0].numpy() if layers else ()
         largest = float(np.abs(probability - expected).max())
         parity += Parity(largest, int((mask == (expected > 0.5)).sum()), mask.size)
+        for layer in layers:
+            eager = mean_vote(eager_members(members, image, views, pad_multiple, layer), weights)
+            parity += Parity(float(np.abs(channels[layer] - eager).max()))
     return parity
 
 
@@ -99,7 +105,7 @@ def mean_vote(votes: NDArray[np.float32], weights: Sequence[float] = ()) -> NDAr
 
 
 def eager_members(
-    members: Sequence[nn.Module], image: NDArray[np.uint8], views: str, pad_multiple: int
+    members: Sequence[nn.Module], image: NDArray[np.uint8], views: str, pad_multiple: int, layer: int = 0
 ) -> NDArray[np.float32]:
     """Returns each network's vote, computed without the code of `Ensemble`: numpy pads, flips and averages.
 
@@ -108,6 +114,7 @@ def eager_members(
         image: uint8 (H, W, 3 or 4).
         views: `none`, `flips` or `d4`.
         pad_multiple: px.
+        layer: of networks that predict layers: 0 for building, 1 and 2 for boundary and contact.
 
     Returns:
         float32 (M, H, W), 0..1; 0 where alpha is 0.
@@ -120,7 +127,7 @@ def eager_members(
         for code in view_codes(views):
             turned = padded.swapaxes(0, 1) if code & 4 else padded
             step = (slice(None, None, -1 if code & 2 else 1), slice(None, None, -1 if code & 1 else 1))
-            probability = _probability_of(member, turned[step])[step]
+            probability = _probability_of(member, turned[step], layer)[step]
             votes.append(probability.swapaxes(0, 1) if code & 4 else probability)
         probabilities.append(np.mean(votes, axis=0)[:height, :width])
     votes_by_member: NDArray[np.float32] = np.stack(probabilities)
@@ -129,11 +136,11 @@ def eager_members(
     return votes_by_member
 
 
-def _probability_of(member: nn.Module, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Returns the probability of building, float32 (H, W), of one uint8 image (H, W, 3)."""
+def _probability_of(member: nn.Module, image: NDArray[np.uint8], layer: int) -> NDArray[np.float32]:
+    """Returns the probability of building or another layer, float32 (H, W), of one uint8 image (H, W, 3)."""
     with torch.inference_mode():
         logits: Tensor = member(torch.from_numpy(image.transpose(2, 0, 1)[None].astype(np.float32)))
         # two channels are classes; the first of one or three is the footprint
-        chances = logits.softmax(dim=1)[0, 1] if logits.shape[1] == 2 else logits[0, 0].sigmoid()
+        chances = logits.softmax(dim=1)[0, 1] if logits.shape[1] == 2 else logits[0, layer].sigmoid()
         probability: NDArray[np.float32] = chances.numpy()
     return probability

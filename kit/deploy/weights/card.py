@@ -52,6 +52,16 @@ class Postprocess:
 
 
 @dataclass(frozen=True)
+class Splitting:
+    """How the layers divide the mask into buildings, as scored best on validation tiles, see `kit.data.splitting`."""
+
+    inside: Share  # a marker is where footprint minus boundary minus contact is above it, 0..1
+    smallest_m2: Size  # smaller markers are ignored
+    f1_before: Share  # F1 of buildings out of fold at IoU 0.5 where each connected component is one building
+    f1_after: Share  # the same with splitting
+
+
+@dataclass(frozen=True)
 class Card:
     """The metadata of a weights file."""
 
@@ -81,6 +91,9 @@ class Card:
     storage: Literal["float32", "float16"] = "float32"
     # what people should know: sources of imagery and labels, licences, areas, limits (`kit export --about`)
     about: Texts = field(default_factory=dict)
+    # names of what the file's `channels` returns; empty where it has no such method, and in older files
+    channels: tuple[Text, ...] = ()
+    splitting: Splitting | None = None  # what `kit map` does with the channels; None as of `postprocess`
 
     def to_json(self, **added: str) -> str:
         """Returns the card as JSON text, with the `added` keys at the end."""

@@ -81,7 +81,8 @@ def core(
         dtype: of the weights; a caller of anything but float32 runs the function under autocast.
 
     Shape:
-        The function: float32 (N, 3, H, W), 0..255, multiples of the ensemble's padding -> logits (N, 1, H, W).
+        The function: float32 (N, 3, H, W), 0..255, multiples of the ensemble's padding -> logits (N, 1, H, W),
+        or (N, 3, H, W) of layers.
     """
     graph = getattr(module, core_name(number)).graph.copy()
     graph.eraseInput(0)  # self, of which freezing left nothing

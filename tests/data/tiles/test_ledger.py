@@ -93,7 +93,7 @@ def test_killed_anywhere_and_given_again_it_is_as_never_killed(
     folder = root / "data/train_tier_1"
     for _ in range(100):
         with monkeypatch.context() as patch:
-            kill_at(patch, 7)
+            kill_at(patch, 8)
             try:
                 cut(small, root)
                 break

@@ -1,0 +1,22 @@
+"""EfficientNet-Lite0 that tells neighbours apart: footprint, boundary and contact.
+
+kit run lite0_instances --data NAME --minutes 12
+"""
+
+from functools import partial
+
+from fastai.vision import all as fv
+from kit.recipes import lite0 as parent
+
+from kit.data.dataset import Fold, dataloaders
+from kit.data.instances import Walls
+from kit.models.losses import BCE
+
+WALLS = Walls(boundary_px=13, contact_px=17)  # 0.45 m inside and 0.6 m outside: 1.5 to 2 px of the network's output
+
+fit = parent.fit
+learner = partial(parent.learner, loss=BCE(), n_out=3)
+
+
+def data(fold: Fold) -> fv.DataLoaders:
+    return dataloaders(fold, parent.AUGMENT, parent.BATCH, layers=WALLS)
