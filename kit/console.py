@@ -28,12 +28,19 @@ KNOWN_WARNINGS = (  # of libraries, which a user cannot act on
 )
 
 _only_errors = False
+_no_progress = False
 
 
 def only_errors(value: bool) -> None:
     """Sets whether this process prints only errors, as ranks other than 0 do."""
     global _only_errors
     _only_errors = value
+
+
+def no_progress(value: bool) -> None:
+    """Sets whether this process prints only results and errors, as with `--quiet`."""
+    global _no_progress
+    _no_progress = value
 
 
 def ignore_known_warnings() -> None:
@@ -62,7 +69,7 @@ def _stderr(quiet: bool = False) -> "Console":
 
 def say(text: str, every_rank: bool = False) -> None:
     """Prints a notice on stderr, on rank 0 only unless `every_rank`."""
-    _stderr(_only_errors and not every_rank).print(printable(text), markup=False)
+    _stderr(_no_progress or (_only_errors and not every_rank)).print(printable(text), markup=False)
 
 
 def result(text: str) -> None:
@@ -137,7 +144,7 @@ def _live_bar() -> "Progress":
     return Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False),
-        console=_stderr(_only_errors),
+        console=_stderr(_only_errors or _no_progress),
     )  # fmt: skip
 
 
@@ -153,7 +160,7 @@ class Meter:
         self.what, self.total, self.done, self.note = what, total, 0, ""
         self.skipped = 0
         self.start = self.last_line = time.monotonic()
-        self.bar = _live_bar() if sys.stderr.isatty() else None
+        self.bar = _live_bar() if sys.stderr.isatty() and not _no_progress else None
         if self.bar:
             self.bar.start()
             self.task = self.bar.add_task(what, total=total, rate="", note="")

@@ -88,13 +88,14 @@ def one_thread() -> Iterator[None]:
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Runs a kit command in this process: arguments -> (exit code, stdout, stderr)."""
     from kit.cli import main
-    from kit.console import only_errors
+    from kit.console import no_progress, only_errors
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["kit", *map(str, arguments)])
         with pytest.raises(SystemExit) as stop:
             main()
         only_errors(False)
+        no_progress(False)
         captured = capsys.readouterr()
         return int(stop.value.code or 0), captured.out, captured.err
 

@@ -16,7 +16,8 @@ def test_every_command_is_listed_once():
 
 
 def test_shared_options_exist():
-    commands = typer.main.get_command(app).commands.values()  # type: ignore[attr-defined]
+    group = typer.main.get_command(app)
+    commands = [group, *group.commands.values()]  # type: ignore[attr-defined]
     options = {option for command in commands for parameter in command.params for option in parameter.opts}
     for option in re.findall(r"^\| `(--[\w-]+)", PAGE, re.M):
         assert option in options | {"--help"}, option

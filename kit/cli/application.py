@@ -14,12 +14,12 @@ from typing import Annotated, Any
 import typer
 
 from kit import __version__
-from kit.console import failure, ignore_known_warnings, only_errors, result, say, table
+from kit.console import failure, ignore_known_warnings, no_progress, only_errors, result, say, table
 from kit.errors import KitError, RankError
 from kit.system.launcher import ignored_variables, launched, launched_by_kit, own_rank
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
+    no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
     help="From drone imagery of a city to building masks.\n\nExample: kit run quickstart && kit submit",
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
@@ -41,6 +41,7 @@ ClusterAddress = Annotated[
     str, typer.Option("--cluster", help="A dask scheduler, tcp://HOST:PORT, or local:N. Default: processes.")
 ]
 HERE = Path()
+QUIET = "--quiet"  # read by `main`, wherever it stands
 INTERRUPTED = 130  # typer's exit code after Ctrl-C
 
 
@@ -112,14 +113,20 @@ def check_nproc(nproc: int) -> None:
 
 def _version(requested: bool) -> None:
     if requested:
+        from kit.system.doctor import versions
+
         result(__version__)
+        result(versions())
         raise typer.Exit
 
 
 @app.callback()
 def _common(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show versions and exit.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option(QUIET, help="Print results and errors only. May also stand behind the command.")
     ] = False,
     local_rank: Annotated[int, typer.Option("--local-rank", "--local_rank", hidden=True)] = 0,
 ) -> None:
@@ -143,13 +150,15 @@ def main() -> None:
     ignore_known_warnings()
     own = own_rank()
     only_errors(own is not None and own.number > 0)
+    no_progress(QUIET in sys.argv[1:])
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names that the terminal's encoding lacks
     if notice := ignored_variables():
         say(notice)
     try:
-        code = app(standalone_mode=False)
+        arguments = [argument for argument in sys.argv[1:] if argument != QUIET]
+        code = app(arguments, prog_name="kit", standalone_mode=False)
         if code != INTERRUPTED:
             sys.exit(code if isinstance(code, int) else 0)
         raise KeyboardInterrupt

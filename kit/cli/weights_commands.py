@@ -14,7 +14,8 @@ Formats = Annotated[
     str,
     typer.Option(
         "--format",
-        help="Further formats beside TorchScript: pt2, onnx or pt2,onnx. Each takes minutes. Default: none.",
+        help="Further formats beside TorchScript: pt2, onnx, onnx-gis (for QGIS and WebODM), or several: pt2,onnx. "
+        "onnx-gis:1024 is for tiles of 1024 px, by default 512. Each takes minutes. Default: none.",
         show_default=False,
     ),
 ]

@@ -123,7 +123,7 @@ def export_ensemble(
         report_of(weights).write_text(report(weights.name, file_sha256, reference, on_tiles, rows, limit))
         differences = {}
         for kind in request.formats:
-            other = weights.with_suffix(formats.SUFFIXES[kind])
+            other = weights.with_suffix(formats.SUFFIXES[formats.kind_of(kind)])
             formats.write(kind, other, eager, views, pad_multiple, card.to_json(), votes)
             differences[weights_dir / other.name] = checked_difference(other, weights, pad_multiple)
     return Exported(weights_dir / f"{name}.pt", card, differences)

@@ -1,5 +1,8 @@
 """Commands from outside: help, usage, and what each mistake is told."""
 
+import json
+import os
+import re
 import subprocess
 import sys
 import time
@@ -12,13 +15,47 @@ from factories import write_catalog, write_scene
 Cli = Callable[..., tuple[int, str, str]]
 COMMANDS = (
     "sample", "prepare", "folds", "repair", "recipes", "check", "lr-find", "run", "runs", "compare", "export", "best",
-    "weights", "verify", "submit", "pseudo", "check-submission", "mosaic", "map", "score",
+    "weights", "verify", "submit", "pseudo", "check-submission", "mosaic", "map", "score", "doctor",
 )  # fmt: skip
 
 
 def test_python_m_kit_works():
     done = subprocess.run([sys.executable, "-m", "kit", "--version"], capture_output=True, text=True, check=True)
-    assert done.stdout.strip().count(".") == 2
+    version, others = done.stdout.splitlines()
+    assert version.count(".") == 2
+    assert re.fullmatch(r"Python 3\.\d+\.\d+, torch \S+ on .+, GDAL 3\.\d+\.\d+", others)
+
+
+def test_quiet_leaves_results_and_errors(cli: Cli, tmp_path: Path):
+    write_catalog(tmp_path / "train", {"kam": {"a": {"seed": 1}}})
+    arguments = ("prepare", tmp_path / "train", "--grid", "native", "--side", 64, "--root", tmp_path)
+    for place in (0, 1, len(arguments)):
+        code, out, err = cli(*arguments[:place], "--quiet", *arguments[place:])
+        assert (code, err) == (0, "")
+        assert "kam/a" in out
+    code, _, err = cli("weights", "--quiet", "--root", tmp_path)
+    assert (code, err) == (0, "")
+    assert "no weights here yet" in cli("weights", "--root", tmp_path)[2]
+    assert cli("--quiet", "verify", "none", "--root", tmp_path)[2].startswith("error: no weights")
+
+
+def test_the_shell_completes_commands():
+    words = {"COMP_WORDS": "kit veri", "COMP_CWORD": "1", "_KIT_COMPLETE": "complete_bash"}
+    command = [sys.executable, "-m", "kit"]
+    done = subprocess.run(command, env=os.environ | words, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["verify"]
+
+
+def test_doctor_examines_this_machine(cli: Cli, tmp_path: Path):
+    code, out, _ = cli("doctor", "--json", "--root", tmp_path / "new")
+    assert code == 0
+    findings = {each["check"]: each["result"] for each in json.loads(out)}
+    assert list(findings) == [
+        "python", "torch", "gpu", "cores", "bfloat16", "memory", "disk", "gdal", "hub", "extras",
+    ]  # fmt: skip
+    assert not [result for result in findings.values() if result.startswith("failed")]
+    assert findings["disk"].endswith(str(tmp_path))
+    assert cli("doctor")[1].splitlines()[0].split() == ["check", "result", "advice"]
 
 
 def test_help_imports_nothing_heavy():

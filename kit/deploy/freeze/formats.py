@@ -1,7 +1,7 @@
-"""Writes the ensemble as torch.export's `.pt2`, and as ONNX for onnxruntime and OpenVINO."""
+"""Writes the ensemble as torch.export's `.pt2`, as ONNX for onnxruntime and OpenVINO, and as ONNX for QGIS and WebODM."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,13 @@ from torch import Tensor, nn
 
 from kit.console import muted
 from kit.deploy.freeze.ensemble import Core, OneGraph
+from kit.deploy.freeze.gis import TileChannels, TileEnsemble, gis_metadata, tile_px_of
+from kit.deploy.weights.card import Card
 from kit.errors import KitError, WeightsError, nearest
 
-SUFFIXES = {"torchscript": ".pt", "pt2": ".pt2", "onnx": ".onnx"}
-PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
+SUFFIXES = {"torchscript": ".pt", "pt2": ".pt2", "onnx": ".onnx", "onnx-gis": ".gis.onnx"}
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+PACKAGES = {"onnx": ONNX_PACKAGES, "onnx-gis": ONNX_PACKAGES}
 AXES = {0: "n", 1: "channels", 2: "height", 3: "width"}
 OUTPUTS = ("probability", "mask", "members")
 ONNX_LIMIT_BYTES = 2_000_000_000  # a protobuf file has at most 2 GiB, graph included
@@ -47,10 +50,17 @@ def chosen(text: str) -> tuple[str, ...]:
     """
     names = [part.strip() for part in text.split(",") if part.strip()]
     for name in names:
-        if name not in SUFFIXES:
-            raise KitError(f"no format {name!r}, expected torchscript, pt2 or onnx", nearest(name, SUFFIXES))
-        need(*PACKAGES.get(name, ()))
+        kind = kind_of(name)
+        if kind not in SUFFIXES or (kind != name and kind != "onnx-gis"):
+            raise KitError(f"no format {name!r}, expected torchscript, pt2, onnx or onnx-gis", nearest(name, SUFFIXES))
+        tile_px_of(name)
+        need(*PACKAGES.get(kind, ()))
     return tuple(name for name in dict.fromkeys(names) if name != "torchscript")
+
+
+def kind_of(name: str) -> str:
+    """Returns the format in a name such as `onnx-gis:1024`: a key of `SUFFIXES`."""
+    return name.partition(":")[0]
 
 
 def need(*packages: str) -> None:
@@ -68,10 +78,10 @@ def write(
     card: str,
     weights: Sequence[float] = (),
 ) -> None:
-    """Writes an ensemble as `pt2` or `onnx`: any batch, height and width, RGB or RGBA, all in one graph.
+    """Writes an ensemble as `pt2` or `onnx`: any batch, height and width, RGB or RGBA, all in one graph; or `onnx-gis`.
 
     Args:
-        name: of the format.
+        name: of the format, as `chosen` returns it.
         path: with the format's suffix.
         members: networks as `kit.deploy.freeze.ensemble.portable` makes them.
         views: `none`, `flips` or `d4`.
@@ -83,10 +93,13 @@ def write(
         WeightsError: a network cannot be followed with symbols for sizes, or the file would be too large.
     """
     copies = copy.deepcopy(list(members))  # an exporter replaces the attributes that a network sets as it runs
-    ensemble = OneGraph([Core(member) for member in copies], views, pad_multiple, weights).eval()
+    graph = TileEnsemble if kind_of(name) == "onnx-gis" else OneGraph
+    ensemble = graph([Core(member) for member in copies], views, pad_multiple, weights).eval()
     try:
         with muted():
-            if name == "onnx":
+            if isinstance(ensemble, TileEnsemble):
+                _write_tiles(path, ensemble, card, tile_px_of(name))
+            elif name == "onnx":
                 _write_onnx(path, ensemble, card)
             else:
                 _write_pt2(_program(ensemble, pad_multiple), path, card)
@@ -111,14 +124,7 @@ def _program(module: nn.Module, pad_multiple: int) -> torch.export.ExportedProgr
 
 def _write_onnx(path: Path, ensemble: OneGraph, card: str) -> None:
     """Writes one file: input `image`, outputs `OUTPUTS`, the card among its metadata."""
-    import onnx
-
-    size = sum(tensor.nbytes for tensor in ensemble.state_dict().values())
-    if size > ONNX_LIMIT_BYTES:
-        raise WeightsError(
-            f"{size / 1e9:.1f} GB of weights, an ONNX file holds at most {ONNX_LIMIT_BYTES / 1e9:.0f} GB",
-            "export fewer members, or pt2",
-        )
+    _check_size(ensemble)
     program = torch.onnx.export(
         _program(Outputs(ensemble), ensemble.pad_multiple),
         dynamo=True,
@@ -127,10 +133,42 @@ def _write_onnx(path: Path, ensemble: OneGraph, card: str) -> None:
         dynamic_shapes=(AXES,),
         verbose=False,
     )
-    model = program.model_proto  # type: ignore[union-attr]
+    _save_onnx(program, path, {"card.json": card})
+
+
+def _write_tiles(path: Path, ensemble: TileEnsemble, card: str, tile_px: int) -> None:
+    """Writes one file for GIS programs: input `image` and output `channels` of one tile, see `TileChannels`."""
+    metadata = gis_metadata(Card.from_json(card), tile_px)
+    _check_size(ensemble)
+    with torch.no_grad():
+        program = torch.onnx.export(
+            TileChannels(ensemble).eval(),
+            (torch.zeros(1, 3, tile_px, tile_px),),
+            dynamo=True,
+            input_names=["image"],
+            output_names=["channels"],
+            verbose=False,
+        )
+    _save_onnx(program, path, metadata | {"card.json": card})
+
+
+def _check_size(ensemble: OneGraph) -> None:
+    size = sum(tensor.nbytes for tensor in ensemble.state_dict().values())
+    if size > ONNX_LIMIT_BYTES:
+        raise WeightsError(
+            f"{size / 1e9:.1f} GB of weights, an ONNX file holds at most {ONNX_LIMIT_BYTES / 1e9:.0f} GB",
+            "export fewer members, or pt2",
+        )
+
+
+def _save_onnx(program: Any, path: Path, metadata: Mapping[str, str]) -> None:
+    import onnx
+
+    model = program.model_proto
     for node in model.graph.node:
         del node.metadata_props[:]  # its place in the source: paths of this machine
-    model.metadata_props.add(key="card.json", value=card)
+    for key, value in metadata.items():
+        model.metadata_props.add(key=key, value=value)
     onnx.save_model(model, path)
 
 

@@ -9,12 +9,12 @@ import torch
 from numpy.typing import NDArray
 
 from kit.console import muted
-from kit.deploy.freeze.formats import need
+from kit.deploy.freeze.formats import SUFFIXES, need
 from kit.deploy.trust import pt2
 from kit.deploy.weights import torchscript
 from kit.errors import WeightsError, nearest
 
-__all__ = ["runner"]
+__all__ = ["is_of_tiles", "runner", "tile_difference"]
 
 Runner: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
@@ -68,6 +68,17 @@ def _torchscript(path: Path) -> Any:
 
 
 def _onnxruntime(path: Path) -> Runner:
+    session = _session(path)
+
+    def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        probability: NDArray[np.float32] = session.run(["probability"], {"image": images})[0]
+        return probability
+
+    return run
+
+
+def _session(path: Path) -> Any:
+    """Returns a session of ONNX Runtime on the CPU."""
     need("onnxruntime")
     import onnxruntime
 
@@ -75,15 +86,37 @@ def _onnxruntime(path: Path) -> Runner:
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4  # fatal; other errors are raised
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as cause:  # its classes are not public
         raise WeightsError(f"{path} does not load as ONNX: {str(cause).splitlines()[0]}", "export it again") from cause
 
-    def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        probability: NDArray[np.float32] = session.run(["probability"], {"image": images})[0]
-        return probability
 
-    return run
+def is_of_tiles(path: Path) -> bool:
+    """Returns whether a file has the format `onnx-gis`, by its name."""
+    return path.name.endswith(SUFFIXES["onnx-gis"])
+
+
+def tile_difference(path: Path, expected: Runner) -> float:
+    """Returns the largest difference in probability between an `onnx-gis` file and other weights, on a random tile.
+
+    Args:
+        path: ends in .gis.onnx.
+        expected: the other weights.
+
+    Raises:
+        WeightsError: the file is damaged, or is none for tiles.
+        KitError: onnxruntime is not installed.
+    """
+    session = _session(path)
+    shape = session.get_inputs()[0].shape
+    if len(shape) != 4 or shape[:2] != [1, 3] or shape[2] != shape[3] or not isinstance(shape[2], int):
+        raise WeightsError(f"{path} takes {shape}, expected tiles (1, 3, S, S)", "export it again")
+    tile = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    channels = session.run(None, {"image": tile.astype(np.float32) / 255})[0]
+    if channels.shape != (1, 2, *shape[2:]):
+        raise WeightsError(f"{path} returns {channels.shape}, expected two channels", "export it again")
+    building = expected(tile)
+    return float(np.abs(channels - np.concatenate([1 - building, building], axis=1)).max())
 
 
 def checked_difference(path: Path, expected: Path, pad_multiple: int) -> float:
@@ -97,12 +130,18 @@ def checked_difference(path: Path, expected: Path, pad_multiple: int) -> float:
     Raises:
         WeightsError: it is more than `DIFFERENCE_LIMIT`.
     """
+    if is_of_tiles(path):
+        return _checked(tile_difference(path, runner(expected)), path)
     random = np.random.default_rng(0)
     shapes = [(1, 3, pad_multiple, pad_multiple), (2, 4, 2 * pad_multiple + 1, pad_multiple - 1)]
     batches = [random.integers(0, 256, shape, dtype=np.uint8) for shape in shapes]
     batches[1][:, 3, :5] = 0  # no data
     run, reference = runner(path), runner(expected)
-    largest = float(np.max([np.abs(run(batch) - reference(batch)).max() for batch in batches]))
+    return _checked(float(np.max([np.abs(run(batch) - reference(batch)).max() for batch in batches])), path)
+
+
+def _checked(largest: float, path: Path) -> float:
+    """Returns a difference in probability that is small enough; otherwise raises WeightsError."""
     if not largest <= DIFFERENCE_LIMIT:  # in this form, NaN fails too
         raise WeightsError(
             f"the {path.suffix} file differs from TorchScript by {largest:.2g} in probability, expected at most "

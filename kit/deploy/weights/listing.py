@@ -11,7 +11,7 @@ from kit.errors import KitError, WeightsError
 from kit.system.files import cache_folder, file_version, read_json, sha256_of, write_json
 
 COLUMNS = ("weights", "state", "recipe", "members", "views", "score", "gsd_m", "parity", "formats", "created", "sha256")
-FORMATS = ("pt", "pt2", "onnx")
+FORMATS = ("pt", "pt2", "onnx", "gis.onnx")
 CHECKSUMS = "weights.json"  # in the user's cache
 SHOWN_SHA256 = 8  # digits
 

@@ -33,7 +33,7 @@ from kit.system.files import (
 
 INDEX = "index.csv"
 INDEX_COLUMNS = ("name", "recipe", "members", "views", "score", "gsd_m", "created", "file_sha256")
-SUFFIXES = (".pt", ".json", ".parity.json", ".pt2", ".onnx")
+SUFFIXES = (".pt", ".json", ".parity.json", ".pt2", ".onnx", ".gis.onnx")
 PART, NEW = ".part", ".new"
 CONTENTS = "contents.json"  # the suffixes of the files of an export
 CARD_LIMIT_BYTES = 16 * 2**20

@@ -238,7 +238,7 @@ def test_onnx_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_formats_are_chosen_by_name():
     assert formats.chosen("torchscript") == formats.chosen("") == ()
     assert formats.chosen("onnx, pt2,torchscript,onnx") == ("onnx", "pt2")
-    with pytest.raises(KitError, match="no format 'onxx', expected torchscript, pt2 or onnx") as error:
+    with pytest.raises(KitError, match="no format 'onxx', expected torchscript, pt2, onnx or onnx-gis") as error:
         formats.chosen("pt2,onxx")
     assert "did you mean 'onnx'" in error.value.hint
 
