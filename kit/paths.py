@@ -27,6 +27,10 @@ class Paths:
         """Exported weights, their cards and `index.csv`."""
         return self.root / "weights"
 
+    def hub(self, name: str) -> Path:
+        """The folder of weights as model hubs expect it."""
+        return self.root / "hub" / check_name(name)
+
     @property
     def data_folder(self) -> Path:
         """The prepared data sets."""

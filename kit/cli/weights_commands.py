@@ -97,7 +97,14 @@ def best(
 
 
 @app.command(rich_help_panel=PANEL)
-def weights(as_json: Json = False, root: Root = HERE, debug: Debug = False) -> None:
+def weights(
+    folder: Annotated[str, typer.Option(help="Write these weights as a folder for model hubs.", metavar="NAME")] = "",
+    out: Annotated[Path | None, typer.Option(help="The folder to write. Default: ROOT/hub/NAME.")] = None,
+    licence: Annotated[str, typer.Option(help="Licence of the weights, for the folder: cc-by-4.0, mit ...")] = "other",
+    as_json: Json = False,
+    root: Root = HERE,
+    debug: Debug = False,
+) -> None:
     """List weights: views, validation score, parity with the trained networks, formats, checksum.
 
     Files that no longer have their listed checksum are marked.
@@ -106,8 +113,14 @@ def weights(as_json: Json = False, root: Root = HERE, debug: Debug = False) -> N
     """
     from kit.deploy.weights.listing import COLUMNS, list_weights
 
+    paths = Paths(root)
+    if folder:
+        from kit.pipeline.publish import publish
+
+        result(str(publish(folder, paths, out, licence)))
+        return
     nothing = "no weights here yet: kit run RECIPE, or kit submit --weights URL --sha256 SUM"
-    show_listing(list_weights(Paths(root).weights), COLUMNS, as_json, nothing)
+    show_listing(list_weights(paths.weights), COLUMNS, as_json, nothing)
 
 
 @app.command(rich_help_panel=PANEL)

@@ -38,7 +38,9 @@ def versions() -> str:
     import torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return f"Python {platform.python_version()}, torch {torch.__version__} on {device}, GDAL {rasterio.__gdal_version__}"
+    return (
+        f"Python {platform.python_version()}, torch {torch.__version__} on {device}, GDAL {rasterio.__gdal_version__}"
+    )
 
 
 def examine(root: Path) -> list[MachineCheck]:
@@ -115,7 +117,10 @@ def _memory() -> tuple[str, str]:
     if total is None or free is None:
         return "unknown on this system", ""
     little = free / 1e9 < LITTLE_MEMORY_GB
-    return f"{free / 1e9:.1f} of {total / 1e9:.1f} GB free", "close other programs, or use a small encoder: lite0" * little
+    return (
+        f"{free / 1e9:.1f} of {total / 1e9:.1f} GB free",
+        "close other programs, or use a small encoder: lite0" * little,
+    )
 
 
 def _disk(root: Path) -> tuple[str, str]:

@@ -1,6 +1,7 @@
 """A stand-in network, tiny rasters and a tiny export for the deploy room's tests."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,12 @@ def export_tiny(
     cases: Sequence[Case] = ODD,
     others: tuple[str, ...] = (),
     weights: tuple[float, ...] = (),
+    sha256s: tuple[str, ...] = (),
 ) -> Exported:
     members = [TinyNet(seed) for seed in seeds]
     records = [record(fold) for fold in range(len(seeds))]
+    if sha256s:
+        records = [replace(each, sha256=sha256) for each, sha256 in zip(records, sha256s, strict=True)]
     request = ExportRequest(name, "tiny", views, 0.5, 0.15, [noise(40, 48)], cases, others, weights=weights)
     return export_ensemble(folder, members, records, request)
 

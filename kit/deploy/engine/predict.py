@@ -1,5 +1,6 @@
 """Predicts the probability of building for one image."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from kit.deploy.engine.tuning import tune
-from kit.deploy.weights.load import Weights, load_weights
+from kit.deploy.weights.load import Weights, load_weights, named_weights
 from kit.errors import DataError
+from kit.paths import Paths
 from kit.system.devices import pick_device
 
 EXPECTED = "expected 8-bit pixels as an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8, or a PIL image"
@@ -22,14 +24,20 @@ def load(weights: Path | str, device: str = "") -> Weights:
     """Returns a weights file, checked and loaded; `kit.predict` accepts it instead of the path.
 
     Args:
-        weights: as `kit export` wrote them.
+        weights: a file of `kit export`, a folder of `kit weights --folder`, or a name below `weights` in the working
+            root.
         device: as torch names it; by default a GPU where there is one, else the CPU.
 
     Raises:
         WeightsError: the file is missing, damaged or not kit's.
         KitError: there is no such device.
     """
-    return load_weights(Path(weights), str(pick_device(device)))
+    return load_weights(_file_of(weights), str(pick_device(device)))
+
+
+def _file_of(weights: Path | str) -> Path:
+    """Returns the file of a path, a folder or a name; names lie below `KIT_ROOT`, by default the current folder."""
+    return named_weights(str(weights), Paths(Path(os.environ.get("KIT_ROOT", ""))).weights)
 
 
 def predict(weights: Path | str | Weights, image: Any, tuning: bool = True, device: str = "") -> NDArray[np.float32]:
@@ -38,7 +46,7 @@ def predict(weights: Path | str | Weights, image: Any, tuning: bool = True, devi
     A file is loaded once, and tuned to this machine on the first image.
 
     Args:
-        weights: a file of `kit export`, or the result of `kit.load`, which is used untuned on its device.
+        weights: as for `kit.load`, or its result, which is used untuned on its device.
         image: 8-bit pixels: an array (H, W) or (H, W, 1) grey, (H, W, 3) RGB, (H, W, 4) RGBA; or a PIL image, which is
             turned upright by its EXIF orientation.
         tuning: see `kit.deploy.engine.tuning.tune`; without it the file computes as it was exported.
@@ -54,7 +62,7 @@ def predict(weights: Path | str | Weights, image: Any, tuning: bool = True, devi
     pixels = as_pixels(image)
     if isinstance(weights, Weights):
         return predict_image(weights, pixels)
-    path = Path(weights).resolve()
+    path = _file_of(weights).resolve()
     modified_ns = path.stat().st_mtime_ns if path.is_file() else 0
     key = (path, modified_ns, str(pick_device(device)), tuning)
     if key not in _LAST:

@@ -1,4 +1,4 @@
-"""Writes the ensemble as torch.export's `.pt2`, as ONNX for onnxruntime and OpenVINO, and as ONNX for QGIS and WebODM."""
+"""Writes the ensemble as torch.export's `.pt2`, and as ONNX for onnxruntime and OpenVINO, or for GIS programs."""
 
 import copy
 from collections.abc import Mapping, Sequence

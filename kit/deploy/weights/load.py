@@ -10,6 +10,7 @@ from kit.deploy.trust.allowlist import check_operators
 from kit.deploy.trust.zip_records import read_extra
 from kit.deploy.weights import torchscript
 from kit.deploy.weights.card import Card
+from kit.deploy.weights.hub import is_hub_folder, weights_in
 from kit.deploy.weights.starter import STARTER, choose_starter, starter_weights
 from kit.deploy.weights.store import INDEX, read_checksum, read_index, settle
 from kit.errors import KitError, WeightsError, nearest
@@ -82,16 +83,20 @@ def _check_beside(path: Path, sha256: str) -> None:
 
 
 def named_weights(named: str, weights_dir: Path) -> Path:
-    """Returns the weights file of a path, or of a name in the folder of weights; it need not exist.
+    """Returns the weights file of a path, of a folder for hubs, or of a name in the folder of weights.
+
+    A file need not exist.
 
     The name `starter` stands for the weights that come with kit, unless the folder has others of that name.
 
     Raises:
-        WeightsError: it is an address.
+        WeightsError: it is an address, or a folder that is damaged.
     """
     if "://" in named:
         raise WeightsError(f"{named} is an address, expected a file", "download it first")
     path = Path(named)
+    if is_hub_folder(path):
+        return weights_in(path)
     if path.suffix == ".pt" or path.is_file():
         return path
     file = (path if len(path.parts) > 1 else weights_dir / path).with_name(f"{path.name}.pt")
