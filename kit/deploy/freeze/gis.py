@@ -21,7 +21,7 @@ __all__ = ["DEFAULT_TILE_PX", "TileChannels", "TileEnsemble", "gis_metadata", "t
 
 DEFAULT_TILE_PX = 512
 SMALLEST_TILE_PX, LARGEST_TILE_PX = 64, 4096
-BLACK_PX = 9  # side of a square of exact black that is no data
+BLACK, BLACK_PX = 8 / 255, 9  # an area of this or darker and at least this wide is no data, as in kit.data.collars
 OVERLAP_PERCENT = 25  # of neighbouring tiles: a margin of 64 px on each side of a tile of 512 px
 
 
@@ -40,7 +40,7 @@ class TileEnsemble(OneGraph):
 class TileChannels(nn.Module):
     """A tile to two channels, background and building.
 
-    The programs drop alpha and fill the outside of a scene with 0, so areas of exact black count as background.
+    The programs drop alpha and fill the outside of a scene with 0, so black areas count as background.
 
     Shape:
         float32 (1, 3, S, S), RGB in 0..1 -> float32 (1, 2, S, S), 0..1; the channels add to 1.
@@ -58,10 +58,10 @@ class TileChannels(nn.Module):
 
 
 def no_data(image: Tensor) -> Tensor:
-    """Returns 1 in areas of exact black at least `BLACK_PX` wide, else 0: (1, 3, S, S) -> (1, 1, S, S) float32."""
+    """Returns 1 in black areas at least `BLACK_PX` wide, else 0: (1, 3, S, S) -> (1, 1, S, S) float32."""
     brightest = image.amax(dim=1, keepdim=True)
-    inside = (F.max_pool2d(brightest, BLACK_PX, 1, BLACK_PX // 2) == 0).float()
-    return F.max_pool2d(inside, BLACK_PX, 1, BLACK_PX // 2) * (brightest == 0).float()
+    inside = (F.max_pool2d(brightest, BLACK_PX, 1, BLACK_PX // 2) <= BLACK).float()
+    return F.max_pool2d(inside, BLACK_PX, 1, BLACK_PX // 2) * (brightest <= BLACK).float()
 
 
 def tile_px_of(name: str) -> int:
