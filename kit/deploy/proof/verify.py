@@ -116,18 +116,18 @@ def verify(path: Path, device: str = "cpu") -> Verified:
         except KitError as cause:  # damaged, or nothing installed that runs it
             checks.append(Finding(beside.name, "", f"{cause.message} ({cause.hint})"))
     if (tiles := path.with_suffix(SUFFIXES["onnx-gis"])).is_file():
-        checks.append(_check_tiles(tiles, path))
+        checks.append(_check_tiles(tiles, path, limit))
     return Verified(path, weights.sha256, reference is not None, tuple(checks), tuple(rows))
 
 
-def _check_tiles(tiles: Path, weights: Path) -> Finding:
+def _check_tiles(tiles: Path, weights: Path, limit: float) -> Finding:
     """Compares the file for GIS programs with the weights, on a random tile of its size."""
     try:
         difference = tile_difference(tiles, runner(weights))
     except KitError as cause:  # damaged, or nothing installed that runs it
         return Finding(tiles.name, "", f"{cause.message} ({cause.hint})")
     result = f"a tile differs from {weights.name} by at most {difference:.1e} in probability"
-    return Finding(tiles.name, result, "" if difference <= PARITY_LIMIT else f"{tiles.name}: {result}")
+    return Finding(tiles.name, result, "" if difference <= limit else f"{tiles.name}: {result}")
 
 
 def _check_card(weights: Weights) -> Finding:
