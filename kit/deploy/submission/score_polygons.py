@@ -8,7 +8,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from kit.data.footprints import Footprints, read_footprints
+from kit.data.footprints import read_footprints
 from kit.data.sources.inputs import VECTOR_SUFFIXES
 from kit.data.vectors import DEGREES
 from kit.errors import FootprintError, ScoreError
@@ -64,8 +64,9 @@ def score_polygons(predictions: Path, truth: Path) -> PolygonScore:
         ScoreError: a file is missing.
         FootprintError: it cannot be read, holds no polygons, or has no CRS.
     """
-    sides: list[Footprints] = []
+    placed: list[NDArray[np.object_]] = []
     notices: list[str] = []
+    crs = ""
     for path, kind in ((truth, "true"), (predictions, "predicted")):
         if not path.is_file():
             raise ScoreError(f"no file {path}", "give two files of polygons")
@@ -78,9 +79,13 @@ def score_polygons(predictions: Path, truth: Path) -> PolygonScore:
         for count, what in ((footprints.repaired, "repaired: invalid"), (footprints.dropped, "left out: no polygons")):
             if count:
                 notices.append(f"{count} {kind} footprints {what}")
-        sides.append(footprints)
-    crs = _equal_area([side for side in sides if len(side.polygons)])
-    true, predicted = (_valid(side.to(crs).polygons) for side in sides)
+        if len(footprints.polygons):
+            crs = crs or _equal_area(footprints.polygons)
+            placed.append(_valid(footprints.to(crs).polygons))
+        else:
+            placed.append(footprints.polygons)
+        del footprints  # of millions of polygons, before the next file is read
+    true, predicted = placed
     compared = compare_polygons(true, predicted, BOUNDARY_M)
     return PolygonScore(compared.jaccard, compared.objects, tuple(notices))
 
@@ -92,9 +97,7 @@ def _valid(polygons: NDArray[np.object_]) -> NDArray[np.object_]:
     return polygons
 
 
-def _equal_area(sides: list[Footprints]) -> str:
-    """Returns an equal-area CRS in metres, around the median place of the first footprints in degrees."""
-    if not sides:
-        return DEGREES
-    left, bottom, right, top = np.median(shapely.bounds(sides[0].polygons), axis=0)
+def _equal_area(degrees: NDArray[np.object_]) -> str:
+    """Returns an equal-area CRS in metres, around the median place of polygons in degrees."""
+    left, bottom, right, top = np.median(shapely.bounds(degrees), axis=0)
     return f"+proj=laea +lon_0={(left + right) / 2:.4f} +lat_0={(bottom + top) / 2:.4f} +datum=WGS84 +units=m +type=crs"
