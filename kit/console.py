@@ -121,7 +121,9 @@ def table(
         shown = [
             i for i, name in enumerate(columns) if name not in spare or any(row[i] not in ("0", "") for row in cells)
         ]
-        framed = Table(*(columns[i] for i in shown), title=title or None, title_justify="left")
+        framed = Table(title=title or None, title_justify="left")
+        for i in shown:  # the first column names the row; others may break
+            framed.add_column(columns[i], no_wrap=i == 0, overflow="fold")
         for row in cells:
             framed.add_row(*(Text(row[i]) for i in shown))
         Console().print(framed)

@@ -37,6 +37,17 @@ def test_piped_tables_cut_nothing(capsys: pytest.CaptureFixture[str]):
     ]
 
 
+def test_a_narrow_terminal_cuts_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    columns = [f"column{number}" for number in range(9)]
+    table(["scene", *columns], [["kum/kum_a", *(f"value{number}" for number in range(9))]])
+    out = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
+    assert "…" not in out
+    assert "kum/kum_a" in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
 def test_errors_go_to_stderr_with_their_hint(capsys: pytest.CaptureFixture[str]):
     failure("no recipe '[lite]'", "did you mean 'lite0'?")
     out, err = capsys.readouterr()
