@@ -34,9 +34,8 @@ class Walls:
             packed: see `pack_ids`.
         """
         mask, low, high = cv2.split(packed)
-        known = (packed != IGNORE).any(axis=2) & (mask != IGNORE)
-        building = known & (mask == BUILDING)
-        ids = np.where(building, low.astype(np.uint16) + 256 * high.astype(np.uint16), 0).astype(np.uint16)
+        known, building = mask != IGNORE, mask == BUILDING
+        ids = (low.astype(np.uint16) | high.astype(np.uint16) << 8) * building
         layers = np.empty((len(LAYERS), *mask.shape), np.uint8)
         layers[0] = building
         square = np.ones((self.boundary_px, self.boundary_px), np.uint8)
