@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:  # rich takes 0.1 s to import
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress, Task
 
 T = TypeVar("T")
 
 PLAIN_EVERY_S = 10.0  # between progress lines in a log file
+BAR = 12  # columns of a live bar
 
 
 KNOWN_WARNINGS = (  # of libraries, which a user cannot act on
@@ -142,10 +143,22 @@ def _live_bar() -> "Progress":
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.table import Column
+    from rich.text import Text
+
+    class Note(TextColumn):
+        """What gives way on a narrow terminal: the counts and times stay whole."""
+
+        def render(self, task: "Task") -> Text:
+            return Text(task.fields["note"], no_wrap=True, overflow="ellipsis")
+
+    def whole() -> Column:
+        return Column(no_wrap=True)
 
     return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False),
+        TextColumn("{task.description}"), BarColumn(BAR), MofNCompleteColumn(table_column=whole()),
+        TextColumn("{task.fields[rate]}"), TimeElapsedColumn(table_column=whole()), TextColumn("left"),
+        TimeRemainingColumn(table_column=whole()), Note("", table_column=Column()),
         console=_stderr(_only_errors or _no_progress),
     )  # fmt: skip
 

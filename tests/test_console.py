@@ -28,6 +28,18 @@ def test_a_terminal_gets_a_live_bar(monkeypatch: pytest.MonkeyPatch):
     bar.close()
 
 
+def test_a_narrow_bar_keeps_counts_and_times(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    with meter("lite0 fold 0", 1200) as running:
+        running.advance(345, "epoch 2/12 loss 0.6444 best jaccard 0.0312")
+        running.bar.refresh()
+    shown = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", capsys.readouterr().err).replace("\r", "\n").splitlines()
+    last = [line for line in shown if "345" in line][-1]
+    assert re.search(r" 345/1200 [\d.]+/s 0:00:00 left \S+ epoch 2/12", last.replace("  ", " ")), last
+    assert len(last) <= 80
+
+
 def test_piped_tables_cut_nothing(capsys: pytest.CaptureFixture[str]):
     table(("recipe", "purpose"), [("lite0", "x" * 300), ("quickstart", 0.25)])
     assert capsys.readouterr().out.splitlines() == [
