@@ -654,3 +654,14 @@ def test_no_two_buildings_overlap(tmp_path: Path):
     apart = first < second
     assert len(polygons) == made.buildings > 100
     assert shapely.area(shapely.intersection(polygons[first[apart]], polygons[second[apart]])).max(initial=0) < 1e-6
+
+
+def test_ids_stay_in_reruns_and_windows_of_any_size(tmp_path: Path):
+    scene = write_bands(tmp_path / "s.tif", town(), at_kampala())
+    layers = []
+    for folder, window in (("a", 64), ("a", 64), ("b", 96), ("c", 1024)):
+        made = map_with(brightness, scene, tmp_path / folder, window_px=window, square=True)
+        _, _, geometry, fields = pyogrio.raw.read(made.polygons)
+        layers.append({name: (polygon, *rest) for polygon, name, *rest in zip(geometry, *fields, strict=True)})
+        assert len(layers[-1]) == made.buildings == 3
+    assert all(layer == layers[0] for layer in layers[1:])
