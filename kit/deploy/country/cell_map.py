@@ -243,7 +243,8 @@ def fused(
             break
     if total is None or weight is None:
         return None
-    return total / np.maximum(weight, 1), weight > 0, times
+    mean: NDArray[np.float32] = total / np.maximum(weight, np.float32(1))
+    return mean, weight > 0, times
 
 
 def _pieces(level: Levels, valid: Mask, lattice: Lattice, cleaning: Cleaning) -> list[Piece]:

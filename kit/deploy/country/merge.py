@@ -115,7 +115,8 @@ class CellStore:
     def __init__(self, folder: Path, cells: Sequence[Cell]) -> None:
         self.folder, self.cells = folder, cells
         self.open: OrderedDict[int, CellRows] = OrderedDict()
-        keys, places, rows, bounds, self.kinds = [], [], [], [], set()
+        self.kinds: set[str] = set()
+        keys, places, rows, bounds = [], [], [], []
         seams: list[CellRows] = []
         for place, cell in enumerate(cells):
             part = self._read(cell)
