@@ -268,19 +268,19 @@ def test_a_country_in_parts_and_with_lost_workers(weights: Path, tmp_path: Path)
     """200 scenes in three UTM zones: 1, 3 and 7 parts, and a cluster whose workers are killed, give the same bytes."""
     drawn = draw_country(tmp_path / "scenes", per_side=10)
     assert len(drawn.scenes) == 200
-    whole = map_whole(request_of(drawn.folder, weights, tmp_path / "1"))
+    whole = map_whole(request_of(drawn.folder, weights, tmp_path / "1", cell_m=384))
     check_houses(whole.buildings, drawn.houses)
     assert not whole.failed
     assert not whole.cut
     for count in (3, 7):
-        request = request_of(drawn.folder, weights, tmp_path / f"{count}")
+        request = request_of(drawn.folder, weights, tmp_path / f"{count}", cell_m=384)
         make_plan(request)
         for index in range(1, count + 1):
             states = read_plan(request)
             map_cells(states, states.part(index, count), request, HERE)
         merge_map(read_plan(request))
         assert contents(tmp_path / f"{count}") == contents(tmp_path / "1")
-    request = request_of(drawn.folder, weights, tmp_path / "killed")
+    request = request_of(drawn.folder, weights, tmp_path / "killed", cell_m=384)
     states = make_plan(request)
     with losing_workers(tmp_path / "killed" / "cells", 3) as killed, on_cluster("local:2"):
         summary = map_cells(states, states.cells, request)
