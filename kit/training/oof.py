@@ -63,14 +63,14 @@ def predict_fold(model: nn.Module, precision: Any, fold: Fold, folder: Path) -> 
         own.append({"tile": row.tile, "area": row.area, "scene": row.scene, **counts, **objects, "imagery": shown})
         _write(values, row.image, folder / "oof" / f"{row.tile}.tif")
     shares = gathered(own)
-    pixels, buildings = ["tile", "area", "scene", "tp", "fp", "fn"], [*ObjectCounts().row()]
-    tiles = pd.DataFrame(interleaved(shares), columns=[*pixels, *buildings, "imagery"])
+    pixels, columns = ["tile", "area", "scene", "tp", "fp", "fn"], [*ObjectCounts().row()]
+    tiles = pd.DataFrame(interleaved(shares), columns=[*pixels, *columns, "imagery"])
     levels = np.sum(gathered(levels), axis=0)
     if rank() == 0 and len(tiles):
         with replacing(folder / "oof.csv") as file:
             tiles[pixels].to_csv(file, index=False)
         with replacing(folder / OBJECTS) as file:
-            tiles[["tile", *buildings]].to_csv(file, index=False)
+            tiles[["tile", *columns]].to_csv(file, index=False)
         with replacing(folder / LEVELS) as file:
             pd.DataFrame(levels.T, columns=["background", "building"]).to_csv(file, index_label="level")
     _draw(tiles, fold, folder)

@@ -25,7 +25,7 @@ IMAGE_FORMATS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 SCENE = "scene"  # no pixels are copied: each image is a VRT that reads a window of the scene
-MASK_FORMAT = {**ZSTD, "interleave": "band", "photometric": "minisblack"}  # a layer can be read alone
+MASK_FORMAT: dict[str, Any] = {**ZSTD, "interleave": "band", "photometric": "minisblack"}  # a layer can be read alone
 
 
 @dataclass(frozen=True)
