@@ -259,7 +259,7 @@ def predict_layers(networks: Sequence[nn.Module]) -> bool:
     """Returns whether every network predicts layers: logits (N, 3, H, W)."""
     with torch.inference_mode():
         return all(
-            network(torch.zeros(1, 3, *[2 * int(network.pad_multiple)] * 2)).shape[1] == len(LAYERS)  # type: ignore[call-overload]
+            network(torch.zeros(1, 3, *[2 * int(network.pad_multiple)] * 2)).shape[1] == len(LAYERS)  # type: ignore[arg-type]
             for network in networks
         )
 
