@@ -154,7 +154,9 @@ def run(
     ] = None,
     start_from: Annotated[
         str,
-        typer.Option(help="Start from trained weights: an export, a recipe, <recipe>/fold<k> or a safetensors file."),
+        typer.Option(
+            help="Start from trained weights: starter, an export, a recipe, <recipe>/fold<k> or a safetensors file."
+        ),
     ] = "",
     nproc: Annotated[
         int, typer.Option(metavar="N", help="Processes that train a fold together, one per GPU.", min=1)
