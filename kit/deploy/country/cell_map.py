@@ -243,7 +243,7 @@ def fused(
             break
     if total is None or weight is None:
         return None
-    mean: NDArray[np.float32] = total / np.maximum(weight, np.float32(1))
+    mean = (total / np.maximum(weight, 1)).astype(np.float32, copy=False)
     return mean, weight > 0, times
 
 
