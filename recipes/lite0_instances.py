@@ -3,7 +3,9 @@
 kit run lite0_instances --data NAME --minutes 12
 
 Its weights let `kit map` split buildings that touch. Layers are drawn in each crop from the ids of buildings that `kit
-prepare` keeps. A step takes 1.09 times that of lite0 (benchmarks/README.md). Needs nothing else.
+prepare` keeps. Needs nothing else.
+
+Measured on 2 CPU cores (benchmarks/README.md): a step takes 1.09 times that of lite0.
 """
 
 from functools import partial

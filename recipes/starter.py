@@ -3,6 +3,9 @@
 kit run starter --data NAME --all --minutes 60
 
 Against lite0, crops also take the colours of other crops, and some lose detail, as in coarser or compressed imagery.
+
+Needs nothing else: its weights come with kit. Measured on 2 CPU cores that other programs shared (AVX-512 bf16): 0.06 s
+a crop in training, as lite0.
 """
 
 import albumentations as A
