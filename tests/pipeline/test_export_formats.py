@@ -30,6 +30,6 @@ def test_export_in_three_formats(cli: Cli, workplace: Path):
 def test_an_unknown_format_is_told_at_once(cli: Cli, tmp_path: Path):
     code, out, err = cli("export", "tiny/fold0", "--name", "x", "--format", "onxx", "--root", tmp_path)
     assert (code, out) == (1, "")
-    assert "no format 'onxx', expected torchscript, pt2 or onnx" in err
+    assert "no format 'onxx', expected torchscript, pt2, onnx or onnx-gis" in err
     assert "did you mean 'onnx'?" in err
     assert list(tmp_path.iterdir()) == []
