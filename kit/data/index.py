@@ -139,7 +139,7 @@ def read_table(file: Path) -> pd.DataFrame:
 def write_table(file: Path, index: pd.DataFrame) -> None:
     """Writes an index and, beside it, its SHA-256 in the format of sha256sum.
 
-    A process that is killed in between leaves an index without a checksum, which is read as it is.
+    A process that is killed in between leaves an index without a checksum, which is read as it is; see `add_checksum`.
 
     Raises:
         OutputError: the disk is full or the folder cannot be written.
@@ -149,6 +149,18 @@ def write_table(file: Path, index: pd.DataFrame) -> None:
         temporary.write_bytes(content)
         file.with_suffix(CHECKSUM).unlink(missing_ok=True)
     write_bytes(file.with_suffix(CHECKSUM), _checksum_line(file, content))
+
+
+def add_checksum(file: Path) -> None:
+    """Writes the checksum of an index that has none: the process that wrote it was killed.
+
+    Raises:
+        OutputError: the disk is full or the folder cannot be written.
+    """
+    if not file.with_suffix(CHECKSUM).exists():
+        write_bytes(
+            file.with_suffix(CHECKSUM), _checksum_line(file, read_limited(file, LIMIT_BYTES, DataError, REMEDY))
+        )
 
 
 def _checksum_line(file: Path, content: bytes) -> bytes:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from kit.console import meter, say
 from kit.data.folds.assign import assign_folds
-from kit.data.index import read_table, write_table
+from kit.data.index import add_checksum, read_table, write_table
 from kit.data.sources.inputs import Inputs, Scene
 from kit.data.sources.remote import is_remote, local_path
 from kit.data.sources.source import read_source
@@ -190,7 +190,9 @@ def _write_index(
     file = folder / "index.csv"
     if not changed and file.exists() and _read_settings(folder) == settings:
         try:
-            return read_table(file), ""
+            table = read_table(file)
+            add_checksum(file)
+            return table, ""
         except DataError as damaged:
             old = file.replace(file.with_name("index.old.csv"))
             say(f"{damaged.message}: it is written again, with folds as for kit prepare; {old.name} is the old one")
