@@ -119,7 +119,7 @@ def weights(
 
         result(str(publish(folder, paths, out, licence)))
         return
-    nothing = "no weights here yet: kit run RECIPE, or kit submit --weights URL --sha256 SUM"
+    nothing = "no weights here yet, kit map uses the starter weights; train some: kit run RECIPE"
     show_listing(list_weights(paths.weights), COLUMNS, as_json, nothing)
 
 

@@ -22,8 +22,8 @@ def choose_starter() -> Path | None:
     """Returns the weights file that comes with kit, and tells that it is used for want of others."""
     if path := starter_weights():
         say(
-            f"no weights of your own: kit's {STARTER} weights predict. What they were trained on stands in "
-            f"{path.with_suffix('.json')}. Weights trained on your area are better: kit run lite0 --start-from starter"
+            f"no weights of your own: kit's {STARTER} weights predict. Better ones are trained on your own area: "
+            "kit run lite0 --start-from starter"
         )
     return path
 
