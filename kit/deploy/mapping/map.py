@@ -254,6 +254,8 @@ def _trace(reader: SceneReader, frame: Frame, files: MapFiles, options: MapOptio
             overlay.draw(buildings.polygons)
             running.advance(len(mask))
     overlay.write(files["overlay"])
+    if divider and divider.undivided:
+        say(f"groups of touching buildings too large to divide, each one polygon: {divider.undivided}")
     return layer
 
 

@@ -68,3 +68,12 @@ def test_without_channels_a_terrace_is_one_polygon(tmp_path: Path):
     whole = map_with(lambda rgba: targets(rgba)[0], tmp_path / "s.tif", tmp_path)
     assert whole.buildings == 6
     assert not list(tmp_path.glob("*_inside.tif"))
+
+
+def test_groups_too_large_to_divide_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("kit.deploy.mapping.dividing.LARGEST_PX", 40 * 23)
+    terraces(tmp_path / "s.tif")
+    assert map_with(targets, tmp_path / "s.tif", tmp_path, splitting=SPLITTING).buildings == 6
+    assert "too large to divide, each one polygon: 6" in capsys.readouterr().err
