@@ -48,6 +48,7 @@ def test_only_what_is_asked_is_computed():
     assert (x.grad, weight.grad.shape) == (None, weight.shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["test_efficientnet", "test_convnext", "tf_efficientnet_lite0"])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_networks_train_the_same(name: str, autocast: bool, monkeypatch: pytest.MonkeyPatch):

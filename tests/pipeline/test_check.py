@@ -74,6 +74,7 @@ def test_the_command_estimates(own: Callable[[str], Paths], cli: Cli):
     assert out.splitlines()[-1] == str(paths.root / "runs/mine/check.png")
 
 
+@pytest.mark.slow
 def test_without_data_some_is_drawn_and_removed(own: Callable[[str], Paths], tmp_path: Path, capsys):
     text = own(TINY_RECIPE).recipes.joinpath("mine.py")
     rows = dict(check(str(text), Paths(tmp_path)).rows)

@@ -135,6 +135,7 @@ def test_a_killed_solution_goes_on_where_it_was(root: Path, stubs: Stubs):
     assert stubs.calls == ALL
 
 
+@pytest.mark.slow
 def test_a_changed_round_is_trained_again_from_the_start(root: Path, stubs: Stubs):
     played(root, THREE)
     mine = root / "runs" / "tiny" / "fold0" / "settings.json"
@@ -165,6 +166,7 @@ def test_runs_of_somebody_else_are_not_removed(root: Path, stubs: Stubs):
     assert other.exists()
 
 
+@pytest.mark.slow
 def test_a_round_that_loses_falls_back(root: Path, stubs: Stubs, capsys: pytest.CaptureFixture[str]):
     stubs.gains = {"two": -0.01, "three": -0.02}
     played(root, THREE, keep_if_better=True)
@@ -193,6 +195,7 @@ def test_two_commands_at_once(root: Path, stubs: Stubs, monkeypatch: pytest.Monk
         played(root, THREE)
 
 
+@pytest.mark.slow
 def test_folds_side_by_side(root: Path, stubs: Stubs, monkeypatch: pytest.MonkeyPatch):
     seen: list[list[str]] = []
 

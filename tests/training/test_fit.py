@@ -191,6 +191,7 @@ DISTILLED = TINY_RECIPE.replace("EMA(0.9)]", "EMA(0.9), Distillation()]").replac
 )
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_exported_weights(trained: Path, cli: Cli):
     (trained / "recipes/student.py").write_text(DISTILLED)
     weights = trained / "weights/tiny.pt"

@@ -91,6 +91,7 @@ def test_the_file_is_small_loads_alone_and_names_its_sources(tmp_path: Path):
     assert (card.storage, len(card.members)) == ("float16", 1)
 
 
+@pytest.mark.slow
 def test_they_find_the_buildings_of_drawn_chips(tmp_path: Path):
     assert WEIGHTS is not None
     sample = draw_sample(tmp_path / "sample")
