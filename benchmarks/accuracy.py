@@ -1,6 +1,7 @@
 """Levers of accuracy, judged on areas that were held out. Tables: accuracy.md.
 
 kit prepare CATALOG --name mini --by area --root ROOT           # each area is a fold
+kit prepare sample/train_tier_1 --name drawn --root ROOT        # only for the arm `drawn`
 python benchmarks/accuracy.py train --root ROOT --steps 300 lite0:0 mixstyle:0 ...   # ARM:SEED; rerun to resume
 python benchmarks/accuracy.py views RUN ... --root ROOT         # ways to predict, without training
 python benchmarks/accuracy.py table --root ROOT
@@ -19,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kit.data.added import parse_added
 from kit.data.dataset import read_tile
 from kit.data.index import read_index
 from kit.data.masks import count, pool
@@ -36,14 +38,16 @@ HEAD = '''"""lite0 with one change: {arm}."""
 
 import albumentations as A
 import cv2
+import numpy as np
+import torch
 
 from kit.data.augment import D4, PadIfNeeded
 from kit.data.dataset import dataloaders
-from kit.recipes import lite0 as parent
-from kit.training.mixing import MixStyle
+from kit.recipes import {parent} as parent
+from kit.models.losses import CrossEntropy, Lovasz, Sum
+from kit.training.mixing import MixStyle, _Mixing
 
 data, learner, fit = parent.data, parent.learner, parent.fit
-COLOURS, NOISE = parent.AUGMENT.transforms[3:]
 
 
 def crops(low, high):
@@ -60,6 +64,39 @@ def with_augment(*transforms):
     return lambda fold: dataloaders(fold, augment, parent.BATCH)
 
 
+class Paste(_Mixing):
+    """Pastes the buildings of one crop onto another one's ground, for half of the crops."""
+
+    order, stream = -16, 7
+
+    def before_batch(self):
+        random = self.random()
+        partners = self.partners(random)
+        chosen = torch.from_numpy(random.uniform(size=len(partners)) < 0.5).view(-1, 1, 1)
+        pasted = (self.y[partners] == 1) & chosen
+        self.learn.xb = (torch.where(pasted[:, None], self.x[partners], self.x),)
+        self.learn.yb = (torch.where(pasted, torch.ones_like(self.y), self.y),)
+
+
+class Fourier(_Mixing):
+    """Mixes the low-frequency amplitudes of one crop into another one, for half of the crops (Yang 2020, FDA)."""
+
+    order, stream = -17, 8
+
+    def before_batch(self):
+        random = self.random()
+        partners = self.partners(random)
+        share = random.uniform(size=len(partners)) * (random.uniform(size=len(partners)) < 0.5)
+        share = torch.from_numpy(share.astype(np.float32)).view(-1, 1, 1, 1)
+        spectrum = torch.fft.fftshift(torch.fft.fft2(self.x.float()), dim=(2, 3))
+        amplitude, phase = spectrum.abs(), spectrum.angle()
+        middle, half = self.x.shape[-1] // 2, max(1, round(self.x.shape[-1] * 0.01))
+        low = (..., slice(middle - half, middle + half + 1), slice(middle - half, middle + half + 1))
+        amplitude[low] = torch.lerp(amplitude[low], amplitude[partners][low], share)
+        mixed = torch.fft.ifft2(torch.fft.ifftshift(torch.polar(amplitude, phase), dim=(2, 3))).real
+        self.learn.xb = (mixed.round().clamp(0, 255).to(self.x.dtype),)
+
+
 '''
 STRONG = """A.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.5, hue=0.1, p=0.8),
     A.RandomToneCurve(scale=0.3, per_channel=True, p=0.4), A.ToGray(p=0.1), A.RandomGamma((60, 160), p=0.3),
@@ -73,9 +110,16 @@ ARMS = {
     "lite0": "",
     "mixstyle": "def learner(dls):\n    return parent.learner(dls).add_cbs([MixStyle()])\n",
     "strong": f"data = with_augment(*crops(0.7, 1.4), {STRONG})\n",
-    "scale": "data = with_augment(*crops(0.45, 2.0), COLOURS, NOISE)\n",
+    "scale": "data = with_augment(*crops(0.45, 2.0), *parent.AUGMENT.transforms[3:])\n",
     "decay": "def fit(learn, epochs=parent.EPOCHS):\n"
     "    learn.fit_one_cycle(epochs, slice(parent.LR / 3, parent.LR), wd=0.1)\n",
+    "drawn": "",
+    "lite2": "",
+    "paste": "def learner(dls):\n    return parent.learner(dls).add_cbs([Paste()])\n",
+    "fourier": "def learner(dls):\n    return parent.learner(dls).add_cbs([Fourier()])\n",
+    "lovasz": "def learner(dls):\n"
+    "    return parent.learner(dls, loss=Sum((0.5, CrossEntropy()), (0.5, Lovasz(per_image=True))))\n",
+    "wide": "def learner(dls):\n    return parent.learner(dls, widths=(256, 128, 64, 48))\n",
     "encoder_rate": "def fit(learn, epochs=parent.EPOCHS):\n"
     "    learn.fit_one_cycle(epochs, slice(parent.LR / 10, parent.LR), wd=0.01)\n",
 }
@@ -93,10 +137,11 @@ def train(paths: Paths, steps: int, wanted: list[str]) -> None:
             if (arm, seed, str(steps), str(fold)) in done:
                 continue
             recipe = paths.recipes / f"{arm}_{steps}_s{seed}.py"
-            recipe.write_text(HEAD.format(arm=arm) + ARMS[arm])
+            recipe.write_text(HEAD.format(arm=arm, parent="lite2" if arm == "lite2" else "lite0") + ARMS[arm])
             start = time.perf_counter()
             setup = Setup(LengthOptions(steps=steps), restart=True)
-            run(str(recipe), paths, RunOptions(DATA, (), (int(fold),), int(seed), setup=setup, export=False))
+            added = parse_added(["drawn"] if arm == "drawn" else [])  # drawn city: a scene counts as a real one does
+            run(str(recipe), paths, RunOptions(DATA, added, (int(fold),), int(seed), setup=setup, export=False))
             result = read_result(paths.run(recipe.stem, int(fold)))
             with table.open("a", newline="") as file:
                 seconds = round(time.perf_counter() - start)
@@ -196,7 +241,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="ARM:SEED to train, or runs to predict with")
     parser.add_argument("--root", type=Path, default=Path())
     parser.add_argument("--steps", type=int, default=300)
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     paths = Paths(given.root)
     if given.command == "train":
         train(paths, given.steps, given.names)

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 __all__ = ["inside_of", "split_instances"]
 
-INSIDE, SMALLEST_M2 = 0.5, 1.0  # threshold and smallest marker, where none were chosen on validation tiles
+INSIDE, SMALLEST_M2 = 0.5, 3.0  # threshold and smallest marker, where none were chosen on validation tiles
 GROUND = 1  # marker of everything outside the buildings to split
 
 

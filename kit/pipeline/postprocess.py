@@ -27,7 +27,7 @@ from kit.training.run_files import read_settings
 SMALLEST_M2 = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)  # a shed has 4; no building is smaller than 1
 HOLE_M2 = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 AROUND = (-0.1, -0.05, 0.0, 0.05)  # offsets from the best threshold: without specks, a lower one may be better
-SPLITS = [(inside, smallest_m2) for inside in (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8) for smallest_m2 in (0.0, 1.0, 3.0)]
+SPLITS = [(inside, smallest_m2) for inside in (0.3, 0.5, 0.6, 0.7, 0.8) for smallest_m2 in (0.0, 1.0, 3.0, 6.0, 10.0)]
 LARGEST_SPLIT_PX = 40 * 1024**2  # two seconds a tile of 1024 px
 LARGEST_PX = 400 * 1024**2  # read from evenly spread tiles: about a minute on one core
 
