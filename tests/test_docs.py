@@ -185,7 +185,7 @@ def kit_arguments(line: str) -> list[str]:
 @pytest.mark.parametrize("line", [*shell(PAGE), *shell(TRAINING), *shell(DATA), *shell(MOSAICS), *shell(SOLUTION)])
 def test_commands_parse(line: str, root: Path):
     if not (words := kit_arguments(line)):
-        assert line in ("pip install tensorboard", "tensorboard --logdir runs")
+        assert line in ("pip install 'footprintkit[trackio]'", "trackio show --project kit")
         return
     command, *arguments = words
     context = COMMANDS[command].make_context(command, arguments)  # a usage error where something is unknown or missing
@@ -238,7 +238,7 @@ def test_the_run_folder_and_its_tables_are_as_told(workplace: Path, capsys: pyte
     run_recipe("tiny", Paths(workplace), options)
     made = {path.name + "/" * path.is_dir() for path in (workplace / "runs/tiny/fold0").iterdir()}
     documented = [row[0].strip("`") for row in rows_below("The run folder")]
-    assert set(documented) - {"tensorboard/", "plan.csv", "inside/"} == made  # of --tensorboard, --minutes, layers
+    assert set(documented) - {"tensorboard/", "plan.csv", "inside/"} == made  # of --track, --minutes, layers
 
     columns = rows_below("Watching it")
     log = (workplace / "runs/tiny/fold0/log.csv").read_text().splitlines()[0].split(",")

@@ -176,7 +176,11 @@ def run(
     checkpoint_minutes: Annotated[
         float, typer.Option(metavar="N", help="Minutes between checkpoints within an epoch; 0: none.", min=0)
     ] = 10.0,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also log for TensorBoard.")] = False,
+    track: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="Log to tensorboard, mlflow or trackio; several: a,b.", envvar="KIT_TRACK"),
+    ] = "",
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Like --track tensorboard.")] = False,
     compiled: Compiled = False,
     export: Annotated[bool, typer.Option(help="Export the trained networks as weights at the end.")] = True,
     test: Annotated[
@@ -227,11 +231,15 @@ def run(
     from kit.training.length import LengthOptions
     from kit.training.precision import DTYPES
     from kit.training.recipe import find_recipe, is_known_solution
+    from kit.training.tracking import TRACKERS
 
     if resume and restart:
         raise typer.BadParameter("mutually exclusive with --restart", param_hint="--resume")
     if precision and precision not in DTYPES:
         raise typer.BadParameter(f"{precision!r}, expected {', '.join(DTYPES)}", param_hint="--precision")
+    tracked = tuple(dict.fromkeys([*filter(None, track.split(",")), *(["tensorboard"] if tensorboard else [])]))
+    if unknown := [name for name in tracked if name not in TRACKERS]:
+        raise typer.BadParameter(f"{unknown[0]!r}, expected {', '.join(TRACKERS)}", param_hint="--track")
     if minutes is not None and steps is not None:
         raise typer.BadParameter("mutually exclusive with --steps", param_hint="--minutes")
     check_nproc(max(nproc, parallel_folds))
@@ -245,7 +253,7 @@ def run(
         )
     setup = Setup(
         LengthOptions(minutes, epochs, steps), Source(pretrained, encoder_weights), compiled, precision,
-        checkpoint_minutes=checkpoint_minutes, tensorboard=tensorboard, resume=resume, restart=restart,
+        checkpoint_minutes=checkpoint_minutes, track=tracked, resume=resume, restart=restart,
     )  # fmt: skip
     if a_solution:
         of_rounds = (

@@ -234,7 +234,7 @@ def as_arguments(recipe: str, paths: Paths, options: RunOptions) -> Sequence[str
         *(("--workers", options.workers) if options.workers is not None else ()),
         *(("--encoder-weights", setup.source.file) if setup.source.file else ()),
         *([] if setup.source.pretrained else ["--no-pretrained"]),
-        *(["--compile"] if setup.compiled else []), *(["--tensorboard"] if setup.tensorboard else []),
+        *(["--compile"] if setup.compiled else []), *(["--track", ",".join(setup.track)] if setup.track else []),
         *(["--resume"] if setup.resume else []),
     ]  # fmt: skip
     return [str(argument) for argument in arguments]

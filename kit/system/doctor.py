@@ -19,7 +19,10 @@ TRIED_PYTHONS = (3, 11), (3, 12)  # oldest and newest that setup.cfg allows
 LITTLE_MEMORY_GB, LITTLE_DISK_GB = 6, 10  # lite0 trains in 4 GB; a tile of 1024 px takes about 2 MB
 HUB_SECONDS = 4.0
 RASTER_DRIVERS, VECTOR_DRIVERS = ("GTiff", "COG", "PNG", "JPEG", "WEBP"), ("GPKG", "GeoJSON", "FlatGeobuf")
-EXTRAS = {"onnx": "onnxscript", "openvino": "openvino", "tensorboard": "tensorboard"}  # extra: a package of it
+EXTRAS = {  # extra: a package of it
+    "onnx": "onnxscript", "openvino": "openvino",
+    "tensorboard": "tensorboard", "mlflow": "mlflow", "trackio": "trackio",
+}  # fmt: skip
 NVIDIA = Path("/proc/driver/nvidia/version")  # of Linux, where the driver is loaded
 
 

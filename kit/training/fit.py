@@ -50,8 +50,9 @@ from kit.training.run_files import (
     read_result,
     read_settings,
 )
-from kit.training.runlog import Board, RunLog
+from kit.training.runlog import RunLog
 from kit.training.tiny import TinyBatches
+from kit.training.tracking import Tracking
 
 # settings that must be equal to resume a run
 IDENTITY = (
@@ -78,7 +79,7 @@ class Setup:
     added: tuple[AddedSet, ...] = ()
     start_from: Path | None = None  # safetensors of the whole network to begin with, instead of those of the encoder
     checkpoint_minutes: float = 10.0  # between two checkpoints within an epoch; 0 for none
-    tensorboard: bool = False  # logs for TensorBoard, too
+    track: tuple[str, ...] = ()  # trackers that log it, see `TRACKERS`
     resume: bool = False  # resume an unfinished run although settings changed
     restart: bool = False  # delete an earlier run
     tiny: bool = False  # trains on tiny crops, see `TinyBatches`
@@ -145,8 +146,8 @@ def fit_fold(recipe: Recipe, fold: Fold, folder: Path, data: str, data_sha256: s
             Resume(saved, fold.seed), RunLog(folder, f"{recipe.name} fold {fold.number}", settings, length.epochs),
             Checkpoint(folder, setup.checkpoint_minutes), length, DivergenceStop(),
         ])  # fmt: skip
-        if setup.tensorboard and rank() == 0:
-            learn.add_cb(Board(folder / "tensorboard"))
+        if setup.track and rank() == 0:
+            learn.add_cb(Tracking(setup.track, folder))
         train(recipe, learn)
         if rank() == 0:
             load_best(learn.model, folder)
@@ -292,13 +293,17 @@ def _check_fits_data(recipe: Recipe, fold: Fold, learn: Any) -> None:
 
 def train(recipe: Recipe, learn: Any) -> None:
     """Runs the recipe's `fit`, with fastai's output on stderr; leaves autocast even if it fails."""
+    finished = False
     try:
         with redirect_stdout(sys.stderr):
             recipe.fit(learn)
+        finished = True
     finally:
         learn.precision.leave()
         if hasattr(learn, "run_log"):
             learn.run_log.after_fit()  # fastai does not call it when a fit fails
+        if hasattr(learn, "tracking"):
+            learn.tracking.close(finished)
 
 
 def _as_built(settings: RunSettings, learn: Any, setup: Setup) -> RunSettings:

@@ -11,13 +11,10 @@ from fastai.callback.core import Callback
 from safetensors.torch import save
 
 from kit.console import Meter
-from kit.errors import RunError
 from kit.models.metrics import PooledJaccard
 from kit.system.files import replacing
 from kit.system.ranks import gathered, rank
 from kit.training.run_files import BEST, LOG, RunSettings, write_settings
-
-BOARD_EVERY = 10  # steps between two points of TensorBoard's training loss
 
 
 class RunLog(Callback):
@@ -158,49 +155,6 @@ class RunLog(Callback):
         self.rows = [{**row, "steps": row.get("steps", 0)} for row in state["rows"]]
         self.best, self.best_epoch = state["best"], state["best_epoch"]
         self.start = monotonic() - state["seconds"]
-
-
-class Board(Callback):
-    """Writes losses, scores and the learning rate for TensorBoard.
-
-    Raises:
-        RunError: TensorBoard is not installed.
-    """
-
-    order = 61  # after RunLog has its row
-
-    def __init__(self, folder: Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as cause:
-            hint = "pip install tensorboard, or leave --tensorboard out"
-            raise RunError("TensorBoard is not installed", hint) from cause
-        self.writer = SummaryWriter(str(folder))
-        self.step = 0
-
-    def after_batch(self) -> None:
-        """Writes the training loss every few steps."""
-        if self.training:
-            self.step += 1
-            if self.step % BOARD_EVERY == 0:
-                self.writer.add_scalar("step/train_loss", self.recorder.smooth_loss.value.item(), self.step)
-
-    def after_epoch(self) -> None:
-        """Writes the log's last row."""
-        if not self.resume.replaying:
-            row = dict(self.learn.run_log.rows[-1])
-            epoch = int(row.pop("epoch"))
-            for name, value in row.items():
-                self.writer.add_scalar(f"epoch/{name}", value, epoch)
-            self.writer.flush()
-
-    def state_dict(self) -> dict[str, int]:
-        """Returns the step."""
-        return {"step": self.step}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Restores the state."""
-        self.step = state["step"]
 
 
 def clock(seconds: float) -> str:

@@ -221,10 +221,11 @@ def test_arguments_parse(root: Path):
     from kit.pipeline.run import RunOptions
 
     command = typer.main.get_command(app).commands["run"]  # type: ignore[attr-defined]
-    setup = Setup(compiled=True, tensorboard=True, resume=True)
+    setup = Setup(compiled=True, track=("tensorboard", "mlflow"), resume=True)
     arguments = as_arguments("tiny", Paths(root), RunOptions(name="x", teacher=root / "w.pt", setup=setup))[1:]
     params = command.make_context("run", list(arguments)).params
-    assert (params["name"], params["compiled"], params["tensorboard"], params["resume"]) == ("x", True, True, True)
+    assert (params["name"], params["compiled"], params["resume"]) == ("x", True, True)
+    assert params["track"] == "tensorboard,mlflow"
 
 
 def test_no_pseudo_label_is_ever_validated_on(root: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli):

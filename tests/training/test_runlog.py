@@ -1,11 +1,9 @@
-"""What a fit tells while it trains: a line for each epoch, log.csv, TensorBoard; also where a part was cancelled."""
+"""What a fit tells while it trains: a line for each epoch, log.csv; also where a part was cancelled."""
 
 import math
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pandas as pd
@@ -17,14 +15,12 @@ from safetensors.torch import load_file
 from tiny_fit import AREAS, tiny_learner
 from torch import Tensor
 
-from kit.errors import RunError
 from kit.models.losses import CrossEntropy
 from kit.training.length import Length
-from kit.training.runlog import Board, clock
+from kit.training.runlog import clock
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-Cli = Callable[..., tuple[int, str, str]]
 COLUMNS = ["epoch", "train_loss", "valid_loss", "jaccard", "jaccard_kam", "jaccard_znz", "lr", "steps", "seconds"]
 
 
@@ -224,64 +220,3 @@ def test_the_best_weights_are_those_of_a_validated_epoch(tmp_path: Path, left_ou
 )
 def test_clock(seconds: float, shown: str):
     assert clock(seconds) == shown
-
-
-def board_of(log: pd.DataFrame) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard should show of a log."""
-    names = [name for name in log.columns if name != "epoch"]
-    return {f"epoch/{name}": list(zip(log["epoch"], log[name], strict=True)) for name in names}
-
-
-def test_tensorboard_has_the_numbers_of_the_log(tmp_path: Path):
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    _, log = fitted(tmp_path, 4, Board(tmp_path / "tensorboard"))
-    assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    expected = board_of(log)
-    assert set(events.Tags()["scalars"]) == {*expected, "step/train_loss"}
-    for name, points in expected.items():
-        found = [(event.step, event.value) for event in events.Scalars(name)]
-        assert found == [(step, pytest.approx(value, rel=1e-6)) for step, value in points]
-    assert [event.step for event in events.Scalars("step/train_loss")] == [10, 20]
-
-
-def test_what_tensorboard_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Whether it is installed or not."""
-    given: dict[str, list[tuple[int, float]]] = {}
-
-    class Writer:
-        def __init__(self, folder: str) -> None:
-            given["folder"] = [folder]
-
-        def add_scalar(self, name: str, value: float, step: int) -> None:
-            given.setdefault(name, []).append((step, value))
-
-        def flush(self) -> None:
-            pass
-
-    module = ModuleType("torch.utils.tensorboard")
-    module.SummaryWriter = Writer
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-    learn, log = fitted(tmp_path, 4, Board(tmp_path / "board"))
-    assert given.pop("folder") == [str(tmp_path / "board")]
-    steps = given.pop("step/train_loss")
-    assert [step for step, _ in steps] == [10, 20]
-    assert steps[0][1] == pytest.approx(float(learn.recorder.losses[9]))
-    assert set(given) == set(board_of(log))
-    for name, points in board_of(log).items():
-        assert given[name] == [(step, pytest.approx(value, rel=1e-6)) for step, value in points]
-
-
-def test_without_tensorboard_it_is_told(workplace: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(RunError, match="TensorBoard is not installed") as caught:
-        Board(workplace)
-    assert "pip install tensorboard" in caught.value.hint
-    code, out, err = cli("run", "tiny", "--root", workplace, "--no-pretrained", "--fold", "0", "--tensorboard")
-    assert (code, out) == (1, "")
-    assert "error: TensorBoard is not installed" in err
-    assert "leave --tensorboard out" in err
-    assert not list((workplace / "runs").rglob("log.csv"))
