@@ -3,7 +3,7 @@
 Public in Python: `kit.predict`, `kit.load`, `kit.KitError`. Commands do the rest, see `kit --help`.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["KitError", "__version__", "load", "predict"]
 
 from pathlib import Path

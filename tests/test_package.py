@@ -1,6 +1,7 @@
 """The wheel: what it holds, and that it is the same bytes when it is built again."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,8 +11,21 @@ from pathlib import Path
 
 import pytest
 
+import kit
+
 ROOT = Path(__file__).parents[1]
-PARTS = ("kit", "recipes", "weights", "setup.py", "setup.cfg", "pyproject.toml", "README.md", "LICENSE")
+PARTS = (
+    "kit",
+    "recipes",
+    "weights",
+    "setup.py",
+    "setup.cfg",
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+    "LICENSE-APACHE",
+    "NOTICE",
+)
 pytest.importorskip("setuptools", "77", reason="setuptools of pyproject.toml is not installed")
 
 
@@ -23,7 +37,8 @@ def build(folder: Path) -> Path:
             shutil.copytree(ROOT / part, folder / part, ignore=ignored, copy_function=shutil.copy)
         else:
             shutil.copy(ROOT / part, folder / part)
-    (folder / "weights" / "starter.pt").write_bytes(b"weights")
+    for file in (ROOT / "weights").glob("starter.*"):
+        shutil.copy(file, folder / "weights")
     code = "from setuptools import build_meta; build_meta.build_wheel('.')"
     environment = os.environ | {"SOURCE_DATE_EPOCH": "1700000000"}
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
@@ -41,6 +56,15 @@ def test_the_wheel_is_whole_and_built_twice_the_same(tmp_path: Path):
     assert first.read_bytes() == second.read_bytes()
     names = zipfile.ZipFile(first).namelist()
     recipes = {f"kit/recipes/{path.name}" for path in (ROOT / "recipes").glob("*.py")}
-    assert recipes | {"kit/py.typed", "kit/cli/application.py", "kit/weights/starter.pt"} <= set(names)
-    assert [name for name in names if name.endswith("licenses/LICENSE")]
+    starter = {f"kit/weights/starter.{suffix}" for suffix in ("pt", "json", "safetensors")}
+    assert recipes | starter | {"kit/py.typed", "kit/cli/application.py"} <= set(names)
+    licences = {name.rpartition("/")[2] for name in names if "/licenses/" in name}
+    assert licences == {"LICENSE", "LICENSE-APACHE", "NOTICE"}
+    assert first.name == f"footprintkit-{kit.__version__}-py3-none-any.whl"
     assert not [name for name in names if name.startswith("tests/")]
+
+
+def test_the_changelog_describes_this_version():
+    assert re.search(
+        rf"^## {re.escape(kit.__version__)} \(\d{{4}}-\d\d-\d\d\)$", (ROOT / "CHANGELOG.md").read_text(), re.M
+    )

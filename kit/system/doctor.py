@@ -15,7 +15,7 @@ from kit.system.cpu import cpu_count
 
 __all__ = ["MachineCheck", "examine", "versions"]
 
-TRIED_PYTHONS = (3, 11), (3, 12)  # oldest and newest that setup.cfg allows
+TRIED_PYTHONS = (3, 11), (3, 14)  # oldest and newest that setup.cfg allows
 LITTLE_MEMORY_GB, LITTLE_DISK_GB = 6, 10  # lite0 trains in 4 GB; a tile of 1024 px takes about 2 MB
 HUB_SECONDS = 4.0
 RASTER_DRIVERS, VECTOR_DRIVERS = ("GTiff", "COG", "PNG", "JPEG", "WEBP"), ("GPKG", "GeoJSON", "FlatGeobuf")

@@ -1,0 +1,16 @@
+# kit in an image:      docker build -t kit .
+# with CUDA, for GPUs:  docker build -t kit:cuda --build-arg TORCH=cuda .
+# use:                  docker run --rm -v "$PWD:/work" --user "$(id -u):$(id -g)" kit map city.tif   (GPUs: --gpus all)
+ARG BASE=python:3.13-slim
+
+FROM ${BASE} AS build
+ARG TORCH=cpu
+COPY . /src
+RUN sh /src/scripts/install.sh /opt/kit "${TORCH}"
+
+FROM ${BASE}
+COPY --from=build /opt/kit /opt/kit
+# caches of matplotlib and torch: a user without a home writes there
+ENV PATH=/opt/kit/bin:$PATH HOME=/tmp
+WORKDIR /work
+ENTRYPOINT ["kit"]
