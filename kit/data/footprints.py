@@ -69,18 +69,25 @@ def read_footprints(
     """
     labels = [read_labels(file, crs, where, outline) for file in files]
     raw = np.concatenate([np.array([], dtype=object), *(part.polygons for part in labels)])
+    polygons, repaired = repaired_polygons(raw)
+    return Footprints(
+        polygons,
+        crs,
+        repaired=repaired,
+        dropped=len(raw) - len(polygons),
+        far=sum(part.far for part in labels),
+        surround=any(part.surround for part in labels),
+        notices=tuple(notice for part in labels for notice in part.notices),
+    )
+
+
+def repaired_polygons(polygons: NDArray[np.object_]) -> tuple[NDArray[np.object_], int]:
+    """Returns valid polygons, without those that are None or vanish, and how many of them were invalid."""
+    raw = polygons.copy()
     invalid = ~shapely.is_valid(raw) & ~shapely.is_missing(raw)
     # structure: what a ring encloses stays inside, where linework would turn overlaps into holes
     raw[invalid] = polygonal(shapely.make_valid(raw[invalid], method="structure", keep_collapsed=False))
     side_by_side = ~shapely.is_valid(raw) & ~shapely.is_missing(raw)  # parts that share an edge are one polygon
     raw[side_by_side] = shapely.buffer(raw[side_by_side], 0)
     kept = ~shapely.is_missing(raw)
-    return Footprints(
-        raw[kept],
-        crs,
-        repaired=int((invalid & kept).sum()),
-        dropped=int((~kept).sum()),
-        far=sum(part.far for part in labels),
-        surround=any(part.surround for part in labels),
-        notices=tuple(notice for part in labels for notice in part.notices),
-    )
+    return raw[kept], int((invalid & kept).sum())

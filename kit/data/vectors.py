@@ -2,6 +2,8 @@
 
 import math
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 from pyproj.exceptions import ProjError
 
 from kit.data.grids import Bounds, world_width
+from kit.data.polygon_store import BLOCK, PolygonStore
 from kit.data.sources.inputs import VECTOR_SUFFIXES
 from kit.data.sources.remote import GDAL_WEB, gdal_path, is_remote, local_path, suffix_of
 from kit.errors import FootprintError
@@ -24,6 +27,7 @@ KINDS = {0: "points", 1: "lines", 2: "lines", 4: "points", 5: "lines", COLLECTIO
 SURFACES = (15, 16, 17)  # polyhedral surface, TIN, triangle in WKB
 LARGE_BYTES = 64 << 20  # of a GeoJSON: from here on only what lies near the scene is kept in memory
 LARGE_FEATURES = 200_000  # likewise of other formats
+BATCH = 500_000  # features that are read at once of a file of any size
 NEAR = 0.05  # of a scene's size: margin around its frame in which features are read
 BEYOND_180 = 6.0  # degrees: longitudes of a scene across 180 degrees may exceed 180
 # fields in which annotation tools and public agencies keep classes
@@ -63,10 +67,27 @@ def read_labels(file: str, crs: str, where: str = "", outline: shapely.Polygon |
         FootprintError: it cannot be read, its CRS is not known or has no place on earth, `where` does not fit it, or
             all it holds are points or lines.
     """
+    with _explained(file, where):
+        return _read_near(file, crs, where, outline)
+
+
+def read_all(file: str) -> PolygonStore:
+    """Returns the polygons of a file of any size in degrees, as `read_labels` does; None where a feature is none.
+
+    Raises:
+        FootprintError: as `read_labels`.
+    """
+    with _explained(file, ""):
+        return _read_all(file)
+
+
+@contextmanager
+def _explained(file: str, where: str) -> Iterator[None]:
+    """Turns what GDAL and PROJ raise in the block into a FootprintError."""
     if is_remote(file):
         pyogrio.set_gdal_config_options(GDAL_WEB)  # its GDAL is not rasterio's
     try:
-        return _read_near(file, crs, where, outline)
+        yield
     except ProjError as cause:
         raise FootprintError(
             f"footprints {file} and their scene cannot be projected onto each other: {cause}",
@@ -86,17 +107,16 @@ def _read_near(file: str, crs: str, where: str, outline: shapely.Polygon | None)
         boxes = _boxes(outline, crs, DEGREES if is_geojson and not is_projected else _known(file, large.crs))
     features, fields, file_crs = _read(file, layer, where, boxes)
     geometries = polygonal(features)
-    _check_kinds(file, features, geometries)
-    source = _known(file, _geojson_crs(file, geometries, file_crs) if is_geojson else file_crs)
+    bounds = shapely.bounds(geometries)
+    _check_kinds(file, _kinds(features), bounds)
+    source = _known(file, _geojson_crs(file, bounds, file_crs) if is_geojson else file_crs)
     if source == DEGREES:
-        geometries[_beyond_degrees(geometries)] = None
+        beyond = _beyond_degrees(bounds)
+        geometries[beyond], bounds[beyond] = None, np.nan
     if outline is not None and not boxes:
         boxes = _boxes(outline, crs, source)
-    bounds = shapely.bounds(geometries)
     near = _meets(bounds, boxes) | shapely.is_missing(geometries)
-    moved = _unwrapped(_projected(geometries[near], source, crs), crs, outline)
-    coordinates, owners = shapely.get_coordinates(moved, return_index=True)
-    moved[owners[~np.isfinite(coordinates).all(1)]] = None  # outside the domain of `crs`
+    moved = _moved(geometries[near], source, crs, outline)
     if large:
         extents = np.array([large.bounds])
     else:
@@ -104,6 +124,39 @@ def _read_near(file: str, crs: str, where: str, outline: shapely.Polygon | None)
     surround = not len(extents) or bool(_meets(extents, boxes)[0])
     far = max(0, large.features - int(near.sum())) if large else int((~near).sum())
     return Labels(moved, far, surround, () if where else _classes(file, fields))
+
+
+def _read_all(file: str) -> PolygonStore:
+    raw, kinds, boxes, file_crs = PolygonStore(), Counter[str](), [np.zeros((0, 4))], None
+    layer, size = _layer(file), BATCH
+    while size == BATCH:
+        some = {"skip_features": len(raw), "max_features": BATCH}
+        meta, _, wkb, _ = pyogrio.raw.read(gdal_path(file), layer=layer, columns=[], **some)
+        size, file_crs = len(wkb), meta["crs"]
+        for start in range(0, size, BLOCK):
+            features = _decoded(file, wkb[start : start + BLOCK])
+            kinds += _kinds(features)
+            geometries = polygonal(features)
+            boxes.append(shapely.bounds(geometries))
+            raw.add(geometries)
+    bounds = np.concatenate(boxes)
+    _check_kinds(file, kinds, bounds)
+    is_geojson = suffix_of(file) in GEOJSON_SUFFIXES
+    source = _known(file, _geojson_crs(file, bounds, file_crs) if is_geojson else file_crs)
+    beyond = _beyond_degrees(bounds) & (source == DEGREES)
+    placed = PolygonStore()
+    for geometries in raw.blocks():
+        geometries[beyond[len(placed) : len(placed) + len(geometries)]] = None
+        placed.add(_moved(geometries, source, DEGREES, None))
+    return placed
+
+
+def _moved(geometries: Geometries, source: str, crs: str, outline: shapely.Polygon | None) -> Geometries:
+    """Returns geometries in another CRS, None outside its domain."""
+    moved = _unwrapped(_projected(geometries, source, crs), crs, outline)
+    coordinates, owners = shapely.get_coordinates(moved, return_index=True)
+    moved[owners[~np.isfinite(coordinates).all(1)]] = None
+    return moved
 
 
 def _large(file: str, layer: str | None) -> _Summary | None:
@@ -132,13 +185,7 @@ def _read(file: str, layer: str | None, where: str, boxes: list[Bounds]) -> tupl
             str(name): np.concatenate([part[3][place] for part in parts])[once]
             for place, name in enumerate(meta["fields"])
         }
-        geometries = shapely.from_wkb(wkb, on_invalid="fix")  # rings that do not end where they began are closed
-        lost = wkb[shapely.is_missing(geometries) & (wkb != None)]  # noqa: E711  # of each element
-        if any(int.from_bytes(content[1:5], "little") % 1000 in SURFACES for content in lost):
-            raise FootprintError(
-                f"footprints {file} hold surfaces of triangles or faces", "convert them: ogr2ogr -nlt MULTIPOLYGON"
-            )
-        return shapely.force_2d(geometries), fields, meta["crs"]
+        return _decoded(file, wkb), fields, meta["crs"]
 
     try:
         if where:  # GDAL compares nothing with a field that is not read
@@ -148,6 +195,18 @@ def _read(file: str, layer: str | None, where: str, boxes: list[Bounds]) -> tupl
         if where:
             raise
         return read([])  # a Shapefile whose .cpg does not fit: its polygons are whole
+
+
+def _decoded(file: str, wkb: Geometries) -> Geometries:
+    """Returns geometries, in two dimensions, from WKB."""
+    geometries = shapely.from_wkb(wkb, on_invalid="fix")  # rings that do not end where they began are closed
+    lost = wkb[shapely.is_missing(geometries) & (wkb != None)]  # noqa: E711  # of each element
+    if any(int.from_bytes(content[1:5], "little") % 1000 in SURFACES for content in lost):
+        raise FootprintError(
+            f"footprints {file} hold surfaces of triangles or faces", "convert them: ogr2ogr -nlt MULTIPOLYGON"
+        )
+    flat: Geometries = shapely.force_2d(geometries)
+    return flat
 
 
 def _unreadable(file: str, where: str, cause: Exception) -> FootprintError:
@@ -193,26 +252,27 @@ def _known(file: str, crs: str | None) -> str:
     return crs
 
 
-def _geojson_crs(file: str, geometries: Geometries, file_crs: str | None) -> str:
-    """Returns EPSG:4326 where the numbers can be degrees, else the CRS that the file names."""
-    beyond = _beyond_degrees(geometries)
+def _geojson_crs(file: str, bounds: NDArray[np.float64], file_crs: str | None) -> str:
+    """Returns EPSG:4326 where bounds, (N, 4), can be degrees, else the CRS that the file names."""
+    beyond = _beyond_degrees(bounds)
     if not beyond.any():
         return DEGREES
     if file_crs and pyproj.CRS(file_crs).is_projected:
         return file_crs
-    if beyond.sum() < 0.5 * (~shapely.is_missing(geometries)).sum():  # a few strays, which are dropped
+    if beyond.sum() < 0.5 * (~np.isnan(bounds[:, 0])).sum():  # a few strays, which are dropped
         return DEGREES
-    bounds = ", ".join(f"{value:.6g}" for value in shapely.total_bounds(geometries))
+    extent = (*np.nanmin(bounds[:, :2], axis=0), *np.nanmax(bounds[:, 2:], axis=0))
+    shown = ", ".join(f"{value:.6g}" for value in extent)
     raise FootprintError(
-        f"footprints {file} are not in degrees (bounds {bounds}), and their `crs` member names no projection",
+        f"footprints {file} are not in degrees (bounds {shown}), and their `crs` member names no projection",
         "expected longitude, latitude: ogr2ogr -s_srs EPSG:... -t_srs EPSG:4326",
     )
 
 
-def _beyond_degrees(geometries: Geometries) -> NDArray[np.bool_]:
-    """Returns which geometries have coordinates that are no longitude and latitude. (N,) bool."""
+def _beyond_degrees(bounds: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Returns which bounds, (N, 4), are no longitudes and latitudes, (N,)."""
     most = (180 + BEYOND_180, 90) * 2
-    beyond: NDArray[np.bool_] = (np.abs(shapely.bounds(geometries)) > most).any(1)
+    beyond: NDArray[np.bool_] = (np.abs(bounds) > most).any(1)
     return beyond
 
 
@@ -268,11 +328,15 @@ def _unwrapped(geometries: Geometries, crs: str, outline: shapely.Polygon | None
     return moved
 
 
-def _check_kinds(file: str, features: Geometries, polygons: Geometries) -> None:
-    """Checks that a file does not hold points and lines alone."""
+def _kinds(features: Geometries) -> Counter[str]:
+    """Returns how many features are points, lines or collections; "" are the others."""
     filled = features[~shapely.is_missing(features) & ~shapely.is_empty(features)]
-    kinds = Counter(KINDS.get(int(kind), "") for kind in shapely.get_type_id(filled))
-    if kinds and not kinds[""] and shapely.is_missing(polygons).all():
+    return Counter(KINDS.get(int(kind), "") for kind in shapely.get_type_id(filled))
+
+
+def _check_kinds(file: str, kinds: Counter[str], bounds: NDArray[np.float64]) -> None:
+    """Checks that a file does not hold points and lines alone; `bounds`, (N, 4), are those of its polygons."""
+    if kinds and not kinds[""] and np.isnan(bounds).all():
         counts = " and ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()) if count)
         raise FootprintError(
             f"footprints {file} hold {counts}, no polygons", "expected outlines of buildings: polygonize or buffer them"

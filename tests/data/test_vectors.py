@@ -11,7 +11,8 @@ import shapely
 from factories import MERCATOR, UTM
 
 import kit.data.vectors
-from kit.data.footprints import Footprints, read_footprints
+from kit.data.footprints import Footprints, read_footprints, repaired_polygons
+from kit.data.vectors import read_all
 from kit.errors import FootprintError
 
 HERE = shapely.box(450_000, 30_000, 450_100, 30_100)  # a scene in UTM
@@ -233,4 +234,36 @@ def test_no_damaged_file_is_a_fault_of_kit(tmp_path: Path, name: str):
             read_footprints(files, "EPSG:3857", outline=shapely.box(0, 0, 1e6, 1e6))
         except FootprintError:
             refused += 1
+        try:
+            read_all(*files)
+        except FootprintError:
+            refused += 1
     assert refused
+
+
+@pytest.mark.parametrize("name", ["a.geojson", "a.gpkg", "a.fgb"])
+@pytest.mark.parametrize("size", [1, 3, 7, 100])
+def test_all_polygons_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, size: int):
+    """A file of any size is read as a small one is, whatever the batches."""
+    bow = shapely.Polygon([(32, 0), (32.001, 0.001), (32.001, 0), (32, 0.001)])
+    collection = shapely.GeometryCollection([shapely.Point(1, 1), bow])
+    crs = "EPSG:4326"
+    files = write(tmp_path / name, [*around(HERE, 5), bow, shapely.Point(2, 2), collection], crs)
+    whole = read_footprints(files, crs)
+    monkeypatch.setattr(kit.data.vectors, "BATCH", size)
+    monkeypatch.setattr(kit.data.vectors, "BLOCK", max(1, size // 2))
+    stored = read_all(files[0])
+    assert len(stored) == len(whole.polygons) + whole.dropped == 9
+    polygons, repaired = repaired_polygons(stored[np.arange(len(stored))])
+    assert (repaired, len(polygons)) == (whole.repaired, 8) == (2, 8)
+    assert shapely.equals_exact(polygons, whole.polygons).all()
+
+
+def test_all_polygons_of_bad_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(kit.data.vectors, "BATCH", 2)
+    for content, message in (([shapely.Point(1, 1)] * 3, "3 points, no polygons"), ([HERE] * 3, "not in degrees")):
+        with pytest.raises(FootprintError, match=message):
+            read_all(*write(tmp_path / "a.geojson", content))
+    strays = [shapely.box(0, 0, 1, 1), shapely.box(1, 0, 2, 1), HERE]
+    stored = read_all(*write(tmp_path / "b.geojson", strays))
+    assert shapely.is_missing(stored[np.arange(3)]).tolist() == [False, False, True]  # a stray that is no degree

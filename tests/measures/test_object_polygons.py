@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import shapely
+import shapely.affinity
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.features import rasterize
 
-from kit.measures import object_polygons
+from kit.data import polygon_store
 from kit.measures.object_masks import compare_ids
 from kit.measures.object_polygons import compare_polygons
 
@@ -44,15 +45,31 @@ def test_polygons_score_as_their_pixels(true: np.ndarray, predicted: np.ndarray,
     assert compared.union_m2 == pytest.approx((built[0] | built[1]).sum())
 
 
-@settings(max_examples=30, deadline=None)
-@given(apart(), apart())
-def test_blocks_change_nothing(true: np.ndarray, predicted: np.ndarray):
+@st.composite
+def anywhere(draw: st.DrawFn) -> np.ndarray:
+    """Turned rectangles that may overlap, touch or be equal, and now and then a multipolygon."""
+    coordinate = st.integers(0, 30)
+    found: list[shapely.Geometry] = []
+    for _ in range(draw(st.integers(0, 12))):
+        left, bottom, width, height = draw(coordinate), draw(coordinate), draw(st.integers(1, 9)), draw(st.integers(1, 9))
+        box = shapely.box(left, bottom, left + width, bottom + height)
+        turned = shapely.affinity.rotate(box, draw(st.sampled_from((0, 0, 17))))
+        far = shapely.affinity.translate(turned, 40, 0)
+        found.append(shapely.MultiPolygon([turned, far]) if draw(st.integers(0, 5)) == 5 else turned)
+    return np.array([*found, None], dtype=object)[:-1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(anywhere(), anywhere(), st.integers(1, 4))
+def test_memory_changes_nothing(true: np.ndarray, predicted: np.ndarray, block: int):
+    """The same numbers to the last bit, however few polygons are in memory at once."""
     whole = compare_polygons(true, predicted)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(object_polygons, "BLOCK", 2)
-        parts = compare_polygons(true, predicted)
-    assert parts.objects.row() == pytest.approx(whole.objects.row())
-    assert parts.jaccard == pytest.approx(whole.jaccard)
+        patch.setattr(polygon_store, "BLOCK", block)
+        assert compare_polygons(true, predicted) == whole
+    sides = [shapely.union_all(side) for side in (true, predicted)]
+    assert whole.shared_m2 == pytest.approx(shapely.area(shapely.intersection(*sides)), abs=1e-6)
+    assert whole.union_m2 == pytest.approx(shapely.area(shapely.union(*sides)))
 
 
 def test_overlapping_polygons_count_their_area_once():

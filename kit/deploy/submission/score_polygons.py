@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyproj
 import shapely
 from numpy.typing import NDArray
 
-from kit.data.footprints import read_footprints
+from kit.data.footprints import repaired_polygons
+from kit.data.polygon_store import PolygonStore
 from kit.data.sources.inputs import VECTOR_SUFFIXES
-from kit.data.vectors import DEGREES
+from kit.data.vectors import DEGREES, read_all
 from kit.errors import FootprintError, ScoreError
 from kit.measures.object_counts import BOUNDARY_M, ObjectCounts
 from kit.measures.object_polygons import compare_polygons
@@ -64,30 +66,38 @@ def score_polygons(predictions: Path, truth: Path) -> PolygonScore:
         ScoreError: a file is missing.
         FootprintError: it cannot be read, holds no polygons, or has no CRS.
     """
-    placed: list[NDArray[np.object_]] = []
-    notices: list[str] = []
-    crs = ""
-    for path, kind in ((truth, "true"), (predictions, "predicted")):
+    for path in (truth, predictions):
         if not path.is_file():
             raise ScoreError(f"no file {path}", "give two files of polygons")
-        footprints = read_footprints((str(path),), DEGREES)
-        if footprints.dropped and not len(footprints.polygons):
-            raise FootprintError(
-                f"{path}: none of its {footprints.dropped} features is a polygon on earth",
-                "expected outlines of buildings in the CRS that the file names",
-            )
-        for count, what in ((footprints.repaired, "repaired: invalid"), (footprints.dropped, "left out: no polygons")):
-            if count:
-                notices.append(f"{count} {kind} footprints {what}")
-        if len(footprints.polygons):
-            crs = crs or _equal_area(footprints.polygons)
-            placed.append(_valid(footprints.to(crs).polygons))
-        else:
-            placed.append(footprints.polygons)
-        del footprints  # of millions of polygons, before the next file is read
-    true, predicted = placed
-    compared = compare_polygons(true, predicted, BOUNDARY_M)
-    return PolygonScore(compared.jaccard, compared.objects, tuple(notices))
+    (true, notices), (predicted, more) = _read(truth, "true"), _read(predictions, "predicted")
+    crs = _equal_area(true if len(true) else predicted)
+    compared = compare_polygons(_projected(true, crs), _projected(predicted, crs), BOUNDARY_M)
+    return PolygonScore(compared.jaccard, compared.objects, (*notices, *more))
+
+
+def _read(path: Path, kind: str) -> tuple[PolygonStore, list[str]]:
+    """Returns the valid polygons of a file, in degrees, and what the user should know about it."""
+    features, polygons, repaired = read_all(str(path)), PolygonStore(), 0
+    for block in features.blocks():
+        valid, invalid = repaired_polygons(block)
+        polygons.add(valid)
+        repaired += invalid
+    dropped = len(features) - len(polygons)
+    if dropped and not len(polygons):
+        raise FootprintError(
+            f"{path}: none of its {dropped} features is a polygon on earth",
+            "expected outlines of buildings in the CRS that the file names",
+        )
+    notices = [f"{repaired} {kind} footprints repaired: invalid"] * bool(repaired)
+    return polygons, [*notices, *[f"{dropped} {kind} footprints left out: no polygons"] * bool(dropped)]
+
+
+def _projected(degrees: PolygonStore, crs: str) -> PolygonStore:
+    """Returns polygons in another CRS, valid ones."""
+    change, placed = pyproj.Transformer.from_crs(DEGREES, crs, always_xy=True), PolygonStore()
+    for block in degrees.blocks():
+        placed.add(_valid(shapely.transform(block, change.transform, interleaved=False)))
+    return placed
 
 
 def _valid(polygons: NDArray[np.object_]) -> NDArray[np.object_]:
@@ -97,7 +107,8 @@ def _valid(polygons: NDArray[np.object_]) -> NDArray[np.object_]:
     return polygons
 
 
-def _equal_area(degrees: NDArray[np.object_]) -> str:
+def _equal_area(degrees: PolygonStore) -> str:
     """Returns an equal-area CRS in metres, around the median place of polygons in degrees."""
-    left, bottom, right, top = np.median(shapely.bounds(degrees), axis=0)
+    bounds = [np.zeros((1, 4))] if not len(degrees) else [shapely.bounds(block) for block in degrees.blocks()]
+    left, bottom, right, top = np.median(np.concatenate(bounds), axis=0)
     return f"+proj=laea +lon_0={(left + right) / 2:.4f} +lat_0={(bottom + top) / 2:.4f} +datum=WGS84 +units=m +type=crs"
