@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,9 +23,10 @@ from numpy.typing import NDArray
 
 from kit.console import meter
 from kit.data.audits import TILES, check_audit, read_buildings
-from kit.data.burning import draw_layers, draw_mask, margin_px, read_width
+from kit.data.burning import as_mask, draw_ids, draw_layers, draw_mask, margin_px, read_width
 from kit.data.grids import metres_per_unit
 from kit.data.index import read_table, write_table
+from kit.data.instances import ids_file
 from kit.data.masks import BUILDING, IGNORE, LAYERS
 from kit.data.rasters import without_notice
 from kit.data.repairs import (
@@ -52,7 +54,7 @@ from kit.system.workers import spread
 __all__ = ["RepairOptions", "Repaired", "repair"]
 
 CHANGES, FOOTPRINTS, REPAIR = "repairs.csv", "footprints.gpkg", "repair.json"
-VERSION = 1  # of repairs: another number, and all masks are drawn again
+VERSION = 2  # of repairs: another number, and all masks are drawn again
 FEW_TILES = 50  # are repaired faster than processes start
 LIMIT_BYTES = 2**30  # of `repairs.csv`: some million buildings
 
@@ -346,8 +348,10 @@ class _Drawer:
         self.unsure = unsure_areas(moved, sure, edges)
         self.trees = shapely.STRtree(self.sure), shapely.STRtree(self.unsure)
 
-    def draw(self, before: NDArray[np.uint8], tile: Tile, transform: rasterio.Affine) -> tuple[NDArray[np.uint8], int]:
-        """Returns a tile's mask, (1 or 3, H, W) uint8, and how many buildings touch it.
+    def draw(
+        self, before: NDArray[np.uint8], tile: Tile, transform: rasterio.Affine
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint16], int]:
+        """Returns a tile's mask, (1 or 3, H, W), the ids of its buildings, (1, H, W), and how many buildings touch it.
 
         Args:
             before: the mask as it was, (H, W) uint8; 255 where the image holds no data.
@@ -357,6 +361,7 @@ class _Drawer:
         valid, frame = before != IGNORE, shapely.box(tile.left, tile.bottom, tile.right, tile.top)
         touching = self.sure[np.sort(self.trees[0].query(frame, "intersects"))]
         unsure = self.unsure[np.sort(self.trees[1].query(frame, "intersects"))]
+        ids = draw_ids(touching, transform, before.shape)
         if self.style.layers:
             boundary_px = read_width(self.style.boundary).odd_px(tile.gsd_m)
             contact_m = read_width(self.style.contact).m(tile.gsd_m)
@@ -364,34 +369,37 @@ class _Drawer:
             around = self.sure[np.sort(self.trees[0].query(frame.buffer(reach), "intersects"))]
             mask = draw_layers(around, transform, before.shape, valid, tile.gsd_m, boundary_px, contact_m)
         else:
-            mask = draw_mask(touching, transform, before.shape, valid)[None]
+            mask = as_mask(ids, valid)[None]
         everywhere = np.ones(before.shape, bool)
         mask[:, draw_mask(unsure, transform, before.shape, everywhere) == BUILDING] = IGNORE
-        return mask, len(touching)
+        return mask, ids[None], len(touching)
 
 
 def _redraw(job: RepairJob, tile: Tile, drawer: _Drawer) -> Tile:
-    """Writes a tile's repaired mask, links its image, and returns its row."""
+    """Writes a tile's repaired mask and the ids of its buildings, links its image, and returns its row."""
     with without_notice, rasterio.open(job.source / tile.mask) as old:
         before, profile = old.read(1), old.profile
-    mask, touching = drawer.draw(before, tile, profile["transform"])
-    for file in (tile.image, tile.mask):
-        (job.target / file).parent.mkdir(parents=True, exist_ok=True)
-    _link(job.source / tile.image, job.target / tile.image)
-    shared = {key: profile[key] for key in ("driver", "count", "height", "width", "dtype", "crs", "transform")}
-    with (
-        replacing(job.target / tile.mask) as temporary,
-        without_notice,
-        rasterio.open(temporary, "w", nodata=IGNORE, **shared, **MASK_FORMAT) as raster,
-    ):
-        raster.write(mask)
-        if len(mask) == len(LAYERS):
-            raster.descriptions = LAYERS
+    mask, ids, touching = drawer.draw(before, tile, profile["transform"])
+    place = {key: profile[key] for key in ("driver", "height", "width", "crs", "transform")}
+    image, file = job.target / tile.image, job.target / tile.mask
+    image.parent.mkdir(parents=True, exist_ok=True)
+    _link(job.source / tile.image, image)
+    _write_bands(ids_file(file), ids, **place)
+    _write_bands(file, mask, nodata=IGNORE, **place)
     valid, buildings = int(np.count_nonzero(mask[0] != IGNORE)), int(np.count_nonzero(mask[0] == BUILDING))
     return replace(
         tile, valid_fraction=round(valid / mask[0].size, 6), building_fraction=round(buildings / max(valid, 1), 6),
         n_footprints=touching,
     )  # fmt: skip
+
+
+def _write_bands(file: Path, bands: NDArray[np.uint8] | NDArray[np.uint16], **place: Any) -> None:
+    """Writes a GeoTIFF of (C, H, W)."""
+    shared = {"count": len(bands), "dtype": bands.dtype.name, **place, **MASK_FORMAT}
+    with replacing(file) as temporary, without_notice, rasterio.open(temporary, "w", **shared) as raster:
+        raster.write(bands)
+        if len(bands) == len(LAYERS):
+            raster.descriptions = LAYERS
 
 
 def _link(source: Path, target: Path) -> None:

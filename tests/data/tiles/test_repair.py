@@ -26,6 +26,7 @@ from kit.data.audits import (
     write_findings,
 )
 from kit.data.index import read_table
+from kit.data.instances import ids_file, read_ids
 from kit.data.tiles import repair as repairing
 from kit.data.tiles.ledger import Ledger
 from kit.data.tiles.repair import RepairOptions, repair
@@ -279,6 +280,29 @@ def test_layers_are_drawn_from_the_repaired_outlines(tmp_path):
             layers = raster.read()
         assert ((layers[0] == 255) == (layers[1] == 255)).all()
         assert not (layers[1][layers[0] == 0] == 1).any()
+
+
+@pytest.mark.parametrize("layers", [False, True])
+def test_ids_tell_repaired_buildings_apart(tmp_path, layers):
+    """A recipe that splits buildings trains on a repaired set with the repaired walls."""
+    catalog = write_catalog(tmp_path / "catalog", {"kam": {"a": {"seed": 1}}})
+    prepare(catalog, Paths(tmp_path), "tier2", grid="native", side_px=48, by="tile", k=2, layers=layers)
+    beside = (82, 4, 90, 16)  # shares a wall with KEPT
+    write_audit(tmp_path / "data/tier2", {**FINDINGS, beside: finding("l3", "keep", jaccard=0.6)})
+    folder = repair(Paths(tmp_path), "tier2", RepairOptions(edge_m=0.0)).folder
+    files = sorted((folder / "masks").rglob("*.tif"))
+    assert len(files) == len(list((folder / "ids").rglob("*.tif"))) == 4
+    for file in files:
+        with rasterio.open(file) as raster, rasterio.open(ids_file(file)) as numbers:
+            mask, ids = raster.read(1), numbers.read(1)
+            assert (numbers.transform, numbers.crs, numbers.dtypes) == (raster.transform, raster.crs, ("uint16",))
+        np.testing.assert_array_equal((ids > 0) & (mask != 255), mask == 1)
+        np.testing.assert_array_equal(read_ids(file, mask), np.where(mask == 1, ids, 0))  # not the components
+    with rasterio.open(ids_file(folder / "masks/kam/a/r0_c1.tif")) as numbers:
+        ids = numbers.read(1)
+    left, right = (np.unique(ids[4:16, columns]) for columns in (slice(70 - 48, 82 - 48), slice(82 - 48, 90 - 48)))
+    assert len(left) == len(right) == 1
+    assert left[0] != right[0]
 
 
 def test_another_version_of_the_data_set_is_refused(root):
