@@ -1,16 +1,19 @@
 """Objects in masks: connected components or rasters of ids, compared pixel by pixel."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from kit.data.instances import read_ids
 from kit.data.masks import BUILDING, IGNORE
+from kit.data.splitting import INSIDE, SMALLEST_M2, split_instances
 from kit.measures.object_counts import BOUNDARY_M, ObjectCounts, matched_counts
 
-__all__ = ["boundary_width", "compare_ids", "compare_masks", "components"]
+__all__ = ["boundary_width", "compare_ids", "compare_masks", "compare_tile", "components"]
 
 TABLE = 1 << 22  # pairs of ids that are counted in a table; more are sorted
 
@@ -42,6 +45,30 @@ def compare_masks(predicted: NDArray[np.bool_], truth: NDArray[np.uint8], bounda
         boundary_px: width of the boundary band; 0: do not measure it.
     """
     return compare_ids(components(predicted), components(truth == BUILDING), truth != IGNORE, boundary_px)
+
+
+def compare_tile(
+    mask: NDArray[np.bool_],
+    inside: NDArray[np.floating] | None,
+    mask_file: str | Path,
+    truth: NDArray[np.uint8],
+    gsd_m: float,
+) -> ObjectCounts:
+    """Returns the counts of a validation tile: what a building is in `kit run`, `kit compare` and `kit report`.
+
+    True buildings are those of the data set's ids, see `kit.data.instances.read_ids`. Predicted ones are connected
+    components, split at standard markers where the network tells neighbours apart.
+
+    Args:
+        mask: building or not, as predicted, (H, W).
+        inside: see `kit.data.splitting.inside_of`, (H, W), 0..1; None of a network without layers.
+        mask_file: path of the true mask.
+        truth: as read from it, (H, W): 0, 1, 255.
+        gsd_m: metres per pixel; 0 where unknown.
+    """
+    smallest_px = SMALLEST_M2 / gsd_m**2 if gsd_m else 0
+    predicted = components(mask) if inside is None else split_instances(mask, inside > INSIDE, smallest_px)
+    return compare_ids(predicted, read_ids(mask_file, truth), truth != IGNORE, boundary_width(gsd_m))
 
 
 def compare_ids(

@@ -75,6 +75,11 @@ class ValidationTile:
         """Files of `inside_of` x 255, of networks that predict layers."""
         return tuple(file.parents[1] / INSIDE_FOLDER / file.name for file in self.predictions)
 
+    @property
+    def has_insides(self) -> bool:
+        """Whether all networks predict layers."""
+        return all(file.is_file() for file in self.insides)
+
 
 def choose(folders: Sequence[Path], paths: Paths, weights: Sequence[float] = ()) -> Choice | None:
     """Returns the clean-up with the best Jaccard index on validation tiles; None if there are none.
@@ -116,13 +121,14 @@ def _choose_splitting(tiles: Sequence[ValidationTile], cleaning: Cleaning) -> Sp
 
     The mask stays as it is, and so does its Jaccard index.
     """
-    if not all(file.is_file() for tile in tiles for file in tile.insides):
+    if not all(tile.has_insides for tile in tiles):
         return None
     some = tiles[:: -(-sum(tile.pixels for tile in tiles) // LARGEST_SPLIT_PX)]
     whole: list[ObjectCounts] = []
     divided: list[list[ObjectCounts]] = [[] for _ in SPLITS]
     for tile, probability, truth in read_tiles(some, "choose splitting"):
-        inside = _mean_of(tile.insides, tile)
+        inside = read_inside(tile)
+        assert inside is not None
         pixel_m2 = tile.gsd_m**2 or 1.0
         mask = clean(probability, cleaning.threshold, cleaning.smallest_m2 / pixel_m2, cleaning.holes_m2 / pixel_m2) > 0
         true, known = read_ids(tile.mask, truth), truth != IGNORE
@@ -180,9 +186,13 @@ def _mean(votes: Sequence[NDArray[np.uint8]], tile: ValidationTile) -> NDArray[n
     return np.asarray(np.average(votes, axis=0, weights=tile.weights or None) / 255, np.float32)
 
 
-def _mean_of(files: Sequence[Path], tile: ValidationTile) -> NDArray[np.float32]:
-    """Returns the mean of a tile's rasters, (H, W), 0..1."""
-    return _mean([_read_band(file, tile) for file in files], tile)
+def read_inside(tile: ValidationTile) -> NDArray[np.float32] | None:
+    """Returns a tile's mean of `inside_of`, (H, W), 0..1; None where a network predicts no layers.
+
+    Raises:
+        RunError: a file cannot be read.
+    """
+    return _mean([_read_band(file, tile) for file in tile.insides], tile) if tile.has_insides else None
 
 
 def read_votes(tile: ValidationTile) -> tuple[list[NDArray[np.uint8]], NDArray[np.uint8]]:

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from kit.data.masks import BACKGROUND, BUILDING, IGNORE
 from kit.measures.object_counts import ObjectCounts
-from kit.measures.object_masks import boundary_width, compare_masks
-from kit.pipeline.postprocess import ValidationTile, read_votes
+from kit.measures.object_masks import compare_tile
+from kit.pipeline.postprocess import ValidationTile, read_inside, read_votes
 
 SIZES_M2 = (20, 50, 100, 200, 500)  # between classes of building size
 EDGES_PX = (16, 32, 64, 128, 256)  # between classes of distance from the tile's edge
@@ -40,10 +40,11 @@ def count_tile(tile: ValidationTile) -> TileCounts:
         RunError: a file cannot be read, or the tile was cut again after the run.
     """
     (values,), truth = read_votes(tile)
+    inside = read_inside(tile)
     predicted = (values > 127) & (truth != IGNORE)
     levels = np.stack([np.bincount(values[truth == kind], minlength=256) for kind in (BACKGROUND, BUILDING)])
     return TileCounts(
-        compare_masks(values > 127, truth, boundary_width(tile.gsd_m)),
+        compare_tile(values > 127, inside, tile.mask, truth, tile.gsd_m),
         levels,
         _by_class(predicted, truth, _size_classes(truth, tile.gsd_m), len(SIZES_M2) + 1),
         _by_class(predicted, truth, _edge_classes(*truth.shape), len(EDGES_PX) + 1),

@@ -13,12 +13,11 @@ from torch import nn
 
 from kit.console import track
 from kit.data.dataset import Fold, read_tile
-from kit.data.instances import read_ids
 from kit.data.masks import BACKGROUND, BUILDING, IGNORE, LAYERS, Counts, count
 from kit.data.rasters import without_notice
-from kit.data.splitting import INSIDE, SMALLEST_M2, inside_of, split_instances
+from kit.data.splitting import inside_of
 from kit.measures.object_counts import ObjectCounts
-from kit.measures.object_masks import boundary_width, compare_ids, components
+from kit.measures.object_masks import compare_tile
 from kit.models.targets import building_logits
 from kit.system.files import replacing
 from kit.system.ranks import gathered, rank
@@ -57,8 +56,10 @@ def predict_fold(model: nn.Module, precision: Any, fold: Fold, folder: Path) -> 
         values = np.rint(probability * 255).astype(np.uint8)
         levels += [np.bincount(values[mask == truth], minlength=256) for truth in (BACKGROUND, BUILDING)]
         counts = asdict(count(probability > 0.5, mask))
-        buildings = _buildings(layers, row, folder)
-        objects = compare_ids(buildings, read_ids(row.mask, mask), mask != IGNORE, boundary_width(row.gsd_m)).row()
+        inside = None if len(layers) == 1 else inside_of(layers)
+        if inside is not None:
+            _write(np.rint(inside * 255).astype(np.uint8), row.image, folder / INSIDE_FOLDER / f"{row.tile}.tif")
+        objects = compare_tile(probability > 0.5, inside, row.mask, mask, row.gsd_m).row()
         shown = float((mask != IGNORE).mean())
         own.append({"tile": row.tile, "area": row.area, "scene": row.scene, **counts, **objects, "imagery": shown})
         _write(values, row.image, folder / "oof" / f"{row.tile}.tif")
@@ -126,22 +127,6 @@ def _draw(tiles: pd.DataFrame, fold: Fold, folder: Path) -> None:
             predicted = source.read(1) > 127
         picture = overlay(image, mask, predicted, f"{title}: {tile}  Jaccard {jaccard:.3f}")
         save_png(picture, folder / "overlays" / f"{title}.png")
-
-
-def _buildings(layers: NDArray[np.float32], row: Any, folder: Path) -> NDArray[np.int32]:
-    """Returns the predicted building of each pixel, (H, W), and writes `inside/<tile>.tif` where there are layers.
-
-    Args:
-        layers: probabilities, (1 or 3, H, W).
-        row: the tile's row of the index.
-        folder: of the run.
-    """
-    mask = layers[0] > 0.5
-    if len(layers) == 1:
-        return components(mask)
-    inside = inside_of(layers)
-    _write(np.rint(inside * 255).astype(np.uint8), row.image, folder / INSIDE_FOLDER / f"{row.tile}.tif")
-    return split_instances(mask, inside > INSIDE, SMALLEST_M2 / row.gsd_m**2 if row.gsd_m else 0)
 
 
 def _layers(model: nn.Module, precision: Any, image: NDArray[np.uint8], device: torch.device) -> NDArray[np.float32]:

@@ -17,9 +17,12 @@ from torch import Tensor, nn
 
 from kit.data.dataset import Fold, split_fold
 from kit.data.index import read_index
+from kit.data.instances import ids_file
 from kit.data.masks import Counts, pool
 from kit.measures.object_masks import compare_masks
 from kit.paths import Paths
+from kit.pipeline.postprocess import ValidationTile
+from kit.report.tile_counts import count_tile
 from kit.training import oof
 from kit.training.oof import best_threshold, interleaved, predict_fold, read_levels
 from kit.training.run_files import read_objects
@@ -235,3 +238,23 @@ def test_layers_split_the_buildings_of_a_fold(fold: Fold, tmp_path: Path):
     for row in fold.valid.itertuples():
         with rasterio.open(tmp_path / f"layers/inside/{row.tile}.tif") as source:
             assert not source.read(1)[:, ::8].any()
+
+
+@pytest.mark.parametrize("network", [Layered, Stripes])
+def test_a_report_counts_the_same_buildings(fold: Fold, tmp_path: Path, network: type[Stripes]):
+    """True buildings come from `ids/`, predicted ones are split where the network tells neighbours apart."""
+    for row in fold.valid.itertuples():  # rows of houses: each column of 8 px is a building
+        with rasterio.open(ids_file(row.mask), "r+") as source:
+            ids = source.read(1)
+            source.write(np.where(ids > 0, 1 + np.arange(ids.shape[1]) // 8, 0).astype(np.uint16), 1)
+    predict_fold(network(), PRECISION, fold, tmp_path)
+    objects, pixels = read_objects(tmp_path), pd.read_csv(tmp_path / "oof.csv").set_index("tile")
+    assert objects is not None
+    components = 0
+    for row in fold.valid.itertuples():
+        building_px = int(pixels.loc[row.tile, ["tp", "fn"]].sum())
+        tile = ValidationTile(row.tile, row.mask, row.gsd_m, 0, building_px, (tmp_path / f"oof/{row.tile}.tif",))
+        assert count_tile(tile).objects == objects[row.tile]
+        ids_file(row.mask).unlink()
+        components += count_tile(tile).objects.true
+    assert components < sum(each.true for each in objects.values())
