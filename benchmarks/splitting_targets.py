@@ -3,12 +3,12 @@
     kit prepare CATALOG --name mini --by area --root ROOT            # each area is a fold
     python benchmarks/splitting_targets.py --root ROOT --fold 1 --steps 300 --seeds 0 1      # rerun to resume
 
-All arms train by equal steps on the same crops; fold 1 is held out. `distance` learns, in place of boundary and contact,
-how deep a pixel lies in its building: 1 minus its distance to the nearest wall by the largest one of the building, a soft
-target. Markers of the watershed are then the inner parts of buildings, whatever their size.
+All arms train by equal steps on the same crops; fold 1 is held out. `distance` learns, in place of boundary and
+contact, how deep a pixel lies in its building: 1 minus its distance to the nearest wall by the largest one of the
+building, a soft target. Markers of the watershed are then the inner parts of buildings, whatever their size.
 
-Printed of the held-out tiles: the Jaccard index; F1 of buildings at IoU 0.5 with kit's standard markers (0.5, from 1 m2);
-F1 with the markers that score best on these tiles, as `kit export` chooses them.
+Printed of the held-out tiles: the Jaccard index; F1 of buildings at IoU 0.5 with kit's standard markers (0.5, from
+1 m2); F1 with the markers that score best on these tiles, as `kit export` chooses them.
 """
 
 import argparse

@@ -31,7 +31,7 @@ class PolygonStore:
     def __init__(self, polygons: Geometries | None = None) -> None:
         self.ends = np.zeros(1, np.int64)  # in the file: of nothing, then of each polygon
         try:
-            self.file = tempfile.TemporaryFile(buffering=0)
+            self.file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  # goes with the store
         except OSError as cause:
             raise _unwritable(cause) from cause
         if polygons is not None:
@@ -43,9 +43,7 @@ class PolygonStore:
     def __getitem__(self, places: NDArray[np.int64]) -> Geometries:
         """Returns the geometries at some places, (n,)."""
         starts, sizes, file = self.ends[places], np.diff(self.ends)[places], self.file.fileno()
-        wkb = [
-            os.pread(file, size, start) or None for start, size in zip(starts.tolist(), sizes.tolist(), strict=True)
-        ]
+        wkb = [os.pread(file, size, start) or None for start, size in zip(starts.tolist(), sizes.tolist(), strict=True)]
         polygons: Geometries = shapely.from_wkb(np.array([*wkb, None], dtype=object)[:-1])
         return polygons
 

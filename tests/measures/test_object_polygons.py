@@ -48,10 +48,9 @@ def test_polygons_score_as_their_pixels(true: np.ndarray, predicted: np.ndarray,
 @st.composite
 def anywhere(draw: st.DrawFn) -> np.ndarray:
     """Turned rectangles that may overlap, touch or be equal, and now and then a multipolygon."""
-    coordinate = st.integers(0, 30)
     found: list[shapely.Geometry] = []
     for _ in range(draw(st.integers(0, 12))):
-        left, bottom, width, height = draw(coordinate), draw(coordinate), draw(st.integers(1, 9)), draw(st.integers(1, 9))
+        left, bottom, width, height = (draw(st.integers(*ends)) for ends in ((0, 30), (0, 30), (1, 9), (1, 9)))
         box = shapely.box(left, bottom, left + width, bottom + height)
         turned = shapely.affinity.rotate(box, draw(st.sampled_from((0, 0, 17))))
         far = shapely.affinity.translate(turned, 40, 0)
