@@ -9,9 +9,9 @@ blending, strips, COGs, polygons with right angles, the picture. `--gsd 0.2` loo
 resolution. Each scene is mapped in a process of its own. Linear is: as many megapixels a second for each size. Memory
 is the process's peak; `imports_mb` of it was there before anything was read (torch, above all).
 
-`--rows` draws rows of 2 to 12 houses that share walls, each 30 to 60 px wide and 90 px deep, some 120 to a
-megapixel. The red channel is the footprint, the green one the inside of each house. Each scene is mapped twice in turns: connected
-components as before (`split` no), and split into houses (yes). `cpu_s` are CPU seconds of all threads.
+`--rows` draws rows of 2 to 12 houses that share walls, each 30 to 60 px wide and 90 px deep, some 120 to a megapixel.
+The red channel is the footprint, the green one the inside of each house. Each scene is mapped twice in turns:
+connected components as before (`split` no), and split into houses (yes). `cpu_s` are CPU seconds of all threads.
 """
 
 import argparse
