@@ -9,6 +9,8 @@ COPY . /src
 RUN sh /src/scripts/install.sh /opt/kit "${TORCH}"
 
 FROM ${BASE}
+# GDAL in the wheels of rasterio needs it; slim images lack it
+RUN apt-get update && apt-get install -y --no-install-recommends libexpat1 && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/kit /opt/kit
 # caches of matplotlib and torch: a user without a home writes there
 ENV PATH=/opt/kit/bin:$PATH HOME=/tmp

@@ -91,6 +91,7 @@ def test_versions_of_python_agree():
     assert f"Python {versions[0]} to {versions[-1]}" in PAGE
     assert f"Python {versions[0]} to {versions[-1]}" in (ROOT / "README.md").read_text()
     assert f"not in '<3.{above},>=3.{lowest}'" in PAGE
+    assert f"kit needs Python {versions[0]} to {versions[-1]}; this is " in (ROOT / "setup.py").read_text()
     tox = (ROOT / "tox.ini").read_text()
     assert f"py{{{','.join(version.replace('.', '') for version in versions)}}}-smoke" in tox
 

@@ -14,18 +14,8 @@ import pytest
 import kit
 
 ROOT = Path(__file__).parents[1]
-PARTS = (
-    "kit",
-    "recipes",
-    "weights",
-    "setup.py",
-    "setup.cfg",
-    "pyproject.toml",
-    "README.md",
-    "LICENSE",
-    "LICENSE-APACHE",
-    "NOTICE",
-)
+SOURCES = ("kit", "recipes", "weights", "setup.py", "setup.cfg", "pyproject.toml")
+PARTS = (*SOURCES, "README.md", "LICENSE", "LICENSE-APACHE", "NOTICE")
 pytest.importorskip("setuptools", "77", reason="setuptools of pyproject.toml is not installed")
 
 
