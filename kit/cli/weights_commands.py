@@ -19,6 +19,9 @@ Formats = Annotated[
         show_default=False,
     ),
 ]
+About = Annotated[
+    Path | None, typer.Option("--about", help="JSON object of texts for the card: imagery, labels, licence.")
+]
 
 
 @app.command(rich_help_panel=PANEL)
@@ -33,10 +36,7 @@ def export(
     float16: Annotated[
         bool, typer.Option("--float16", help="Store the weights as float16: half the file. They compute in float32.")
     ] = False,
-    about: Annotated[
-        Path | None,
-        typer.Option(help="JSON object of texts for the card: imagery, labels, licence."),
-    ] = None,
+    about: About = None,
     adaptive: Annotated[
         bool, typer.Option("--adaptive", hidden=True, help="Not needed: kit submit --adaptive calibrates itself.")
     ] = False,
@@ -48,12 +48,13 @@ def export(
     Example: kit export lite0/fold0 lite0/fold1 --name duo --views d4 --format onnx
     """
     from kit.deploy.freeze.formats import chosen
-    from kit.deploy.weights.card import read_about
+    from kit.deploy.weights import card
     from kit.pipeline.export_runs import FileOptions, export_runs
 
     others = chosen(formats)
-    texts = read_about(about) if about else {}
-    files = FileOptions(others, "float16" if float16 else "float32", about=texts)
+    files = FileOptions(
+        others, "float16" if float16 else "float32", about=card.read_about(about) if about else card.About()
+    )
     result(str(export_runs(runs, name, Paths(root), views, files, weights=_numbers(weights)).path))
 
 
@@ -99,8 +100,21 @@ def best(
 @app.command(rich_help_panel=PANEL)
 def weights(
     folder: Annotated[str, typer.Option(help="Write these weights as a folder for model hubs.", metavar="NAME")] = "",
-    out: Annotated[Path | None, typer.Option(help="The folder to write. Default: ROOT/hub/NAME.")] = None,
-    licence: Annotated[str, typer.Option(help="Licence of the weights, for the folder: cc-by-4.0, mit ...")] = "other",
+    stac: Annotated[
+        str, typer.Option(help="Write a STAC item of these weights, with the MLM extension.", metavar="NAME")
+    ] = "",
+    describe: Annotated[
+        str, typer.Option(help="Add --about and the areas of --data to the card of these weights.", metavar="NAME")
+    ] = "",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The folder or item to write. Default: ROOT/hub/NAME, ROOT/weights/NAME.stac.json."),
+    ] = None,
+    licence: Annotated[
+        str, typer.Option(help="Licence of the weights, for --folder and --stac: cc-by-4.0, mit ...")
+    ] = "",
+    about: About = None,
+    data: Annotated[str, typer.Option(help="Data set of the training, for --describe.", show_default=False)] = "",
     as_json: Json = False,
     root: Root = HERE,
     debug: Debug = False,
@@ -114,10 +128,22 @@ def weights(
     from kit.deploy.weights.listing import COLUMNS, list_weights
 
     paths = Paths(root)
-    if folder:
-        from kit.pipeline.publish import publish
+    if (count := sum(map(bool, (folder, stac, describe)))) > 1 or (out and not (folder or stac)):
+        raise typer.BadParameter(
+            "give one of --folder, --stac and --describe" if count else "--out needs --folder or --stac"
+        )
+    if bool(describe) != bool(about or data):
+        raise typer.BadParameter("--describe needs --about or --data, and they need --describe")
+    if folder or stac or describe:
+        from kit.deploy.weights import card
+        from kit.pipeline import publish
 
-        result(str(publish(folder, paths, out, licence)))
+        if folder:
+            result(str(publish.publish(folder, paths, out, licence or "other")))
+        elif stac:
+            result(str(publish.publish_item(stac, paths, out, licence)))
+        else:
+            result(str(publish.describe(describe, paths, card.read_about(about) if about else card.About(), data)))
         return
     nothing = "no weights here yet, kit map uses the starter weights; train some: kit run RECIPE"
     show_listing(list_weights(paths.weights), COLUMNS, as_json, nothing)

@@ -23,7 +23,17 @@ from kit.deploy.proof.parity import measure_parity, parity_limit
 from kit.deploy.proof.reference import REFERENCE, make_reference
 from kit.deploy.trust.allowlist import check_operators
 from kit.deploy.weights import torchscript
-from kit.deploy.weights.card import CLASSES, INPUT, OUTPUT, Card, Channels, Member, Postprocess, Splitting
+from kit.deploy.weights.card import (
+    CLASSES,
+    INPUT,
+    OUTPUT,
+    Card,
+    Channels,
+    Member,
+    Postprocess,
+    Provenance,
+    Splitting,
+)
 from kit.deploy.weights.store import check_free, staged
 from kit.errors import WeightsError
 from kit.system.files import sha256_of
@@ -49,6 +59,7 @@ class ExportRequest:
     weights: Sequence[float] = ()  # of the networks' votes, above 0, of any sum; empty where all count the same
     storage: Literal["float32", "float16"] = "float32"  # of the weights in the file
     about: Mapping[str, str] = field(default_factory=dict)  # for the card
+    provenance: Provenance = field(default_factory=Provenance)  # for the card
 
 
 @dataclass(frozen=True)
@@ -169,6 +180,7 @@ def draft_card(
         postprocess=request.postprocess,
         storage=request.storage,
         about=dict(request.about),
+        provenance=request.provenance,
     )
 
 

@@ -1,6 +1,6 @@
 """Finished runs to one weights file (`kit export`, and the end of `kit run`)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -9,13 +9,14 @@ from kit.console import say
 from kit.data.dataset import read_tile
 from kit.data.index import read_index
 from kit.deploy.proof.images import Case
-from kit.deploy.weights.card import Member
+from kit.deploy.weights.card import About, Member
 from kit.deploy.weights.load import read_card
 from kit.deploy.weights.store import check_free
 from kit.errors import DataError, RunError, WeightsError, nearest
 from kit.paths import Paths
 from kit.pipeline.export import Exported, ExportRequest, export_ensemble, vote_weights
 from kit.pipeline.postprocess import Choice, choose
+from kit.pipeline.provenance import provenance_of
 from kit.pipeline.runs import run_folder, tile_weights
 from kit.pipeline.scores import pooled_score
 from kit.training.fit import load_best, rebuild
@@ -32,7 +33,7 @@ class FileOptions:
     formats: Sequence[str] = ()  # to write beside TorchScript, see `kit.deploy.freeze.formats.chosen`
     storage: Literal["float32", "float16"] = "float32"  # of the weights in the file; `float16` halves it
     cases: Sequence[Case] = ()  # drawn images to compare on; all by default
-    about: Mapping[str, str] = field(default_factory=dict)  # for the card: sources, licences, limits
+    about: About = field(default_factory=About)  # for the card: sources, licences, limits
 
 
 def export_runs(
@@ -86,7 +87,8 @@ def export_runs(
         name, "+".join(sorted({member.recipe for member in members})), views, pooled_score(results),
         settings[0].gsd_m or 0.0, _parity_tiles(settings[0].data or "", paths), files.cases, tuple(files.formats),
         postprocess=choice.best if choice else None, splitting=choice.splitting if choice else None, weights=weights,
-        storage=files.storage, about=files.about,
+        storage=files.storage, about=files.about.texts,
+        provenance=files.about.completed(provenance_of(settings, paths)),
     )  # fmt: skip
     exported = export_ensemble(paths.weights, models, members, request)
     _report(exported, before, choice)

@@ -96,6 +96,23 @@ def is_of_tiles(path: Path) -> bool:
     return path.name.endswith(SUFFIXES["onnx-gis"])
 
 
+def tile_side(path: Path) -> int:
+    """Returns the side of the tiles that an `onnx-gis` file takes, px.
+
+    Raises:
+        WeightsError: the file is damaged, or is none for tiles.
+        KitError: onnxruntime is not installed.
+    """
+    return _tile_side(path, _session(path))
+
+
+def _tile_side(path: Path, session: Any) -> int:
+    shape = session.get_inputs()[0].shape
+    if len(shape) != 4 or shape[:2] != [1, 3] or shape[2] != shape[3] or not isinstance(shape[2], int):
+        raise WeightsError(f"{path} takes {shape}, expected tiles (1, 3, S, S)", "export it again")
+    return shape[2]
+
+
 def tile_difference(path: Path, expected: Runner) -> float:
     """Returns the largest difference in probability between an `onnx-gis` file and other weights, on a random tile.
 
@@ -108,12 +125,10 @@ def tile_difference(path: Path, expected: Runner) -> float:
         KitError: onnxruntime is not installed.
     """
     session = _session(path)
-    shape = session.get_inputs()[0].shape
-    if len(shape) != 4 or shape[:2] != [1, 3] or shape[2] != shape[3] or not isinstance(shape[2], int):
-        raise WeightsError(f"{path} takes {shape}, expected tiles (1, 3, S, S)", "export it again")
-    tile = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    side_px = _tile_side(path, session)
+    tile = np.random.default_rng(0).integers(0, 256, (1, 3, side_px, side_px), dtype=np.uint8)
     channels = session.run(None, {"image": tile.astype(np.float32) / 255})[0]
-    if channels.shape != (1, 2, *shape[2:]):
+    if channels.shape != (1, 2, side_px, side_px):
         raise WeightsError(f"{path} returns {channels.shape}, expected two channels", "export it again")
     building = expected(tile)
     return float(np.abs(channels - np.concatenate([1 - building, building], axis=1)).max())

@@ -1,9 +1,9 @@
 """The card of a weights file: what it is, where it came from and how it scored. Kept inside the file and beside it."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -14,6 +14,11 @@ CLASSES = ("background", "building")
 INPUT = "uint8 or float, 0..255, (N, 3 or 4, H, W), RGB or RGBA; any N, H, W; normalisation and padding are inside"
 OUTPUT = "probability of building: float32 (N, 1, H, W), 0..1; 0 where alpha is 0"
 
+ABOUT_HINT = (
+    'expected {"areas": [{"area": "...", "scenes": 1, "tiles": 9, "bbox": [west, south, east, north]}], "encoders": '
+    '[{"name": "...", "weights": "...", "licence": "..."}]}, of which either may be missing'
+)
+
 # checked where a card is read
 Text = Annotated[str, Field(pattern=r"^\P{C}*$")]  # goes to the terminal: no control characters
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -21,6 +26,8 @@ Positive = Annotated[float, Field(gt=0)]
 Size = Annotated[float, Field(ge=0)]
 Channels = tuple[float, float, float]
 Texts = Annotated[dict[Text, Text], Field(max_length=50)]
+Degrees = Annotated[float, Field(ge=-180, le=180)]
+Count = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,49 @@ class Splitting:
 
 
 @dataclass(frozen=True)
+class TrainedArea:
+    """Ground that the networks were trained on."""
+
+    area: Text  # its name
+    scenes: Count  # how many
+    tiles: Count  # how many
+    bbox: tuple[Degrees, Degrees, Degrees, Degrees]  # west, south, east, north of the tiles, in EPSG:4326
+
+
+@dataclass(frozen=True)
+class TrainedEncoder:
+    """An encoder, and what its training began with."""
+
+    name: Text  # of the timm model
+    weights: Text  # `timm NAME`, `package NAME`, `file NAME`, `random weights`, or the weights of `--start-from`
+    licence: Text = ""  # of these weights; empty where it is not known
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What the networks learned from. Fields are empty where it is not known, and in older files."""
+
+    areas: tuple[TrainedArea, ...] = ()  # of the tiles that any network was trained on
+    encoders: tuple[TrainedEncoder, ...] = ()
+    options: Annotated[dict[Text, int | float | Text], Field(max_length=50)] = field(
+        default_factory=dict
+    )  # of all runs
+
+
+@dataclass(frozen=True)
+class About:
+    """What people add to a card (`--about FILE`)."""
+
+    texts: Texts = field(default_factory=dict)  # for `Card.about`
+    provenance: Provenance = Provenance()  # for `Card.provenance`; its fields win over what was recorded
+
+    def completed(self, recorded: Provenance) -> Provenance:
+        """Returns what was recorded, with the fields that are set here."""
+        given = {item.name: value for item in fields(Provenance) if (value := getattr(self.provenance, item.name))}
+        return replace(recorded, **given)
+
+
+@dataclass(frozen=True)
 class Card:
     """The metadata of a weights file."""
 
@@ -94,6 +144,7 @@ class Card:
     # names of what the file's `channels` returns; empty where it has no such method, and in older files
     channels: tuple[Text, ...] = ()
     splitting: Splitting | None = None  # what `kit map` does with the channels; None as of `postprocess`
+    provenance: Provenance = Provenance()  # what the networks learned from
 
     def to_json(self, **added: str) -> str:
         """Returns the card as JSON text, with the `added` keys at the end."""
@@ -124,16 +175,18 @@ class Card:
         return card
 
 
-def read_about(file: Path) -> dict[str, str]:
-    """Returns the texts in a JSON file, for `Card.about`.
+def read_about(file: Path) -> About:
+    """Returns the texts in a JSON file, and the object `provenance`, if it has one.
 
     Raises:
-        WeightsError: it is not a JSON object of texts.
+        WeightsError: it is not a JSON object of texts, or `provenance` is not as in a card.
     """
     try:
         content = file.read_bytes()
     except OSError as cause:
         raise WeightsError(f"{file} cannot be read: {cause.strerror}", "give a JSON file of texts") from cause
     hint = 'expected an object of texts: {"imagery": "...", "labels": "..."}'
-    texts: dict[str, str] = parse_json(content, Texts, str(file), WeightsError, hint)  # type: ignore[arg-type]
-    return texts
+    record = parse_json(content, dict[str, Any], str(file), WeightsError, hint)
+    facts = record.pop("provenance", {})
+    texts: dict[str, str] = parse_json(json.dumps(record), Texts, str(file), WeightsError, hint)  # type: ignore[arg-type]
+    return About(texts, parse_json(json.dumps(facts), Provenance, f"provenance in {file}", WeightsError, ABOUT_HINT))

@@ -33,9 +33,10 @@ from kit.system.files import (
 
 INDEX = "index.csv"
 INDEX_COLUMNS = ("name", "recipe", "members", "views", "score", "gsd_m", "created", "file_sha256")
-SUFFIXES = (".pt", ".json", ".parity.json", ".pt2", ".onnx", ".gis.onnx")
+SUFFIXES = (".pt", ".json", ".parity.json", ".pt2", ".onnx", ".gis.onnx", ".stac.json", ".gis.stac.json")
 PART, NEW = ".part", ".new"
 CONTENTS = "contents.json"  # the suffixes of the files of an export
+IN_PLACE = "in-place"  # an empty file in the folder of an export that keeps its row in the index
 CARD_LIMIT_BYTES = 16 * 2**20
 LOCK_TRIES, LOCK_WAIT_S = 200, 0.05
 HINT = "export or fetch the weights again"
@@ -121,7 +122,7 @@ def _whole(text: str) -> int | None:
     return int(text) if text.isdecimal() and len(text) < 10 else None
 
 
-def list_in_index(weights_dir: Path, name: str, card: Card, file_sha256: str) -> None:
+def list_in_index(weights_dir: Path, name: str, card: Card, file_sha256: str, in_place: bool = False) -> None:
     """Makes `name` the last row of `index.csv`, and its only one.
 
     Args:
@@ -129,6 +130,7 @@ def list_in_index(weights_dir: Path, name: str, card: Card, file_sha256: str) ->
         name: of the weights.
         card: of the weights.
         file_sha256: of `NAME.pt`, in hex.
+        in_place: whether the row stays where it is, and weights without a row get none.
     """
     new = IndexRow(
         name, card.recipe, len(card.members), card.views, card.score, card.gsd_m, card.created, file_sha256
@@ -144,10 +146,16 @@ def list_in_index(weights_dir: Path, name: str, card: Card, file_sha256: str) ->
                 time.sleep(LOCK_WAIT_S)
         for leftover in weights_dir.glob(".index.*.part.csv"):  # of a killed process
             leftover.unlink(missing_ok=True)
-        rows = [row.cells() for row in _read_rows(weights_dir) if row.name != name]
+        rows = _read_rows(weights_dir)
+        if in_place:
+            rows = [new if row.name == name else row for row in rows]
+        else:
+            rows = [*(row for row in rows if row.name != name), new]
+        if not rows:
+            return
         temporary = stack.enter_context(replacing(weights_dir / INDEX))
         with temporary.open("w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([INDEX_COLUMNS, *rows, new.cells()])
+            csv.writer(file, lineterminator="\n").writerows([INDEX_COLUMNS, *(row.cells() for row in rows)])
 
 
 def read_beside(path: Path) -> tuple[Card, str]:
@@ -196,10 +204,15 @@ def _is_ours(weights: Path) -> bool:
 
 
 @contextmanager
-def staged(weights_dir: Path, name: str) -> Iterator[Path]:
+def staged(weights_dir: Path, name: str, in_place: bool = False) -> Iterator[Path]:
     """Yields an empty folder; the files NAME.SUFFIX written into it replace all files of that name at the block's end.
 
     Leftovers of killed exports of that name are removed. When the block fails nothing changes.
+
+    Args:
+        weights_dir: the folder of weights.
+        name: of the weights.
+        in_place: whether the weights keep their place in the index, see `list_in_index`.
 
     Raises:
         KitError: another process exports weights of that name.
@@ -213,6 +226,8 @@ def staged(weights_dir: Path, name: str) -> Iterator[Path]:
         try:
             part.mkdir()
             yield part
+            if in_place:
+                (part / IN_PLACE).touch()
             write_json(part / CONTENTS, [suffix for suffix in SUFFIXES if (part / f"{name}{suffix}").exists()])
             part.replace(part.with_suffix(NEW))
         except OSError as cause:
@@ -262,7 +277,7 @@ def _move_in(folder: Path) -> None:
         else:
             (weights_dir / f"{name}{suffix}").unlink(missing_ok=True)
     card, sha256 = read_beside(weights_dir / f"{name}.json")
-    list_in_index(weights_dir, name, card, sha256)
+    list_in_index(weights_dir, name, card, sha256, (folder / IN_PLACE).exists())
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -144,9 +144,18 @@ def named_devices(module: Any) -> list[str]:
 
 def has_finite_weights(module: Any) -> bool:
     """Returns whether no constant tensor of a frozen module holds NaN or infinity."""
+    return all(bool(tensor.isfinite().all()) for tensor in _weights(module))
+
+
+def parameters(module: Any) -> int:
+    """Returns how many numbers the weights of a frozen module have; freezing folds batch norms into convolutions."""
+    return sum(tensor.numel() for tensor in _weights(module))
+
+
+def _weights(module: Any) -> list[Tensor]:
+    """Returns the constants of a frozen module that are tensors of real numbers; methods share them."""
     tensors = [node.t("value") for method in _methods(module) for node in _tensors(method.graph)]
-    distinct = {tensor.data_ptr(): tensor for tensor in tensors if tensor.is_floating_point()}  # methods share them
-    return all(bool(tensor.isfinite().all()) for tensor in distinct.values())
+    return list({tensor.data_ptr(): tensor for tensor in tensors if tensor.is_floating_point()}.values())
 
 
 def _methods(module: Any) -> list[Any]:
@@ -175,6 +184,15 @@ def add_extra(path: Path, name: str, text: str) -> None:
     with zipfile.ZipFile(path, "a") as archive:
         root = archive.namelist()[0].split("/")[0]
         archive.writestr(zipfile.ZipInfo(f"{root}/extra/{name}"), text)
+
+
+def with_extra(source: Path, target: Path, name: str, text: str) -> None:
+    """Writes a copy of a saved module with another content of an extra text file."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for entry in old.infolist():
+            if entry.filename.split("/", 1)[1] != f"extra/{name}":
+                new.writestr(zipfile.ZipInfo(entry.filename), old.read(entry))
+    add_extra(target, name, text)
 
 
 def load(path: Path, device: str) -> Any:

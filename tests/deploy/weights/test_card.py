@@ -82,7 +82,7 @@ def test_weights_of_votes(tiny_weights: Exported):
 def test_texts_for_the_card(tmp_path: Path):
     file = tmp_path / "about.json"
     file.write_text('{"imagery": "(c) somebody", "not for": "counting people"}')
-    assert read_about(file) == {"imagery": "(c) somebody", "not for": "counting people"}
+    assert read_about(file).texts == {"imagery": "(c) somebody", "not for": "counting people"}
     for text in ('{"imagery": 3}', "[]", "{", '{"imagery": "a\\u001b[31m"}'):
         file.write_text(text)
         with pytest.raises(WeightsError, match=r"about\.json") as error:
