@@ -9,7 +9,7 @@ blending, strips, COGs, polygons with right angles, the picture. `--gsd 0.2` loo
 resolution. Each scene is mapped in a process of its own. Linear is: as many megapixels a second for each size. Memory
 is the process's peak; `imports_mb` of it was there before anything was read (torch, above all).
 
-`--rows` draws rows of 2 to 12 houses that share walls, each 30 to 60 px wide and 90 px deep, some 120 to a megapixel.
+`--rows` draws rows of 2 to 12 houses that share walls, each 30 to 60 px wide and 90 px deep, as many to a megapixel.
 The red channel is the footprint, the green one the inside of each house. Each scene is mapped twice in turns:
 connected components as before (`split` no), and split into houses (yes). `cpu_s` are CPU seconds of all threads.
 """
@@ -39,6 +39,7 @@ GSD_M = 0.1
 BAND_PX = 512
 HOUSE_PX, STREET_PX = 90, 60
 STEP_PX, WALL_PX = HOUSE_PX + STREET_PX, 5
+BUILT = 0.29  # share of the rows of houses that are there
 SPLITTING = Splitting(0.5, 1.0, 0, 0)
 
 
@@ -94,14 +95,17 @@ def _row_of_houses(side_px: int, random: np.random.Generator) -> np.ndarray:
     """Returns how far each column is from the walls of its house, px, (1, side_px); -1 between rows."""
     depths, gap = [], [np.full(STREET_PX, -1)]
     while sum(map(len, depths)) < side_px:
+        built = random.random() < BUILT
         for width in random.integers(30, 61, random.integers(2, 13)):
-            depths.append(np.minimum(np.arange(width), width - 1 - np.arange(width)))
+            depths.append(np.minimum(np.arange(width), width - 1 - np.arange(width)) if built else np.full(width, -1))
         depths += gap
     return np.concatenate(depths)[None, :side_px]
 
 
 def footprint_and_inside(rgba: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(rgba[..., :2].transpose(2, 0, 1)).astype(np.float32) / 255
+    planes = np.ascontiguousarray(rgba[..., :2].transpose(2, 0, 1)).astype(np.float32) / 255
+    planes[1, planes[0] < 0.5] = 0  # a network's footprint minus boundary minus contact is 0 on the ground
+    return planes
 
 
 def footprint(rgba: np.ndarray) -> np.ndarray:

@@ -75,7 +75,8 @@ def _simplified(stairs: Polygons, simplify_m: float) -> tuple[Polygons, Places]:
     walls = shapely.simplify(walls, simplify_m, preserve_topology=True)  # of all lines together: none cross
     faces = shapely.get_parts(shapely.polygonize([walls]))
     face, owner = shapely.STRtree(stairs).query(faces, predicate="intersects")
-    shared = shapely.area(shapely.intersection(faces[face], stairs[owner]))
+    plain = shapely.simplify(stairs, 0)  # the same areas of a tenth of the corners
+    shared = shapely.area(shapely.intersection(faces[face], plain[owner]))
     most = np.zeros((len(faces), 2))  # area in common with the owner, and with all
     np.maximum.at(most[:, 0], face, shared)
     np.add.at(most[:, 1], face, shared)
