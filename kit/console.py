@@ -6,6 +6,7 @@ Of several ranks only rank 0 prints, except for errors. The only module that imp
 import io
 import logging
 import sys
+import threading
 import time
 import unicodedata
 import warnings
@@ -20,6 +21,7 @@ if TYPE_CHECKING:  # rich takes 0.1 s to import
 T = TypeVar("T")
 
 PLAIN_EVERY_S = 10.0  # between progress lines in a log file
+SILENT_S = 30.0  # after which a line comes although nothing was finished
 BAR = 12  # columns of a live bar
 
 
@@ -164,7 +166,7 @@ def _live_bar() -> "Progress":
 
 
 class Meter:
-    """Shows progress: a live bar on a terminal, else a line every `PLAIN_EVERY_S`.
+    """Shows progress: a live bar on a terminal, else a line every `PLAIN_EVERY_S`, after `SILENT_S` at the latest.
 
     Args:
         what: what is counted, for example `cut tiles`.
@@ -179,6 +181,9 @@ class Meter:
         if self.bar:
             self.bar.start()
             self.task = self.bar.add_task(what, total=total, rate="", note="")
+        self.closed = threading.Event()
+        if not self.bar and not _no_progress:
+            threading.Thread(target=self._repeat, daemon=True).start()
 
     def rate(self) -> float:
         """Returns items per second since the start."""
@@ -203,23 +208,42 @@ class Meter:
         self.done += n
         self.note = self.note if note is None else printable(note)
         if self.bar:
-            self.bar.update(self.task, advance=n, total=self.total, rate=f"{self.rate():.1f}/s", note=self.note)
+            self.bar.update(self.task, advance=n, total=self.total, rate=_speed(self.rate()), note=self.note)
         elif time.monotonic() - self.last_line > PLAIN_EVERY_S and self.done < self.total:
             self._line()
 
     def _line(self) -> None:
         self.last_line = time.monotonic()
         rate = self.rate()
-        left = f", {(self.total - self.done) / rate:.0f} s left" if self.done < self.total and rate else ""
-        say(f"{self.what} {self.done}/{self.total}, {rate:.1f}/s{left}{', ' + self.note if self.note else ''}")
+        left = f", {_duration((self.total - self.done) / rate)} left" if self.done < self.total and rate else ""
+        say(f"{self.what} {self.done}/{self.total}, {_speed(rate)}{left}{', ' + self.note if self.note else ''}")
+
+    def _repeat(self) -> None:
+        """Prints a line whenever there was none for long, until the meter is closed."""
+        while not self.closed.wait(SILENT_S / 2):
+            if time.monotonic() - self.last_line >= SILENT_S / 2 and (self.total or self.done):
+                self._line()
 
     def close(self) -> None:
         """Closes the bar, or prints the last line."""
+        self.closed.set()
         if self.bar:
             self.bar.update(self.task, visible=bool(self.total or self.done))
             self.bar.stop()
         elif self.total or self.done:
             self._line()
+
+
+def _speed(rate: float) -> str:
+    """Returns items per second; of slow work, per minute."""
+    return f"{rate:.1f}/s" if rate >= 0.1 else f"{60 * rate:.1f}/min"
+
+
+def _duration(seconds: float) -> str:
+    """Returns a remaining time in seconds, minutes or hours."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 @contextmanager

@@ -1,4 +1,5 @@
 import re
+import threading
 
 import pytest
 
@@ -14,6 +15,38 @@ def test_progress_is_plain_when_not_a_terminal(capsys: pytest.CaptureFixture[str
     assert re.search(r"^cut tiles 1/3, [\d.]+/s, \d+ s left$", err, re.M)
     assert re.search(r"^cut tiles 3/3, [\d.]+/s$", err, re.M)
     assert "\x1b" not in err
+
+
+def test_long_work_is_not_silent(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """Lines come from a thread while an item is in work, and end with the meter."""
+    monkeypatch.setattr(console, "SILENT_S", 0.001)
+    lines = threading.Semaphore(0)
+    monkeypatch.setattr(console, "say", lambda text: (print(text), lines.release()))
+    with meter("cut tiles", 3):
+        for _ in range(3):
+            assert lines.acquire(timeout=60)
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) >= 3
+    assert set(said) == {"cut tiles 0/3, 0.0/min"}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "line"),
+    [
+        (1, "draw 3/9, 3.0/s, 2 s left"),
+        (59, "draw 3/9, 3.1/min, 118 s left"),
+        (600, "draw 3/9, 0.3/min, 20 min left"),
+        (6000, "draw 3/9, 0.0/min, 3.3 h left"),
+    ],
+)
+def test_speeds_and_times_have_units_to_read(
+    seconds: float, line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    running = Meter("draw", 9)
+    running.done = 3
+    monkeypatch.setattr(running, "rate", lambda: 3 / seconds)
+    running.close()
+    assert capsys.readouterr().err == line + "\n"
 
 
 def test_a_terminal_gets_a_live_bar(monkeypatch: pytest.MonkeyPatch):
