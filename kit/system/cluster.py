@@ -2,10 +2,13 @@
 
 import logging
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+
+import cv2
 
 from kit.console import say
 from kit.errors import KitError
@@ -17,6 +20,7 @@ ADDRESS = "DASK_SCHEDULER_ADDRESS"  # environment variable of dask
 CONNECT_S = 8  # until a scheduler that does not answer is an error
 AHEAD = 4  # jobs per worker that the scheduler knows at a time: few messages, and no worker waits
 LEAST_AHEAD = 32  # workers may join later
+COUNTED_S = 2.0  # workers are counted so often
 EXPECTED = "expected tcp://HOST:PORT of a scheduler, or local:N for N processes"
 
 
@@ -84,14 +88,16 @@ def spread_on(
                 return job, lost(job)
 
         try:
-            most = LEAST_AHEAD
+            most, counted = LEAST_AHEAD, 0.0
             for job in jobs:
                 future = client.submit(_in_folder, str(Path.cwd()), work, job, pure=False)
                 waiting[future] = job
                 finished.add(future)
                 if len(waiting) >= most:
                     yield next_result()
-                    most = max(LEAST_AHEAD, AHEAD * sum(client.nthreads().values()))
+                    if time.monotonic() > counted + COUNTED_S:
+                        most = max(LEAST_AHEAD, AHEAD * sum(client.nthreads().values()))
+                        counted = time.monotonic()
             while waiting:
                 yield next_result()
         except (CommClosedError, FutureCancelledError) as cause:
@@ -99,8 +105,9 @@ def spread_on(
 
 
 def _in_folder(folder: str, work: Callable[[J], R], job: J) -> R:
-    """Returns the result of a job, done in the folder of the command: its paths may be relative."""
+    """Returns the result of a job, done in the folder of the command, since its paths may be relative."""
     os.chdir(folder)
+    cv2.setNumThreads(1)  # as processes of this machine do
     return work(job)
 
 

@@ -52,7 +52,7 @@ def spread(
     check: Callable[[], str] | None = None,
     lost: Callable[[J], R] | None = None,
 ) -> Iterator[tuple[J, R]]:
-    """Yields each job with its result, in the order of completion.
+    """Yields each job with its result, in the order of completion; a job whose process was killed is done again.
 
     Args:
         work: called with a job; a module-level function.
@@ -60,10 +60,10 @@ def spread(
         processes: 1 runs the jobs in this process; of a cluster it does not count.
         doing: for the error, for example `cutting tiles`.
         check: called on every worker of a cluster before any job; returns what is wrong there, or nothing.
-        lost: returns the result of a job that lost several workers of a cluster; by default that is an error.
+        lost: returns the result of a job whose process was killed, and killed again; by default that is an error.
 
     Raises:
-        KitError: a process was killed, most often because memory ran out; or the cluster cannot be used.
+        KitError: the cluster cannot be used; or, without `lost`, a job's process was killed twice.
         Exception: what `work` raised.
     """
     if _cluster:
@@ -75,6 +75,27 @@ def spread(
         for job in jobs:
             yield job, work(job)
         return
+    jobs, unfinished = iter(jobs), list[J]()
+    while True:
+        try:
+            yield from _pooled(work, jobs, processes, unfinished)
+            return
+        except BrokenProcessPool:
+            suspects, unfinished = unfinished, []
+        for job in suspects:  # alone: only the one that kills its process is lost, and the others have more memory
+            try:
+                yield from _pooled(work, iter([job]), 1, [])
+            except BrokenProcessPool as cause:
+                if lost is None:
+                    raise KitError(
+                        f"a process {doing} was killed, perhaps because memory ran out",
+                        "rerun with fewer --workers to resume",
+                    ) from cause
+                yield job, lost(job)
+
+
+def _pooled(work: Callable[[J], R], jobs: Iterator[J], processes: int, unfinished: list[J]) -> Iterator[tuple[J, R]]:
+    """Yields each job with its result, done by new processes; adds those that it leaves to `unfinished`."""
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # before the fork: a child does not inherit OpenCV's threads, and would wait for them
     leash, end = os.pipe()
@@ -84,17 +105,17 @@ def spread(
     waiting: dict[Future[R], J] = {}
     try:
         for job in jobs:
-            waiting[pool.submit(work, job)] = job
+            try:
+                waiting[pool.submit(work, job)] = job
+            except BrokenProcessPool:
+                unfinished.append(job)
+                raise
             if len(waiting) >= processes * (1 + AHEAD):
                 yield from _ended(waiting)
         while waiting:
             yield from _ended(waiting)
-    except BrokenProcessPool as cause:
-        raise KitError(
-            f"a process {doing} was killed, perhaps because memory ran out",
-            "rerun with fewer --workers to resume",
-        ) from cause
     finally:
+        unfinished += waiting.values()
         pool.shutdown(wait=True, cancel_futures=True)
         os.close(end)
         os.close(leash)
@@ -105,8 +126,8 @@ def _ended(waiting: dict[Future[R], J]) -> Iterator[tuple[J, R]]:
     """Yields at least one finished job, and removes it from the list."""
     ended, _ = wait(waiting, return_when=FIRST_COMPLETED)
     for future in ended:
-        job = waiting.pop(future)
-        yield job, future.result()
+        result = future.result()
+        yield waiting.pop(future), result
 
 
 def _begin(leash: int = -1, end: int = -1) -> None:

@@ -2,6 +2,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -81,6 +82,27 @@ def test_jobs_are_taken_as_they_are_needed(processes: int):
 def test_an_error_comes_through(processes: int):
     with pytest.raises(KitError, match="the third is broken"):
         list(spread(fail_at_three, range(20), processes, "drawing squares"))
+
+
+def die_once(job: tuple[Path, int]) -> int:
+    marker, number = job
+    if number == 3 and not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.01)
+    return number
+
+
+def test_after_a_kill_the_work_goes_on(tmp_path: Path):
+    jobs = [(tmp_path / "marker", number) for number in range(40)]
+    done = dict(spread(die_once, jobs, 2, "drawing squares"))
+    assert done == {job: job[1] for job in jobs}
+    assert (tmp_path / "marker").exists()
+
+
+def test_only_the_job_that_kills_is_lost():
+    done = dict(spread(die_at_three, range(40), 2, "drawing squares", lost=lambda number: -number))
+    assert done == {number: number for number in range(40)} | {3: -3}
 
 
 def test_a_killed_process_is_told_and_nothing_hangs():

@@ -98,7 +98,7 @@ class Scenes:
             if f"{area}/{scene}" not in self.parts:
                 self._change()
                 self.ledger.remove(area, scene)
-        for (name, job), cut in spread(_perform, self._jobs(progress), workers, "cutting tiles"):
+        for (name, job), cut in spread(_perform, self._jobs(progress), workers, "cutting tiles", lost=_lost):
             self.open[name].cut.add(cut)
             progress.advance(len(job.pairs) if isinstance(job, Batch) else len(cut))
             self.left[name] -= 1
@@ -270,6 +270,12 @@ def plan(scene: Scene, style: Style, folder: Path) -> Planned:
 def _perform(task: tuple[str, Job]) -> Cut:
     _, job = task
     return cut_block(job) if isinstance(job, Block) else take_over(job)
+
+
+def _lost(task: tuple[str, Job]) -> Cut:
+    """Returns what came of a job whose process was killed twice."""
+    reason = "the process that cut it was killed twice, perhaps because memory ran out"
+    return Cut(failed=[Failed(task[0], reason, "rerun with fewer --workers")])
 
 
 def natural(text: str) -> list[tuple[str, int]]:

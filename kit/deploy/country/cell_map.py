@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -18,21 +18,23 @@ from kit import __version__
 from kit.data.rasters import find_collar, gdal_options, open_scene
 from kit.data.sources.remote import fingerprint, is_remote
 from kit.data.tiles.warping import Imagery
-from kit.deploy.country.cell_rows import CellRows, write_cell
-from kit.deploy.country.cells import MOST_GROWN, Cell, Lattice, SceneTree, outline_in
+from kit.deploy.country.cell_rows import CellRows, write_rows
+from kit.deploy.country.cells import MOST_GROWN, Cell, Lattice, Pixels, SceneTree, outline_in
 from kit.deploy.country.collection import PlacedScene
-from kit.deploy.country.ownership import CellOptions, core_in, reaches_out, rows_of
+from kit.deploy.country.ownership import CellOptions, clipped, core_in, reaches_out, rows_of
 from kit.deploy.country.records import EMPTY, FAILED, MAPPED, CellFiles, CellRecord, inputs_of
 from kit.deploy.engine.backends import Engine, EngineOptions
 from kit.deploy.engine.predict import predict_image
 from kit.deploy.engine.tuning import set_up
 from kit.deploy.mapping.banded_cleaning import BandedCleaning
 from kit.deploy.mapping.cogs import bands, is_building
-from kit.deploy.mapping.strips import Predictor
+from kit.deploy.mapping.dividing import Divider
+from kit.deploy.mapping.map import predict_inside, predicted
+from kit.deploy.mapping.strips import SPLITTING, Predictor
 from kit.deploy.mapping.tracing import Piece, Tracer
 from kit.deploy.mapping.windows import Band
 from kit.deploy.weights.cleaning import Cleaning
-from kit.deploy.weights.load import Weights, load_weights
+from kit.deploy.weights.load import load_weights
 from kit.errors import KitError, RasterError, WeightsError
 
 CACHE_BYTES = 128 << 20  # decoded blocks that windows of a cell share
@@ -71,7 +73,7 @@ def map_task(task: CellTask) -> CellRecord:
         if task.kit != __version__:
             raise KitError(f"this worker has kit {__version__}, the plan was made by kit {task.kit}")
         with _one_at_a_time:
-            predict = _predictor(task.weights, task.sha256, task.device, task.engine)
+            predict = _predictor(task.weights, task.sha256, task.device, task.engine, bool(task.options.splitting))
             if task.device == "cpu":
                 torch.set_num_threads(1)  # the sums of a convolution depend on the number of threads
             rows, record = map_cell(task, predict)
@@ -81,7 +83,7 @@ def map_task(task: CellTask) -> CellRecord:
         files.write(record, task.lattice, ())
         return record
     if len(rows):
-        write_cell(files.buildings, rows)
+        write_rows(files.buildings, [rows], with_seam=True)
     else:
         files.buildings.unlink(missing_ok=True)
     files.write(record, task.lattice, [scene for scene in task.scenes if scene.id in record.scenes])
@@ -89,20 +91,13 @@ def map_task(task: CellTask) -> CellRecord:
 
 
 @lru_cache(maxsize=1)
-def _predictor(path: str, sha256: str, device: str, engine: Engine) -> Predictor:
+def _predictor(path: str, sha256: str, device: str, engine: Engine, splitting: bool) -> Predictor:
     """Returns what predicts a window; the networks stay in memory from cell to cell."""
     weights = load_weights(Path(path), device)
     if weights.sha256 != sha256:
         raise WeightsError(f"{path} has sha256 {weights.sha256[:12]}..., the plan was made with {sha256[:12]}...")
     ready = set_up(weights, list, EngineOptions(device, engine, tuning=False))
-    return lambda rgba: _predicted(ready, rgba)
-
-
-def _predicted(weights: Weights, rgba: NDArray[np.uint8]) -> NDArray[np.float32]:
-    try:
-        return predict_image(weights, rgba)
-    except torch.OutOfMemoryError as cause:
-        raise KitError(f"{weights.device} has too little memory for windows of {rgba.shape[0]} px") from cause
+    return partial(predicted, ready, predict_inside if splitting else predict_image)
 
 
 def map_cell(task: CellTask, predict: Predictor) -> tuple[CellRows, CellRecord]:
@@ -120,9 +115,11 @@ def map_cell(task: CellTask, predict: Predictor) -> tuple[CellRows, CellRecord]:
     lattice, cell, tree = task.lattice, task.cell, SceneTree(task.scenes)
     for grown in range(MOST_GROWN + 1):
         scenes = tree.near(lattice, cell, grown)
-        level, valid, windows = predict_cell(lattice, cell, grown, scenes, predict, task.options.alone)
+        level, valid, windows = predict_cell(lattice, cell, grown, scenes, predict, task.options)
         pieces = _pieces(level, valid, lattice, task.options.cleaning)
-        if not any(reaches_out(piece, lattice, cell, grown) for piece in pieces):
+        if task.options.splitting:
+            pieces = _divided(pieces, level, task, grown)
+        if not any(reaches_out(each, lattice, cell, grown) for piece in pieces for each in piece.buildings.values()):
             break
     left, top, right, bottom = core_in(lattice, cell, grown)
     imagery = float(valid[top:bottom, left:right].mean())
@@ -135,9 +132,11 @@ def map_cell(task: CellTask, predict: Predictor) -> tuple[CellRows, CellRecord]:
 
 
 def predict_cell(
-    lattice: Lattice, cell: Cell, grown: int, scenes: Sequence[PlacedScene], predict: Predictor, alone: bool
+    lattice: Lattice, cell: Cell, grown: int, scenes: Sequence[PlacedScene], predict: Predictor, options: CellOptions
 ) -> tuple[Levels, Mask, int]:
-    """Returns the probability of a cell and its halo, 0 to 255, where there is imagery, and how often it predicted.
+    """Returns the prediction of a cell and its halo, where there is imagery, and how often it predicted.
+
+    The prediction is the probability, 0 to 255, (1, h, w); with splitting also that of the inside, (2, h, w).
 
     Args:
         lattice: of the map.
@@ -145,29 +144,30 @@ def predict_cell(
         grown: rows of windows that are added around it.
         scenes: that its windows may see, the preferred ones first.
         predict: returns a window's probability.
-        alone: where scenes overlap, the preferred one alone; else the mean of all.
+        options: of the plan.
     """
+    planes = SPLITTING if options.splitting else ()
     spans = lattice.spans(cell, grown)
     rows, columns = map(lattice.axis, spans)
     seen = np.zeros((rows.size_px, columns.size_px), bool)
-    level = np.zeros(seen.shape, np.uint8)
+    level = np.zeros((*planes, *seen.shape), np.uint8)
     windows, carried = 0, None
     with ExitStack() as stack:
         stack.enter_context(rasterio.Env(**gdal_options(CACHE_BYTES, any(is_remote(scene.href) for scene in scenes))))
         readers = [WindowReader(scene, lattice, cell.zone, stack) for scene in scenes]
         for index, row in enumerate(spans[0]):
-            band = Band(rows, columns, index, carried)
+            band = Band(rows, columns, index, carried, planes)
             for place, column in enumerate(spans[1]):
-                window = fused((reader.read(row, column) for reader in readers), predict, alone)
+                window = fused((reader.read(row, column) for reader in readers), predict, options.alone)
                 if window is not None:
                     probability, valid, times = window
                     band.add(place, probability)
                     seen[slice(*rows.span(index)), slice(*columns.span(place))] |= valid
                     windows += times
             done, carried = band.finished()
-            level[rows.starts[index] : rows.starts[index] + len(done)] = done
+            level[..., rows.starts[index] : rows.starts[index] + done.shape[-2], :] = done
     inside = np.s_[lattice.overlap_px : -lattice.overlap_px, lattice.overlap_px : -lattice.overlap_px]
-    return level[inside], seen[inside], windows
+    return level.reshape(-1, *seen.shape)[:, *inside], seen[inside], windows
 
 
 class WindowReader:
@@ -222,34 +222,31 @@ def fused(
         alone: each pixel has the probability of the first scene that has imagery there; else the mean of all that have.
 
     Returns:
-        None where no scene has imagery.
+        None where no scene has imagery. The probability has the shape that `predict` returns, (side, side) last.
     """
-    total = weight = None
+    total = weight = np.zeros((), np.float32)
     times = 0
     for window in windows:
         if window is None or not window[1].any():
             continue
         rgb, valid = window
-        if total is None or weight is None:
-            total, weight = np.zeros(valid.shape, np.float32), np.zeros(valid.shape, np.float32)
         used = valid & (weight == 0) if alone else valid
         if not used.any():
             continue
         rgba = np.dstack([*rgb, np.where(valid, 255, 0)]).astype(np.uint8)
-        total += predict(rgba) * used
-        weight += used
+        total, weight = total + predict(rgba) * used, weight + used
         times += 1
         if alone and weight.all():
             break
-    if total is None or weight is None:
+    if not times:
         return None
     mean = (total / np.maximum(weight, 1)).astype(np.float32, copy=False)
     return mean, weight > 0, times
 
 
-def _pieces(level: Levels, valid: Mask, lattice: Lattice, cleaning: Cleaning) -> list[Piece]:
+def _pieces(planes: Levels, valid: Mask, lattice: Lattice, cleaning: Cleaning) -> list[Piece]:
     """Returns the connected components of the clean mask."""
-    height = len(level)
+    level, height = planes[0], len(valid)
     strips = list(bands(height))
 
     def masks() -> Iterator[Mask]:
@@ -260,3 +257,16 @@ def _pieces(level: Levels, valid: Mask, lattice: Lattice, cleaning: Cleaning) ->
         mask = cleaned.cleaned(index, is_building(level[top:bottom], cleaning.threshold)) & valid[top:bottom]
         pieces += tracer.add(level[top:bottom], mask, top)
     return pieces + tracer.close()
+
+
+def _divided(pieces: Sequence[Piece], planes: Levels, task: CellTask, grown: int) -> list[Piece]:
+    """Returns pieces, each with its buildings."""
+    splitting = task.options.splitting
+    assert splitting
+
+    def part(plane: int, box: Pixels) -> Levels:
+        left, top, right, bottom = box
+        return planes[plane, top:bottom, left:right]
+
+    divider = Divider(part, splitting.inside, splitting.smallest_m2 / task.lattice.gsd_m**2)
+    return divider.divided([clipped(piece, task.lattice, task.cell, grown) for piece in pieces])

@@ -1,7 +1,6 @@
 """The buildings of one cell, in memory and as the cell's GeoParquet file."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,13 +10,13 @@ import pyarrow.parquet as pq
 import shapely
 from numpy.typing import NDArray
 
+from kit.deploy.mapping.layers import GeoParquet
 from kit.errors import KitError
 from kit.system.files import replacing
 
-COMPRESSION = "zstd"
+CRS = "OGC:CRS84"  # longitude and latitude, in this order
 ROWS = 65_536  # of a row group of the merged layer
 INSIDE, SEAM_OWN, SEAM_OTHER = 0, 1, 2  # away from meridians between zones; near one: its zone's own, the other zone's
-COVERING = {"bbox": {end: ["bbox", end] for end in ("xmin", "ymin", "xmax", "ymax")}}
 
 
 @dataclass(frozen=True)
@@ -55,42 +54,22 @@ def joined(parts: Sequence[CellRows]) -> CellRows:
     )
 
 
-def as_table(rows: CellRows, with_seam: bool) -> pa.Table:
-    """Returns rows as a table with geometry as WKB and the bounds as `bbox`."""
-    bounds = shapely.bounds(rows.polygons).astype(np.float64).reshape(-1, 4)
-    ends = ("xmin", "ymin", "xmax", "ymax")
-    bbox = pa.StructArray.from_arrays([pa.array(column) for column in bounds.T], ends)
-    columns = {
-        "id": pa.array(rows.ids, pa.string()),
-        "area_m2": pa.array(rows.area_m2, pa.float64()),
-        "confidence": pa.array(rows.confidence, pa.float64()),
-        "bbox": bbox,
-        "geometry": pa.array(shapely.to_wkb(rows.polygons).tolist(), pa.binary()),
-    }
-    return pa.table(columns | ({"seam": pa.array(rows.seam, pa.int8())} if with_seam else {}))
-
-
-def geo(kinds: Sequence[str], bounds: Sequence[float]) -> bytes:
-    """Returns the metadata `geo` of a GeoParquet 1.1 file."""
-    column = {
-        "encoding": "WKB", "geometry_types": sorted(kinds), "orientation": "counterclockwise", "covering": COVERING,
-        **({"bbox": [float(end) for end in bounds]} if len(bounds) else {}),
-    }  # fmt: skip
-    return json.dumps({"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}).encode()
-
-
-def write_cell(path: Path, rows: CellRows) -> None:
-    """Writes the buildings of a cell.
+def write_rows(path: Path, rows: Iterable[CellRows], with_seam: bool) -> tuple[int, float]:
+    """Writes rows as GeoParquet, one row group for each part; returns their number and area, m2.
 
     Raises:
         OutputError: the disk is full or the folder cannot be written.
     """
-    kinds = sorted({polygon.geom_type for polygon in rows.polygons})
-    table = as_table(rows, with_seam=True)
-    bounds = shapely.total_bounds(rows.polygons).tolist() if len(rows) else []
-    table = table.replace_schema_metadata({b"geo": geo(kinds, bounds)})
+    count, area_m2 = 0, 0.0
     with replacing(path) as temporary:
-        pq.write_table(table, temporary, compression=COMPRESSION)
+        file = GeoParquet(*(["seam"] if with_seam else []))
+        file.begin(temporary, CRS, {})
+        for part in rows:
+            more = [part.seam] if with_seam else []
+            file.put(part.polygons, np.array(part.ids, object), part.area_m2, part.confidence, *more)
+            count, area_m2 = count + len(part), area_m2 + float(part.area_m2.sum())
+        file.end()
+    return count, area_m2
 
 
 def read_cell(path: Path) -> CellRows:

@@ -20,7 +20,7 @@ from kit.deploy.country.ownership import CellOptions
 from kit.deploy.country.records import FAILED, CellFiles, CellRecord
 from kit.deploy.engine.backends import EngineOptions
 from kit.deploy.engine.predict import predict_image
-from kit.deploy.mapping.map import MapOptions
+from kit.deploy.mapping.map import MapOptions, chosen_splitting
 from kit.deploy.mapping.scene import COARSEST
 from kit.deploy.weights.load import load_weights, read_card
 from kit.errors import KitError
@@ -116,7 +116,8 @@ def _empty_plan(request: CountryRequest) -> CountryPlan:
     card = read_card(request.weights)
     gsd_m = options.gsd_m or card.gsd_m
     lattice = lattice_of(gsd_m, options.window_px, options.overlap_px, card.pad_multiple, request.cell_m)
-    chosen = CellOptions(options.cleaning, bool(request.prefer), options.square, options.simplify_m)
+    splitting = chosen_splitting(card, request.weights.stem, options.splitting)
+    chosen = CellOptions(options.cleaning, bool(request.prefer), options.square, options.simplify_m, splitting)
     return CountryPlan(
         __version__, request.name, sha256_of(request.weights), request.engine.engine, lattice, chosen, ()
     )

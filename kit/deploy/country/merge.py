@@ -2,7 +2,7 @@
 
 import json
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,17 +14,7 @@ import shapely
 from numpy.typing import NDArray
 from pyogrio.errors import DataLayerError, DataSourceError
 
-from kit.deploy.country.cell_rows import (
-    COMPRESSION,
-    INSIDE,
-    ROWS,
-    SEAM_OTHER,
-    CellRows,
-    as_table,
-    geo,
-    joined,
-    read_cell,
-)
+from kit.deploy.country.cell_rows import INSIDE, ROWS, SEAM_OTHER, CellRows, joined, read_cell, write_rows
 from kit.deploy.country.cells import Cell, corner_degrees
 from kit.deploy.country.country_plan import CellStates
 from kit.deploy.country.hilbert import hilbert_keys
@@ -92,7 +82,7 @@ def merge(states: CellStates, records: dict[Cell, CellRecord]) -> CountrySummary
     files = states.files
     full = [cell for cell in states.cells if records[cell].buildings]
     store = CellStore(files.cells, full)
-    count, area_m2 = write_buildings(files.buildings, store)
+    count, area_m2 = write_rows(files.buildings, store.chunks(), with_seam=False)
     tiles = files.tiles if write_tiles(files.tiles, files.buildings) else None
     _write_coverage(files.coverage, states, records)
     _write_catalogue(states, records, tiles)
@@ -115,8 +105,7 @@ class CellStore:
     def __init__(self, folder: Path, cells: Sequence[Cell]) -> None:
         self.folder, self.cells = folder, cells
         self.open: OrderedDict[int, CellRows] = OrderedDict()
-        self.kinds: set[str] = set()
-        keys, places, rows, bounds = [], [], [], []
+        keys, places, rows = [], [], []
         seams: list[CellRows] = []
         for place, cell in enumerate(cells):
             part = self._read(cell)
@@ -124,10 +113,7 @@ class CellStore:
             keys.append(hilbert_keys(part.polygons))
             places.append(np.full(len(part), place))
             rows.append(np.arange(len(part)))
-            bounds.append(shapely.total_bounds(part.polygons))
-            self.kinds.update(polygon.geom_type for polygon in part.polygons)
         self.dropped = twice(joined(seams))
-        self.bounds = [*np.min(bounds, axis=0)[:2], *np.max(bounds, axis=0)[2:]] if bounds else []
         nothing = [np.array([], np.int64)]
         self.places, self.rows = np.concatenate(places or nothing), np.concatenate(rows or nothing)
         self.order = np.argsort(np.concatenate(keys or nothing), kind="stable")
@@ -144,8 +130,11 @@ class CellStore:
         self.open.move_to_end(place)
         return self.open[place]
 
-    def chunk(self, start: int) -> CellRows:
-        """Returns up to `ROWS` rows in the order of the curve, from a place in that order on."""
+    def chunks(self) -> Iterator[CellRows]:
+        """Yields the rows in the order of the curve, `ROWS` at a time."""
+        return (self._chunk(start) for start in range(0, len(self.order), ROWS))
+
+    def _chunk(self, start: int) -> CellRows:
         chosen = self.order[start : start + ROWS]
         places, rows = self.places[chosen], self.rows[chosen]
         parts, back = [], []
@@ -177,19 +166,6 @@ def twice(seams: CellRows) -> set[str]:
         else:
             accepted.add(row)
     return dropped
-
-
-def write_buildings(path: Path, store: CellStore) -> tuple[int, float]:
-    """Writes all buildings as one GeoParquet in the order of the Hilbert curve; returns their number and area, m2."""
-    schema = as_table(joined([]), with_seam=False).schema
-    schema = schema.with_metadata({b"geo": geo(sorted(store.kinds), store.bounds)})
-    count, area_m2 = 0, 0.0
-    with replacing(path) as temporary, pq.ParquetWriter(temporary, schema, compression=COMPRESSION) as writer:
-        for start in range(0, len(store.order), ROWS):
-            rows = store.chunk(start)
-            writer.write_table(as_table(rows, with_seam=False).replace_schema_metadata(schema.metadata))
-            count, area_m2 = count + len(rows), area_m2 + float(rows.area_m2.sum())
-    return count, area_m2
 
 
 def write_tiles(path: Path, buildings: Path) -> bool:

@@ -17,7 +17,7 @@ from kit.deploy.mapping.longitudes import cut_at_180, needs_cut
 from kit.errors import KitError
 from kit.system.files import read_json, write_json
 
-VERSION = 1  # raised when the same inputs give other buildings
+VERSION = 2  # raised when the same inputs give other buildings
 MAPPED, EMPTY, FAILED = "mapped", "no imagery", "failed"
 STAC = "1.0.0"
 PARQUET = "application/vnd.apache.parquet"

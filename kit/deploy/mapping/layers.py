@@ -108,9 +108,16 @@ class FlatGeobuf(GeoPackage):
 
 
 class GeoParquet:
-    """GeoParquet 1.1 with the bounds of each polygon, written in batches by pyarrow."""
+    """GeoParquet 1.1 with the bounds of each polygon, written in batches by pyarrow.
+
+    Args:
+        more: names of further columns of small integers.
+    """
 
     suffix, degrees = ".parquet", False
+
+    def __init__(self, *more: str) -> None:
+        self.more = more
 
     def begin(self, path: Path, crs: str, about: dict[str, str]) -> None:
         """Creates an empty file with metadata."""
@@ -120,11 +127,14 @@ class GeoParquet:
         number = pyarrow.float64()
         columns = {"id": pyarrow.string(), "area_m2": number, "confidence": number, "geometry": pyarrow.binary()}
         self.bounds = pyarrow.struct([(side, number) for side in SIDES])
-        self.schema = pyarrow.schema({**columns, "bbox": self.bounds})
+        self.schema = pyarrow.schema({**columns, "bbox": self.bounds, **dict.fromkeys(self.more, pyarrow.int8())})
         self.crs, self.about, self.box = pyproj.CRS(crs).to_json_dict(), about, np.full(4, np.nan)
+        self.kinds: set[str] = set()
         self.writer = ParquetWriter(path, self.schema, compression="zstd")
 
-    def put(self, polygons: Polygons, ids: Texts, areas_m2: Numbers, confidence: Numbers) -> None:
+    def put(
+        self, polygons: Polygons, ids: Texts, areas_m2: Numbers, confidence: Numbers, *more: NDArray[np.int8]
+    ) -> None:
         """Writes a batch."""
         import pyarrow
 
@@ -132,15 +142,17 @@ class GeoParquet:
             return
         sides = shapely.bounds(polygons)
         boxes = pyarrow.StructArray.from_arrays([pyarrow.array(side) for side in sides.T], fields=list(self.bounds))
-        cells = [pyarrow.array(ids, pyarrow.string()), areas_m2, confidence, shapely.to_wkb(polygons), boxes]
+        cells = [pyarrow.array(ids, pyarrow.string()), areas_m2, confidence, shapely.to_wkb(polygons), boxes, *more]
         self.writer.write_table(pyarrow.table(cells, schema=self.schema))
         box = np.vstack([self.box, sides])
         self.box = np.concatenate([np.nanmin(box[:, :2], axis=0), np.nanmax(box[:, 2:], axis=0)])
+        self.kinds.update(polygon.geom_type for polygon in polygons)
 
     def end(self) -> None:
         """Completes the file with the metadata that its standard asks for."""
         column = {
-            "encoding": "WKB", "geometry_types": ["Polygon"], "crs": self.crs, "orientation": "counterclockwise",
+            "encoding": "WKB", "geometry_types": sorted(self.kinds) or ["Polygon"], "crs": self.crs,
+            "orientation": "counterclockwise",
             "covering": {"bbox": {side: ["bbox", side] for side in SIDES}},
         }  # fmt: skip
         if np.isfinite(self.box).all():

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
@@ -33,7 +33,7 @@ from kit.deploy.mapping.cogs import (
     write_probability,
     writing,
 )
-from kit.deploy.mapping.dividing import Divider
+from kit.deploy.mapping.dividing import Divider, planes_of
 from kit.deploy.mapping.layers import FORMATS, Layer, check_format
 from kit.deploy.mapping.map_files import INSIDE, MapFiles, PredictionKey, scene_file
 from kit.deploy.mapping.overlay import Overlay
@@ -42,7 +42,7 @@ from kit.deploy.mapping.scene import Frame, SceneReader, check_source
 from kit.deploy.mapping.strips import SPLITTING, Predictor, Strips, predict_strips
 from kit.deploy.mapping.tracing import Tracer
 from kit.deploy.mapping.windows import Axis, along, check_window
-from kit.deploy.weights.card import Splitting
+from kit.deploy.weights.card import Card, Splitting
 from kit.deploy.weights.cleaning import Cleaning
 from kit.deploy.weights.load import Weights, load_weights
 from kit.errors import KitError, RasterError
@@ -149,7 +149,8 @@ def map_scene(
         reader.set_resolution(options.gsd_m or shipped.card.gsd_m)
         rows, columns = windows_of(reader.work, options, shipped.card.pad_multiple)
         _check_memory(rows, columns, reader.scene)
-        options, predict = _with_splitting(shipped, options)
+        options = replace(options, splitting=chosen_splitting(shipped.card, shipped.path.stem, options.splitting))
+        predict = predict_inside if options.splitting else predict_image
         ready, version = set_up(shipped, partial(_samples, reader, TILES, SAMPLE_PX), engine), fingerprint(href)
         if engine.adaptive and options.splitting:
             say("--adaptive is left out: it computes no channels, which tell neighbours apart")
@@ -157,20 +158,26 @@ def map_scene(
             ready = end_early(ready, partial(_samples, reader, LOOKS, LOOK_PX), f"{href} {version} {reader.work}")
         key = PredictionKey(href, version, ready.sha256, ready.plan, (rows, columns))
         with locked(files.stem):
-            return draw_map(reader, partial(_predicted, ready, predict), key, files, options)
+            return draw_map(reader, partial(predicted, ready, predict), key, files, options)
 
 
-def _with_splitting(weights: Weights, options: MapOptions) -> tuple[MapOptions, Prediction]:
-    """Returns the options with the splitting of the weights' card, and how to predict a window."""
-    if not weights.card.channels:
-        say(f"{weights.path.stem} does not tell neighbours apart: buildings that touch are one polygon")
-        return replace(options, splitting=None), predict_image
-    splitting = options.splitting or weights.card.splitting or Splitting(INSIDE_ABOVE, SMALLEST_M2, 0, 0)
+def chosen_splitting(card: Card, name: str, splitting: Splitting | None = None) -> Splitting | None:
+    """Returns how weights divide a mask into buildings, and says so; None for weights without channels.
+
+    Args:
+        card: of the weights.
+        name: of the weights.
+        splitting: to be used instead of the card's.
+    """
+    if not card.channels:
+        say(f"{name} does not tell neighbours apart: buildings that touch are one polygon")
+        return None
+    splitting = splitting or card.splitting or Splitting(INSIDE_ABOVE, SMALLEST_M2, 0, 0)
     say(f"buildings that touch are split: markers above {splitting.inside:g}, from {splitting.smallest_m2:g} m2")
-    return replace(options, splitting=splitting), _predict_inside
+    return splitting
 
 
-def _predict_inside(weights: Weights, rgba: NDArray[np.uint8]) -> NDArray[np.float32]:
+def predict_inside(weights: Weights, rgba: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Returns the probability of building and of its inside, (2, h, w)."""
     channels = predict_channels(weights, rgba)
     return np.stack([channels[0], inside_of(channels)])
@@ -232,15 +239,18 @@ def _trace(reader: SceneReader, frame: Frame, files: MapFiles, options: MapOptio
 
     cleaning = BandedCleaning(options.cleaning, frame.pixel_m2, masks)
     simplify_m = options.simplify_m or SIMPLIFIED_PX * max(frame.gsd_m, reader.work.gsd_m)
-    divider = _divider(files, options, frame)
+    divider = None
     tracer, apart, overlay, top = Tracer(), Apart(frame.gsd_m), Overlay(reader.source, frame), 0
     layer = Layer(files.stem, FORMATS[options.format], frame, about)
     with (
+        ExitStack() as stack,
         layer,
-        divider or nullcontext(),
         writing(files["mask"], frame, "mode", NO_DATA) as target,
         meter("trace rows", frame.height) as running,
     ):
+        if split := options.splitting:
+            planes = stack.enter_context(planes_of(files["probability"], files[INSIDE]))
+            divider = Divider(planes, split.inside, split.smallest_m2 / frame.pixel_m2)
         for index, (level, valid) in enumerate(read_bands(files["probability"])):
             mask = cleaning.cleaned(index, is_building(level, options.cleaning.threshold)) & valid
             write_mask_band(target, top, mask, valid)
@@ -259,13 +269,6 @@ def _trace(reader: SceneReader, frame: Frame, files: MapFiles, options: MapOptio
     return layer
 
 
-def _divider(files: MapFiles, options: MapOptions, frame: Frame) -> Divider | None:
-    split = options.splitting
-    if split is None:
-        return None
-    return Divider(files["probability"], files[INSIDE], split.inside, split.smallest_m2 / frame.pixel_m2)
-
-
 def _check_memory(rows: Axis, columns: Axis, scene: Frame) -> None:
     """Checks that a row of windows, and a band of the rasters, fit into memory."""
     needed = max(8 * rows.side_px * columns.size_px, 24 * BLOCK_PX * scene.width)  # bytes: sums, or labels and masks
@@ -277,7 +280,7 @@ def _check_memory(rows: Axis, columns: Axis, scene: Frame) -> None:
         )
 
 
-def _predicted(weights: Weights, predict: Prediction, rgba: NDArray[np.uint8]) -> NDArray[np.float32]:
+def predicted(weights: Weights, predict: Prediction, rgba: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Returns a window's prediction."""
     try:
         return predict(weights, rgba)

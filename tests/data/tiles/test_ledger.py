@@ -424,7 +424,8 @@ def test_sigkill_at_random_points(tmp_path: Path, large: Path, group: bool):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
-def test_a_killed_worker_ends_the_command_with_one_error(tmp_path: Path, large: Path):
+def test_a_killed_worker_changes_nothing(tmp_path: Path, large: Path):
+    whole = content(cut(large, tmp_path / "whole", workers=1))
     root = tmp_path / "root"
     process = subprocess.Popen(
         command(large, root, "--workers", "2"), env=environment(), start_new_session=True, stdout=subprocess.PIPE,
@@ -432,12 +433,9 @@ def test_a_killed_worker_ends_the_command_with_one_error(tmp_path: Path, large: 
     )  # fmt: skip
     assert wait_until(lambda: len(marks(root / "data/train_tier_1")) > 20, 60)
     os.kill(next(member for member in members(process.pid) if member != process.pid), signal.SIGKILL)
-    out, err = process.communicate(timeout=30)
-    assert process.returncode == 1
-    assert err.count("error:") == 1
-    assert "a process cutting tiles was killed" in err
-    assert out == ""
-    assert "Traceback" not in err
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert content(root / "data/train_tier_1") == whole
     assert not members(process.pid)
 
 

@@ -111,3 +111,46 @@ def _draw_scene(
         compress="deflate", blocksize=128,
     ) as target:  # fmt: skip
         target.write(np.stack([ground] * 3))
+
+
+class Walls(Brightness):
+    """A network that takes what is red for buildings, and what is red but not green for walls between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(3, 3, 1)
+        with torch.no_grad():  # footprint, boundary, contact
+            self.head.weight.copy_(torch.tensor([[6.0, 0, 0], [6, -6, 0], [0, 0, 0]]).view(3, 3, 1, 1))
+            self.head.bias.copy_(torch.tensor([0.0, -8, -20]))
+
+
+def export_walls(folder: Path) -> Path:
+    """Writes weights that tell neighbours apart, trained at 1 m per pixel, and returns their path."""
+    request = ExportRequest("walls", "walls", "none", 0.5, 1.0, [noise(40, 48)], [Case(64, 64)])
+    return export_ensemble(folder, [Walls()], [record()], request).path
+
+
+def draw_terraces(folder: Path, houses: int = 26, rows: int = 5, pixels: tuple[int, int] = (20, 24)) -> Country:
+    """Draws two overlapping scenes, at 1 m per pixel, of terraces: rows of houses that share their walls."""
+    width, height = pixels
+    ground = np.full((3, rows * (height + 16) + 16, houses * width + 40), GROUND, np.uint8)
+    ground[2] = np.arange(ground[2].size).reshape(ground[2].shape) % 7
+    transform, outlines, scenes = Affine(1, 0, 450_000, 0, -1, 40_000), [], []
+    to_degrees = pyproj.Transformer.from_crs("EPSG:32636", "EPSG:4326", always_xy=True)
+    for top in range(16, ground.shape[1] - height, height + 16):
+        for left in range(20, ground.shape[2] - width, width):
+            ground[::2, top : top + height, left : left + width] = ROOF
+            ground[1, top + 2 : top + height - 2, left + 2 : left + width - 2] = ROOF
+            corners = transform @ (left, top + height), transform @ (left + width, top)
+            outlines.append(
+                shapely.transform(shapely.box(*corners[0], *corners[1]), to_degrees.transform, interleaved=False)
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, (first, last) in enumerate(((0, 0.6), (0.4, 1))):
+        left, right = (int(ground.shape[2] * share) for share in (first, last))
+        scenes.append(folder / f"t{number}.tif")
+        profile = {"driver": "GTiff", "width": right - left, "height": ground.shape[1], "count": 3, "dtype": "uint8"}
+        place = {"crs": "EPSG:32636", "transform": transform @ Affine.translation(left, 0)}
+        with rasterio.open(scenes[-1], "w", **profile, **place) as target:
+            target.write(ground[:, :, left:right])
+    return Country(folder, outlines, scenes)

@@ -107,7 +107,7 @@ def test_rows_follow_the_hilbert_curve_and_have_unique_ids(whole: CountrySummary
     bounds = shapely.bounds(shapely.from_wkb(table["geometry"].to_numpy()))
     given = np.array([[row[end] for end in ("xmin", "ymin", "xmax", "ymax")] for row in table["bbox"].to_pylist()])
     np.testing.assert_array_equal(given, bounds)
-    geo = json.loads(table.schema.metadata[b"geo"])
+    geo = json.loads(pq.ParquetFile(whole.buildings).metadata.metadata[b"geo"])
     assert geo["columns"]["geometry"]["covering"]["bbox"]["xmin"] == ["bbox", "xmin"]
 
 
