@@ -42,7 +42,8 @@ class Divider:
         return [self._divided(piece) for piece in pieces]
 
     def _divided(self, piece: Piece) -> Piece:
-        left, top, right, bottom = box = tuple(map(int, shapely.total_bounds(piece.polygons)))
+        left, top, right, bottom = map(int, shapely.total_bounds(piece.polygons))
+        box = left, top, right, bottom
         if piece.buildings[WHOLE].pixels < 2 * self.smallest_px:
             return piece
         if (right - left) * (bottom - top) > LARGEST_PX:
