@@ -23,6 +23,7 @@ from kit.data.tiles.ledger import Ledger
 from kit.deploy.engine.backends import EngineOptions
 from kit.errors import DataError, KitError, OutputError, WeightsError
 from kit.paths import Paths
+from kit.system.workers import on_cluster
 
 OPTIONS = AuditOptions(BLOCK_M, workers=1, engine=EngineOptions(tuning=False))
 
@@ -250,3 +251,11 @@ def test_weights_of_other_classes(root: Path, monkeypatch: pytest.MonkeyPatch):
 def test_impossible_blocks(root: Path, block_m: float):
     with pytest.raises(KitError, match=r"blocks of .* m"):
         audited(root, block_m=block_m)
+
+
+@pytest.mark.slow
+def test_a_cluster_gives_the_same_audit(first: tuple[Path, City], root: Path):
+    shutil.rmtree(root / "data/town/audit")
+    with on_cluster("local:2"):
+        audited(root)
+    assert content(root / "data/town/audit") == content(first[0] / "data/town/audit")

@@ -1,9 +1,12 @@
 """Maps of many scenes: every house once, whatever the number of parts, workers and lost workers."""
 
 import json
+import math
 import os
 import random
+import shutil
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -14,19 +17,31 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pyarrow.parquet as pq
+import pyogrio
 import pystac
 import pytest
 import shapely
 from country_fakes import Country, draw_country, export_brightness
 
+from kit import __version__
+from kit.deploy.country.cell_map import CellTask, map_task
 from kit.deploy.country.collection import list_scenes
-from kit.deploy.country.country import CountryRequest, make_plan, map_cells, mark_part, merge_map, read_plan
+from kit.deploy.country.country import (
+    CountryRequest,
+    make_plan,
+    map_cells,
+    mark_part,
+    merge_map,
+    read_plan,
+    worker_problem,
+)
 from kit.deploy.country.hilbert import hilbert_keys
-from kit.deploy.country.merge import CountrySummary
-from kit.deploy.country.records import EMPTY, FAILED, MAPPED, CellFiles
+from kit.deploy.country.merge import LEAST_ZOOM, MOST_ZOOM, CountrySummary
+from kit.deploy.country.records import EMPTY, FAILED, MAPPED, CellFiles, CellRecord
 from kit.deploy.engine.backends import EngineOptions
 from kit.deploy.mapping.map import MapOptions
 from kit.errors import CatalogError, KitError, OutputError
+from kit.system.files import sha256_of
 from kit.system.workers import on_cluster
 
 HERE = 1  # process
@@ -288,3 +303,84 @@ def test_a_country_in_parts_and_with_lost_workers(weights: Path, tmp_path: Path)
     assert not summary.failed
     merge_map(states)
     assert contents(tmp_path / "killed") == contents(tmp_path / "1")
+
+
+def test_what_a_worker_must_have(weights: Path, tmp_path: Path):
+    sha256 = sha256_of(weights)
+    assert worker_problem(__version__, str(weights), sha256, str(tmp_path)) == ""
+    assert "the plan was made by kit 0.1" in worker_problem("0.1", str(weights), sha256, str(tmp_path))
+    assert "it has no weights" in worker_problem(__version__, str(tmp_path / "w.pt"), sha256, str(tmp_path))
+    assert "are another file" in worker_problem(__version__, str(weights), "0" * 64, str(tmp_path))
+    assert "it has no folder" in worker_problem(__version__, str(weights), sha256, str(tmp_path / "gone"))
+
+
+def test_a_cell_of_another_kit_or_other_weights_fails_with_the_reason(country: Country, weights: Path, tmp_path: Path):
+    request = request_of(country.folder, weights, tmp_path / "map")
+    states = make_plan(request)
+    task = next(states.tasks(states.cells, weights, "cpu"))
+    assert "the plan was made by kit 0.1" in map_task(replace(task, kit="0.1")).reason
+    assert "the plan was made with 00000" in map_task(replace(task, sha256="0" * 64)).reason
+    assert "w.pt" in map_task(replace(task, weights=str(tmp_path / "w.pt"))).reason
+    assert states.record(task.cell).status == FAILED
+
+
+def map_or_die(task: CellTask) -> CellRecord:
+    if task.cell.name == os.environ["DEADLY"]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return map_task(task)
+
+
+def test_a_cell_that_kills_its_process_is_reported_and_the_others_are_mapped(
+    country: Country, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    request = request_of(country.folder, weights, tmp_path / "map")
+    states = make_plan(request)
+    deadly = states.cells[7]
+    monkeypatch.setitem(os.environ, "DEADLY", deadly.name)
+    monkeypatch.setattr("kit.deploy.country.country.map_task", map_or_die)
+    summary = map_cells(states, states.cells[:12], request, 2)
+    (failed,) = summary.failed
+    assert failed.cell == deadly.name
+    assert summary.mapped == 12
+    assert states.record(deadly).status == FAILED
+
+
+def test_the_layer_opens_in_geopandas(whole: CountrySummary):
+    geopandas = pytest.importorskip("geopandas")
+    frame = geopandas.read_parquet(whole.buildings)
+    assert (len(frame), frame.crs.to_string()) == (whole.count, "OGC:CRS84")
+    assert frame["area_m2"].sum() == pytest.approx(whole.area_m2)
+    west, south, east, north = frame.total_bounds
+    some = geopandas.read_parquet(whole.buildings, bbox=(west, south, (west + east) / 2, north))  # by the covering
+    assert 0 < len(some) < len(frame)
+
+
+def test_the_layer_opens_in_gdal(whole: CountrySummary):
+    program = shutil.which("ogrinfo") or pytest.skip("no ogrinfo")
+    formats = subprocess.run([program, "--formats"], capture_output=True, text=True, check=True).stdout
+    if "Parquet" not in formats:
+        pytest.skip("this GDAL has no Parquet driver")
+    shown = subprocess.run([program, "-so", "-al", whole.buildings], capture_output=True, text=True, check=True).stdout
+    assert f"Feature Count: {whole.count}" in shown
+
+
+def test_the_tiles_open_in_a_reader(whole: CountrySummary):
+    reader = pytest.importorskip("pmtiles.reader")
+    with whole.tiles.open("rb") as file:
+        tiles = reader.Reader(reader.MmapSource(file))
+        header, metadata = tiles.header(), tiles.metadata()
+        assert (header["min_zoom"], header["max_zoom"]) == (LEAST_ZOOM, MOST_ZOOM)
+        (layer,) = metadata["vector_layers"]
+        assert layer["id"] == "buildings"
+        assert {"id", "area_m2", "confidence"} <= set(layer["fields"])
+        west, north = (shapely.from_wkb(pq.read_table(whole.buildings)["geometry"][0].as_py()).centroid.coords)[0]
+        places = 2**MOST_ZOOM
+        x = int((west + 180) / 360 * places)
+        y = int((1 - math.asinh(math.tan(math.radians(north))) / math.pi) / 2 * places)
+        assert tiles.get(MOST_ZOOM, x, y)
+        assert tiles.get(MOST_ZOOM, 0, 0) is None
+    meta, _, geometry, fields = pyogrio.raw.read(whole.tiles, layer="buildings", columns=["id"])
+    assert meta["crs"] == "EPSG:3857"
+    assert set(fields[0]) <= set(pq.read_table(whole.buildings)["id"].to_pylist())
+    assert len(set(fields[0])) > 0.95 * whole.count
+    assert len(geometry)

@@ -20,6 +20,7 @@ from kit.deploy.mosaics.mosaic import Mosaic, read_mosaics, table_of
 from kit.deploy.mosaics.sides import BOTTOM, RIGHT, ChipSides, sides_of
 from kit.errors import DataError, KitError, RasterError
 from kit.paths import Paths
+from kit.system.workers import on_cluster
 
 MINI = Path(__file__).parents[4] / "shared" / "open_cities_mini"
 SIDE_PX = 160
@@ -143,6 +144,14 @@ def test_processes_find_the_same(tmp_path: Path):
     cut(tmp_path, {"a": draw_mosaic("kum", 0.075, 3, 3, 128, 8)}, 128)
     one, two = (find.assemble(chips := find_chips(tmp_path), find.read_all(chips, count)) for count in (1, 2))
     assert one == two
+
+
+@pytest.mark.slow
+def test_a_cluster_finds_the_same(tmp_path: Path):
+    cut(tmp_path, {"a": draw_mosaic("kum", 0.075, 3, 3, 128, 8)}, 128)
+    alone = found_in(tmp_path)
+    with on_cluster("local:2"):
+        assert found_in(tmp_path) == alone
 
 
 def killed(chip: Chip) -> None:
