@@ -22,7 +22,7 @@ from kit.system.cluster import chosen_cluster
 from kit.system.cpu import cpu_count
 from kit.system.workers import on_cluster
 
-MORE_WORKERS = (10, 100)
+MORE_WORKERS = (10, 100)  # whose hours a plan shows, without --workers
 
 
 @dataclass(frozen=True)
@@ -56,16 +56,17 @@ def map_collection(request: CountryRequest, steps: Steps) -> None:
             return
         states = make_plan(request)
         if steps.plan:
-            _show_plan(states, request)
+            _show_plan(states, request, steps.workers)
             return
         map_cells(states, states.cells, request, steps.workers)
     _show(merge_map(states), states)
 
 
-def _show_plan(states: CellStates, request: CountryRequest) -> None:
+def _show_plan(states: CellStates, request: CountryRequest, workers: int | None) -> None:
     needed = estimate(states, request, cpu_count())
     hours = [("hours, this machine", f"{needed.hours:,.2g}")]
-    hours += [(f"hours, {n} workers", f"{needed.hours * needed.workers / n:,.2g}") for n in MORE_WORKERS]
+    counts = [workers] if workers else MORE_WORKERS
+    hours += [(f"hours, {n} workers", f"{needed.hours * needed.workers / n:,.2g}") for n in counts]
     rows = [
         ("scenes", f"{needed.scenes:,}"), ("left out", f"{len(states.plan.refused):,}"), ("cells", f"{needed.cells:,}"),
         ("windows", f"{needed.windows:,}"), ("gigapixels", f"{needed.gigapixels:,.3g}"), *hours,

@@ -41,6 +41,10 @@ def test_plan_part_and_merge(cli: Cli, root: Path, country: Country):
     assert code == 0, err
     plan = dict(line.rsplit(maxsplit=1) for line in out.splitlines()[:-1])
     assert plan["scenes"] == "1"
+    assert {"hours, this machine", "hours, 10 workers", "hours, 100 workers", "disk, GB", "gigapixels"} <= set(plan)
+    code, out, err = cli(*command, "--plan", "--workers", 25)
+    assert "hours, 25 workers" in out
+    assert "hours, 100 workers" not in out
     assert out.splitlines()[-1] == str(root / "maps" / "town" / "plan.json")
     code, _, err = cli(*command, "--part", "1/2", "--workers", 1)
     assert code == 0, err
