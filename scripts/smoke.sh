@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Uses each part of an installed kit once, in an empty folder: scripts/smoke.sh [FOLDER WITH kit, such as .venv/bin]
-# Draws the sample, cuts tiles, trains four steps, exports, submits, scores, maps. Two minutes on 2 cores; scores mean nothing.
+# Draws the sample, cuts tiles, trains four steps, exports, submits, scores, maps. Its scores mean nothing.
 set -euo pipefail
 kit=${1:+$(realpath "$1")/}kit
 work=$(mktemp -d)
