@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pyogrio
 import pystac
 import pytest
+import rasterio
 import shapely
 from country_fakes import Country, draw_country, export_brightness
 
@@ -233,11 +234,21 @@ def test_the_preferred_scene_alone(country: Country, weights: Path, tmp_path: Pa
 
 
 def test_cells_without_imagery_are_reported(weights: Path, tmp_path: Path):
-    """A scene's corner may reach into a cell where the scene has no pixels."""
-    drawn = draw_country(tmp_path / "scenes", per_side=1, side_px=60, seams=(30.5,))
-    request = request_of(drawn.folder, weights, tmp_path / "map")
-    merged = map_whole(request)
-    assert sum(merged.statuses.values()) == sum(merged.statuses.get(status, 0) for status in (MAPPED, EMPTY))
+    """A scene may reach into cells where it has no pixels."""
+    pixels = np.full((4, 60, 700), 40, np.uint8)
+    pixels[:3, 20:40, 20:40] = 220
+    pixels[3] = 255 * (np.arange(700) < 100)
+    place = {"crs": "EPSG:32636", "transform": rasterio.Affine(1, 0, 450_000, 0, -1, 40_000)}
+    profile = {"driver": "GTiff", "width": 700, "height": 60, "count": 4, "dtype": "uint8", "photometric": "RGB"}
+    (tmp_path / "scenes").mkdir()
+    with rasterio.open(tmp_path / "scenes/s.tif", "w", **profile, **place) as target:
+        target.write(pixels)
+    merged = map_whole(request_of(tmp_path / "scenes", weights, tmp_path / "map"))
+    assert merged.statuses[EMPTY] >= 2
+    assert merged.statuses[MAPPED] >= 1
+    cells = [cell["properties"] for cell in json.loads(merged.coverage.read_text())["features"]]
+    assert all((cell["imagery"] == 0) == (cell["status"] == EMPTY) for cell in cells)
+    assert merged.count == 1
 
 
 def test_ids_that_occur_twice_are_refused(country: Country):
