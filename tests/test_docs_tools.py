@@ -7,6 +7,7 @@ import pytest
 from test_docs import COMMANDS, DOCS, options, rows_below, shell
 
 from kit.deploy.freeze import gis
+from kit.deploy.weights import card
 from kit.deploy.weights.card import CLASSES, Card, Member
 
 PAGES = {name: (DOCS / f"{name}.md").read_text() for name in ("tools", "install")}
@@ -34,7 +35,7 @@ def test_metadata_keys_are_listed():
 def test_messages_are_those_of_the_code():
     messages = [cell.strip("`") for cell in re.findall(r"^\| (`(?:the card|tiles of).+?`) \|", PAGES["tools"], re.M)]
     assert len(messages) == 3
-    source = inspect.getsource(gis).replace("{SMALLEST_TILE_PX}", "64").replace("{LARGEST_TILE_PX}", "4096")
+    source = (inspect.getsource(gis) + inspect.getsource(card)).replace("{SMALLEST_TILE_PX}", "64").replace("{LARGEST_TILE_PX}", "4096")
     for message in messages:
         pieces = [re.escape(piece) for piece in re.split(r"\.\.\.", message)]
         assert re.search(r"(?:\{[^}]+\}|.)*?".join(pieces), source), message

@@ -85,7 +85,8 @@ def export_runs(
     choice = _choice(folders, paths, tile_weights(runs, weights))
     request = ExportRequest(
         name, "+".join(sorted({member.recipe for member in members})), views, pooled_score(results),
-        settings[0].gsd_m or 0.0, _parity_tiles(settings[0].data or "", paths), files.cases, tuple(files.formats),
+        files.about.gsd_m or settings[0].gsd_m or 0.0, _parity_tiles(settings[0].data or "", paths), files.cases,
+        tuple(files.formats),
         postprocess=choice.best if choice else None, splitting=choice.splitting if choice else None, weights=weights,
         storage=files.storage, about=files.about.texts,
         provenance=files.about.completed(provenance_of(settings, paths)),

@@ -17,7 +17,7 @@ from kit.data.masks import BACKGROUND, BUILDING, IGNORE
 from kit.data.splitting import split_instances
 from kit.deploy.weights.card import Postprocess, Splitting
 from kit.deploy.weights.cleaning import HOLES, OBJECTS, Cleaning, clean, inner_parts
-from kit.errors import RunError
+from kit.errors import DataError, RunError
 from kit.measures.object_counts import ObjectCounts, pool_objects
 from kit.measures.object_masks import compare_ids, components
 from kit.paths import Paths
@@ -93,12 +93,14 @@ def choose(folders: Sequence[Path], paths: Paths, weights: Sequence[float] = ())
         weights: of the runs in that mean; empty: equal weights.
 
     Raises:
-        DataError: a data set is missing.
+        DataError: a data set is missing, or tiles have no ground resolution.
         RunError: tiles were cut again after the run, or cannot be read.
     """
     tiles = held_out_tiles(folders, paths, weights)
     if not tiles:
         return None
+    if not all(tile.gsd_m for tile in tiles):
+        raise DataError("tiles have no ground resolution", "give it: kit prepare --gsd, in metres per pixel")
     step = -(-sum(tile.pixels for tile in tiles) // LARGEST_PX)
     some = tiles[::step]
     thresholds = _thresholds(folders)

@@ -209,7 +209,7 @@ def _check_classes(card: Card, path: Path) -> None:
 
 def _check_resolution(chips: Sequence[Chip], card: Card, prediction: SubmitOptions) -> None:
     """Checks the resolution of a few chips with a georeference; that of others is not known."""
-    if prediction.scale or prediction.gsd_m is not None:
+    if prediction.scale or prediction.gsd_m is not None or not card.gsd_m:
         return
     for chip in chips[:: -(-len(chips) // LOOKED_AT)]:
         with open_picture(str(chip.path)) as source:

@@ -114,7 +114,8 @@ def describe(name: str, paths: Paths, about: About, data: str = "") -> Path:
             raise DataError(f"the tiles of {data} have no place on the ground", "give the areas in the file of --about")
         card = replace(card, provenance=replace(card.provenance, areas=areas))
     provenance = about.completed(card.provenance)
-    card = replace(card, about={**card.about, **about.texts}, provenance=provenance)
+    gsd_m = about.gsd_m or card.gsd_m
+    card = replace(card, about={**card.about, **about.texts}, provenance=provenance, gsd_m=gsd_m)
     with staged(path.parent, path.stem, in_place=True) as folder:
         new = folder / path.name
         torchscript.with_extra(path, new, "card.json", card.to_json())

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import pandas as pd
 import pytest
 import rasterio
 from factories import write_run
+from rasterio.transform import Affine
 
+from kit.data.index import read_table, write_table
 from kit.data.instances import ids_file
 from kit.data.masks import Counts, count, pool
 from kit.deploy.weights.cleaning import Cleaning, clean
@@ -205,6 +208,32 @@ def test_a_run_keeps_its_choice_in_the_card(cli: Cli, workplace: Path):
     assert code == 0, err
     assert "the card gets no threshold and cleaning: no data set" in err
     assert json.loads((workplace / "weights/later.json").read_text())["postprocess"] is None
+
+
+def test_tiles_without_a_ground_resolution(cli: Cli, workplace: Path):
+    """A run ends with its export; what needs metres per pixel says so, and a file of facts adds them."""
+    file = Paths(workplace).data("train_tier_1") / "index.csv"
+    write_table(file, read_table(file).assign(gsd_m=0.0))
+    code, _, err = cli("run", "tiny", "--fold", "0", "--no-pretrained", "--root", workplace)
+    assert code == 0, err
+    assert "the card gets no threshold and cleaning: tiles have no ground resolution" in err
+    path = workplace / "weights" / "tiny.pt"
+    card = read_card(path)
+    assert (card.gsd_m, card.postprocess) == (0.0, None)
+    scene = workplace / "scene.tif"
+    place = {"crs": "EPSG:32636", "transform": Affine(1, 0, 450_000, 0, -1, 40_000)}
+    profile = {"driver": "GTiff", "count": 3, "dtype": "uint8", "height": 70, "width": 80, **place}
+    with rasterio.open(scene, "w", **profile) as image:
+        image.write(np.random.default_rng(0).integers(1, 256, (3, 70, 80), dtype=np.uint8))
+    code, _, err = cli("map", scene, "--weights", "tiny", "--root", workplace)
+    assert code == 1
+    assert "the card has no gsd_m, which kit map needs" in err
+    assert "kit weights --describe NAME --about FILE" in " ".join(err.split())
+    (workplace / "facts.json").write_text('{"gsd_m": 1.0}')
+    code, _, err = cli("weights", "--describe", "tiny", "--about", workplace / "facts.json", "--root", workplace)
+    assert code == 0, err
+    assert read_card(path) == replace(card, gsd_m=1.0)
+    assert cli("map", scene, "--weights", "tiny", "--no-tune", "--root", workplace)[0] == 0
 
 
 def test_predictions_of_a_tile_count_by_weight(tmp_path: Path):

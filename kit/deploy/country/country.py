@@ -114,7 +114,7 @@ def _empty_plan(request: CountryRequest) -> CountryPlan:
     options.check()
     check_name(request.name)
     card = read_card(request.weights)
-    gsd_m = options.gsd_m or card.gsd_m
+    gsd_m = options.gsd_m or card.resolution_m("kit map")
     lattice = lattice_of(gsd_m, options.window_px, options.overlap_px, card.pad_multiple, request.cell_m)
     splitting = chosen_splitting(card, request.weights.stem, options.splitting)
     chosen = CellOptions(options.cleaning, bool(request.prefer), options.square, options.simplify_m, splitting)

@@ -91,11 +91,7 @@ def gis_metadata(card: Card, tile_px: int) -> dict[str, str]:
     Raises:
         WeightsError: the card has no ground resolution, or the side is no multiple of `pad_multiple`.
     """
-    if not card.gsd_m > 0:
-        raise WeightsError(
-            "the card has no gsd_m, which onnx-gis needs: both programs resample scenes to it",
-            "train on georeferenced tiles: kit prepare, then kit run and kit export",
-        )
+    gsd_m = card.resolution_m("onnx-gis")
     if tile_px % card.pad_multiple:
         fitting = math.ceil(tile_px / card.pad_multiple) * card.pad_multiple
         raise WeightsError(
@@ -103,11 +99,11 @@ def gis_metadata(card: Card, tile_px: int) -> dict[str, str]:
             f"--format onnx-gis:{fitting}",
         )
     cleaning = card.postprocess
-    smallest_px = cleaning.smallest_m2 / card.gsd_m**2 if cleaning else 0.0
+    smallest_px = cleaning.smallest_m2 / gsd_m**2 if cleaning else 0.0
     values: dict[str, object] = {
         "model_type": "Segmentor",
         "class_names": {str(number): name for number, name in enumerate(card.classes)},
-        "resolution": round(card.gsd_m * 100, 4),  # cm per px
+        "resolution": round(gsd_m * 100, 4),  # cm per px
         "tile_size": tile_px,
         "tiles_overlap": OVERLAP_PERCENT,
         "seg_thresh": max(0.5, cleaning.threshold) if cleaning else 0.5,

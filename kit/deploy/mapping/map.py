@@ -146,7 +146,7 @@ def map_scene(
     check_writable(out_dir)
     shipped = load_weights(weights_path, engine.device)
     with rasterio.Env(**gdal_options(CACHE_BYTES, is_remote(href))), SceneReader(href) as reader:
-        reader.set_resolution(options.gsd_m or shipped.card.gsd_m)
+        reader.set_resolution(options.gsd_m or shipped.card.resolution_m("kit map"))
         rows, columns = windows_of(reader.work, options, shipped.card.pad_multiple)
         _check_memory(rows, columns, reader.scene)
         options = replace(options, splitting=chosen_splitting(shipped.card, shipped.path.stem, options.splitting))

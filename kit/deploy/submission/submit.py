@@ -327,7 +327,9 @@ def _factors(
     weights: Weights, chips: Sequence[Chip], mosaics: Sequence[Mosaic], options: SubmitOptions, table: Path
 ) -> dict[str, float]:
     """Returns the factors by which chips are enlarged to the resolution of training, by id."""
-    trained_m = weights.card.gsd_m
+    if options.gsd_m is None and not options.scale:
+        return {}
+    trained_m = weights.card.resolution_m("--scale" if options.scale else "--gsd")
     if options.gsd_m is not None:
         factor = options.gsd_m / trained_m
         if not 1 / MOST_ENLARGED <= factor <= MOST_ENLARGED:
@@ -337,8 +339,6 @@ def _factors(
                 f"give metres per pixel from {trained_m / MOST_ENLARGED:.3g} to {trained_m * MOST_ENLARGED:.3g}",
             )
         return dict.fromkeys((chip.id for chip in chips), factor)
-    if not options.scale:
-        return {}
     by_mosaic = {row.mosaic: row.factor(trained_m) for row in find_resolutions(weights, mosaics, table)}
     return {p.chip.id: by_mosaic[mosaic.name] for mosaic in mosaics if mosaic.name in by_mosaic for p in mosaic.placed}
 

@@ -22,7 +22,6 @@ ABOUT_HINT = (
 # checked where a card is read
 Text = Annotated[str, Field(pattern=r"^\P{C}*$")]  # goes to the terminal: no control characters
 Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
 Size = Annotated[float, Field(ge=0)]
 Channels = tuple[float, float, float]
 Texts = Annotated[dict[Text, Text], Field(max_length=50)]
@@ -103,6 +102,7 @@ class About:
     """What people add to a card (`--about FILE`)."""
 
     texts: Texts = field(default_factory=dict)  # for `Card.about`
+    gsd_m: Size = 0.0  # for `Card.gsd_m`; 0 to leave it
     provenance: Provenance = Provenance()  # for `Card.provenance`; its fields win over what was recorded
 
     def completed(self, recorded: Provenance) -> Provenance:
@@ -121,7 +121,7 @@ class Card:
     members: Annotated[tuple[Member, ...], Field(min_length=1)]
     score: Share | None  # pooled Jaccard of the out-of-fold predictions, 0..1; None when no fold was held out
     classes: Annotated[tuple[Text, ...], Field(min_length=1)]  # names of the two logits
-    gsd_m: Positive  # ground sampling distance of the training tiles, metres per pixel
+    gsd_m: Size  # ground sampling distance of the training tiles, metres per pixel; 0 where it is not known
     # of each member's normalisation, (M, 3): R, G, B in units of 0..255. Already applied inside the file
     mean: tuple[Channels, ...]
     std: tuple[Channels, ...]  # as `mean`
@@ -145,6 +145,20 @@ class Card:
     channels: tuple[Text, ...] = ()
     splitting: Splitting | None = None  # what `kit map` does with the channels; None as of `postprocess`
     provenance: Provenance = Provenance()  # what the networks learned from
+
+    def resolution_m(self, use: str) -> float:
+        """Returns `gsd_m` for a use that needs it, for example `kit map`.
+
+        Raises:
+            WeightsError: it is not known.
+        """
+        if not self.gsd_m:
+            raise WeightsError(
+                f"the card has no gsd_m, which {use} needs: the training tiles had no ground resolution",
+                "add metres per pixel: kit weights --describe NAME --about FILE, or kit export RUN... --about FILE, "
+                'with {"gsd_m": 0.1}; for tiles to come: kit prepare --gsd 0.1',
+            )
+        return self.gsd_m
 
     def to_json(self, **added: str) -> str:
         """Returns the card as JSON text, with the `added` keys at the end."""
@@ -176,10 +190,10 @@ class Card:
 
 
 def read_about(file: Path) -> About:
-    """Returns the texts in a JSON file, and the object `provenance`, if it has one.
+    """Returns the texts in a JSON file, and the number `gsd_m` and the object `provenance`, if it has them.
 
     Raises:
-        WeightsError: it is not a JSON object of texts, or `provenance` is not as in a card.
+        WeightsError: it is not a JSON object of texts, or `gsd_m` or `provenance` is not as in a card.
     """
     try:
         content = file.read_bytes()
@@ -187,6 +201,10 @@ def read_about(file: Path) -> About:
         raise WeightsError(f"{file} cannot be read: {cause.strerror}", "give a JSON file of texts") from cause
     hint = 'expected an object of texts: {"imagery": "...", "labels": "..."}'
     record = parse_json(content, dict[str, Any], str(file), WeightsError, hint)
-    facts = record.pop("provenance", {})
+    facts, gsd_m = record.pop("provenance", {}), record.pop("gsd_m", 0.0)
     texts: dict[str, str] = parse_json(json.dumps(record), Texts, str(file), WeightsError, hint)  # type: ignore[arg-type]
-    return About(texts, parse_json(json.dumps(facts), Provenance, f"provenance in {file}", WeightsError, ABOUT_HINT))
+    return About(
+        texts,
+        parse_json(json.dumps(gsd_m), Size, f"gsd_m in {file}", WeightsError, "expected metres per pixel"),  # type: ignore[arg-type]
+        parse_json(json.dumps(facts), Provenance, f"provenance in {file}", WeightsError, ABOUT_HINT),
+    )

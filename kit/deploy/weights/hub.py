@@ -91,6 +91,7 @@ def _model_card(file: str, card: Card, licence: str, files: Mapping[str, Path]) 
         f"      value: {score:.4f}\n"
     )  # fmt: skip
     shown = "none: every tile was trained on" if score is None else f"{score:.4f}"
+    gsd = f"{card.gsd_m:.3g} m per pixel" if card.gsd_m else "unknown resolution"
     members = "".join(
         f"| {each.recipe} | {each.fold} | {each.seed} | {'' if each.score is None else f'{each.score:.4f}'} |\n"
         for each in card.members
@@ -109,7 +110,7 @@ tags:
 
 # {name}
 
-Networks that find buildings in drone imagery of about {card.gsd_m:.3g} m per pixel. `{file}` holds all of them with
+Networks that find buildings in drone imagery of about {gsd}. `{file}` holds all of them with
 normalisation, test-time views ({card.views}) and the vote. It needs PyTorch alone:
 
 ```python
@@ -120,7 +121,7 @@ mask = model.mask(image)  # uint8 (N, 3 or 4, H, W), RGB or RGBA of 0 to 255 -> 
 ```
 
 - Jaccard index on validation tiles: {shown}
-- Ground resolution of the training: {card.gsd_m:.4f} m per pixel
+- Ground resolution of the training: {gsd}
 - Exported {card.created} with kit {card.kit_version} and PyTorch {card.torch_version}
 
 | recipe | fold | seed | Jaccard index |

@@ -73,7 +73,7 @@ def model_item(weights: Path, card: Card, listing: Listing, file: Path) -> dict[
         "title": f"{name}: buildings in drone imagery",
         "description": _description(card),
         "license": listing.licence,
-        "gsd": card.gsd_m,
+        **({"gsd": card.gsd_m} if card.gsd_m else {}),
         "bands": _bands(),
         "mlm:name": _model_name(name),
         "mlm:architecture": f"U-Net with {', '.join(dict.fromkeys(each.name for each in encoders))}",
@@ -133,7 +133,8 @@ def _model_name(name: str) -> str:
 def _description(card: Card) -> str:
     """Returns what the networks do, and the texts of the card."""
     texts = "".join(f"\n\n{key.capitalize()}: {text}" for key, text in card.about.items())
-    return f"{len(card.members)} networks that find buildings in drone imagery of about {card.gsd_m:.3g} m/px.{texts}"
+    gsd = f" of about {card.gsd_m:.3g} m per pixel" if card.gsd_m else ""
+    return f"{len(card.members)} networks that find buildings in drone imagery{gsd}.{texts}"
 
 
 def _input(card: Card) -> dict[str, Any]:

@@ -90,26 +90,84 @@ def test_geodeep_maps_a_scene_as_kit_does(tmp_path: Path, roofs: Exported):
     assert (kit_mask & gis_mask).sum() / (kit_mask | gis_mask).sum() >= 0.98
 
 
-def test_deepness_reads_it_by_its_rules(roofs: Exported):
-    """`model_base.py`, `preprocessing_utils.py`, `segmentor.py` and `map_processor_segmentation.py`, as rules."""
+def deepness_mask(exported: Exported, scene: np.ndarray) -> np.ndarray:
+    """What Deepness maps in a scene, uint8 (H, W, 3 or 4), at the resolution of the weights; True is building.
+
+    Rules of its source: `model_base.py`, `preprocessing_utils.py`, `standardization_parameters.py`, `segmentor.py`,
+    `tile_params.py`, `map_processor_segmentation.py`.
+    """
+    session = session_of(exported)
+    (image,), (output,) = session.get_inputs(), session.get_outputs()  # other numbers raise
+    metadata = session.get_modelmeta().custom_metadata_map
+    keys = {key: json.loads(value) for key, value in metadata.items()}
+    batch_size, channels, side, _ = image.shape
+    assert len(output.shape) == 4
+    assert output.shape[2] == output.shape[3]
+    mean, std = np.zeros(channels, np.float32), np.ones(channels, np.float32)
+    if {"standardization_mean", "standardization_std"} <= keys.keys():
+        mean, std = np.float32(keys["standardization_mean"]), np.float32(keys["standardization_std"])
+    overlap = round(side * int(keys["tiles_overlap"]) / 100 / 2) * 2
+    stride, cut = side - overlap, overlap // 2
+    rows, columns = (max(1, -(-(length - overlap) // stride)) for length in scene.shape[:2])
+    canvas = np.zeros((rows * stride + overlap, columns * stride + overlap, scene.shape[2]), np.uint8)
+    canvas[: scene.shape[0], : scene.shape[1]] = scene  # outside of a layer QGIS gives 0
+    mask = np.zeros(canvas.shape[:2], np.uint8)
+    for row in range(rows):
+        for column in range(columns):
+            top, left = row * stride, column * stride
+            tile = canvas[None, top : top + side, left : left + side, :channels]  # alpha is dropped
+            batch = np.float32(tile * 1.0 / 255.0)
+            batch = np.transpose((batch - mean) / std, (0, 3, 1, 2))
+            assert len(batch) == batch_size
+            result = session.run(None, {image.name: batch})[0]
+            result[result < float(keys["seg_thresh"])] = 0.0
+            classes = np.argmax(result, axis=1)[0] + 1  # 0 is outside
+            above, before = cut * (row > 0), cut * (column > 0)
+            mask[top + above : top + side, left + before : left + side] = classes[above:, before:]
+    blurred = cv2.medianBlur(mask, int(keys["seg_small_segment"]) // 2 * 2 + 1)
+    return blurred[: scene.shape[0], : scene.shape[1]] == 2
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_deepness_maps_a_scene_as_kit_does(tmp_path: Path, roofs: Exported, channels: int):
+    """Its rules, on a scene of several tiles: the same mask but for pixels beside the edges of the scene."""
+    image = town(300, 420)
+    alpha = np.full((300, 420, channels - 3), 255, np.uint8)
+    place = Affine(GSD_M, 0, 450_000, 0, -GSD_M, 40_000)
+    scene = write_tiff(tmp_path / "town.tif", np.dstack([image, alpha]), crs="EPSG:32636", transform=place)
+    options = MapOptions(cleaning=AS_SHIPPED)
+    summary = map_scene(str(scene), roofs.path, tmp_path / "map", "town", options, EngineOptions("cpu", tuning=False))
+    with rasterio.open(summary.mask) as ours:
+        kit_mask = ours.read(1) == 1
+    gis_mask = deepness_mask(roofs, np.dstack([image, alpha]))
+    assert 0.2 < kit_mask.mean() < 0.5
+    assert (kit_mask & gis_mask).sum() / (kit_mask | gis_mask).sum() >= 0.98
+    assert np.array_equal(kit_mask[8:-8, 8:-8], gis_mask[8:-8, 8:-8])
+
+
+def test_deepness_reads_the_metadata_by_its_rules(roofs: Exported):
     session = session_of(roofs)
     (image,), (output,) = session.get_inputs(), session.get_outputs()
     assert (image.type, image.shape) == ("tensor(float)", [1, 3, TILE_PX, TILE_PX])
-    assert output.shape == [1, 2, TILE_PX, TILE_PX]  # one output, 4 dimensions, square
+    assert output.shape == [1, 2, TILE_PX, TILE_PX]
     keys = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
     assert str(keys["model_type"]).capitalize() == "Segmentor"
-    assert sorted(keys["class_names"].items(), key=lambda kv: int(kv[0])) == [("0", "background"), ("1", "building")]
+    names = sorted(keys["class_names"].items(), key=lambda item: int(item[0]))
+    assert [int(number) for number, _ in names] == list(range(output.shape[1]))  # a missing number raises
+    assert [name for _, name in names] == ["background", "building"]
     assert float(keys["resolution"]) == 10.0
     assert int(keys["tile_size"]) == TILE_PX
-    assert isinstance(keys["tiles_overlap"], int)
+    assert 0 <= int(keys["tiles_overlap"]) < 100
     assert isinstance(keys["seg_small_segment"], int)
+    assert 0 <= float(keys["seg_thresh"]) <= 1
     assert not {"standardization_mean", "standardization_std", "names"} & keys.keys()
+
+
+def test_deepness_cuts_the_probability_as_kit_does(roofs: Exported):
     tile = town(TILE_PX, TILE_PX)
-    batch = np.float32(tile[None] * 1.0 / 255.0)
-    batch = np.transpose((batch - np.zeros(3, np.float32)) / np.ones(3, np.float32), (0, 3, 1, 2))
-    result = session.run(None, {image.name: batch})[0]
+    batch = np.float32(tile[None] * 1.0 / 255.0).transpose(0, 3, 1, 2)
+    result = session_of(roofs).run(None, {"image": batch})[0]
     assert np.allclose(result.sum(1), 1, atol=1e-6)
-    result[result < keys["seg_thresh"]] = 0.0
     with torch.inference_mode():
         expected = load_weights(roofs.path).module.mask(torch.from_numpy(tile.transpose(2, 0, 1)[None].copy()))
     mask = np.argmax(result, axis=1)
@@ -158,10 +216,14 @@ def test_the_metadata_come_from_the_card(roofs: Exported):
     assert gis_metadata(low, 512)["seg_thresh"] == "0.5"  # the largest channel decides below it
 
 
-def test_a_card_without_resolution_is_refused(roofs: Exported):
+def test_a_card_without_resolution_is_refused(tmp_path: Path, roofs: Exported):
     with pytest.raises(WeightsError, match="the card has no gsd_m, which onnx-gis needs") as error:
         gis_metadata(replace(roofs.card, gsd_m=0.0), 512)
-    assert "kit prepare" in error.value.hint
+    assert 'kit export RUN... --about FILE, with {"gsd_m": 0.1}' in error.value.hint
+    request = ExportRequest("roofs", "tiny", "none", 0.5, 0.0, formats=(f"onnx-gis:{TILE_PX}",))
+    with pytest.raises(WeightsError, match="the card has no gsd_m, which onnx-gis needs"):
+        export_ensemble(tmp_path, [RedRoofs(1, channels=2)], [record()], request)
+    assert left_in(tmp_path) == []
 
 
 def test_a_side_that_does_not_fit_leaves_nothing_behind(tmp_path: Path):
