@@ -35,7 +35,11 @@ def test_metadata_keys_are_listed():
 def test_messages_are_those_of_the_code():
     messages = [cell.strip("`") for cell in re.findall(r"^\| (`(?:the card|tiles of).+?`) \|", PAGES["tools"], re.M)]
     assert len(messages) == 3
-    source = (inspect.getsource(gis) + inspect.getsource(card)).replace("{SMALLEST_TILE_PX}", "64").replace("{LARGEST_TILE_PX}", "4096")
+    source = (
+        (inspect.getsource(gis) + inspect.getsource(card))
+        .replace("{SMALLEST_TILE_PX}", "64")
+        .replace("{LARGEST_TILE_PX}", "4096")
+    )
     for message in messages:
         pieces = [re.escape(piece) for piece in re.split(r"\.\.\.", message)]
         assert re.search(r"(?:\{[^}]+\}|.)*?".join(pieces), source), message

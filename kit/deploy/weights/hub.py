@@ -13,7 +13,7 @@ from kit.errors import OutputError, WeightsError
 from kit.outputs import check_unclaimed
 from kit.system.files import check_writable, read_json, replacing, sha256_of
 
-__all__ = ["CONFIG", "check_licence", "is_hub_folder", "weights_in", "write_hub_folder"]
+__all__ = ["CONFIG", "HINT", "check_licence", "is_hub_folder", "weights_in", "write_hub_folder"]
 
 CONFIG = "config.json"
 HINT = "download or write the folder again: kit weights --folder NAME"

@@ -10,7 +10,7 @@ from kit.deploy.trust.allowlist import check_operators
 from kit.deploy.trust.zip_records import read_extra
 from kit.deploy.weights import torchscript
 from kit.deploy.weights.card import Card
-from kit.deploy.weights.hub import is_hub_folder, weights_in
+from kit.deploy.weights.hub import CONFIG, HINT, is_hub_folder, weights_in
 from kit.deploy.weights.starter import STARTER, choose_starter, starter_weights
 from kit.deploy.weights.store import INDEX, read_checksum, read_index, settle
 from kit.errors import KitError, WeightsError, nearest
@@ -100,6 +100,8 @@ def named_weights(named: str, weights_dir: Path) -> Path:
     if path.suffix == ".pt" or path.is_file():
         return path
     file = (path if len(path.parts) > 1 else weights_dir / path).with_name(f"{path.name}.pt")
+    if not file.is_file() and any(path.glob("*.pt")):
+        raise WeightsError(f"{path} has no {CONFIG} of kit: it is damaged, or was written by another program", HINT)
     return starter_weights() or file if named == STARTER and not file.is_file() else file
 
 

@@ -82,6 +82,8 @@ def outside(folder: Path) -> None:
     [
         (truncate, r"tiny\.pt is damaged: sha256"),
         (lambda folder: (folder / "tiny.pt").unlink(), r"tiny is incomplete: no tiny\.pt"),
+        (lambda folder: (folder / "config.json").unlink(), r"tiny has no config\.json of kit: it is damaged"),
+        (lambda folder: (folder / "config.json").write_text("{"), r"tiny has no config\.json of kit: it is damaged"),
         (outside, r"names the weights '\.\./tiny\.pt', which it does not list"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "footprintkit"'), r"config\.json"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "footprintkit"}'), r"config\.json"),
