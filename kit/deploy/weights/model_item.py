@@ -108,16 +108,19 @@ def model_item(weights: Path, card: Card, listing: Listing, file: Path) -> dict[
 def _check(weights: Path, card: Card) -> None:
     """Raises WeightsError with the first field that is missing, and the command that adds it."""
     if not card.provenance.areas:
-        missing, example = "areas", '{"area": "...", "scenes": 1, "tiles": 9, "bbox": [west, south, east, north]}'
+        missing, example = (
+            "provenance.areas",
+            '{"area": "...", "scenes": 1, "tiles": 9, "bbox": [west, south, east, north]}',
+        )
     elif not card.provenance.encoders:
-        missing, example = "encoders", '{"name": "...", "weights": "...", "licence": "..."}'
+        missing, example = "provenance.encoders", '{"name": "...", "weights": "...", "licence": "..."}'
     else:
         return
     runs = " ".join(member.run_name for member in card.members)
     raise WeightsError(
-        f"the card of {weights.name} has no provenance.{missing}, which a STAC item needs",
+        f"the card of {weights.name} has no {missing}, which a STAC item needs",
         f"where runs and data set are at hand: kit export {runs} --name {weights.stem}; else kit weights --describe "
-        f'{weights.stem} --about FILE with {{"provenance": {{"{missing}": [{example}]}}}}',
+        f'{weights.stem} --about FILE with {{"provenance": {{"{missing.split(".")[1]}": [{example}]}}}}',
     )
 
 
