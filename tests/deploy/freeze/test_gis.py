@@ -22,12 +22,14 @@ from kit.deploy.freeze import formats, runners
 from kit.deploy.freeze.gis import gis_metadata
 from kit.deploy.mapping.map import MapOptions, map_scene
 from kit.deploy.proof.verify import verify
-from kit.deploy.weights.card import Postprocess
+from kit.deploy.weights.card import About, Postprocess, Provenance, TrainedArea, TrainedEncoder
 from kit.deploy.weights.cleaning import AS_SHIPPED
 from kit.deploy.weights.listing import list_weights
 from kit.deploy.weights.load import load_weights
 from kit.errors import KitError, WeightsError
+from kit.paths import Paths
 from kit.pipeline.export import Exported, ExportRequest, export_ensemble
+from kit.pipeline.publish import describe, publish_item
 
 onnxruntime = pytest.importorskip("onnxruntime")
 TILE_PX, GSD_M = 128, 0.1
@@ -231,6 +233,18 @@ def test_a_side_that_does_not_fit_leaves_nothing_behind(tmp_path: Path):
         export_roofs(tmp_path, form="onnx-gis:100")
     assert error.value.hint == "--format onnx-gis:112"
     assert left_in(tmp_path) == []
+
+
+def test_its_stac_item_has_the_size_of_its_tiles(tmp_path: Path):
+    export_roofs(tmp_path / "weights")
+    paths = Paths(tmp_path)
+    area = TrainedArea("kam", 1, 9, (32.59, 0.35, 32.6, 0.36))
+    describe("roofs", paths, About(provenance=Provenance((area,), (TrainedEncoder("none", "random weights"),))))
+    item = publish_item("roofs", paths, None, "MIT")
+    assert "gis.onnx" not in json.loads(item.read_text())["assets"]
+    tiles = json.loads((tmp_path / "weights" / "roofs.gis.stac.json").read_text())
+    assert tiles["properties"]["mlm:input"][0]["input"]["shape"] == [1, 3, TILE_PX, TILE_PX]
+    assert sorted(tiles["assets"]) == ["card", "gis.onnx"]
 
 
 @pytest.mark.parametrize("name", ["onnx-gis:", "onnx-gis:512", "onnx-gis"])

@@ -110,6 +110,22 @@ def test_inputs_and_outputs_are_typed(tiny_weights: Exported, learned: Card):
     assert item.assets["pt"].href == "./tiny.pt"
 
 
+def test_every_format_is_an_asset(tmp_path: Path, tiny_weights: Exported, learned: Card):
+    path = tmp_path / "weights" / "tiny.pt"
+    path.parent.mkdir()
+    for suffix in (".pt", ".pt2", ".onnx", ".gis.onnx"):
+        path.with_suffix(suffix).write_bytes(tiny_weights.path.read_bytes())
+    item = model_item(path, learned, Listing("MIT", 1000), tmp_path / "catalogue" / "tiny.json")
+    assert faults(item) == []
+    formats = {key: (asset["mlm:framework"], asset["mlm:artifact_type"]) for key, asset in item["assets"].items()}
+    assert formats == {
+        "pt": ("PyTorch", "torch.jit.save"),
+        "pt2": ("PyTorch", "torch.export.save"),
+        "onnx": ("ONNX", "torch.onnx.export"),
+    }
+    assert item["assets"]["onnx"]["href"] == "../weights/tiny.onnx"
+
+
 def test_tiles_for_gis_programs_have_an_item_of_their_own(tiny_weights: Exported, learned: Card):
     tiles = tiny_weights.path.with_suffix(".gis.onnx")
     tiles.write_bytes(b"tiles")
