@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from rasterio.features import rasterize
 
 from kit.data import polygon_store
+from kit.data.polygon_store import PolygonStore
+from kit.measures import object_polygons
 from kit.measures.object_masks import compare_ids
 from kit.measures.object_polygons import compare_polygons
 
@@ -69,6 +71,28 @@ def test_memory_changes_nothing(true: np.ndarray, predicted: np.ndarray, block: 
     sides = [shapely.union_all(side) for side in (true, predicted)]
     assert whole.shared_m2 == pytest.approx(shapely.area(shapely.intersection(*sides)), abs=1e-6)
     assert whole.union_m2 == pytest.approx(shapely.area(shapely.union(*sides)))
+
+
+def test_few_polygons_are_in_memory_at_once(monkeypatch: pytest.MonkeyPatch):
+    """Of two millions, too, also where one set covers a single polygon of the other."""
+    rows, columns = np.divmod(np.arange(3000), 60)
+    true = shapely.box(12 * columns, 12 * rows, 12 * columns + 8, 12 * rows + 8)
+    predicted = shapely.box(12 * columns + 1, 12 * rows, 12 * columns + 9, 12 * rows + 8)
+    everything = np.array([shapely.box(0, 0, 12 * 60, 12 * 50)])
+    whole = [compare_polygons(side, predicted) for side in (true, everything)]
+    taken: list[int] = []
+
+    class Watched(PolygonStore):
+        def __getitem__(self, places: np.ndarray) -> np.ndarray:
+            taken.append(len(places))
+            return super().__getitem__(places)
+
+    monkeypatch.setattr(polygon_store, "BLOCK", 50)
+    monkeypatch.setattr(object_polygons, "PolygonStore", Watched)
+    assert [compare_polygons(side, predicted) for side in (true, everything)] == whole
+    assert max(taken) <= 100
+    assert whole[0].objects.matched[0] == 3000
+    assert whole[1].jaccard == pytest.approx(3000 * 64 / everything[0].area)
 
 
 def test_overlapping_polygons_count_their_area_once():

@@ -415,6 +415,7 @@ def test_the_command(cli: Cli, tmp_path: Path, tiny_weights: Exported):
     assert out.split() == [str(folder / name) for name in names]
     assert {path.name for path in folder.iterdir()} == {*names, "tiny-town.json", ".tiny-town.lock"}
     assert "predicted at 0.15 m per pixel" in err
+    assert err.count("tiny does not tell neighbours apart: buildings that touch are one polygon") == 1
     code, out, err = cli("map", scene, *more, "--out", tmp_path / "here", "--name", "n", "--no-tune")
     assert code == 0, err
     assert out.splitlines()[-1] == str(tmp_path / "here/n.geojson")
