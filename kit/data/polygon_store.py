@@ -42,8 +42,14 @@ class PolygonStore:
 
     def __getitem__(self, places: NDArray[np.int64]) -> Geometries:
         """Returns the geometries at some places, (n,)."""
-        starts, sizes, file = self.ends[places], np.diff(self.ends)[places], self.file.fileno()
-        wkb = [os.pread(file, size, start) or None for start, size in zip(starts.tolist(), sizes.tolist(), strict=True)]
+        starts, stops = self.ends[:-1][places], self.ends[1:][places]
+        runs = np.flatnonzero(starts[1:] != stops[:-1]) + 1  # what lies side by side is read at once
+        wkb: list[bytes | None] = []
+        for own, own_stops in zip(np.split(starts, runs), np.split(stops, runs), strict=True):
+            if len(own):
+                content = os.pread(self.file.fileno(), int(own_stops[-1] - own[0]), int(own[0]))
+                inner = zip((own - own[0]).tolist(), (own_stops - own[0]).tolist(), strict=True)
+                wkb += [content[start:stop] or None for start, stop in inner]
         polygons: Geometries = shapely.from_wkb(np.array([*wkb, None], dtype=object)[:-1])
         return polygons
 

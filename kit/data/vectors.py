@@ -272,7 +272,7 @@ def _geojson_crs(file: str, bounds: NDArray[np.float64], file_crs: str | None) -
 def _beyond_degrees(bounds: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Returns which bounds, (N, 4), are no longitudes and latitudes, (N,)."""
     most = (180 + BEYOND_180, 90) * 2
-    beyond: NDArray[np.bool_] = (np.abs(bounds) > most).any(1)
+    beyond: NDArray[np.bool_] = np.any(np.abs(bounds) > most, axis=1)
     return beyond
 
 

@@ -49,14 +49,14 @@ def compare_polygons(
     """
     sides = [side if isinstance(side, PolygonStore) else PolygonStore(side) for side in (true, predicted)]
     measured = [_Measured(side, boundary_m) for side in sides]
-    pairs, shared, bands = _overlaps(*measured, boundary_m)
+    pairs, shared, bands = _overlaps(measured[0], measured[1], boundary_m)
     objects, _ = matched_counts(measured[0].areas, measured[1].areas, pairs, shared)
     if boundary_m:
         hit, both = float(bands.sum()), sum(float(side.bands.sum()) for side in measured)
         objects = replace(objects, boundary_hit=hit, boundary_union=both - hit)
     flat = [_dissolved(side) for side in measured]
     if flat != measured:
-        shared = _overlaps(*flat)[1]
+        shared = _overlaps(flat[0], flat[1])[1]
     both, total = float(shared.sum()), sum(float(side.areas.sum()) for side in flat)
     return PolygonComparison(objects, both, total - both)
 
@@ -76,7 +76,9 @@ class _Measured:
             areas.append(shapely.area(block))
             bounds.append(shapely.bounds(block))
             bands.append(areas[-1] - shapely.area(_inside(block, boundary_m)) if boundary_m else np.zeros(len(block)))
-        self.areas, self.bounds, self.bands = map(np.concatenate, (areas, bounds, bands))  # m2, m, m2
+        self.areas: Numbers = np.concatenate(areas)  # m2
+        self.bounds: Numbers = np.concatenate(bounds)  # m
+        self.bands: Numbers = np.concatenate(bands)  # m2
 
     def __len__(self) -> int:
         return len(self.polygons)
