@@ -137,7 +137,7 @@ def _description(card: Card) -> str:
     """Returns what the networks do, and the texts of the card."""
     texts = "".join(f"\n\n{key.capitalize()}: {text}" for key, text in card.about.items())
     gsd = f" of about {card.gsd_m:.3g} m per pixel" if card.gsd_m else ""
-    return f"{len(card.members)} networks that find buildings in drone imagery{gsd}.{texts}"
+    return f"Finds buildings in drone imagery{gsd}. Networks: {len(card.members)}.{texts}"
 
 
 def _input(card: Card) -> dict[str, Any]:
