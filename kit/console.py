@@ -67,7 +67,7 @@ def printable(text: str, kept: str = "\n\t") -> str:
 def _stderr(quiet: bool = False) -> "Console":
     from rich.console import Console
 
-    return Console(file=sys.stderr, soft_wrap=True, highlight=False, emoji=False, quiet=quiet)
+    return Console(file=sys.stderr, soft_wrap=True, highlight=False, emoji=False, quiet=quiet, force_jupyter=False)
 
 
 def say(text: str, every_rank: bool = False) -> None:

@@ -73,6 +73,13 @@ def test_a_narrow_bar_keeps_counts_and_times(capsys: pytest.CaptureFixture[str],
     assert len(last) <= 80
 
 
+def test_notebooks_get_lines_on_stderr(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """Where rich finds IPython, it would show each line as HTML."""
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    console.say("tune networks 1/1")
+    assert capsys.readouterr() == ("", "tune networks 1/1\n")
+
+
 def test_piped_tables_cut_nothing(capsys: pytest.CaptureFixture[str]):
     table(("recipe", "purpose"), [("lite0", "x" * 300), ("quickstart", 0.25)])
     assert capsys.readouterr().out.splitlines() == [

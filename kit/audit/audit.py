@@ -18,7 +18,7 @@ from kit.audit.scene_audit import AuditSource, SceneFindings, audit_scene
 from kit.audit.tile_scores import Agreement, agree, agree_repaired, image_of, probability_on
 from kit.audit.votes import Votes
 from kit.audit.worst import MOST, draw_worst
-from kit.console import meter
+from kit.console import Meter, meter
 from kit.data.audits import SETTINGS, VERSION, AuditSettings, data_checksum, moved_outlines, write_buildings
 from kit.data.index import read_index
 from kit.data.rasters import gdal_options
@@ -178,8 +178,7 @@ class _Audit:
             self._compare_masks(name)
         processes = min(self.options.workers or cpu_count(), max(1, len(scenes)))
         with meter("compare scenes", len(scenes)) as running:
-            running.skip(len(scenes))
-            for _, _ in spread(compare_scene, self._jobs(scenes), processes, "comparing labels"):
+            for _ in spread(compare_scene, self._jobs(scenes, running), processes, "comparing labels"):
                 pass
 
     def finished(self) -> list[Path]:
@@ -230,8 +229,8 @@ class _Audit:
                 running.advance()
         write_json(self._file(name, ".json"), asdict(SceneRecord(key, tiles)))
 
-    def _jobs(self, scenes: list[str]) -> Iterator["SceneJob"]:
-        """Yields the scenes that are not done, when they are predicted."""
+    def _jobs(self, scenes: list[str], running: Meter) -> Iterator["SceneJob"]:
+        """Yields the scenes that are not done, when they are predicted, and counts them in the meter."""
         for name in scenes:
             record = self.records[name]
             assert record is not None
@@ -240,6 +239,7 @@ class _Audit:
             labels = [fingerprint(file) for file in record.labels]
             key = self._key(name, version, self.weights.plan, labels, record.where, self.options.block_m)
             if self._done(name, key):
+                running.skip(1)
                 continue
             raster = self._file(name, ".tif")
             self._predict(record, version, raster)
@@ -247,6 +247,7 @@ class _Audit:
                 record.area, record.scene, tuple(record.labels), record.where, raster, self.threshold,
                 self.options.block_m,
             )  # fmt: skip
+            running.advance()  # its comparison runs while the next scene is predicted
             yield SceneJob(source, key, self.index[name], self._file(name, ".json"))
 
     def _predict(self, record: Record, version: str, raster: Path) -> None:
