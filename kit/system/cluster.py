@@ -20,6 +20,8 @@ ADDRESS = "DASK_SCHEDULER_ADDRESS"  # environment variable of dask
 CONNECT_S = 8  # until a scheduler that does not answer is an error
 AHEAD = 4  # jobs per worker that the scheduler knows at a time: few messages, and no worker waits
 LEAST_AHEAD = 32  # workers may join later
+# dask makes workers give memory back at once: networks on a CPU then take twice as long
+TRIMMED = "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_"
 COUNTED_S = 2.0  # workers are counted so often
 EXPECTED = "expected tcp://HOST:PORT of a scheduler, or local:N for N processes"
 
@@ -114,12 +116,14 @@ def _in_folder(folder: str, work: Callable[[J], R], job: J) -> R:
 @contextmanager
 def _client(cluster: str) -> Iterator[Any]:
     """Yields a client of a cluster; a local one is started, and ended."""
+    import dask
     from distributed import Client, LocalCluster
 
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # kit reports errors itself
     if cluster.startswith("local:"):
         count = int(cluster.removeprefix("local:"))
         with (
+            dask.config.set({TRIMMED: None}),
             LocalCluster(
                 n_workers=count, threads_per_worker=1, memory_limit=0, dashboard_address=None,
                 silence_logs=logging.CRITICAL,

@@ -82,7 +82,7 @@ def test_the_page_tells_what_the_code_does(tmp_path: Path):
     options = {text for command in COMMANDS.values() for p in command.params for text in (*p.opts, *p.secondary_opts)}
     for code in inline(PAGE):
         for option in re.findall(r"(?<!\S)--[a-z-]+", code):
-            assert option in options | {"--nthreads"}, code
+            assert option in options | {"--nthreads", "--no-nanny"}, code
     page = " ".join(PAGE.split())
     write_rows(tmp_path / "m.parquet", [], with_seam=False)
     names = pq.read_schema(tmp_path / "m.parquet").names
