@@ -1,6 +1,7 @@
 """Installing: the scripts, the Dockerfile, and what docs/install.md and the settings say about versions."""
 
 import configparser
+import inspect
 import os
 import re
 import shutil
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 from test_package import PARTS
 
-from kit.system import doctor
+from kit.errors import KitError
+from kit.system import devices, doctor
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "scripts"
@@ -94,6 +96,15 @@ def test_versions_of_python_agree():
     assert f"kit needs Python {versions[0]} to {versions[-1]}; this is " in (ROOT / "setup.py").read_text()
     tox = (ROOT / "tox.ini").read_text()
     assert f"py{{{','.join(version.replace('.', '') for version in versions)}}}-smoke" in tox
+
+
+def test_errors_of_kit_are_quoted_as_they_are():
+    for message in ("an NVIDIA driver, but torch finds no GPU", "not reachable"):
+        assert message in inspect.getsource(doctor)
+        assert message in PAGE
+    with pytest.raises(KitError, match="no device 'cuda:99' here: "):
+        devices.pick_device("cuda:99")
+    assert "no device 'cuda' here: " in PAGE
 
 
 def test_every_bound_has_its_reason():
