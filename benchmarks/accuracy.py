@@ -114,7 +114,8 @@ ARMS = {
     "decay": "def fit(learn, epochs=parent.EPOCHS):\n"
     "    learn.fit_one_cycle(epochs, slice(parent.LR / 3, parent.LR), wd=0.1)\n",
     "drawn": "",
-    "lite2": "",
+    "lite2": "",  # recipes other than lite0: see PARENTS
+    "instances": "",
     "paste": "def learner(dls):\n    return parent.learner(dls).add_cbs([Paste()])\n",
     "fourier": "def learner(dls):\n    return parent.learner(dls).add_cbs([Fourier()])\n",
     "lovasz": "def learner(dls):\n"
@@ -123,6 +124,8 @@ ARMS = {
     "encoder_rate": "def fit(learn, epochs=parent.EPOCHS):\n"
     "    learn.fit_one_cycle(epochs, slice(parent.LR / 10, parent.LR), wd=0.01)\n",
 }
+
+PARENTS = {"lite2": "lite2", "instances": "lite0_instances"}
 
 
 def train(paths: Paths, steps: int, wanted: list[str]) -> None:
@@ -137,7 +140,7 @@ def train(paths: Paths, steps: int, wanted: list[str]) -> None:
             if (arm, seed, str(steps), str(fold)) in done:
                 continue
             recipe = paths.recipes / f"{arm}_{steps}_s{seed}.py"
-            recipe.write_text(HEAD.format(arm=arm, parent="lite2" if arm == "lite2" else "lite0") + ARMS[arm])
+            recipe.write_text(HEAD.format(arm=arm, parent=PARENTS.get(arm, "lite0")) + ARMS[arm])
             start = time.perf_counter()
             setup = Setup(LengthOptions(steps=steps), restart=True)
             added = parse_added(["drawn"] if arm == "drawn" else [])  # drawn city: a scene counts as a real one does
