@@ -8,7 +8,7 @@ contact, how deep a pixel lies in its building: 1 minus its distance to the near
 building, a soft target. Markers of the watershed are then the inner parts of buildings, whatever their size.
 
 Printed of the held-out tiles: the Jaccard index; F1 of buildings at IoU 0.5 with kit's standard markers (0.5, from
-1 m2); F1 with the markers that score best on these tiles, as `kit export` chooses them.
+3 m2); F1 with the markers that score best on these tiles, as `kit export` chooses them.
 """
 
 import argparse

@@ -14,7 +14,7 @@ import csv
 import json
 import math
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -227,11 +227,12 @@ def _iou(one: shapely.Geometry, other: shapely.Geometry) -> float:
     return one.intersection(other).area / union if union else 0.0
 
 
-def mask_jaccard(folder: Path, damaged: Path) -> tuple[float, float]:
-    """Returns the Jaccard index of a data set's masks with the true ones, and the share of imagery that is ignored."""
+def mask_jaccard(folder: Path, damaged: Path, tiles: Sequence[str]) -> tuple[float, float]:
+    """Returns the Jaccard index of some tiles' masks with the true ones, and the share of imagery that is ignored."""
     counts: list[Counts] = []
     ignored = known = 0
-    for (_, scene), rows in read_table(folder / "index.csv").groupby(["area", "scene"]):
+    index = read_table(folder / "index.csv")
+    for (_, scene), rows in index[index["tile"].isin(tiles)].groupby(["area", "scene"]):
         true = np.array(
             [*_by_id(damaged / "true_footprints" / f"{scene}.geojson", rows["crs"].iloc[0]).values()], object
         )
@@ -255,10 +256,13 @@ def show_figures(name: str, repaired: str, damaged: Path, paths: Paths) -> None:
     print(f"| {name} | |\n|---|---|")
     for line in figures(folder / "audit", damaged, labels).lines():
         print(line)
-    for each in (name, repaired):
-        if (paths.data(each) / "index.csv").is_file():
-            jaccard, ignored = mask_jaccard(paths.data(each), damaged)
-            print(f"| masks of {each} against the truth, Jaccard / ignored | {jaccard:.3f} / {ignored:.1%} |")
+    indexes = {each: paths.data(each) / "index.csv" for each in (name, repaired)}
+    tiles = {each: list(read_table(file)["tile"]) for each, file in indexes.items() if file.is_file()}
+    for each, own in tiles.items():  # on the tiles that the repair kept
+        common = [tile for tile in own if tile in tiles.get(repaired, own)]
+        jaccard, ignored = mask_jaccard(paths.data(each), damaged, common)
+        share = f"{len(common)} of {len(tiles[name])} tiles"
+        print(f"| masks of {each}, {share}: Jaccard / ignored | {jaccard:.3f} / {ignored:.1%} |")
     for each in (name, repaired):
         if (paths.data(each) / "audit" / "buildings.csv").is_file():
             verdicts = pd.read_csv(paths.data(each) / "audit" / "buildings.csv")["verdict"].value_counts()
