@@ -5,8 +5,8 @@ kit run lite0_instances --data NAME --minutes 12
 Its weights let `kit map` split buildings that touch. Layers are drawn in each crop from the ids of buildings that `kit
 prepare` keeps. Needs nothing else.
 
-Measured on 2 CPU cores (benchmarks/README.md): a step takes 1.09 times that of lite0. The distance to walls was tried as
-a target in place of the walls, and split no better.
+Measured on 2 CPU cores (benchmarks/README.md): a step takes 1.09 times that of lite0. The distance to walls was tried
+as a target in place of the walls, and split no better.
 """
 
 from functools import partial
