@@ -142,13 +142,17 @@ def _client(cluster: str) -> Iterator[Any]:
         yield client
 
 
+def _reason(answer: str) -> str:
+    return "it has no kit, or another version of it" if "No module named 'kit" in answer else answer
+
+
 def _check(client: Any, check: Callable[[], str]) -> None:
     """Checks every worker that is there by now."""
     if not client.nthreads():
         say("waiting for workers: dask worker ADDRESS --nthreads 1")
         return
     answers = client.run(check, on_error="return")
-    problems = {name: str(answer) for name, answer in sorted(answers.items()) if answer}
+    problems = {name: _reason(str(answer)) for name, answer in sorted(answers.items()) if answer}
     if problems:
         name, reason = next(iter(problems.items()))
         raise KitError(
