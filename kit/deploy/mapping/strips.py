@@ -124,7 +124,7 @@ def _packed(arrays: dict[str, Any]) -> memoryview:
     buffer = io.BytesIO()  # numpy does not say why it cannot write
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name, array in arrays.items():
-            with archive.open(f"{name}.npy", "w") as file:
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, np.asarray(array))
     return buffer.getbuffer()
 
