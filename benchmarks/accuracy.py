@@ -2,14 +2,13 @@
 
 kit prepare CATALOG --name mini --by area --root ROOT           # each area is a fold
 kit prepare sample/train_tier_1 --name drawn --root ROOT        # only for the arm `drawn`
-python benchmarks/accuracy.py train --root ROOT --steps 300 lite0:0 mixstyle:0 ...   # ARM:SEED; rerun to resume
+python benchmarks/accuracy.py train --root ROOT --steps 300 lite0:0 walls+mixstyle:0 ...  # ARM:SEED; rerun to resume
 python benchmarks/accuracy.py views RUN ... --root ROOT         # ways to predict, without training
 python benchmarks/accuracy.py table --root ROOT
 """
 
 import argparse
 import csv
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,38 +29,24 @@ from kit.pipeline.run import RunOptions, run
 from kit.training.fit import Setup, load_best, rebuild
 from kit.training.length import LengthOptions
 from kit.training.recipe import load_recipe
-from kit.training.run_files import read_result
 
-DATA = "mini"
-COLUMNS = ("arm", "seed", "steps", "fold", "jaccard", "seconds")
-HEAD = '''"""lite0 with one change: {arm}."""
+COLUMNS = ("arm", "seed", "length", "data", "fold", "area", "jaccard", "steps", "seconds")
+RECIPE = '''"""lite0 with changes: {levers}."""
 
 import albumentations as A
 import cv2
 import numpy as np
 import torch
+from fastai.callback.training import BnFreeze
 
 from kit.data.augment import D4, PadIfNeeded
 from kit.data.dataset import dataloaders
+from kit.models.losses import BCE, CrossEntropy, Lovasz, Sum
 from kit.recipes import {parent} as parent
-from kit.models.losses import CrossEntropy, Lovasz, Sum
-from kit.training.mixing import MixStyle, _Mixing
+from kit.recipes.lite0_instances import WALLS
+from kit.training.mixing import CutMix, MixStyle, _Mixing
 
-data, learner, fit = parent.data, parent.learner, parent.fit
-
-
-def crops(low, high):
-    side = parent.CROP_PX
-    return [
-        PadIfNeeded(int(high * side), int(high * side), border_mode=cv2.BORDER_CONSTANT, fill=0, fill_mask=255),
-        A.RandomSizedCrop((int(low * side), int(high * side)), (side, side)),
-        D4(),
-    ]
-
-
-def with_augment(*transforms):
-    augment = A.Compose(list(transforms))
-    return lambda fold: dataloaders(fold, augment, parent.BATCH)
+LEVERS = {levers}
 
 
 class Paste(_Mixing):
@@ -97,73 +82,128 @@ class Fourier(_Mixing):
         self.learn.xb = (mixed.round().clamp(0, 255).to(self.x.dtype),)
 
 
+MIXING = {{"mixstyle": MixStyle, "fourier": Fourier, "paste": Paste, "cutmix": CutMix}}
+COARSER = A.Downscale(
+    scale_range=(0.25, 0.6), interpolation_pair={{"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_LINEAR}}
+)
+STRONG = [
+    A.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.5, hue=0.1, p=0.8),
+    A.RandomToneCurve(scale=0.3, per_channel=True, p=0.4),
+    A.ToGray(p=0.1),
+    A.RandomGamma((60, 160), p=0.3),
+    A.OneOf([A.GaussianBlur(sigma_limit=(0.5, 3.0)), A.GaussNoise(std_range=(0.02, 0.1))], p=0.25),
+]
+SIDE, BATCH = (3 * parent.CROP_PX // 2, 4) if "context" in LEVERS else (parent.CROP_PX, parent.BATCH)
+LOW, HIGH = (0.45, 2.0) if "scale" in LEVERS else (0.7, 1.4)
+AUGMENT = A.Compose(
+    [
+        PadIfNeeded(int(HIGH * SIDE), int(HIGH * SIDE), border_mode=cv2.BORDER_CONSTANT, fill=0, fill_mask=255),
+        A.RandomSizedCrop((int(LOW * SIDE), int(HIGH * SIDE)), (SIDE, SIDE)),
+        D4(),
+        *(STRONG if "strong" in LEVERS else parent.AUGMENT.transforms[3:]),
+        *([A.OneOf([COARSER, A.ImageCompression(quality_range=(30, 80))], p=0.25)] if "coarse" in LEVERS else []),
+    ]
+)
+
+
+def data(fold):
+    return dataloaders(fold, AUGMENT, BATCH, layers=WALLS if "walls" in LEVERS else False)
+
+
+def learner(dls):
+    options = {{}}
+    if "walls" in LEVERS:
+        options = {{"loss": BCE(), "n_out": 3}}
+    if "lovasz" in LEVERS:
+        options["loss"] = Sum((0.5, options.get("loss", CrossEntropy())), (0.5, Lovasz(per_image=True)))
+    if "wide" in LEVERS:
+        options["widths"] = (256, 128, 64, 48)
+    learn = parent.learner(dls, **options)
+    learn.add_cbs([make() for name, make in MIXING.items() if name in LEVERS])
+    if "frozen" in LEVERS:  # stem and the first two of seven groups of blocks, batch norm statistics included
+        encoder = learn.model.encoder
+        for part in (encoder.conv_stem, encoder.bn1, *list(encoder.blocks)[:2]):
+            part.requires_grad_(False)
+        learn.add_cb(BnFreeze())
+    return learn
+
+
+def fit(learn, epochs=parent.EPOCHS):
+    slowest = parent.LR / (10 if "encoder_rate" in LEVERS else 3)
+    learn.fit_one_cycle(epochs, slice(slowest, parent.LR), wd=0.1 if "decay" in LEVERS else 0.01)
 '''
-STRONG = """A.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.5, hue=0.1, p=0.8),
-    A.RandomToneCurve(scale=0.3, per_channel=True, p=0.4), A.ToGray(p=0.1), A.RandomGamma((60, 160), p=0.3),
-    A.OneOf([
-        A.GaussianBlur(sigma_limit=(0.5, 3.0)), A.GaussNoise(std_range=(0.02, 0.1)),
-        A.Downscale(scale_range=(0.25, 0.6),
-                    interpolation_pair={"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_LINEAR}),
-        A.ImageCompression(quality_range=(30, 80)),
-    ], p=0.4)"""
-ARMS = {
-    "lite0": "",
-    "mixstyle": "def learner(dls):\n    return parent.learner(dls).add_cbs([MixStyle()])\n",
-    "strong": f"data = with_augment(*crops(0.7, 1.4), {STRONG})\n",
-    "scale": "data = with_augment(*crops(0.45, 2.0), *parent.AUGMENT.transforms[3:])\n",
-    "decay": "def fit(learn, epochs=parent.EPOCHS):\n"
-    "    learn.fit_one_cycle(epochs, slice(parent.LR / 3, parent.LR), wd=0.1)\n",
-    "drawn": "",
-    "lite2": "",  # recipes other than lite0: see PARENTS
-    "instances": "",
-    "paste": "def learner(dls):\n    return parent.learner(dls).add_cbs([Paste()])\n",
-    "fourier": "def learner(dls):\n    return parent.learner(dls).add_cbs([Fourier()])\n",
-    "lovasz": "def learner(dls):\n"
-    "    return parent.learner(dls, loss=Sum((0.5, CrossEntropy()), (0.5, Lovasz(per_image=True))))\n",
-    "wide": "def learner(dls):\n    return parent.learner(dls, widths=(256, 128, 64, 48))\n",
-    "encoder_rate": "def fit(learn, epochs=parent.EPOCHS):\n"
-    "    learn.fit_one_cycle(epochs, slice(parent.LR / 10, parent.LR), wd=0.01)\n",
+LEVERS = {
+    "walls",  # footprint, boundary and contact, as lite0_instances
+    "drawn",  # the drawn city added, a group of it drawn a quarter as often as a real one
+    "lite2",  # another encoder
+    *("mixstyle", "fourier", "paste", "cutmix", "strong", "coarse", "scale", "context"),  # of the data
+    *("lovasz", "wide", "frozen", "encoder_rate", "decay"),  # of the network and its training
 }
+PLAIN = "lite0"  # the arm without levers
 
-PARENTS = {"lite2": "lite2", "instances": "lite0_instances"}
+
+def levers_of(arm: str) -> list[str]:
+    """Returns the levers of an arm such as `lite0` or `walls+mixstyle`."""
+    levers = [] if arm == PLAIN else arm.split("+")
+    if unknown := set(levers) - LEVERS:
+        raise SystemExit(f"no lever {', '.join(unknown)}: expected {PLAIN}, or some of {', '.join(sorted(LEVERS))}")
+    return levers
 
 
-def train(paths: Paths, steps: int, wanted: list[str]) -> None:
-    """Trains what is missing, one area held out after the other, and adds a row to accuracy.csv for each."""
+def train(paths: Paths, data: str, folds: list[int], length: LengthOptions, wanted: list[str]) -> None:
+    """Trains what is missing, one fold after the other, and adds a row to accuracy.csv for each area held out.
+
+    The score is that of the last epoch, as in a training without validation: the best epoch would favour noisy runs.
+    """
     table = paths.root / "accuracy.csv"
     if not table.is_file():
         table.write_text(",".join(COLUMNS) + "\n")
-    done = set(pd.read_csv(table, dtype=str)[["arm", "seed", "steps", "fold"]].itertuples(index=False, name=None))
     paths.recipes.mkdir(parents=True, exist_ok=True)
+    text = f"{length.minutes:g}min" if length.minutes else str(length.steps)
     for arm, seed in (each.split(":") for each in wanted):
-        for fold in sorted(read_index(paths, DATA)[1]["fold"].unique()):
-            if (arm, seed, str(steps), str(fold)) in done:
+        levers = levers_of(arm)
+        for fold in folds or sorted(set(read_index(paths, data)[1]["fold"]) - {-1}):
+            done = pd.read_csv(table, dtype=str)[["arm", "seed", "length", "data", "fold"]]
+            if (arm, seed, text, data, str(fold)) in set(done.itertuples(index=False, name=None)):
                 continue
-            recipe = paths.recipes / f"{arm}_{steps}_s{seed}.py"
-            recipe.write_text(HEAD.format(arm=arm, parent=PARENTS.get(arm, "lite0")) + ARMS[arm])
-            start = time.perf_counter()
-            setup = Setup(LengthOptions(steps=steps), restart=True)
-            added = parse_added(["drawn"] if arm == "drawn" else [])  # drawn city: a scene counts as a real one does
-            run(str(recipe), paths, RunOptions(DATA, added, (int(fold),), int(seed), setup=setup, export=False))
-            result = read_result(paths.run(recipe.stem, int(fold)))
+            recipe = paths.recipes / f"{arm.replace('+', '_')}_{text}_{data}_s{seed}.py"
+            recipe.write_text(RECIPE.format(levers=repr(levers), parent="lite2" if "lite2" in levers else "lite0"))
+            setup = Setup(length, restart=True)
+            added = parse_added(["drawn=0.25"] if "drawn" in levers else [])
+            run(str(recipe), paths, RunOptions(data, added, (int(fold),), int(seed), setup=setup, export=False))
+            log = pd.read_csv(paths.run(recipe.stem, int(fold)) / "log.csv")
             with table.open("a", newline="") as file:
-                seconds = round(time.perf_counter() - start)
-                row = (arm, seed, steps, fold, round(result.score, 4) if result and result.score else "", seconds)
-                csv.writer(file, lineterminator="\n").writerow(row)
+                for column in log.columns[log.columns.str.startswith("jaccard_")]:
+                    row = (arm, seed, text, data, fold, column.removeprefix("jaccard_"), round(log[column].iloc[-1], 4))
+                    csv.writer(file, lineterminator="\n").writerow((*row, log["steps"].sum(), log["seconds"].iloc[-1]))
 
 
 def show(paths: Paths) -> None:
-    """Prints, for each length, the score of each area and the difference from lite0 of the same seed."""
+    """Prints the mean score of each arm, and for each length and area the effect of each lever.
+
+    Effects are those of a linear model (least squares) of the scores: an area's level plus that of each lever, with
+    standard errors. They are right where the arms are a balanced design, and levers add up.
+    """
     rows = pd.read_csv(paths.root / "accuracy.csv")
-    areas = read_index(paths, DATA)[1].groupby("fold")["area"].first()
-    print("| arm | seed | steps | " + " | ".join(areas) + " |\n|---|---|---|" + "---|" * len(areas))
-    for (steps, arm, seed), own in rows.groupby(["steps", "arm", "seed"], sort=False):
-        base = rows[(rows["steps"] == steps) & (rows["arm"] == "lite0") & (rows["seed"] == seed)]
-        base = base.set_index("fold")["jaccard"]
-        scores = own.set_index("fold")["jaccard"]
-        plain = arm == "lite0"
-        values = [scores.get(fold, np.nan) - (0 if plain else base.get(fold, np.nan)) for fold in areas.index]
-        print(f"| {arm} | {seed} | {steps} | " + " | ".join(f"{v:{'' if plain else '+'}.3f}" for v in values) + " |")
+    rows["area"] = rows["data"] + "/" + rows["area"]
+    means = rows.pivot_table(index=["length", "arm", "seed"], columns="area", values="jaccard", sort=False)
+    print(means.round(3).to_markdown())
+    for length, own in rows.groupby("length", sort=False):
+        levers = sorted({lever for arm in own["arm"] for lever in levers_of(arm)})
+        if len(own) - own["area"].nunique() <= len(levers):
+            continue
+        effects = {}
+        for name, part in {"all": own, **dict(list(own.groupby("area")))}.items():
+            if len(part) - part["area"].nunique() <= len(levers):
+                continue
+            on = np.array([[lever in levers_of(arm) for lever in levers] for arm in part["arm"]], float)
+            x = np.hstack([on, pd.get_dummies(part["area"]).to_numpy(float)])
+            inverse = np.linalg.pinv(x.T @ x)
+            solved = inverse @ x.T @ part["jaccard"].to_numpy()
+            left = part["jaccard"].to_numpy() - x @ solved
+            error = np.sqrt(np.diag(inverse) * (left @ left) / (len(x) - np.linalg.matrix_rank(x)))
+            effects[name] = [f"{e:+.3f} ± {s:.3f}" for e, s in zip(solved, error[: len(levers)], strict=False)]
+        print(f"\n{length}:\n" + pd.DataFrame(effects, index=levers).to_markdown())
 
 
 # ways to predict
@@ -218,10 +258,10 @@ def colours(pairs: list[Any]) -> tuple[Tensor, Tensor]:
     return tuple(torch.from_numpy(values).view(1, 3, 1, 1) for values in (pixels.mean(0), pixels.std(0)))  # type: ignore[return-value]
 
 
-def predict_in_ways(paths: Paths, names: list[str]) -> None:
+def predict_in_ways(paths: Paths, data: str, names: list[str]) -> None:
     """Prints the Jaccard index of each held-out area for each way to predict."""
-    index = read_index(paths, DATA)[1]
-    folder = paths.data(DATA)
+    index = read_index(paths, data)[1]
+    folder = paths.data(data)
     tiles = [read_tile(str(folder / row.image), str(folder / row.mask)) for row in index.itertuples()]
     print("| run | held out | way | Jaccard |\n|---|---|---|---|")
     for name in names:
@@ -243,13 +283,19 @@ def main() -> None:
     parser.add_argument("command", choices=["train", "views", "table"])
     parser.add_argument("names", nargs="*", help="ARM:SEED to train, or runs to predict with")
     parser.add_argument("--root", type=Path, default=Path())
+    parser.add_argument("--data", default="mini", help="data set; its folds are held out")
+    parser.add_argument(
+        "--fold", type=int, action="append", default=[], help="hold out this fold alone; may be repeated"
+    )
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--minutes", type=float, help="in place of --steps")
     given = parser.parse_intermixed_args()
     paths = Paths(given.root)
     if given.command == "train":
-        train(paths, given.steps, given.names)
+        length = LengthOptions(minutes=given.minutes, steps=None if given.minutes else given.steps)
+        train(paths, given.data, given.fold, length, given.names)
     elif given.command == "views":
-        predict_in_ways(paths, given.names)
+        predict_in_ways(paths, given.data, given.names)
     else:
         show(paths)
 
