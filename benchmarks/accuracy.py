@@ -118,6 +118,8 @@ def learner(dls):
         options["loss"] = Sum((0.5, options.get("loss", CrossEntropy())), (0.5, Lovasz(per_image=True)))
     if "wide" in LEVERS:
         options["widths"] = (256, 128, 64, 48)
+    if "narrow" in LEVERS:
+        options["widths"] = (64, 48, 32, 24)
     learn = parent.learner(dls, **options)
     learn.add_cbs([make() for name, make in MIXING.items() if name in LEVERS])
     if "frozen" in LEVERS:  # stem and the first two of seven groups of blocks, batch norm statistics included
@@ -129,15 +131,16 @@ def learner(dls):
 
 
 def fit(learn, epochs=parent.EPOCHS):
-    slowest = parent.LR / (10 if "encoder_rate" in LEVERS else 3)
-    learn.fit_one_cycle(epochs, slice(slowest, parent.LR), wd=0.1 if "decay" in LEVERS else 0.01)
+    rate = parent.LR / (3 if "slow" in LEVERS else 1)
+    slowest = rate / (10 if "encoder_rate" in LEVERS else 3)
+    learn.fit_one_cycle(epochs, slice(slowest, rate), wd=0.1 if "decay" in LEVERS else 0.01)
 '''
 LEVERS = {
     "walls",  # footprint, boundary and contact, as lite0_instances
     "drawn",  # the drawn city added, a group of it drawn a quarter as often as a real one
     "lite2",  # another encoder
     *("mixstyle", "fourier", "paste", "cutmix", "strong", "coarse", "scale", "context"),  # of the data
-    *("lovasz", "wide", "frozen", "encoder_rate", "decay"),  # of the network and its training
+    *("lovasz", "wide", "narrow", "frozen", "slow", "encoder_rate", "decay"),  # of the network and its training
 }
 PLAIN = "lite0"  # the arm without levers
 
