@@ -183,20 +183,25 @@ def test_the_average_of_weights_is_what_is_validated_and_kept():
         order = 75
 
         def after_step(self):
-            seen.append(self.model.weight.detach().clone())
+            seen.append(floats_of(self.model))
 
         def before_validate(self):
-            self.validated = self.model.weight.detach().clone()
+            self.validated = floats_of(self.model)
+
+    def floats_of(model: nn.Module) -> dict[str, torch.Tensor]:
+        return {name: v.clone() for name, v in model.state_dict().items() if v.is_floating_point()}
 
     pairs = [(torch.rand(3, 8, 8), torch.ones(8, 8, dtype=torch.int64)) for _ in range(6)]
     loaders = DataLoaders(DataLoader(pairs, bs=2), DataLoader(pairs, bs=2), device=torch.device("cpu"))
-    learn = Learner(loaders, nn.Conv2d(3, 2, 1), CrossEntropy(), opt_func=SGD, cbs=[EMA(0.5), Spy()], lr=0.5)
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2))
+    learn = Learner(loaders, model, CrossEntropy(), opt_func=SGD, cbs=[EMA(0.5), Spy()], lr=0.5)
     learn.remove_cbs([cb for cb in learn.cbs if cb.name == "progress"])
     learn.logger = lambda _: None
-    average = learn.model.weight.detach().clone()
+    average = floats_of(model)
     learn.fit(1)
-    for step, weight in enumerate(seen):
+    for step, current in enumerate(seen):
         decay = min(0.5, (1 + step) / (10 + step))
-        average = decay * average + (1 - decay) * weight
+        average = {name: decay * values + (1 - decay) * current[name] for name, values in average.items()}
+    assert {"0.weight", "1.running_mean", "1.running_var"} <= set(average)  # statistics of batch norm as well
     torch.testing.assert_close(learn.spy.validated, average)
-    torch.testing.assert_close(learn.model.weight.detach(), average)
+    torch.testing.assert_close(floats_of(model), average)
