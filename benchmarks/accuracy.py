@@ -1,7 +1,9 @@
 """Levers of accuracy, judged on areas that were held out. Tables: accuracy.md.
 
 kit prepare CATALOG --name mini --by area --root ROOT           # each area is a fold
-kit prepare sample/train_tier_1 --name drawn --root ROOT        # only for the arm `drawn`
+kit prepare CATALOG --name mk --by block -k 4 --root ROOT       # or: blocks of the large scene ...
+python benchmarks/accuracy.py hold-out kam --data mk --root ROOT  # ... and a whole area, in fold 0
+kit prepare sample/train_tier_1 --name drawn --root ROOT        # only for the lever `drawn`
 python benchmarks/accuracy.py train --root ROOT --steps 300 lite0:0 walls+mixstyle:0 ...  # ARM:SEED; rerun to resume
 python benchmarks/accuracy.py views RUN ... --root ROOT         # ways to predict, without training
 python benchmarks/accuracy.py table --root ROOT
@@ -21,7 +23,7 @@ from torch import Tensor
 
 from kit.data.added import parse_added
 from kit.data.dataset import read_tile
-from kit.data.index import read_index
+from kit.data.index import read_index, read_table, write_table
 from kit.data.masks import count, pool
 from kit.deploy.freeze.ensemble import VIEWS, Core, portable, unview, view
 from kit.paths import Paths
@@ -181,32 +183,39 @@ def train(paths: Paths, data: str, folds: list[int], length: LengthOptions, want
                     csv.writer(file, lineterminator="\n").writerow((*row, log["steps"].sum(), log["seconds"].iloc[-1]))
 
 
-def show(paths: Paths) -> None:
-    """Prints the mean score of each arm, and for each length and area the effect of each lever.
+def hold_out(paths: Paths, data: str, areas: list[str]) -> None:
+    """Moves areas to fold 0, which has blocks of another area already, and all other folds to fold 1."""
+    file = paths.data(data) / "index.csv"
+    index = read_table(file)
+    index.loc[index["fold"] > 0, "fold"] = 1
+    index.loc[index["area"].isin(areas), "fold"] = 0
+    write_table(file, index)
 
-    Effects are those of a linear model (least squares) of the scores: an area's level plus that of each lever, with
-    standard errors. They are right where the arms are a balanced design, and levers add up.
+
+def show(paths: Paths) -> None:
+    """Prints the score of each arm in each area and, for each length, the effect of each lever.
+
+    Effects are those of a linear model (least squares): the level of an area plus the effects of the levers, with
+    standard errors. They are right if the arms are a balanced design, and effects add up.
     """
     rows = pd.read_csv(paths.root / "accuracy.csv")
     rows["area"] = rows["data"] + "/" + rows["area"]
-    means = rows.pivot_table(index=["length", "arm", "seed"], columns="area", values="jaccard", sort=False)
-    print(means.round(3).to_markdown())
+    index = ["length", "arm", "seed"]
+    print(rows.pivot_table(index=index, columns="area", values="jaccard", sort=False).round(3).to_markdown())
     for length, own in rows.groupby("length", sort=False):
         levers = sorted({lever for arm in own["arm"] for lever in levers_of(arm)})
-        if len(own) - own["area"].nunique() <= len(levers):
+        chosen = np.array([[lever in levers_of(arm) for lever in levers] for arm in own["arm"]], float)
+        x = np.hstack([chosen, pd.get_dummies(own["area"]).to_numpy(float)])
+        free = len(x) - np.linalg.matrix_rank(x)
+        if free < 1 or not levers:
             continue
-        effects = {}
-        for name, part in {"all": own, **dict(list(own.groupby("area")))}.items():
-            if len(part) - part["area"].nunique() <= len(levers):
-                continue
-            on = np.array([[lever in levers_of(arm) for lever in levers] for arm in part["arm"]], float)
-            x = np.hstack([on, pd.get_dummies(part["area"]).to_numpy(float)])
-            inverse = np.linalg.pinv(x.T @ x)
-            solved = inverse @ x.T @ part["jaccard"].to_numpy()
-            left = part["jaccard"].to_numpy() - x @ solved
-            error = np.sqrt(np.diag(inverse) * (left @ left) / (len(x) - np.linalg.matrix_rank(x)))
-            effects[name] = [f"{e:+.3f} ± {s:.3f}" for e, s in zip(solved, error[: len(levers)], strict=False)]
-        print(f"\n{length}:\n" + pd.DataFrame(effects, index=levers).to_markdown())
+        inverse = np.linalg.pinv(x.T @ x)
+        solved = inverse @ x.T @ own["jaccard"].to_numpy()
+        left = own["jaccard"].to_numpy() - x @ solved
+        errors = np.sqrt(np.diag(inverse) * (left @ left) / free)
+        print(f"\n| {length} steps or minutes | effect |\n|---|---|")
+        for lever, effect, error in zip(levers, solved, errors, strict=False):
+            print(f"| {lever} | {effect:+.3f} ± {error:.3f} |")
 
 
 # ways to predict
@@ -283,8 +292,8 @@ def predict_in_ways(paths: Paths, data: str, names: list[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["train", "views", "table"])
-    parser.add_argument("names", nargs="*", help="ARM:SEED to train, or runs to predict with")
+    parser.add_argument("command", choices=["hold-out", "train", "views", "table"])
+    parser.add_argument("names", nargs="*", help="areas, ARM:SEED to train, or runs to predict with")
     parser.add_argument("--root", type=Path, default=Path())
     parser.add_argument("--data", default="mini", help="data set; its folds are held out")
     parser.add_argument(
@@ -294,7 +303,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="in place of --steps")
     given = parser.parse_intermixed_args()
     paths = Paths(given.root)
-    if given.command == "train":
+    if given.command == "hold-out":
+        hold_out(paths, given.data, given.names)
+    elif given.command == "train":
         length = LengthOptions(minutes=given.minutes, steps=None if given.minutes else given.steps)
         train(paths, given.data, given.fold, length, given.names)
     elif given.command == "views":

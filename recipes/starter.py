@@ -1,8 +1,10 @@
 """lite0 for places that it was not trained on: the weights that come with kit.
 
-kit run starter --data NAME --all --minutes 60
+kit sample; kit prepare sample/train_tier_1 --name drawn
+kit run starter --data NAME --add drawn=0.25 --all --minutes 24
 
 Against lite0, crops also take the colours of other crops, and some lose detail, as in coarser or compressed imagery.
+Add the drawn city: with few scenes of your own, the colours alone lose on new ground (benchmarks/accuracy.md).
 
 Needs nothing else: its weights come with kit. Measured on 2 CPU cores that other programs shared (AVX-512 bf16): 0.06 s
 a crop in training, as lite0.
