@@ -130,6 +130,7 @@ class EMA(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores the state."""
+        self.average = self._copy()  # of statistics, which checkpoints of kit 0.2.0 lack
         for name, values in state["average"].items():
             self.average[name].copy_(values)
         self.steps = state["steps"]
