@@ -78,8 +78,8 @@ class BalancedSampler(Callback):
 class EMA(Callback):
     """Validates and saves an exponential moving average of the weights instead of the current ones.
 
-    Batch norm statistics are averaged as well: those of the last few batches, drawn from different cities, differ so much
-    that scores would change by a tenth between two epochs of nearly the same weights.
+    Batch norm statistics are averaged as well. The current ones follow the last ten batches, drawn from few places, and
+    make the validation loss fluctuate twice as much.
 
     Args:
         decay: per step; at the start min(decay, (1 + step) / (10 + step)).
