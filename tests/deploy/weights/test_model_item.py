@@ -230,6 +230,6 @@ def test_the_starter_weights_have_a_valid_item(tmp_path: Path):
     assert starter_weights() is not None
     item = json.loads(publish_item("starter", Paths(tmp_path), None, "MIT").read_text())
     assert faults(item) == []
-    assert [area["area"] for area in item["properties"]["kit:areas"]] == ["kam", "vir", "znz"]
+    assert [area["area"] for area in item["properties"]["kit:areas"]] == ["kam", "kum", "lus", "nbo", "vir", "znz"]
     assert "apache-2.0" in item["properties"]["mlm:pretrained_source"].lower()
     assert (tmp_path / "weights" / item["assets"]["pt"]["href"]).resolve() == starter_weights().resolve()
