@@ -32,7 +32,7 @@ from kit.training.fit import Setup, load_best, rebuild
 from kit.training.length import LengthOptions
 from kit.training.recipe import load_recipe
 
-COLUMNS = ("arm", "seed", "length", "data", "fold", "area", "jaccard", "steps", "seconds")
+COLUMNS = ("arm", "seed", "steps", "data", "fold", "area", "jaccard", "seconds")
 RECIPE = '''"""lite0 with changes: {levers}."""
 
 import albumentations as A
@@ -120,8 +120,6 @@ def learner(dls):
         options["loss"] = Sum((0.5, options.get("loss", CrossEntropy())), (0.5, Lovasz(per_image=True)))
     if "wide" in LEVERS:
         options["widths"] = (256, 128, 64, 48)
-    if "narrow" in LEVERS:
-        options["widths"] = (64, 48, 32, 24)
     learn = parent.learner(dls, **options)
     learn.add_cbs([make() for name, make in MIXING.items() if name in LEVERS])
     if "frozen" in LEVERS:  # stem and the first two of seven groups of blocks, batch norm statistics included
@@ -133,16 +131,15 @@ def learner(dls):
 
 
 def fit(learn, epochs=parent.EPOCHS):
-    rate = parent.LR / (3 if "slow" in LEVERS else 1)
-    slowest = rate / (10 if "encoder_rate" in LEVERS else 3)
-    learn.fit_one_cycle(epochs, slice(slowest, rate), wd=0.1 if "decay" in LEVERS else 0.01)
+    slowest = parent.LR / (10 if "encoder_rate" in LEVERS else 3)
+    learn.fit_one_cycle(epochs, slice(slowest, parent.LR), wd=0.1 if "decay" in LEVERS else 0.01)
 '''
 LEVERS = {
     "walls",  # footprint, boundary and contact, as lite0_instances
     "drawn",  # the drawn city added, a group of it drawn a quarter as often as a real one
     "lite2",  # another encoder
     *("mixstyle", "fourier", "paste", "cutmix", "strong", "coarse", "scale", "context"),  # of the data
-    *("lovasz", "wide", "narrow", "frozen", "slow", "encoder_rate", "decay"),  # of the network and its training
+    *("lovasz", "wide", "frozen", "encoder_rate", "decay"),  # of the network and its training
 }
 PLAIN = "lite0"  # the arm without levers
 
@@ -155,7 +152,7 @@ def levers_of(arm: str) -> list[str]:
     return levers
 
 
-def train(paths: Paths, data: str, folds: list[int], length: LengthOptions, wanted: list[str]) -> None:
+def train(paths: Paths, data: str, folds: list[int], steps: int, wanted: list[str]) -> None:
     """Trains what is missing, one fold after the other, and adds a row to accuracy.csv for each area held out.
 
     The score is that of the last epoch, as in a training without validation: the best epoch would favour noisy runs.
@@ -164,23 +161,30 @@ def train(paths: Paths, data: str, folds: list[int], length: LengthOptions, want
     if not table.is_file():
         table.write_text(",".join(COLUMNS) + "\n")
     paths.recipes.mkdir(parents=True, exist_ok=True)
-    text = f"{length.minutes:g}min" if length.minutes else str(length.steps)
     for arm, seed in (each.split(":") for each in wanted):
         levers = levers_of(arm)
         for fold in folds or sorted(set(read_index(paths, data)[1]["fold"]) - {-1}):
-            done = pd.read_csv(table, dtype=str)[["arm", "seed", "length", "data", "fold"]]
-            if (arm, seed, text, data, str(fold)) in set(done.itertuples(index=False, name=None)):
+            done = pd.read_csv(table, dtype=str)[["arm", "seed", "steps", "data", "fold"]]
+            if (arm, seed, str(steps), data, str(fold)) in set(done.itertuples(index=False, name=None)):
                 continue
-            recipe = paths.recipes / f"{arm.replace('+', '_')}_{text}_{data}_s{seed}.py"
+            recipe = paths.recipes / f"{arm.replace('+', '_')}_{steps}_{data}_s{seed}.py"
             recipe.write_text(RECIPE.format(levers=repr(levers), parent="lite2" if "lite2" in levers else "lite0"))
-            setup = Setup(length, restart=True)
+            setup = Setup(LengthOptions(steps=steps), restart=True)
             added = parse_added(["drawn=0.25"] if "drawn" in levers else [])
             run(str(recipe), paths, RunOptions(data, added, (int(fold),), int(seed), setup=setup, export=False))
             log = pd.read_csv(paths.run(recipe.stem, int(fold)) / "log.csv")
             with table.open("a", newline="") as file:
                 for column in log.columns[log.columns.str.startswith("jaccard_")]:
-                    row = (arm, seed, text, data, fold, column.removeprefix("jaccard_"), round(log[column].iloc[-1], 4))
-                    csv.writer(file, lineterminator="\n").writerow((*row, log["steps"].sum(), log["seconds"].iloc[-1]))
+                    row = (
+                        arm,
+                        seed,
+                        steps,
+                        data,
+                        fold,
+                        column.removeprefix("jaccard_"),
+                        round(log[column].iloc[-1], 4),
+                    )
+                    csv.writer(file, lineterminator="\n").writerow((*row, log["seconds"].iloc[-1]))
 
 
 def hold_out(paths: Paths, data: str, areas: list[str]) -> None:
@@ -193,16 +197,16 @@ def hold_out(paths: Paths, data: str, areas: list[str]) -> None:
 
 
 def show(paths: Paths) -> None:
-    """Prints the score of each arm in each area and, for each length, the effect of each lever.
+    """Prints the score of each arm in each area and, for each number of steps, the effect of each lever.
 
     Effects are those of a linear model (least squares): the level of an area plus the effects of the levers, with
     standard errors. They are right if the arms are a balanced design, and effects add up.
     """
     rows = pd.read_csv(paths.root / "accuracy.csv")
     rows["area"] = rows["data"] + "/" + rows["area"]
-    index = ["length", "arm", "seed"]
+    index = ["steps", "arm", "seed"]
     print(rows.pivot_table(index=index, columns="area", values="jaccard", sort=False).round(3).to_markdown())
-    for length, own in rows.groupby("length", sort=False):
+    for steps, own in rows.groupby("steps", sort=False):
         levers = sorted({lever for arm in own["arm"] for lever in levers_of(arm)})
         chosen = np.array([[lever in levers_of(arm) for lever in levers] for arm in own["arm"]], float)
         x = np.hstack([chosen, pd.get_dummies(own["area"]).to_numpy(float)])
@@ -213,7 +217,7 @@ def show(paths: Paths) -> None:
         solved = inverse @ x.T @ own["jaccard"].to_numpy()
         left = own["jaccard"].to_numpy() - x @ solved
         errors = np.sqrt(np.diag(inverse) * (left @ left) / free)
-        print(f"\n| {length} steps or minutes | effect |\n|---|---|")
+        print(f"\n| {steps} steps | effect |\n|---|---|")
         for lever, effect, error in zip(levers, solved, errors, strict=False):
             print(f"| {lever} | {effect:+.3f} ± {error:.3f} |")
 
@@ -300,14 +304,12 @@ def main() -> None:
         "--fold", type=int, action="append", default=[], help="hold out this fold alone; may be repeated"
     )
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--minutes", type=float, help="in place of --steps")
     given = parser.parse_intermixed_args()
     paths = Paths(given.root)
     if given.command == "hold-out":
         hold_out(paths, given.data, given.names)
     elif given.command == "train":
-        length = LengthOptions(minutes=given.minutes, steps=None if given.minutes else given.steps)
-        train(paths, given.data, given.fold, length, given.names)
+        train(paths, given.data, given.fold, given.steps, given.names)
     elif given.command == "views":
         predict_in_ways(paths, given.data, given.names)
     else:

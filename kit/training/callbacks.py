@@ -79,7 +79,7 @@ class EMA(Callback):
     """Validates and saves an exponential moving average of the weights instead of the current ones.
 
     Batch norm statistics are averaged as well. The current ones follow the last ten batches, drawn from few places, and
-    make the validation loss fluctuate twice as much.
+    make the validation loss fluctuate up to twice as much.
 
     Args:
         decay: per step; at the start min(decay, (1 + step) / (10 + step)).
